@@ -1,0 +1,45 @@
+# make demo: a spiking network trained on real images; make test: everything that CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: demo test lint format docs bench clean
+
+# The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
+$(VENV)/installed: setup.py pyproject.toml constraints.txt $(wildcard csrc/*) trtkern/surrogates.py trtkern/dialect.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train]"
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,triton,dev]"
+	@touch $@
+
+demo: $(VENV)/installed
+	rm -rf $(RUN)
+	$(BIN)/trtkern train --run-dir $(RUN)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests $(PYTEST)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/make.py
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV)

@@ -1,0 +1,156 @@
+"""Measuring: interleaved rounds, paired ratios, one row a candidate."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time: ``run`` is called once a round; ``bytes`` is what it must move at the least."""
+
+    name: str
+    run: Callable[[], object]
+    bytes: int
+    compile_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Times in milliseconds; ``limit`` is bytes at the copy rate of the same rounds."""
+
+    date: str
+    commit: str
+    machine: str
+    versions: str
+    threads: int
+    malloc: str
+    case: str
+    candidate: str
+    rounds: int
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    bytes: int
+    gb_per_s: float
+    times_limit: float
+    times_limit_low: float
+    times_limit_high: float
+    compile_s: float
+    command: str
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Linear interpolation between the sorted values."""
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def measure(
+    case: str, candidates: list[Candidate], copy: Candidate, rounds: int, malloc: str, seed: int = 0
+) -> list[Row]:
+    """Visit all candidates in random order, round after round; each ratio is taken to the copy of its own round."""
+    everything = [copy, *candidates]
+    for candidate in everything:
+        candidate.run()
+    shuffle = random.Random(seed)
+    times: dict[str, list[float]] = {candidate.name: [] for candidate in everything}
+    for done in range(rounds):
+        print(f"\r{case}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        for candidate in shuffle.sample(everything, len(everything)):
+            start = time.perf_counter()
+            candidate.run()
+            times[candidate.name].append(time.perf_counter() - start)
+    print(file=sys.stderr)
+    return [_row(case, candidate, times[candidate.name], times[copy.name], copy, malloc) for candidate in everything]
+
+
+def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float], copy: Candidate, malloc: str) -> Row:
+    scale = candidate.bytes / copy.bytes
+    ratios = [own / (limit * scale) for own, limit in zip(mine, copies, strict=True)]
+    # The 90 % interval of a median, from order statistics: no distribution assumed.
+    spread = 0.8224 / len(ratios) ** 0.5
+    p50 = statistics.median(mine)
+    return Row(
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        commit=_commit(),
+        machine=machine(),
+        versions=f"python {platform.python_version()}, torch {torch.__version__}",
+        threads=torch.get_num_threads(),
+        malloc=malloc,
+        case=case,
+        candidate=candidate.name,
+        rounds=len(mine),
+        p20_ms=round(1e3 * quantile(mine, 0.2), 4),
+        p50_ms=round(1e3 * p50, 4),
+        p80_ms=round(1e3 * quantile(mine, 0.8), 4),
+        bytes=candidate.bytes,
+        gb_per_s=round(candidate.bytes / p50 / 1e9, 2),
+        times_limit=round(statistics.median(ratios), 3),
+        times_limit_low=round(quantile(ratios, max(0.0, 0.5 - spread)), 3),
+        times_limit_high=round(quantile(ratios, min(1.0, 0.5 + spread)), 3),
+        compile_s=round(candidate.compile_s, 1),
+        command=" ".join(["python", *(str(Path(a).name) if i == 0 else a for i, a in enumerate(sys.argv))]).replace(
+            "python run.py", "python bench/run.py"
+        ),
+    )
+
+
+def machine() -> str:
+    """The CPU as the system names it, its cores and the widest instruction set that the kernels know."""
+    name, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = dict(
+            (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in info.open()) if value
+        )
+        name = f"{lines.get('model name', name)} (family {lines.get('cpu family')}, model {lines.get('model')})"
+        flags = lines.get("flags", "")
+    isa = next((isa for flag, isa in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in f" {flags} "), "baseline")
+    return f"{name}, {os.cpu_count()} cores, {isa}"
+
+
+def _commit() -> str:
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+    return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+
+
+def append(rows: list[Row], path: Path) -> None:
+    """Add the rows to a CSV file, with a header when it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if fresh:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def show(rows: list[Row]) -> None:
+    """The rows as a table on the terminal."""
+    print(f"\n{rows[0].case}  ({rows[0].machine}, {rows[0].threads} threads, malloc: {rows[0].malloc})")
+    print(f"{'candidate':34} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9} {'GB/s':>7} {'x limit':>8}  90 % interval")
+    for row in sorted(rows, key=lambda row: row.p50_ms):
+        print(
+            f"{row.candidate:34} {row.p20_ms:9.3f} {row.p50_ms:9.3f} {row.p80_ms:9.3f} {row.gb_per_s:7.1f} "
+            f"{row.times_limit:8.2f}  {row.times_limit_low:.2f} to {row.times_limit_high:.2f}"
+        )

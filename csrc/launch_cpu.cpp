@@ -1,0 +1,179 @@
+#include "launch_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+#include "kernels_cpu.h"
+
+namespace trtkern {
+namespace {
+
+constexpr int64_t kOneThread = 32768;        // elements up to which a parallel region costs more than it saves
+constexpr int64_t kStreamBytes = 1 << 20;    // outputs from here on bypass the caches
+constexpr int64_t kSumBytes = 256ll << 20;   // all threads' parameter sums together
+
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512) found.push_back(&kAvx512);
+  if (avx2) found.push_back(&kAvx2);
+#if defined(TRTKERN_CPU_WIDE)
+  if (avx2) found.push_back(&kWide);
+#endif
+#endif
+  found.push_back(&kBaseline);
+  return found;
+}
+
+std::atomic<const Kernels*> in_use{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* chosen = in_use.load(std::memory_order_relaxed);
+  if (!chosen) in_use.store(chosen = runnable().front(), std::memory_order_relaxed);
+  return *chosen;
+}
+
+// Memory for one launch, aligned to a cache line; kept by the calling thread, since fresh pages cost more than a launch.
+float* scratch_memory(int64_t floats) {
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<float, Free> memory;
+  thread_local int64_t capacity = 0;
+  if (capacity < floats) {
+    memory.reset();
+    capacity = 0;
+    memory.reset(static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64)));
+    if (!memory) throw std::bad_alloc();
+    capacity = floats;
+  }
+  return memory.get();
+}
+
+// task(i) for i in [0, count), thread i taking task i.
+void on_threads(int count, const std::function<void(int)>& task) {
+  if (count == 1) return task(0);
+#pragma omp parallel for num_threads(count) schedule(static, 1)
+  for (int i = 0; i < count; ++i) task(i);
+}
+
+// Neurons split evenly over threads, each share starting on a cache line of its own.
+struct Split {
+  int64_t N, grain;
+  int count;
+
+  Split(const LifArgs& a, int most) : N(a.N), grain(a.N >= 4096 ? 64 : 16) {
+    const int64_t wanted = a.T * a.N <= kOneThread ? 1 : std::min<int64_t>(most, (N + grain - 1) / grain);
+    count = static_cast<int>(std::max<int64_t>(1, wanted));
+  }
+  int64_t begin(int i) const { return i == count ? N : N * i / count / grain * grain; }
+};
+
+bool is_large(const LifArgs& a) { return a.T * a.N * (a.dtype == kFloat32 ? 4 : 2) >= kStreamBytes; }
+
+}  // namespace
+
+std::vector<std::string> cpu_isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : runnable()) names.push_back(k->name);
+  return names;
+}
+
+std::string cpu_isa() { return kernels().name; }
+
+void cpu_use_isa(const std::string& name) {
+  std::string choices;
+  for (const Kernels* k : runnable()) {
+    if (name.empty() || name == k->name) return in_use.store(k);
+    choices += (choices.empty() ? "" : ", ") + std::string(k->name);
+  }
+  throw std::invalid_argument("TRTKERN_CPU_ISA: expected one of " + choices + " on this processor, got '" + name + "'");
+}
+
+void cpu_lif_forward(const LifArgs& a) {
+  const Kernels& k = kernels();
+  const Split split(a, a.threads);
+  float* scratch = scratch_memory(split.count * kForwardScratch);
+  on_threads(split.count, [&](int i) {
+    k.lif_forward(a, split.begin(i), split.begin(i + 1), scratch + i * kForwardScratch, is_large(a));
+  });
+}
+
+void cpu_lif_backward(const LifArgs& a) {
+  const Kernels& k = kernels();
+  const int64_t cells = a.gparams ? kParams * a.C : 0;
+  const int64_t affordable = cells ? std::max<int64_t>(1, kSumBytes / (8 * cells)) : a.threads;
+  const Split split(a, static_cast<int>(std::min<int64_t>(a.threads, affordable)));
+  float* scratch = scratch_memory(split.count * kBackwardScratch);
+  std::vector<double> totals(split.count * cells);
+  on_threads(split.count, [&](int i) {
+    double* mine = cells ? totals.data() + i * cells : nullptr;
+    k.lif_backward(a, split.begin(i), split.begin(i + 1), scratch + i * kBackwardScratch, is_large(a), mine);
+  });
+  for (int64_t c = 0; c < cells; ++c) {  // in the order of the threads: repeatable at an equal count of them
+    double total = 0.0;
+    for (int i = 0; i < split.count; ++i) total += totals[i * cells + c];
+    reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
+  }
+}
+
+double cpu_regularizer(const RegularizerList& list) {
+  const Kernels& k = kernels();
+  const auto finite = [](double value) { return static_cast<float>(std::min<double>(value, FLT_MAX)); };
+  const int64_t T = list.timesteps;
+  std::vector<float> slope(T), offset(T), root(T);
+  // Beyond float's range of c, |w| is scaled up and c down, so that 1 / d still goes to 0 smoothly.
+  const double shift = std::expm1(list.delta * (T - 1)) > 1e30 ? 0x1p64 : 1.0;
+  for (int64_t t = 0; t < T; ++t) {
+    const double c = std::min(std::expm1(list.delta * t), 1e300), divisor = std::sqrt(1.0 + c * list.eps);
+    slope[t] = finite(c / divisor / shift);
+    offset[t] = finite(divisor);
+    root[t] = static_cast<float>(1.0 / divisor);
+  }
+  const double factor = list.lam / static_cast<double>(T);
+  const RegularizerArgs args = {slope.data(), offset.data(), root.data(), static_cast<float>(shift),
+                                static_cast<float>(factor * list.scale), T, list.accumulate};
+  struct Piece {
+    const float* w;
+    float* g;
+    int64_t n;
+    bool streaming;
+  };
+  std::vector<Piece> pieces;
+  int64_t total = 0;
+  for (const int64_t size : list.sizes) total += size;
+  for (size_t i = 0; i < list.sizes.size(); ++i) {
+    const float* w = reinterpret_cast<const float*>(list.weights[i]);
+    float* g = list.grads.empty() ? nullptr : reinterpret_cast<float*>(list.grads[i]);
+    const bool streaming = g && !list.accumulate && total * 4 >= kStreamBytes && list.grads[i] % 64 == 0;
+    for (int64_t at = 0; at < list.sizes[i]; at += kPiece)
+      pieces.push_back({w + at, g ? g + at : nullptr, std::min(kPiece, list.sizes[i] - at), streaming});
+  }
+  std::vector<double> values(pieces.size());
+  const int64_t count = static_cast<int64_t>(pieces.size());
+  const auto run = [&](int64_t i) {
+    values[i] = k.regularizer(args, pieces[i].w, pieces[i].g, pieces[i].n, pieces[i].streaming);
+  };
+  const int threads = total <= kOneThread ? 1 : static_cast<int>(std::min<int64_t>(list.threads, count));
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; ++i) run(i);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+    for (int64_t i = 0; i < count; ++i) run(i);
+  }
+  double value = 0.0;  // in the order of the pieces: the same for any number of threads
+  for (const double v : values) value += v;
+  return value * factor;
+}
+
+}  // namespace trtkern

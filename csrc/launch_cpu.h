@@ -1,0 +1,32 @@
+// The CPU launchers: pick the instruction set, split the work over threads, own the scratch memory.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "lif_args.h"
+
+namespace trtkern {
+
+std::vector<std::string> cpu_isas();        // what this processor runs, best first
+std::string cpu_isa();                      // the one in use
+void cpu_use_isa(const std::string& name);  // "": the best; std::invalid_argument for one that does not run here
+
+// Writes s, v, v_final, edges and flag, each unless its address is 0.
+void cpu_lif_forward(const LifArgs& args);
+// Writes gx, and gv0 and gparams ([6, C] float32) unless their addresses are 0.
+void cpu_lif_backward(const LifArgs& args);
+
+// A list of float32 tensors as addresses and lengths; grads is empty or has an address each.
+struct RegularizerList {
+  std::vector<uint64_t> weights, grads;
+  std::vector<int64_t> sizes;
+  int64_t timesteps = 1;
+  double lam = 0, delta = 0, eps = 0, scale = 1;
+  bool accumulate = false;
+  int threads = 1;
+};
+// (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)); writes or adds scale times its gradient.
+double cpu_regularizer(const RegularizerList& list);
+
+}  // namespace trtkern

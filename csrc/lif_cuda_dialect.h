@@ -1,0 +1,119 @@
+// What the LIF kernels are written in on CUDA: F = float, explicit roundings, typed memory access. Everything here is
+// device code; tests/lif_cuda_host.h gives the same names to g++, which then runs the threads one by one.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "lif_args.h"
+#include "lif_index.h"
+
+#define TK_INLINE __device__ __forceinline__
+#define TK_UNROLL _Pragma("unroll")
+
+namespace trtkern {
+namespace cuda {
+
+// A float whose division has no slow path: within 2 ulp, and only surrogates divide.
+struct Real {
+  float value;
+  Real() = default;
+  TK_INLINE Real(float v) : value(v) {}
+  TK_INLINE Real operator-() const { return -value; }
+  TK_INLINE Real& operator+=(Real b) { value += b.value; return *this; }
+};
+TK_INLINE Real operator+(Real a, Real b) { return a.value + b.value; }
+TK_INLINE Real operator-(Real a, Real b) { return a.value - b.value; }
+TK_INLINE Real operator*(Real a, Real b) { return a.value * b.value; }
+TK_INLINE Real operator/(Real a, Real b) {
+  float q;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(q) : "f"(a.value), "f"(b.value));
+  return q;
+}
+TK_INLINE bool operator>(Real a, Real b) { return a.value > b.value; }
+TK_INLINE bool operator<(Real a, Real b) { return a.value < b.value; }
+TK_INLINE bool operator==(Real a, Real b) { return a.value == b.value; }
+
+template <class F>
+TK_INLINE F lit(float value) {
+  return value;
+}
+TK_INLINE Real fma_(Real a, Real b, Real c) { return __fmaf_rn(a.value, b.value, c.value); }
+TK_INLINE Real abs_(Real a) { return fabsf(a.value); }
+TK_INLINE Real exp_(Real a) { return expf(a.value); }
+TK_INLINE Real where_(bool condition, Real a, Real b) { return condition ? a.value : b.value; }
+TK_INLINE Real maximum_(Real a, Real b) {
+  float m;  // fmaxf drops a NaN
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a.value), "f"(b.value));
+  return m;
+}
+
+// The same number, in a way that no compiler sees through (T >= 1): what follows from it is computed again here, instead
+// of being kept in registers from an earlier use.
+TK_INLINE Real again(const LifArgs& a, Real value) {
+  return __uint_as_float(__float_as_uint(value.value) ^ static_cast<uint32_t>(a.T >> 63));
+}
+
+// An element type: its bytes, and the float at position `at` of a 32-bit word and back.
+struct Float32 {
+  static constexpr int kBytes = 4;
+  TK_INLINE static Real unpack(uint32_t word, int) { return __uint_as_float(word); }
+  TK_INLINE static uint32_t pack(Real low, Real) { return __float_as_uint(low.value); }
+};
+struct BFloat16 {
+  static constexpr int kBytes = 2;
+  TK_INLINE static Real unpack(uint32_t word, int at) {
+    return __uint_as_float(at == 0 ? word << 16 : word & 0xffff0000u);
+  }
+  TK_INLINE static uint32_t pack(Real low, Real high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low.value, high.value);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+};
+struct Float16 {
+  static constexpr int kBytes = 2;
+  TK_INLINE static Real unpack(uint32_t word, int at) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(at == 0 ? word : word >> 16)));
+  }
+  TK_INLINE static uint32_t pack(Real low, Real high) {
+    const __half2 pair = __floats2half2_rn(low.value, high.value);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+};
+
+// One access of 2, 4 or 16 bytes. Reads take the read-only path: nothing that a kernel writes is read by it again.
+template <int BYTES>
+TK_INLINE void read(uint64_t address, uint32_t* words) {
+  static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "no such access");
+  if constexpr (BYTES == 16) {
+    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(address));
+    words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
+  } else if constexpr (BYTES == 8) {
+    const uint2 raw = __ldg(reinterpret_cast<const uint2*>(address));
+    words[0] = raw.x, words[1] = raw.y;
+  } else if constexpr (BYTES == 4) {
+    words[0] = __ldg(reinterpret_cast<const uint32_t*>(address));
+  } else {
+    words[0] = __ldg(reinterpret_cast<const unsigned short*>(address));
+  }
+}
+template <int BYTES>
+TK_INLINE void write(uint64_t address, const uint32_t* words) {
+  static_assert(BYTES == 2 || BYTES == 4 || BYTES == 16, "no such access");
+  if constexpr (BYTES == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3]));
+  } else if constexpr (BYTES == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(address), "r"(words[0]));
+  } else {
+    asm volatile("st.global.b16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(words[0])));
+  }
+}
+
+#include "trtkern_surrogates.h"
+// The step itself, over the names above.
+#include "lif_math.h"
+
+}  // namespace cuda
+}  // namespace trtkern

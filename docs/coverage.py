@@ -1,0 +1,147 @@
+"""Writes docs/backends.md: every cell of every backend that is available here, with its error against float64.
+
+    python docs/coverage.py            all available backends, and triton in its interpreter where there is no GPU
+
+A backend that is not available keeps the rows that another machine wrote to docs/backends.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read once, when Triton is first imported
+
+from trtkern import surrogates
+from trtkern.backends import BACKENDS
+from trtkern.backends.base import RegularizerSpec
+from trtkern.selftest import (
+    PARAMETER_TOLERANCE,
+    REGULARIZER_TOLERANCE,
+    TOLERANCE,
+    Cell,
+    cells,
+    compare,
+    compare_regularizer,
+    device_of,
+)
+from trtkern.spec import RESETS
+
+HERE = Path(__file__).resolve().parent
+FIELDS = ("backend", "machine", "dtype", "surrogate", "reset", "detach", "learnable", "spikes", "error", "ok")
+DTYPES = ("float32", "bfloat16", "float16")
+LEARNABLE = ("none", "scalar", "channel")
+HEAD = """# What each backend runs, and how far it is from float64
+
+Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
+2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all six
+parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so spikes must agree
+exactly: a cell with a single different spike would say so.
+
+The figure in a cell is its largest error, relative to the largest magnitude in the tensor: of v and of the gradients of
+x and v0 in x's dtype (bounds: {bounds}), and of the parameters' gradients, which are float32 (bound {parameter:.0e}).
+float64 runs on the reference. A user's own surrogate runs on reference and triton; cpu and cuda refuse it by name.
+"""
+
+
+def key(cell: Cell) -> dict[str, str]:
+    """The cell as the columns of the CSV."""
+    return {
+        "dtype": str(cell.dtype).removeprefix("torch."),
+        "surrogate": cell.surrogate,
+        "reset": cell.reset,
+        "detach": "yes" if cell.detach_reset else "no",
+        "learnable": cell.learnable,
+    }
+
+
+def measure() -> list[dict[str, str]]:
+    """A row a cell, for every backend that is available here."""
+    rows = []
+    for backend in BACKENDS:
+        if backend.missing() is not None:
+            print(f"{backend.name}: {backend.missing()}", file=sys.stderr)
+            continue
+        device = device_of(backend)
+        machine = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+        if backend.name == "triton" and device == "cpu":
+            machine = "CPU, Triton's interpreter"
+        for cell in cells(timesteps=5, shape=(2, 3, 5)):
+            errors = compare(backend.name, cell, device)
+            worst = max(errors.output, errors.gradient, errors.parameter)
+            rows.append(
+                {"backend": backend.name, "machine": machine, **key(cell)}
+                | {"spikes": str(errors.spikes), "error": f"{worst:.1e}", "ok": "yes" if errors.within(cell.dtype) else "NO"}
+            )
+        print(f"{backend.name}: {sum(row['backend'] == backend.name for row in rows)} cells", file=sys.stderr)
+    return rows
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The cells of one backend: a line a (surrogate, reset, detach), a column a (dtype, learnable)."""
+    found = {tuple(row[name] for name in FIELDS[2:7]): row for row in rows}
+    columns = [(dtype, learnable) for dtype in DTYPES for learnable in LEARNABLE]
+    lines = ["| surrogate | reset | detached | " + " | ".join(f"{d}, {n}" for d, n in columns) + " |"]
+    lines.append("|---" * (3 + len(columns)) + "|")
+    for surrogate in surrogates.BUILTIN:
+        for reset in RESETS:
+            for detach in ("no", "yes"):
+                shown = []
+                for dtype, learnable in columns:
+                    row = found.get((dtype, surrogate, reset, detach, learnable))
+                    text = "not run" if row is None else row["error"]
+                    shown.append(text if row is None or row["ok"] == "yes" else f"**{text}: outside**")
+                lines.append(f"| {surrogate} | {reset} | {detach} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def regularizer_lines() -> list[str]:
+    """The regulariser's largest relative error on every backend that holds it here."""
+    lines = ["| backend | T = 1 | T = 4 | T = 6 | T = 10 |", "|---|---|---|---|---|"]
+    for backend in BACKENDS:
+        if backend.holds("regularizer") and backend.missing() is None:
+            errors = [
+                compare_regularizer(backend.name, RegularizerSpec(t, 1e-5, 0.5, 1e-5), device_of(backend))
+                for t in (1, 4, 6, 10)
+            ]
+            lines.append(f"| {backend.name} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+    return lines
+
+
+def main() -> None:
+    """Measure, keep the rows of backends that are not here, and write both files."""
+    rows, path = measure(), HERE / "backends.csv"
+    fresh = {row["backend"] for row in rows}
+    if path.exists():
+        with path.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["backend"] not in fresh]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    bounds = ", ".join(f"{str(d).removeprefix('torch.')} {TOLERANCE[d]:.0e}" for d in TOLERANCE if d != torch.float64)
+    parts = [HEAD.format(margin=1e-3, bounds=bounds, parameter=PARAMETER_TOLERANCE)]
+    for backend in BACKENDS:
+        mine = [row for row in rows if row["backend"] == backend.name]
+        if not mine:
+            parts.append(f"## {backend.name}\n\nNot run yet: no machine that has it has written its rows.\n")
+            continue
+        bad = sum(row["ok"] != "yes" for row in mine)
+        verdict = "all inside the bounds" if not bad else f"**{bad} outside the bounds**"
+        parts.append(f"## {backend.name}\n\n{len(mine)} cells, {verdict}, on: {mine[0]['machine']}.\n\n{table(mine)}\n")
+    parts.append(
+        "## The regulariser\n\nLargest relative error of the value and of each gradient, delta = 0.5 "
+        f"(bound {REGULARIZER_TOLERANCE:.0e}); cuda leaves it to triton.\n\n" + "\n".join(regularizer_lines()) + "\n"
+    )
+    (HERE / "backends.md").write_text("\n".join(parts))
+    if any(row["ok"] != "yes" for row in rows):
+        raise SystemExit("docs/coverage.py: a cell is outside its bounds")
+
+
+if __name__ == "__main__":
+    main()

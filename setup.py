@@ -1,0 +1,213 @@
+"""Builds trtkern: prints the surrogates as a C++ header, compiles csrc/ into trtkern._cpu and trtkern._cuda.
+
+A missing compiler or nvcc leaves that extension out and says so in one line.
+
+    TRTKERN_CPU=1, TRTKERN_CUDA=1    that extension or an error; 0: do not build it
+    TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2, for tests on machines without AVX-512
+    TRTKERN_CUDA_ARCHS="80;90"       GPU targets: a cubin for each, PTX for the highest
+    CXX, CUDA_HOME                   which compilers
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+JOBS = 2  # translation units compiled at a time
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# No -ffast-math (it loses NaN) and no contraction (every fma is written out, so that all targets agree bitwise).
+CXX_FLAGS = [
+    *("-std=c++17", "-O3", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# Each instruction set is a translation unit of its own.
+ISA_FLAGS = {"isa_baseline.cpp": []}
+if X86:
+    ISA_FLAGS["isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+    ISA_FLAGS["isa_avx2.cpp"] = AVX2
+if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":  # the 16-lane code on AVX2: half a minute, for tests only
+    ISA_FLAGS["isa_wide.cpp"] = AVX2
+    CXX_FLAGS.append("-DTRTKERN_CPU_WIDE")
+
+
+class BuildError(Exception):
+    """Why an extension cannot be built here, and how to get it."""
+
+
+class Unit(NamedTuple):
+    """One compiler call: the object file that it makes, and the command."""
+
+    output: Path
+    command: list[str]
+
+
+def load_by_path(name: str) -> ModuleType:
+    """trtkern/NAME.py without its package, whose import needs torch."""
+    spec = importlib.util.spec_from_file_location(f"_trtkern_build_{name}", ROOT / "trtkern" / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise BuildError(f"trtkern/{name}.py is missing")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_surrogates(folder: Path) -> None:
+    """trtkern_surrogates.h in that folder, from trtkern/surrogates.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = load_by_path("surrogates").TABLE
+    header = load_by_path("dialect").cpp_header(row.function for row in table.values())
+    (folder / "trtkern_surrogates.h").write_text(header)
+
+
+def find_cxx() -> list[str]:
+    """The C++ compiler: CXX, else g++ (its OpenMP runtime is torch's), else what Python was built with."""
+    candidates = [os.environ.get("CXX"), "g++", sysconfig.get_config_var("CXX"), "c++", "clang++"]
+    for command in map(shlex.split, filter(None, candidates)):
+        if shutil.which(command[0]):
+            return command
+    raise BuildError("no C++ compiler; install one (Debian: apt install g++) and install trtkern again")
+
+
+def find_nvcc() -> str:
+    """nvcc of CUDA_HOME, else of PATH, else of /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [str(Path(home) / "bin") for home in homes if home] + [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+    if nvcc is None:
+        raise BuildError("no nvcc; install the CUDA toolkit (or set CUDA_HOME) and install trtkern again")
+    return nvcc
+
+
+def gencode() -> list[str]:
+    """nvcc's targets: a cubin for each of TRTKERN_CUDA_ARCHS, PTX for the highest."""
+    text = os.environ.get("TRTKERN_CUDA_ARCHS", "80;90")
+    archs = text.replace(",", ";").replace(" ", ";").split(";")
+    archs = [a.strip().removeprefix("sm_").replace(".", "") for a in archs if a.strip()]
+    if not archs or not all(a.rstrip("af").isdigit() for a in archs):
+        raise SystemExit(f"TRTKERN_CUDA_ARCHS: expected numbers such as '80;90', got {text!r}")
+    highest = max(archs, key=lambda a: int(a.rstrip("af")))
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    return [*flags, f"-gencode=arch=compute_{highest},code=compute_{highest}"]
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; a BuildError with its first error line when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr + done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        first = next((line for line in lines if "error" in line.lower()), lines[-1])
+        if os.environ.get("TRTKERN_VERBOSE"):
+            sys.stderr.write("\n".join([shlex.join(command), *lines, ""]))
+        raise BuildError(f"{Path(command[0]).name} failed: {first.strip()}; mend that and install trtkern again")
+
+
+class BuildExt(build_ext):
+    """Compiles the units of an extension, two at a time, and leaves out what cannot be built."""
+
+    def build_extensions(self) -> None:
+        built = []
+        for extension in self.extensions:
+            name = extension.name.rpartition(".")[2]
+            switch = f"TRTKERN{name.upper()}"
+            try:
+                self.build_extension(extension)
+                built.append(extension)
+            except BuildError as error:
+                if os.environ.get(switch) == "1":
+                    raise SystemExit(f"trtkern: {switch}=1, but {extension.name} cannot be built: {error}") from None
+                print(f"trtkern: left out {extension.name}: {error}", file=sys.stderr)
+        self.extensions[:] = built
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        generated = Path(self.build_temp).resolve() / "generated"
+        write_surrogates(generated)
+        paths = [str(CSRC), str(generated), pybind11.get_include(), sysconfig.get_path("include")]
+        includes = [f"-I{path}" for path in dict.fromkeys(paths)]
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        objects = Path(self.build_temp).resolve() / ext.name
+        objects.mkdir(parents=True, exist_ok=True)
+        units, link = (cuda_units if ext.name.endswith("_cuda") else cpu_units)(ext, objects, includes)
+        with ThreadPoolExecutor(JOBS) as pool:
+            list(pool.map(run, [unit.command for unit in units if self.force or is_stale(unit, generated)]))
+        run([*link, *(str(unit.output) for unit in units), "-o", str(output)])
+
+
+def is_stale(unit: Unit, generated: Path) -> bool:
+    """Whether a source or header is newer than the object (headers: any of them)."""
+    if not unit.output.exists():
+        return True
+    inputs = [*CSRC.iterdir(), ROOT / "setup.py", ROOT / "trtkern/surrogates.py", ROOT / "trtkern/dialect.py"]
+    return max(path.stat().st_mtime for path in inputs) > unit.output.stat().st_mtime
+
+
+def cxx_unit(cxx: list[str], source: str, objects: Path, flags: list[str]) -> Unit:
+    output = objects / f"{Path(source).stem}.o"
+    return Unit(output, [*cxx, *CXX_FLAGS, *flags, "-c", str(ROOT / source), "-o", str(output)])
+
+
+def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
+    """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
+    cxx = find_cxx()
+    units = [
+        cxx_unit(cxx, source, objects, [*includes, "-fopenmp", *ISA_FLAGS.get(Path(source).name, [])])
+        for source in ext.sources
+    ]
+    return units, [*cxx, "-shared", "-fopenmp", "-s"]
+
+
+def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
+    """The compiler calls of trtkern._cuda and its link command; cudart is static: it imports without a GPU or driver."""
+    nvcc, cxx = find_nvcc(), find_cxx()
+    toolkit = Path(nvcc).resolve().parent.parent
+    units = []
+    for source in ext.sources:
+        if source.endswith(".cu"):
+            output = objects / f"{Path(source).stem}.o"
+            flags = ["-std=c++17", "-O3", "--fmad=false", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            command = [nvcc, *flags, *gencode(), *includes, "-c", str(ROOT / source), "-o", str(output)]
+            units.append(Unit(output, command))
+        else:
+            units.append(cxx_unit(cxx, source, objects, [*includes, "-isystem", str(toolkit / "include")]))
+    return units, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
+
+
+def extensions() -> list[Extension]:
+    """The extensions whose sources are here and that are not switched off."""
+    cpu = ["csrc/bindings_cpu.cpp", "csrc/launch_cpu.cpp", *(f"csrc/{name}" for name in ISA_FLAGS)]
+    cuda = ["csrc/bindings_cuda.cpp", *sorted(f"csrc/{path.name}" for path in CSRC.glob("*_cuda.cu"))]
+    found = []
+    for name, sources in (("_cpu", cpu), ("_cuda", cuda)):
+        present = len(sources) > 1 and all((ROOT / source).exists() for source in sources)
+        if present and os.environ.get(f"TRTKERN{name.upper()}") != "0":
+            found.append(Extension(f"trtkern.{name}", sources, language="c++"))
+    return found
+
+
+packages = find_namespace_packages(str(ROOT), include=["trtkern", "trtkern.*"], exclude=["*.__pycache__"])
+setup(
+    packages=[*packages, "trtkern.kernels"],
+    package_dir={"trtkern.kernels": "kernels"},
+    package_data={"trtkern": ["data/*.gz", "data/*.md", "data/*.txt", "py.typed"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExt},
+)

@@ -1,0 +1,64 @@
+"""Before any test: where Triton runs, how memory comes, and which backends are tried."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this once, when it is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from trtkern.backends import BACKENDS
+from trtkern.selftest import device_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FUSED = [b.name for b in BACKENDS if b.name != "reference" and b.missing() is None]
+DEVICE = {b.name: device_of(b) for b in BACKENDS if b.missing() is None}
+
+
+def pytest_report_header() -> str:
+    """Which backends this run tries, and why not the others."""
+    missing = [f"{b.name} ({reason})" for b in BACKENDS if (reason := b.missing()) is not None]
+    return f"backends: {', '.join(FUSED)}; not here: {'; '.join(missing) or 'none'}"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Every torch.empty comes filled with NaN (integers: their largest value): an unwritten output fails its test."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_copy_of_the_kernels():
+    """`import kernels` from the repository root would make a second copy of trtkern.kernels."""
+    yield
+    import sys
+
+    stray = sys.modules.get("kernels")
+    if stray is not None and str(ROOT) in str(getattr(stray, "__file__", "")):
+        raise RuntimeError("a test imported `kernels`; the package is trtkern.kernels")
+
+
+@pytest.fixture(params=FUSED)
+def backend(request) -> str:
+    """Each fused backend that can run here."""
+    return request.param
+
+
+@pytest.fixture
+def device(backend) -> str:
+    """Where that backend runs here."""
+    return DEVICE[backend]

@@ -1,0 +1,98 @@
+"""The ops under PyTorch's own checks, and under torch.compile."""
+
+import pytest
+import torch
+
+from trtkern import lif, nn
+from trtkern.ops.lif import WANT_EDGES, WANT_SPIKES, WANT_STATE, WANT_V
+from trtkern.spec import LIFSpec
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_yet():
+    torch._dynamo.reset()
+
+
+SCALARS = [0.5, 1.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def test_opcheck_of_the_private_ops(backend, device):
+    x = torch.randn(18, 2, 3, 5, device=device)
+    v0 = torch.randn(2, 3, 5, device=device)
+    params = torch.tensor(SCALARS, device=device).reshape(6, 1).expand(6, 3).contiguous()
+    flag = torch.zeros(1, dtype=torch.int32, device=device)
+    token = LIFSpec("soft", "atan").token
+    want = WANT_SPIKES + WANT_V + WANT_STATE + WANT_EDGES
+    forward = (x, v0, params, flag, SCALARS, token, 5, want, backend)
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, forward)
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (x, None, None, None, SCALARS, token, 1, WANT_SPIKES, backend))
+    edges = torch.ops.trtkern.lif_forward(*forward)[3]
+    backward = (torch.randn_like(x), None, torch.randn_like(v0), x, v0, params, edges, SCALARS, token, 5, 3, backend)
+    torch.library.opcheck(torch.ops.trtkern.lif_backward, backward)
+
+
+def test_opcheck_of_the_regularizer(backend, device):
+    weights = [torch.randn(5, 3, device=device), torch.randn(70, device=device)]
+    spec = [4.0, 1e-5, 0.25, 1e-5]
+    if backend == "cuda":
+        pytest.skip("the cuda backend holds LIF only")
+    torch.library.opcheck(torch.ops.trtkern.regularizer, (weights, spec, True, backend))
+    grads = [torch.randn_like(w) for w in weights]
+    torch.library.opcheck(torch.ops.trtkern.regularizer_add_grad_, (weights, grads, spec, 2.0, backend))
+
+
+@pytest.mark.parametrize("make", [nn.LIF, nn.IF, nn.PLIF, lambda **k: nn.PLIF(channels=3, **k), nn.LI])
+def test_fullgraph(backend, device, make):
+    layer = make(backend=backend).to(device)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(5, 2, 3, 4, device=device, requires_grad=True)
+    g = torch.randn(5, 2, 3, 4, device=device)
+    parameters = list(layer.parameters())
+    for t in (x, x.detach().transpose(1, 3).contiguous().transpose(1, 3).requires_grad_()):
+        want = layer(t)
+        want_grads = torch.autograd.grad(want, [t, *parameters], g)
+        got = compiled(t)
+        got_grads = torch.autograd.grad(got, [t, *parameters], g)
+        assert torch.equal(got, want)
+        for a, b in zip(got_grads, want_grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_flag_is_set_by_compiled_code(backend, device):
+    layer = nn.LIF(backend=backend).to(device)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+    compiled(x)
+    assert layer.nonfinite.item() == 0
+    with torch.no_grad():
+        x[2, 0, 0] = torch.nan
+    compiled(x)
+    assert layer.nonfinite.item() == 1
+
+
+def test_new_sizes_do_not_compile_again():
+    layer = nn.LIF()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for timesteps, batch in ((4, 2), (4, 3), (5, 7), (9, 4), (16, 11)):
+        x = torch.randn(timesteps, batch, 3, requires_grad=True)
+        torch.testing.assert_close(compiled(x), lif(x).spikes)
+        counts.append(counter.frame_count)
+    assert counts[0] > 0 and len(set(counts)) == 1
+
+
+def test_the_losses_compile():
+    net = torch.nn.Linear(6, 3)
+    loss = nn.TRTLoss(net)
+    target = torch.tensor([0, 2])
+    x = torch.randn(4, 2, 6)
+
+    def step(x, target):
+        return loss(net(x), target)
+
+    step(x, target).backward()
+    want = net.weight.grad.clone()
+    net.zero_grad()
+    torch.compile(step, fullgraph=True)(x, target).backward()
+    torch.testing.assert_close(net.weight.grad, want)

@@ -1,0 +1,212 @@
+"""Data sets: what is shipped, what is read from files, and what a bad file is told."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+import struct
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trtkern import data
+from trtkern.data import Dataset, Split, digits, idx
+
+
+def pack(array: np.ndarray) -> bytes:
+    """An IDX file of unsigned bytes."""
+    return struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
+
+
+def four_files(train: int = 12, test: int = 7, classes: int = 10) -> dict[str, bytes]:
+    """The four files of a tiny data set of 28x28 images."""
+    rng = np.random.default_rng(0)
+    content = {}
+    for stem, count in (("train", train), ("t10k", test)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % classes).astype(np.uint8)
+        content[f"{stem}-images-idx3-ubyte"] = pack(images)
+        content[f"{stem}-labels-idx1-ubyte"] = pack(labels)
+    return content
+
+
+def write(folder: Path, content: dict[str, bytes], packed: bool = False) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, raw in content.items():
+        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(raw) if packed else raw)
+    return folder
+
+
+def test_digits_are_the_whole_uci_test_set():
+    images, labels, test_images, test_labels = digits.load()
+    every, labelled = torch.cat([images, test_images]), torch.cat([labels, test_labels])
+    assert every.shape == (1797, 8, 8) and every.dtype == torch.uint8
+    assert (int(every.min()), int(every.max()), int(every.long().sum())) == (0, 16, 561718)
+    assert torch.bincount(labelled).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # Distinct images: none is in both splits.
+    assert len({image.numpy().tobytes() for image in every}) == 1797
+
+
+def test_digits_split_is_stratified_and_always_the_same():
+    first, second = digits.load(), digits.load()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    _, labels, _, test_labels = first
+    assert (labels.numel(), test_labels.numel()) == (1437, 360)
+    share = torch.bincount(test_labels) / torch.bincount(torch.cat([labels, test_labels]))
+    assert (share - 0.2).abs().max() < 1 / 174
+
+
+def test_digits_attribution_is_shipped():
+    text = digits.PATH.with_name("digits.txt").read_text()
+    assert "CC BY 4.0" in text and "Alpaydin" in text and digits.PATH.name in text
+
+
+def test_digits_data_set_is_normalised():
+    dataset = data.load("digits")
+    assert dataset.shape == (1, 8, 8) and dataset.train.labels.dtype == torch.int64
+    values = dataset.normalise(dataset.train.images)
+    assert values.dtype == torch.float32
+    assert abs(float(values.mean())) < 0.02 and abs(float(values.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_idx_files_are_read(tmp_path, packed):
+    content = four_files()
+    dataset = data.load("fashion-mnist", str(write(tmp_path, content, packed)))
+    assert dataset.train.images.shape == (12, 1, 28, 28) and dataset.test.images.shape == (7, 1, 28, 28)
+    assert bytes(dataset.train.images.numpy().tobytes()) == content["train-images-idx3-ubyte"][16:]
+    assert dataset.test.labels.tolist() == list(range(7))
+
+
+def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "DEBIAN_DIR", write(tmp_path, four_files(), packed=True))
+    assert data.load("fashion-mnist").train.labels.numel() == 12
+
+
+def test_missing_file_is_named_with_its_size_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx.urllib.request, "urlopen", lambda *_, **__: pytest.fail("went to the network unasked"))
+    content = four_files()
+    del content["t10k-labels-idx1-ubyte"]
+    with pytest.raises(
+        FileNotFoundError, match=r"t10k-labels-idx1-ubyte\[\.gz\] \(10,008 bytes unpacked\); check"
+    ) as e:
+        data.load("fashion-mnist", str(write(tmp_path, content)))
+    assert "train-images" not in str(e.value) and str(tmp_path) in str(e.value)
+
+
+IMAGES = "t10k-images-idx3-ubyte"
+WHOLE = 16 + 7 * 28 * 28
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda raw: raw[:-100], rf"expected {WHOLE:,} bytes \(7 x 28 x 28 .*got {WHOLE - 100:,} in"),
+        (lambda raw: raw + b"x", rf"expected {WHOLE:,} bytes .*got more in"),
+        (lambda raw: raw[:9], "expected an IDX header of 16 bytes, got 9 bytes"),
+        (lambda raw: b"", "expected an IDX header of 16 bytes, got 0 bytes"),
+        (lambda raw: b"\0\0\x08\x01" + raw[4:], "expected the magic number 0x00000803 .*got 0x00000801"),
+        (lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], r"expected [\d,]+ bytes \(4294967295 x .*got"),
+    ],
+    ids=["truncated", "longer", "short-header", "empty", "wrong-magic", "damaged-header"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_damaged_file_is_named(tmp_path, packed, damage, message):
+    content = four_files()
+    content[IMAGES] = damage(content[IMAGES])
+    with pytest.raises(ValueError, match=message) as error:
+        data.load("fashion-mnist", str(write(tmp_path, content, packed)))
+    assert str(tmp_path / IMAGES) in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-50], lambda raw: b"not gzip at all", lambda raw: b""])
+def test_damaged_gzip_stream_is_named(tmp_path, damage):
+    write(tmp_path, four_files(), packed=True)
+    file = tmp_path / f"{IMAGES}.gz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        data.load("fashion-mnist", str(tmp_path))
+
+
+def test_labels_out_of_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train split: expected labels of 0\.\.9, got 11 for image 11.*files in"):
+        data.load("fashion-mnist", str(write(tmp_path, four_files(classes=12))))
+    images = torch.zeros(3, 1, 2, 2)
+    good = Split(images, torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"test split: expected labels of 0\.\.1, got -1 for image 2"):
+        Dataset("x", good, Split(images, torch.tensor([0, 1, -1])), ("a", "b"), 0.0, 1.0)
+
+
+def test_counts_and_shapes_must_agree(tmp_path):
+    content = four_files()
+    content["train-labels-idx1-ubyte"] = pack(np.zeros(11, np.uint8))
+    with pytest.raises(ValueError, match="train split: expected 12 int64 labels, one an image, got"):
+        data.load("fashion-mnist", str(write(tmp_path, content)))
+    content = {**four_files(), IMAGES: pack(np.zeros((7, 9, 9), np.uint8))}
+    with pytest.raises(ValueError, match=r"test split: expected images \[N, C, H, W\] as in the train split, got"):
+        data.load("fashion-mnist", str(write(tmp_path, content)))
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """A server of the tiny files, whose checksums are known; yields the URLs that were asked for."""
+    content = four_files()
+    files = tuple(
+        file._replace(size=len(content[file.name]), sha256=hashlib.sha256(content[file.name]).hexdigest())
+        for file in idx.FILES
+    )
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        return io.BytesIO(gzip.compress(content[url.rsplit("/", 1)[1].removesuffix(".gz")]))
+
+    monkeypatch.setattr(idx, "FILES", files)
+    monkeypatch.setattr(idx.urllib.request, "urlopen", urlopen)
+    return content, asked
+
+
+def test_download_fetches_what_is_missing(tmp_path, served):
+    content, asked = served
+    write(tmp_path, {IMAGES: content[IMAGES]})
+    assert data.load("fashion-mnist", str(tmp_path), download=True).train.labels.numel() == 12
+    assert len(asked) == 3 and not any(IMAGES in url for url in asked)
+    assert not list(tmp_path.glob("*.part"))
+    data.load("fashion-mnist", str(tmp_path), download=True)
+    assert len(asked) == 3
+
+
+def test_download_with_the_wrong_checksum_keeps_nothing(tmp_path, served):
+    content, _ = served
+    content["train-images-idx3-ubyte"] = content["train-images-idx3-ubyte"][:-1] + b"\0"
+    with pytest.raises(ValueError, match=r"expected train-images-idx3-ubyte with SHA-256 .*got .* from http"):
+        data.load("fashion-mnist", str(tmp_path), download=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_without_a_server_says_so(tmp_path, monkeypatch):
+    def refuse(url, timeout):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(idx.urllib.request, "urlopen", refuse)
+    with pytest.raises(OSError, match=r"could not download train-images-idx3-ubyte\.gz .*no route.*by hand"):
+        data.load("fashion-mnist", str(tmp_path), download=True)
+    with pytest.raises(ValueError, match="expected --data-dir DIR with --download"):
+        data.load("fashion-mnist", download=True)
+
+
+def test_unknown_data_set_lists_the_known_ones():
+    with pytest.raises(ValueError, match="expected one of digits, fashion-mnist, got 'cifar'"):
+        data.load("cifar")
+
+
+def test_stratified_takes_the_share_of_every_class():
+    labels = torch.tensor([0] * 50 + [1] * 31 + [2] * 4)
+    mask = digits.stratified(labels, 0.2, seed=3)
+    assert int(mask.sum()) == 17 and torch.bincount(labels[mask]).tolist() == [10, 6, 1]
+    assert not torch.equal(mask, digits.stratified(labels, 0.2, seed=4))

@@ -1,0 +1,145 @@
+"""What bad input gets: an error that names the op, what was expected, what came and what to do."""
+
+import math
+
+import pytest
+import torch
+
+import trtkern
+from trtkern import lif, nn
+from trtkern.backends import BACKENDS
+
+X = torch.zeros(4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(0, 2, 3), ValueError, r"T >= 1, got a tensor of shape \(0, 2, 3\)"),
+        (torch.zeros(()), ValueError, "T >= 1"),
+        (torch.zeros(4, 2, 3, dtype=torch.int64), TypeError, r"x\.float\(\)"),
+        ([1.0, 2.0], TypeError, "expected x to be a tensor"),
+    ],
+)
+def test_input(x, error, message):
+    with pytest.raises(error, match=message):
+        lif(x)
+    with pytest.raises((TypeError, ValueError)):
+        nn.LIF()(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay": 1.5}, r"lif: expected decay to be in \[0, 1\], got 1.5"),
+        ({"decay": -0.1}, "decay"),
+        ({"decay": math.nan}, "decay to be finite, got nan"),
+        ({"v_threshold": -1.0}, "v_threshold to be >= 0, got -1.0"),
+        ({"v_threshold": math.nan}, "v_threshold to be finite"),
+        ({"gain": math.inf}, "gain to be finite"),
+        ({"v_reset": torch.zeros(2, 2)}, r"shape \[\] or \[C\]"),
+        ({"decay": torch.full((4,), 0.5)}, "1 or 3 values"),
+        ({"decay": torch.full((3,), 1.5)}, r"decay to be in \[0, 1\]"),
+        ({"v_threshold": torch.tensor(-2.0)}, "v_threshold to be >= 0"),
+        ({"decay": torch.full((3,), 0.5), "channel_dim": 3}, "channel_dim to be an axis of x"),
+        ({"decay": torch.full((4,), 0.5), "channel_dim": 0}, "differ from the time axis"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_parameters(change, message, backend):
+    with pytest.raises(ValueError, match=message):
+        lif(X, backend=backend, **change)
+
+
+def test_numbers_that_are_no_numbers():
+    for value in ("0.5", None, True):
+        with pytest.raises(TypeError, match="expected decay to be a number or a tensor"):
+            lif(X, decay=value)
+
+
+@pytest.mark.parametrize(
+    ("v0", "error"),
+    [
+        (torch.zeros(2, 3, dtype=torch.float64), TypeError),
+        (torch.zeros(2, 3, dtype=torch.bfloat16), TypeError),
+        (torch.zeros(4, 2, 3), ValueError),
+        (0.0, TypeError),
+    ],
+)
+def test_initial_state(v0, error):
+    with pytest.raises(error, match="expected v0"):
+        lif(X, v0)
+
+
+def test_an_unknown_backend_gets_the_list():
+    for call in (lambda: lif(X, backend="cudda"), lambda: nn.LIF(backend="cudda")):
+        with pytest.raises(ValueError, match="expected one of auto, cpu, cuda, reference, triton, got 'cudda'"):
+            call()
+
+
+def test_a_named_backend_runs_or_raises():
+    with pytest.raises(ValueError, match="'cpu' was asked for, but"):
+        lif(X.double(), backend="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, ValueError), match="'cuda' was asked for, but"):
+            lif(X, backend="cuda")
+
+
+def test_a_missing_backend_is_named_and_auto_goes_on(monkeypatch):
+    for backend in BACKENDS:
+        if backend.name != "reference":
+            monkeypatch.setitem(backend.__dict__, "missing", lambda: "it was taken away; put it back")
+    with pytest.raises(RuntimeError, match="it was taken away; put it back"):
+        lif(X, backend="cpu")
+    assert nn.LIF().backend_for(X).startswith("reference (not triton: ")
+    lif(X)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.LIF(decay=2), r"LIF: expected decay to be in \[0, 1\], got 2"),
+        (lambda: nn.LIF(v_threshold=-1), "LIF: expected v_threshold"),
+        (lambda: nn.LIF(surrogate="trianglr"), "expected one of triangle"),
+        (lambda: nn.LIF(reset_amount=0.5), "pass v_reset=None"),
+        (lambda: nn.PLIF(init_tau=1.0), "init_tau to be a number > 1"),
+        (lambda: nn.PLIF(channels=0), "channels"),
+        (lambda: nn.PLIF(decay=0.5), "expected no decay"),
+        (lambda: nn.IF(v_leak=0.5), "expected no v_leak"),
+        (lambda: nn.LIF(decay=torch.nn.Parameter(torch.full((3,), -1.0))), "decay"),
+        (lambda: nn.LIF(time_dim=5)(X), "time_dim=5 for a tensor of shape"),
+        (lambda: nn.LIF(decay=torch.full((3,), 0.5), channel_dim=7)(X), "channel_dim"),
+        (lambda: nn.LIF(decay=torch.full((3,), 0.5), time_dim=2)(X), "differ from the time axis"),
+    ],
+)
+def test_layers(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_second_derivative_names_the_way_out(backend, device):
+    x = torch.randn(4, 2, 3, device=device, requires_grad=True)
+    (gx,) = torch.autograd.grad(lif(x, backend=backend).spikes.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        gx.sum().backward()
+
+
+def test_the_reference_has_second_derivatives():
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def gradient(x):
+        out = lif(x, spec=trtkern.LIFSpec(surrogate="sigmoid"), backend="reference", return_v=True)
+        return torch.autograd.grad(out.v.sum(), x, create_graph=True)[0]
+
+    second = torch.autograd.grad(gradient(x)[0].sum(), x)[0]
+    assert second.abs().max() > 0
+
+
+def test_debug_raises_at_once(backend, device):
+    x = torch.zeros(4, 2, 3, device=device)
+    x[1, 1, 1] = torch.nan
+    layer = nn.LIF(backend=backend).to(device)
+    layer(x)
+    with trtkern.debug(), pytest.raises(RuntimeError, match="finite potentials"):
+        layer(x)
+    layer(x)

@@ -1,0 +1,197 @@
+"""Every fused backend against the float64 reference: the grid, the layouts and the corner cases."""
+
+import itertools
+
+import pytest
+import torch
+
+from trtkern import LIFSpec, lif, surrogates
+from trtkern.selftest import Cell, cells, compare
+
+GRID = list(cells(shape=(1, 3, 6)))
+
+
+def check(backend, cell, device, seed=0):
+    errors = compare(backend, cell, device, seed)
+    assert errors.within(cell.dtype), f"{cell}: {errors}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
+def test_grid(backend, device, dtype, surrogate):
+    for cell in GRID:
+        if cell.dtype == dtype and cell.surrogate == surrogate:
+            check(backend, cell, device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("timesteps", [1, 5, 16, 17, 40])
+def test_layouts_and_chunks(backend, device, layout, timesteps):
+    for dtype, shape, learnable in itertools.product(
+        (torch.float32, torch.bfloat16), ((1, 1, 1), (2, 3, 5, 7), (1, 4, 4, 4), (1, 1009)), ("none", "channel")
+    ):
+        if layout == "channels_last" and len(shape) < 3:
+            continue
+        check(backend, Cell(dtype, reset="soft", learnable=learnable, timesteps=timesteps, shape=shape, layout=layout), device)
+    check(backend, Cell(detach_reset=True, surrogate="atan", timesteps=timesteps, shape=(16, 4, 4), layout=layout), device)
+
+
+def test_a_thousand_steps(backend, device):
+    if backend == "triton" and device == "cpu":
+        pytest.skip("Triton's interpreter takes minutes; T = 40 covers the chunks")
+    check(backend, Cell(timesteps=1000, shape=(1, 2, 3), learnable="channel"), device)
+
+
+def test_larger_than_a_block(backend, device):
+    shape = (1, 7, 611) if backend == "triton" and device == "cpu" else (3, 7, 2011)
+    for learnable, timesteps in (("none", 4), ("channel", 18)):
+        check(backend, Cell(timesteps=timesteps, shape=shape, learnable=learnable), device)
+
+
+def test_double_is_taken_by_the_reference():
+    for reset, detach in itertools.product(("hard", "soft", "none"), (False, True)):
+        check("auto", Cell(torch.float64, "sigmoid", reset, detach, "channel"), "cpu")
+
+
+def one_neuron(h_first, backend, device, **neuron):
+    """Two steps of one neuron whose first potential is h_first exactly."""
+    x = torch.tensor([h_first, 0.25], device=device).reshape(2, 1)
+    return lif(x, decay=0.5, backend=backend, return_v=True, **neuron)
+
+
+def test_fires_strictly_above_the_threshold(backend, device):
+    threshold = 0.7
+    at = torch.tensor(threshold).item()
+    above = torch.nextafter(torch.tensor(at), torch.tensor(2.0)).item()
+    below = torch.nextafter(torch.tensor(at), torch.tensor(0.0)).item()
+    for h, fires in ((at, 0), (above, 1), (below, 0)):
+        out = one_neuron(h, backend, device, v_threshold=threshold)
+        assert out.spikes[0].item() == fires
+        assert out.v[0].item() == (0.0 if fires else h)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
+@pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
+def test_nan_stays_in_its_neuron(backend, device, reset, surrogate):
+    clean = torch.randn(6, 1, 3, 5)
+    x = clean.clone()
+    x[2, 0, 1, 3] = torch.nan
+    spec = LIFSpec(reset, surrogate)
+    results = {}
+    for name, current in (("clean", clean), ("nan", x)):
+        current = current.to(device).requires_grad_()
+        flag = torch.zeros(1, dtype=torch.int32, device=device)
+        out = lif(current, spec=spec, backend=backend, return_v=True, flag=flag)
+        (out.spikes.sum() + out.v.sum()).backward()
+        results[name] = [t.detach().cpu() for t in (out.spikes, out.v, current.grad)]
+        assert flag.item() == (name == "nan")
+    spikes, v, gx = results["nan"]
+    assert (spikes[2:, 0, 1, 3] == 0).all()
+    assert v[2:, 0, 1, 3].isnan().all()
+    assert gx[:, 0, 1, 3].isnan().all()
+    others = torch.ones(6, 1, 3, 5, dtype=torch.bool)
+    others[:, 0, 1, 3] = False
+    for got, want in zip(results["nan"], results["clean"], strict=True):
+        assert torch.equal(got[others], want[others])
+
+
+def test_infinity_fires_and_stays_in_its_neuron(backend, device):
+    clean = torch.randn(4, 2, 3, 5)
+    x = clean.clone()
+    x[1, 0, 0, 0], x[1, 0, 0, 1] = torch.inf, -torch.inf
+    flag = torch.zeros(1, dtype=torch.int32, device=device)
+    out = lif(x.to(device), backend=backend, return_v=True, flag=flag)
+    want = lif(clean, backend="reference", return_v=True)
+    assert flag.item() == 1
+    assert out.spikes[1, 0, 0, 0] == 1 and out.v[1, 0, 0, 0] == 0
+    assert (out.spikes[1:, 0, 0, 1] == 0).all() and out.v[1, 0, 0, 1] == -torch.inf
+    assert torch.equal(out.spikes.cpu().flatten(1)[:, 2:], want.spikes.flatten(1)[:, 2:])
+
+
+def test_two_runs_are_bitwise_equal(backend, device):
+    cell = Cell(learnable="channel", shape=(4, 5, 33), timesteps=18)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        x = torch.randn(cell.timesteps, *cell.shape, device=device, requires_grad=True)
+        decay = torch.full((5,), 0.6, device=device, requires_grad=True)
+        out = lif(x, decay=decay, backend=backend, return_v=True)
+        (out.spikes * torch.randn_like(x) + out.v).sum().backward()
+        runs.append((out.spikes.detach(), out.v.detach(), x.grad, decay.grad))
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_forward_and_recompute_see_the_same_spikes(backend, device):
+    """With the rectangle and a detached reset gx is alpha * gs exactly where |u| < 0.5: a spike recomputed on the other
+    side of the threshold would move the carried gradient."""
+    x = (torch.randn(20, 1, 4, 50) * 0.3 + 0.5).to(device).requires_grad_()
+    out = lif(x, decay=0.9, spec=LIFSpec("hard", "rectangle", None, True), backend=backend, return_v=True)
+    out.v.backward(torch.ones_like(out.v))
+    # gv[t] = 1 + decay * gv[t+1] * (1 - s[t+1]) and gx[t] = gv[t] * (1 - s[t])
+    gv = torch.ones_like(out.v[0])
+    for t in reversed(range(20)):
+        gx = gv * (1 - out.spikes[t].detach())
+        torch.testing.assert_close(x.grad[t], gx, rtol=1e-6, atol=0)
+        gv = 1 + 0.9 * gx
+
+
+def test_a_sequence_in_two_pieces_is_the_whole(backend, device):
+    x = torch.randn(8, 2, 3, 5, device=device)
+    whole = lif(x, backend=backend, return_state=True)
+    first = lif(x[:3], backend=backend, return_state=True)
+    second = lif(x[3:], first.state, backend=backend, return_state=True)
+    assert torch.equal(whole.spikes, torch.cat((first.spikes, second.spikes)))
+    assert torch.equal(whole.state, second.state)
+
+
+def test_gradient_through_the_state_alone(backend, device):
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+    want = torch.randn(5, 2, 3)
+    want = x.detach().cpu().double().requires_grad_()
+    lif(x, backend=backend, return_state=True).state.square().sum().backward()
+    lif(want, backend="reference", return_state=True).state.square().sum().backward()
+    torch.testing.assert_close(x.grad.cpu().double(), want.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_expanded_and_transposed_gradients(backend, device):
+    x = torch.randn(4, 2, 3, 5, device=device, requires_grad=True)
+    lif(x, backend=backend).spikes.sum().backward()
+    want = torch.autograd.grad(lif(x, backend=backend).spikes, x, torch.ones(4, 2, 3, 5, device=device))[0]
+    assert torch.equal(x.grad, want)
+    g = torch.randn(5, 3, 2, 4, device=device)
+    got = torch.autograd.grad(lif(x, backend=backend).spikes, x, g.permute(3, 2, 1, 0))[0]
+    want = torch.autograd.grad(lif(x, backend=backend).spikes, x, g.permute(3, 2, 1, 0).contiguous())[0]
+    assert torch.equal(got, want)
+
+
+def test_outputs_keep_the_layout_of_the_input(backend, device):
+    x = torch.randn(4, 2, 5, 5, 3, device=device).permute(0, 1, 4, 2, 3)
+    out = lif(x, backend=backend, return_state=True, return_v=True)
+    assert out.spikes.stride() == out.v.stride() == x.stride()
+    assert out.state.stride() == x.stride()[1:]
+
+
+def test_no_neurons_give_no_spikes(backend, device):
+    x = torch.randn(4, 0, 3, device=device, requires_grad=True)
+    out = lif(x, decay=torch.tensor(0.5, device=device, requires_grad=True), backend=backend, return_state=True)
+    out.spikes.sum().backward()
+    assert out.spikes.shape == (4, 0, 3) and out.state.shape == (0, 3) and x.grad.shape == x.shape
+
+
+def steep(u, alpha):
+    return surrogates.maximum(alpha - abs(u), 0.0) * 2.0
+
+
+def test_a_users_surrogate_runs_or_is_refused_by_name(backend, device):
+    x = torch.randn(4, 3, 5, device=device, requires_grad=True)
+    spec = LIFSpec(surrogate=steep)
+    if backend in ("cpu", "cuda"):
+        with pytest.raises(ValueError, match="steep"):
+            lif(x, spec=spec, backend=backend)
+        assert lif(x, spec=spec).spikes.shape == x.shape
+        return
+    lif(x, spec=spec, backend=backend).spikes.sum().backward()
+    want = x.detach().cpu().double().requires_grad_()
+    lif(want, spec=spec, backend="reference").spikes.sum().backward()
+    torch.testing.assert_close(x.grad.cpu().double(), want.grad, rtol=1e-5, atol=1e-6)

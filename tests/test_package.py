@@ -1,0 +1,97 @@
+"""The package as a user meets it: importing, building, and what it leaves untouched."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import trtkern
+from trtkern.backends.base import CHUNK, PARAMS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=ROOT.parent, env={**os.environ, **env}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_loads_no_kernel_and_says_nothing():
+    code = (
+        "import sys, torch; before = set(sys.modules); threads = torch.get_num_threads(); import trtkern;"
+        "new = set(sys.modules) - before;"
+        "print(sorted(m for m in new if m.split('.')[0] in ('triton', 'typer', 'rich', 'matplotlib')"
+        " or m in ('trtkern._cpu', 'trtkern._cuda', 'trtkern.kernels')), threads == torch.get_num_threads())"
+    )
+    assert python(code, TRITON_INTERPRET="0") == "[] True\n"
+
+
+def test_importing_is_quick():
+    code = "import time, torch; t = time.perf_counter(); import trtkern; print(time.perf_counter() - t)"
+    assert min(float(python(code)) for _ in range(3)) < 0.3
+
+
+def test_the_public_names():
+    assert set(trtkern.__all__) <= set(dir(trtkern))
+    for module in (trtkern, trtkern.nn):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__ or name == "nn", name
+
+
+def test_python_and_csrc_agree_on_the_constants():
+    text = (ROOT / "csrc" / "lif_args.h").read_text()
+    assert int(re.search(r"kChunk = (\d+)", text)[1]) == CHUNK
+    names = re.search(r"enum Param : int \{(.*?)\}", text)[1]
+    rows = [re.sub(r"(?<!^)([A-Z])", r"_\1", n).lower() for n in re.findall(r"k(\w+) = \d", names)]
+    assert rows[:6] == [name.replace("v_threshold", "threshold") for name in PARAMS]
+
+
+def test_nothing_imports_kernels_by_its_folder():
+    for path in [*ROOT.glob("trtkern/**/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("bench/*.py")]:
+        assert not re.search(r"^\s*(import|from) kernels\b", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [({"CXX": "/nowhere/g++"}, "trtkern._cpu"), ({"TRTKERN_CPU": "0", "PATH": "/usr/bin:/bin", "CUDA_HOME": ""}, None)],
+)
+def test_a_missing_compiler_leaves_an_extension_out(tmp_path, env, says):
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "tmp"]
+    settings = {**os.environ, "TRTKERN_CUDA": "0", **env}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("lib/**/*.so"))
+    if says:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if says in line and "left out" in line]
+        assert len(lines) == 1, done.stdout + done.stderr
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env={**settings, "TRTKERN_CPU": "1"}, timeout=300
+        )
+        assert done.returncode != 0 and "TRTKERN_CPU" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here; the wish for one is granted")
+def test_cuda_without_a_gpu_says_so():
+    with pytest.raises(RuntimeError, match="GPU|built"):
+        trtkern.backends.resolve(
+            "cuda", trtkern.backends.Case("lif", "cuda", torch.float32, trtkern.LIFSpec())
+        )
+
+
+def test_a_call_is_cheap():
+    layer, x = trtkern.nn.LIF(), torch.randn(4, 1, 8)
+    for _ in range(50):
+        layer(x)
+    start = time.perf_counter()
+    for _ in range(200):
+        layer(x)
+    assert (time.perf_counter() - start) / 200 < 1e-3

@@ -1,0 +1,459 @@
+"""The training loop: what it computes, what stops it, what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trtkern import data
+from trtkern.backends import named
+from trtkern.data import Dataset, Split
+from trtkern.models import SmallNet
+from trtkern.nn import LIF
+from trtkern.training import checkpoint, plots, run, settings
+from trtkern.training.loop import Observer, Trainer
+from trtkern.training.watch import NonFiniteError, Watch
+
+# Not "auto": in Triton's interpreter a step takes minutes.
+BACKEND = "cpu" if named("cpu").missing() is None else "reference"
+
+
+def resolve(**options) -> settings.Settings:
+    return settings.resolve(**{"backend": BACKEND, "threads": 1, "device": "cpu", **options})
+
+
+def part(dataset: Dataset, train: int, test: int) -> Dataset:
+    """The first images of both splits."""
+    splits = (Split(s.images[:n], s.labels[:n]) for s, n in ((dataset.train, train), (dataset.test, test)))
+    return dataclasses.replace(dataset, **dict(zip(("train", "test"), splits, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def few(digits) -> Dataset:
+    return part(digits, 128, 60)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def timeless(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in ("seconds", "samples_per_s")}
+
+
+def test_it_learns_the_digits(digits, tmp_path):
+    result = Trainer(resolve(epochs=3), digits).run(tmp_path)
+    first, last = result.rows[0], result.rows[-1]
+    assert result.stopped is None and len(result.rows) == 3
+    assert last["test"]["accuracy"] > 0.93
+    assert last["train"]["loss"] < 0.6 * first["train"]["loss"]
+    assert last["step"] == 3 * 22 and last["samples_per_s"] > 0
+
+
+def test_same_seed_same_run_and_another_seed_another(few, tmp_path):
+    rows = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows.append([timeless(row) for row in Trainer(resolve(epochs=2, seed=seed), few).run(folder).rows])
+    assert rows[0] == rows[1]  # bitwise: these are Python floats
+    assert rows[0][1]["train"] != rows[2][1]["train"]
+
+
+def test_step_has_the_gradient_of_the_whole_loss(few):
+    """The loop adds the penalty's gradient outside autograd; the sum must be autograd's of everything."""
+    trainer = Trainer(resolve(), few)
+    trainer.loss.lam = 0.5  # so that the penalty weighs as much as the rest
+    weights = dict(trainer.model.named_parameters())
+    trainer.model.train()
+    images, target = few.train.images[:16], few.train.labels[:16]
+    total = trainer.loss(trainer.logits(images), target)
+    wanted = dict(zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True))
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    class Tally:
+        def add(self, parts, logits, target):
+            self.parts = parts
+
+    tally = Tally()
+    reported = trainer._step(images, target, tally, "now")
+    torch.testing.assert_close(reported, total.detach())
+    torch.testing.assert_close(tally.parts.total, total.detach())
+    assert float(tally.parts.regularizer) > 0.05 * float(total)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert not torch.equal(weight.detach(), before[name]), name
+
+
+@pytest.mark.parametrize("loss", ["trt", "tet", "sdt"])
+def test_every_loss_trains_and_reports_its_parts(few, tmp_path, loss):
+    (row,) = Trainer(resolve(loss=loss, epochs=1), few).run(tmp_path).rows
+    options = settings.LOSSES[loss]
+    for split in ("train", "test"):
+        parts = row[split]
+        share = options.get("eta", options["lam"] if loss == "tet" else 0.0)
+        expected = (1 - share) * parts["cross_entropy"] + share * parts["mse"] + parts["regularizer"]
+        assert parts["loss"] == pytest.approx(expected, rel=1e-5)
+        assert (parts["regularizer"] > 0) == (loss == "trt")
+
+
+def test_bfloat16_reaches_the_kernels_and_the_losses_stay_float32(few, tmp_path):
+    trainer = Trainer(resolve(epochs=1, amp=True), few)
+    seen = []
+    for module in trainer.model.modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    (row,) = trainer.run(tmp_path).rows
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert trainer.logits(few.test.images[:2]).dtype == torch.float32
+    assert row["test"]["loss"] < 5
+
+
+def test_learning_rate_rises_and_falls(few):
+    plan = dataclasses.replace(resolve(epochs=10, batch_size=16), warmup=0.25)
+    trainer = Trainer(plan, few)
+    factors = [trainer._learning_rate(step) for step in range(80)]
+    assert factors[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
+    assert factors[20] == 1 and factors[50] == pytest.approx(0.5) and 0 < factors[79] < 0.002
+    assert all(a > b for a, b in zip(factors[20:], factors[21:], strict=False))
+
+
+def test_last_images_are_not_lost_in_a_set_smaller_than_a_batch(few, tmp_path):
+    trainer = Trainer(resolve(epochs=1, batch_size=500), few)
+    assert (trainer.batch_size, trainer.steps) == (128, 1)
+    trainer.run(tmp_path)
+
+
+# What stops a run
+
+
+def poisoned(dataset: Dataset, image: int, value: float = torch.nan) -> Dataset:
+    """One pixel of one training image is not a number."""
+    images = dataset.train.images.float().clone()
+    images[image, 0, 3, 4] = value
+    return dataclasses.replace(dataset, train=Split(images, dataset.train.labels))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(5))
+    image, step = int(order[40]), 40 // 16 + 1
+    trainer = Trainer(resolve(seed=5, batch_size=16, epochs=1), poisoned(few, image, value))
+    with pytest.raises(NonFiniteError, match=f"in epoch 1, step {step}, first in .* of layer layers.0.lif"):
+        trainer.run(tmp_path)
+    assert not (tmp_path / checkpoint.NAME).exists()
+    # Stopped before the update: the weights are still good.
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "weight, place",
+    [
+        ("layers.0.conv.weight", "layer layers.0.lif"),
+        ("layers.1.conv.weight", "layer layers.1.lif"),
+        ("classifier.weight", r"the loss \(every LIF layer stayed finite\)"),
+    ],
+)
+def test_nan_in_one_weight_stops_the_run_and_names_the_layer(few, tmp_path, weight, place):
+    trainer = Trainer(resolve(epochs=2, batch_size=64), few)
+
+    class Plant(Observer):
+        def epoch(self, row):
+            with torch.no_grad():
+                trainer.model.get_parameter(weight).view(-1)[3] = torch.nan
+
+    with pytest.raises(NonFiniteError, match=f"in epoch 2, step 1, first in .*{place}"):
+        trainer.run(tmp_path, Plant())
+    saved = checkpoint.load(tmp_path)
+    assert saved.metadata["epoch"] == 1 and all(torch.isfinite(t).all() for t in saved.model.values())
+    assert len((tmp_path / run.METRICS).read_text().splitlines()) == 1
+
+
+def test_spikes_hide_a_nan_that_the_flag_shows(few):
+    """Why the flags are needed: with one NaN pixel the loss is finite."""
+    trainer = Trainer(resolve(), few)
+    trainer.model.eval()
+    images = poisoned(few, 0).train.images[:8]
+    loss = trainer.loss(trainer.logits(images), few.train.labels[:8])
+    assert torch.isfinite(loss)
+    with pytest.raises(NonFiniteError, match="layers.0.lif"):
+        trainer.watch.check(loss, "here")
+
+
+def test_weights_that_are_not_finite_are_not_saved(few, tmp_path):
+    trainer = Trainer(resolve(epochs=1), few)
+    trainer._save(tmp_path, 1, 2, None)
+    before = (tmp_path / checkpoint.NAME).read_bytes()
+    with torch.no_grad():
+        trainer.model.layers[1].norm.running_var[0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"in layers\.1\.norm\.running_var"):
+        trainer._save(tmp_path, 2, 2, None)
+    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+
+
+def test_watch_names_the_first_layer_of_the_forward_pass_not_of_the_constructor():
+    class Swapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second = LIF(backend="reference")
+            self.first = LIF(backend="reference")
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    model = Swapped().train()
+    watch = Watch(model, lambda: model(torch.full((2, 1, 3), torch.nan)))
+    assert list(watch.flags) == ["first", "second"] and watch.used() == ["reference"] and model.training
+    watch.check(torch.tensor(1.0), "clean")  # what the trial raised is lowered again
+    watch.flags["first"].fill_(1)
+    watch.flags["second"].fill_(1)
+    with pytest.raises(NonFiniteError, match="NaN or Inf at noon, first in the membrane potential of layer first"):
+        watch.check(torch.tensor(1.0), "at noon")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_after_its_step_with_a_checkpoint(few, tmp_path, number):
+    handler = signal.getsignal(number)
+
+    class Impatient(Observer):
+        interval = 0.0
+
+        def step(self, epoch, step, averages):
+            if (epoch, step) == (2, 3):
+                signal.raise_signal(number)
+
+    trainer = Trainer(resolve(epochs=3, batch_size=16), few)
+    result = trainer.run(tmp_path, Impatient())
+    assert result.stopped == (2, 4) and len(result.rows) == 1
+    saved = checkpoint.load(tmp_path)
+    assert (saved.metadata["epoch"], saved.metadata["step"], saved.metadata["test"]) == (2, 4, None)
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(saved.model[name], tensor)
+    assert signal.getsignal(number) is handler
+
+
+# What a run leaves behind
+
+
+def test_run_folder_has_everything(few, tmp_path):
+    plan = resolve(epochs=2, seed=3)
+    trainer = Trainer(plan, few)
+    result = trainer.run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / run.METRICS).read_text().splitlines()]
+    assert rows == result.rows and [row["epoch"] for row in rows] == [1, 2]
+    config = json.loads((tmp_path / run.CONFIG).read_text())
+    assert settings.Settings.from_json(config["settings"]) == plan
+    assert list(config["backends"]) == ["layers.0.lif", "layers.1.lif"]
+    assert all(name.startswith(BACKEND) for name in config["backends"].values())
+    assert config["versions"]["torch"] == torch.__version__
+    plots.learning_curves(rows, "two epochs", tmp_path / run.CURVES)
+    assert (tmp_path / run.CURVES).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_evaluation_of_the_checkpoint_repeats_the_last_row(few, tmp_path):
+    last = Trainer(resolve(epochs=2), few).run(tmp_path).rows[-1]["test"]
+    saved = checkpoint.load(tmp_path)
+    again = Trainer(settings.Settings.from_json(saved.metadata["settings"]), few)
+    assert again.evaluate(few.test) != last
+    again.restore(saved)
+    assert again.evaluate(few.test) == last == saved.metadata["test"]
+
+
+def test_checkpoint_of_another_network_is_refused(few, tmp_path):
+    trainer = Trainer(resolve(), few)
+    trainer._save(tmp_path, 1, 1, None)
+    saved = checkpoint.load(tmp_path)
+    other = Trainer(dataclasses.replace(resolve(), layers=(8, "pool")), few)
+    with pytest.raises(ValueError, match="expected one for this network"):
+        other.restore(saved)
+    saved.metadata["shape"] = [1, 28, 28]
+    with pytest.raises(ValueError, match=r"expected one for images \(1, 8, 8\), got \[1, 28, 28\]"):
+        trainer.restore(saved)
+
+
+def test_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, checkpoint.Checkpoint({"w": torch.arange(3.0)}, {"epoch": 1}))
+    before = path.read_bytes()
+
+    def interrupted(content, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", interrupted)
+        checkpoint.save(path, checkpoint.Checkpoint({"w": torch.zeros(3)}, {"epoch": 2}))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert checkpoint.load(path).metadata == {"epoch": 1}
+    assert torch.equal(checkpoint.load(tmp_path).model["w"], torch.arange(3.0))
+
+
+class Payload:
+    """What a hostile checkpoint would hold."""
+
+    def __reduce__(self):
+        return (open, (str(Path(__file__).with_name("payload-ran")), "w"))
+
+
+def test_checkpoint_runs_nothing_and_bad_files_are_named(tmp_path):
+    path = tmp_path / "bad.pt"
+    torch.save({"metadata": "{}", "model": Payload()}, path)
+    with pytest.raises(ValueError, match=r"damaged or different file .*bad\.pt"):
+        checkpoint.load(path)
+    assert not Path(__file__).with_name("payload-ran").exists()
+    good = tmp_path / "good.pt"
+    checkpoint.save(good, checkpoint.Checkpoint({"w": torch.zeros(300)}, {}))
+    for content in (good.read_bytes()[:-200], b"", b"nothing", pickle.dumps({"model": 1})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged or different file .*bad\.pt"):
+            checkpoint.load(path)
+    with pytest.raises(FileNotFoundError, match="expected a run folder with checkpoint.pt"):
+        checkpoint.load(tmp_path)
+    torch.save({"metadata": json.dumps({"format": 99}), "model": {}}, path)
+    with pytest.raises(ValueError, match="expected format 1, got 99"):
+        checkpoint.load(path)
+
+
+def test_run_folders_are_numbered_and_never_reused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = resolve(loss="tet", seed=7)
+    names = [str(run.create(plan, None)) for _ in range(3)]
+    assert names == ["runs/digits-tet-seed7", "runs/digits-tet-seed7-2", "runs/digits-tet-seed7-3"]
+    assert run.create(plan, "runs/digits-tet-seed7-2") == Path("runs/digits-tet-seed7-2")  # empty: taken
+    (Path(names[0]) / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="expected an empty or new folder, got runs/digits-tet-seed7,"):
+        run.create(plan, names[0])
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "/proc/nowhere/run"])
+def test_run_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(OSError, match=f"--run-dir: expected a folder that can be written, got {where}"):
+        run.create(resolve(), where)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, got 'cifar'"),
+        ({"loss": "l2"}, "--loss: expected one of trt, tet, sdt, got 'l2'"),
+        ({"backend": "numba"}, "--backend: expected one of auto, .*, got 'numba'"),
+        ({"device": "tpu"}, "--device: expected one of auto, cpu, cuda, cuda:N, got 'tpu'"),
+        ({"device": "cpu:1"}, "--device: expected one of"),
+        ({"epochs": 0}, "--epochs: expected an integer of at least 1, got 0"),
+        ({"batch_size": -4}, "--batch-size: expected an integer of at least 1, got -4"),
+        ({"timesteps": 0}, "--timesteps: expected an integer of at least 1, got 0"),
+        ({"threads": 0}, "--threads: expected an integer of at least 1, got 0"),
+        ({"lr": float("nan")}, "--lr: expected a finite number above 0, got nan"),
+        ({"lr": 0.0}, "--lr: expected a finite number above 0, got 0.0"),
+        ({"lr": float("inf")}, "--lr: expected a finite number above 0, got inf"),
+        ({"lam": -1.0}, "--lam: expected a finite number of at least 0, got -1.0"),
+        ({"eta": 1.5}, "--eta: expected a number of 0 to 1, got 1.5"),
+        ({"delta": float("nan")}, "--delta: expected a finite number of at least 0, got nan"),
+        ({"loss": "sdt", "eta": 0.1}, "--eta: expected with --loss trt only, got it with --loss sdt"),
+        ({"loss": "tet", "lam": 1.5}, "--lam: expected a number of 0 to 1, got 1.5"),
+        ({"seed": -1}, "--seed: expected an integer of 0 to"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(**options)
+
+
+def test_device_that_is_not_there_is_refused():
+    with pytest.raises(
+        RuntimeError, match=r"--device: cuda:99 was asked for, but this machine has .*; use --device cpu"
+    ):
+        resolve(device="cuda:99")
+
+
+def test_defaults_are_the_recipe_and_the_loss():
+    plan = settings.resolve(data="fashion-mnist", loss="tet")
+    assert (plan.epochs, plan.batch_size, plan.lr, plan.flip) == (5, 128, 4e-3, True)
+    assert plan.loss_options == {"lam": 0.05}
+    assert resolve(eta=0.5).loss_options == {"lam": 1e-5, "delta": 0.25, "eta": 0.5}
+    assert resolve(lam=0.0).loss_options["lam"] == 0.0
+
+
+# The network
+
+
+def test_networks_have_the_sizes_of_their_recipes():
+    layers = settings.RECIPES["fashion-mnist"].layers
+    count = sum(p.numel() for p in SmallNet((1, 28, 28), layers, 10).parameters())
+    assert count == 54_778
+    assert SmallNet((1, 8, 8), (16, 32, "pool"), 10, timesteps=3)(torch.rand(2, 1, 8, 8)).shape == (3, 2, 10)
+
+
+@pytest.mark.parametrize("layers", [(), ("pool", 8), (8, "max"), (8, "pool", "pool", "pool", "pool")])
+def test_network_of_impossible_layers_is_refused(layers):
+    with pytest.raises(ValueError, match="SmallNet: expected layers"):
+        SmallNet((1, 8, 8), layers, 10)
+
+
+def test_static_first_layer_equals_convolving_every_frame():
+    torch.manual_seed(1)
+    images = torch.rand(5, 2, 9, 9)
+    block = SmallNet((2, 9, 9), (8,), 3, timesteps=4).layers[0]
+    once = block(images)
+    assert block.repeat == 4
+    block.repeat = None
+    frames = block(torch.cat([images] * 4).unflatten(0, (4, 5)))
+    assert once.shape == (4, 5, 8, 9, 9) and 0 < float(once.mean()) < 1
+    assert float((once != frames).float().mean()) < 1e-3  # BatchNorm sums in another order
+
+
+def test_spikes_stay_channels_last():
+    net = SmallNet((1, 8, 8), (16, 32, "pool"), 10, backend=BACKEND)
+    strides = []
+    for block in net.layers:
+        block.register_forward_hook(lambda module, inputs, output: strides.append(output.stride(2)))
+    net(torch.rand(2, 1, 8, 8)).sum().backward()
+    assert strides == [1, 1, 1]
+
+
+# Pages
+
+PAGES = """
+import resource, torch
+from trtkern.training.pages import keep_pages
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.empty(48 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+default = faults()
+took = keep_pages()
+faults()
+print(took, default, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_pages_are_kept():
+    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
+    took, default, kept = done.stdout.split()
+    assert took == "True" and int(kept) < int(default) / 10, done.stdout

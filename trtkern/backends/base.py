@@ -1,0 +1,104 @@
+"""What a backend is, and the shapes of what passes between the ops and every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern.spec import LIFSpec
+
+CHUNK = 16
+"""Steps of h that a backward pass keeps at once; ``csrc/lif_args.h`` has the same number (a test compares them)."""
+
+PARAMS = ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset")
+"""Rows of a parameter tensor, and of its gradient."""
+
+
+class LIFInputs(NamedTuple):
+    """What both directions read, checked: memory is [T, N] dense, time outermost, one storage order for all."""
+
+    x: Tensor
+    """[T, ...] in float32, bfloat16 or float16."""
+    v0: Tensor | None
+    """[...] float32; None is zero."""
+    params: Tensor | None
+    """[6, C] float32, rows as in ``PARAMS``; None when all six are numbers."""
+    scalars: tuple[float, ...]
+    """The six numbers, used when ``params`` is None."""
+    spec: LIFSpec
+    inner: int
+    """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
+
+
+class LIFForward(NamedTuple):
+    """What the forward pass writes; None is not wanted."""
+
+    s: Tensor | None
+    v: Tensor | None
+    v_final: Tensor | None
+    edges: Tensor | None
+    """[edges, N] float32: v after step 16, 32, ... (what the backward pass restarts from)."""
+    flag: Tensor | None
+    """int32 [1], set to 1 if any h is not finite, never cleared."""
+
+
+class LIFGrads(NamedTuple):
+    """Gradients that come in; None is zero."""
+
+    s: Tensor | None
+    v: Tensor | None
+    v_final: Tensor | None
+
+
+class LIFBackward(NamedTuple):
+    """What the backward pass writes; None is not wanted."""
+
+    x: Tensor
+    v0: Tensor | None
+    params: Tensor | None
+
+
+class RegularizerSpec(NamedTuple):
+    """Hyper-parameters of R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))."""
+
+    timesteps: int
+    lam: float
+    delta: float
+    eps: float
+
+
+class Case(NamedTuple):
+    """What a backend is asked to run: an op family ("lif", "regularizer") on a device, in a dtype."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    spec: LIFSpec | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the ops.
+
+    ``missing()`` says why it cannot be used on this machine and how to get it, or None; ``refuses(case)`` says why it
+    does not take a case, or None; ``ops`` maps an op's name ("lif_forward", "lif_backward") to its function.
+    """
+
+    name: str
+    missing: Callable[[], str | None]
+    refuses: Callable[[Case], str | None]
+    ops: Mapping[str, Callable]
+
+    def holds(self, family: str) -> bool:
+        """Whether it has the ops of that family at all, on any machine."""
+        return any(op.removesuffix("_forward").removesuffix("_backward") == family for op in self.ops)
+
+    def objection(self, case: Case) -> str | None:
+        """Why this backend does not run the case here, or None when it does."""
+        if not self.holds(case.op):
+            return f"it does not hold {case.op}"
+        return self.refuses(case) or self.missing()

@@ -1,0 +1,13 @@
+"""The reference backend: ``trtkern.reference``, in any floating dtype, on any device, differentiable twice."""
+
+from __future__ import annotations
+
+from trtkern import reference
+from trtkern.backends.base import Backend
+
+BACKEND = Backend(
+    name="reference",
+    missing=lambda: None,
+    refuses=lambda case: None if case.dtype.is_floating_point else f"dtype {case.dtype} is not floating point",
+    ops={"lif": reference.lif, "regularizer": reference.regularizer},
+)

@@ -1,0 +1,133 @@
+"""The triton backend: every op, on NVIDIA and AMD GPUs, and in Triton's interpreter on CPU tensors.
+
+For the interpreter set ``TRITON_INTERPRET=1`` before Triton is first imported. It exists for tests and is slow.
+Importing this file does not import Triton.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern import surrogates
+from trtkern.backends.base import Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, RegularizerSpec
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def missing() -> str | None:
+    """Why Triton cannot be used on this machine and how to get it; None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install 'trtkern[triton]'"
+    if not _interpreted() and not torch.cuda.is_available():
+        return (
+            "torch sees no GPU here; install a torch build for your GPU and its driver "
+            "(or set TRITON_INTERPRET=1 before starting Python, to run the kernels slowly on the CPU)"
+        )
+    return None
+
+
+def refuses(case: Case) -> str | None:
+    """Why this backend does not take a case; None when it does."""
+    device = "cpu" if _interpreted() else "cuda"
+    if case.device != device:
+        hint = " in Triton's interpreter (TRITON_INTERPRET is set)" if _interpreted() else ""
+        return f"it runs on {device} tensors{hint}, not on {case.device}"
+    if case.dtype not in DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {case.dtype}"
+    if case.op == "regularizer" and case.dtype != torch.float32:
+        return f"its regularizer takes float32 parameters, not {case.dtype}"
+    return None if case.spec is None else _refuses_surrogate(str(case.spec.surrogate))
+
+
+def _refuses_surrogate(name: str) -> str | None:
+    row = surrogates.lookup(name)
+    if row.builtin:
+        return None
+    try:
+        source = inspect.getsource(row.function)
+    except (OSError, TypeError):
+        return f"Triton compiles from source, and the surrogate {name!r} has no source file; define it in a file"
+    if not source.lstrip().startswith(("def ", "@")):
+        return f"Triton compiles functions, and the surrogate {name!r} is a lambda; define it with def"
+    return None
+
+
+class _Quiet:
+    """What numpy would warn of in the interpreter (NaN, overflow, division by zero) is silent on a GPU as well."""
+
+    def __enter__(self) -> None:
+        import numpy
+
+        self._state = numpy.errstate(all="ignore")
+        self._state.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self._state.__exit__(*exception)
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Launches go to the tensor's own device; Triton takes the current stream of that device."""
+    return torch.cuda.device_of(tensor) if tensor.is_cuda else _Quiet()
+
+
+def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
+    """Fills ``out``: one launch."""
+    from trtkern.kernels.lif_launch import forward_launch
+
+    if inp.x.numel():
+        with _on(inp.x):
+            forward_launch(inp, out)()
+
+
+def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
+    """Fills ``out``: one launch, and a sum over partial sums when the parameters want gradients."""
+    from trtkern.kernels.lif_launch import backward_launch
+
+    if not inp.x.numel():
+        if out.params is not None:
+            out.params.zero_()
+        return
+    with _on(inp.x):
+        launch, sums = backward_launch(inp, edges, grads, out)
+        launch()
+        if sums is not None and out.params is not None:
+            sums.add_up(out.params)
+
+
+def regularizer(
+    weights: list[Tensor],
+    spec: RegularizerSpec,
+    value: Tensor,
+    grads: list[Tensor] | None,
+    accumulate: bool,
+    scale: float,
+) -> None:
+    """Fills ``value`` with R(weights); writes scale * dR/dw to ``grads``, or adds it: one launch and one sum."""
+    from trtkern.kernels.regularizer import regularizer_launch
+
+    if not any(w.numel() for w in weights):
+        value.zero_()
+        return
+    with _on(weights[0]):
+        launch, partial = regularizer_launch(weights, spec, grads, accumulate, scale)
+        launch()
+        torch.sum(partial, 0, out=value)
+
+
+BACKEND = Backend(
+    name="triton",
+    missing=missing,
+    refuses=refuses,
+    ops={"lif_forward": lif_forward, "lif_backward": lif_backward, "regularizer": regularizer},
+)

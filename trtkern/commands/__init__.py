@@ -1,0 +1,38 @@
+"""The commands of ``trtkern``, one file each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trtkern import __version__
+from trtkern.commands.doctor import doctor
+from trtkern.commands.evaluate import evaluate
+from trtkern.commands.train import train
+
+app = typer.Typer(
+    help="Train spiking neural networks with Temporal Regularization Training, through fused kernels.",
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trtkern {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

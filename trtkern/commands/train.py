@@ -1,0 +1,130 @@
+"""``trtkern train``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from trtkern import backends
+from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
+from trtkern.data import DATASETS, load
+from trtkern.training import checkpoint, run
+from trtkern.training.loop import Trainer
+from trtkern.training.pages import keep_pages
+from trtkern.training.settings import LOSSES, RECIPES, resolve
+from trtkern.training.watch import NonFiniteError
+
+
+def _defaults(name: str) -> str:
+    values = {data: getattr(recipe, name) for data, recipe in RECIPES.items()}
+    return ", ".join(f"{value:g} for {data}" for data, value in values.items() if value is not None)
+
+
+def _loss_defaults(name: str) -> str:
+    return ", ".join(f"{options[name]:g} for {loss}" for loss, options in LOSSES.items() if name in options)
+
+
+def train(
+    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}. The digits come with the package.")] = (
+        "digits"
+    ),
+    data_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the files of the data set are: for fashion-mnist the four IDX files, plain or .gz.",
+            show_default="where Debian's package dataset-fashion-mnist puts them",
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch missing files into --data-dir first; checked by SHA-256.")
+    ] = False,
+    loss: Annotated[str, typer.Option(help=f"Loss: {', '.join(LOSSES)}.")] = "trt",
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            help="trt: strength of the weight penalty. tet: share of the squared error.",
+            show_default=_loss_defaults("lam"),
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="trt: decay of the penalty over time; 0 is plain L2.", show_default=_loss_defaults("delta")),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="trt: share of the squared error, 0 to 1.", show_default=_loss_defaults("eta")),
+    ] = None,
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Time steps T that an image is shown for.")] = 4,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=_defaults("epochs"))] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a step.", show_default=_defaults("batch_size"))
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate; it falls as a cosine.", show_default=_defaults("lr")),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and of the order of the images.")] = 0,
+    backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(backends.NAMES)}.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=f"{_defaults('threads')}, else what torch takes")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where autocast deems it safe.")] = False,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Run folder, new or empty.",
+            show_default="runs/<data>-<loss>-seed<seed>, or that with -2, -3, ...",
+        ),
+    ] = None,
+) -> int:
+    """Train a small convolutional spiking network on images.
+
+    Without options: the 8x8 handwritten digits with the TRT loss, in seconds. The run folder receives a checkpoint
+    after every epoch, metrics.jsonl, config.json and the learning curves. Ctrl-C ends the run with a checkpoint.
+    """
+    need("train", "matplotlib")
+    with user_errors():
+        settings = resolve(
+            data=data, data_dir=data_dir, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
+            backend=backend, device=device, threads=threads, seed=seed, epochs=epochs, batch_size=batch_size,
+            lr=lr, amp=amp,
+        )  # fmt: skip
+        torch.set_num_threads(settings.threads)
+        keep_pages()
+        dataset = load(settings.data, settings.data_dir, download)
+        trainer = Trainer(settings, dataset)
+        folder = run.create(settings, run_dir)
+    return _run(trainer, folder)
+
+
+def _run(trainer: Trainer, folder: Any) -> int:
+    from trtkern.training import plots, progress
+
+    out = console()
+    settings, images = trainer.settings, [split.labels.numel() for split in (trainer.data.train, trainer.data.test)]
+    out.print(
+        f"{settings.data}: {images[0]:,} training and {images[1]:,} test images, {trainer.steps} steps an epoch, "
+        f"run folder {folder}", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    try:
+        with quits(FAILURE, NonFiniteError, OSError):
+            result = trainer.run(folder, progress.observer(out))
+            if result.rows:
+                title = f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}"
+                plots.learning_curves(result.rows, title, folder / run.CURVES)
+    except Quit as error:
+        saved = folder / checkpoint.NAME
+        kept = f"; the last good checkpoint is {saved}" if saved.is_file() else "; no checkpoint was written"
+        raise Quit(f"{error}{kept}", error.status) from error
+    if result.rows:
+        out.print(progress.summary(trainer, result, folder))
+    if result.stopped:
+        epoch, step = result.stopped
+        raise Quit(
+            f"stopped in epoch {epoch} after step {step} of {trainer.steps}, as asked; its weights are in "
+            f"{folder / checkpoint.NAME} (`trtkern evaluate {folder}` tries them)", INTERRUPTED,
+        )  # fmt: skip
+    return 0

@@ -1,0 +1,157 @@
+"""IDX files, the format of MNIST and Fashion-MNIST: read plain or gzip-packed, with errors that name the file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# https://github.com/zalandoresearch/fashion-mnist lists the first; both serve the same gzip-packed files.
+DOWNLOAD_FROM = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+)
+# Where the Debian package dataset-fashion-mnist puts the files.
+DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
+
+
+class IdxFile(NamedTuple):
+    """One of the four files: its name, the bytes and the SHA-256 of its contents, unpacked: any .gz of them will do."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+TRAIN_IMAGES = IdxFile(
+    "train-images-idx3-ubyte", 47_040_016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+)
+TRAIN_LABELS = IdxFile(
+    "train-labels-idx1-ubyte", 60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+)
+TEST_IMAGES = IdxFile(
+    "t10k-images-idx3-ubyte", 7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+)
+TEST_LABELS = IdxFile(
+    "t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+)
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """The unsigned bytes of an IDX file as a uint8 tensor of ``dims`` dimensions; gzip-packed if it ends in .gz.
+
+    Raises:
+        ValueError: wrong magic number, fewer or more bytes than the header says, or a damaged gzip stream; the
+            message names the file, the size expected and what came.
+        OSError: the file cannot be read.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            return _read(cast(BinaryIO, file), path, dims)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"data: expected a whole gzip file, got {error} in {path}; get the file again") from None
+
+
+def _read(file: BinaryIO, path: Path, dims: int) -> Tensor:
+    magic = 0x0800 | dims  # unsigned bytes, `dims` dimensions
+    header_size = 4 + 4 * dims
+    header = file.read(header_size)
+    if len(header) < header_size:
+        raise ValueError(f"data: expected an IDX header of {header_size} bytes, got {len(header)} bytes in {path}")
+    found, *shape = struct.unpack(f">{1 + dims}I", header)
+    if found != magic:
+        raise ValueError(
+            f"data: expected the magic number 0x{magic:08x} (unsigned bytes in {dims} dimensions), got 0x{found:08x} "
+            f"in {path}; is this file another one renamed?"
+        )
+    size = math.prod(shape)
+    limit = min(size, max(1 << 20, 1032 * os.path.getsize(path)))  # no gzip stream unpacks to more: a damaged header
+    body = file.read(limit + 1)
+    if len(body) != size:
+        came = f"{header_size + len(body):,}" if len(body) < size else "more"
+        raise ValueError(
+            f"data: expected {header_size + size:,} bytes ({' x '.join(map(str, shape))} after a header of "
+            f"{header_size}), got {came} in {path}; get the file again"
+        )
+    return torch.from_numpy(np.frombuffer(bytearray(body), np.uint8)).reshape(shape)
+
+
+def find(directory: str | None) -> Path:
+    """The folder that holds all four files, plain or .gz: ``directory``, or without one Debian's.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing; the message names it and its size.
+    """
+    folder = DEBIAN_DIR if directory is None else Path(directory)
+    missing = [file for file in FILES if _path(folder, file) is None]
+    if not missing:
+        return folder
+    names = ", ".join(f"{file.name}[.gz] ({file.size:,} bytes unpacked)" for file in missing)
+    if directory is None:
+        how = "`apt-get install dataset-fashion-mnist` puts them there, or name another folder with --data-dir"
+    else:
+        how = "check --data-dir, or add --download to fetch them"
+    raise FileNotFoundError(f"data: expected the four Fashion-MNIST files in {folder}, got no {names}; {how}")
+
+
+def load(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Train images [N, rows, columns], train labels [N], test images and test labels, uint8."""
+    images, labels, test_images, test_labels = (
+        read_idx(cast(Path, _path(folder, file)), 3 if "images" in file.name else 1) for file in FILES
+    )
+    return images, labels, test_images, test_labels
+
+
+def download(directory: str) -> Path:
+    """Fetch what ``directory`` lacks of the four files, checked against their SHA-256; returns the folder.
+
+    Raises:
+        OSError: no server answered, or the folder cannot be written.
+        ValueError: what came is not the file (wrong checksum); nothing is kept of it.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in FILES:
+        if _path(folder, file) is None:
+            packed = _fetch(file)
+            partial = folder / f"{file.name}.gz.part"
+            partial.write_bytes(packed)
+            partial.rename(folder / f"{file.name}.gz")
+    return folder
+
+
+def _fetch(file: IdxFile) -> bytes:
+    failures = []
+    for base in DOWNLOAD_FROM:
+        url = f"{base}{file.name}.gz"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                packed = answer.read(64 << 20)
+        except OSError as error:  # urllib.error.URLError is one
+            failures.append(f"{url}: {getattr(error, 'reason', error)}")
+            continue
+        try:
+            digest = hashlib.sha256(gzip.decompress(packed)).hexdigest()
+        except (EOFError, OSError, zlib.error):
+            digest = "a damaged gzip file"
+        if digest == file.sha256:
+            return packed
+        raise ValueError(f"data: expected {file.name} with SHA-256 {file.sha256}, got {digest} from {url}")
+    raise OSError(f"data: could not download {file.name}.gz ({'; '.join(failures)}); put the file there by hand")
+
+
+def _path(folder: Path, file: IdxFile) -> Path | None:
+    plain, packed = folder / file.name, folder / f"{file.name}.gz"
+    return plain if plain.is_file() else packed if packed.is_file() else None

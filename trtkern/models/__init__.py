@@ -1,0 +1,5 @@
+"""Networks built from the fused layers."""
+
+from trtkern.models.small import SmallNet
+
+__all__ = ["SmallNet"]

@@ -1,0 +1,252 @@
+"""Losses over the outputs of every timestep: TRT, TET and SDT, called the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trtkern.backends import named
+from trtkern.backends.base import RegularizerSpec
+from trtkern.nn._neuron import Neuron
+from trtkern.ops import _check
+from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
+
+Named = nn.Module | Iterable[tuple[str, Tensor]]
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_EXCLUDABLE = ("norm", "classifier")
+
+
+class LossParts(NamedTuple):
+    """A loss and what it is made of, 0-dim tensors; the parts are unweighted, ``regularizer`` holds its lam."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    mse: Tensor
+    regularizer: Tensor
+
+
+class _TimestepLoss(nn.Module):
+    """What the losses share: the checks, the call, and a regulariser that is absent unless a loss has one."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a 0-dim tensor in float32 (float64 for float64).
+
+        Args:
+            logits: outputs of the last layer at every timestep, [T, B, C].
+            target: labels [B], int64, in [0, C).
+
+        Raises:
+            TypeError, ValueError: another rank, dtype or device, or a label out of range.
+        """
+        return self.parts(logits, target).total
+
+    def parts(self, logits: Tensor, target: Tensor, *, regularize: bool = True) -> LossParts:
+        """The loss and its parts; with ``regularize=False`` the penalty is left to ``add_grad_``."""
+        name = type(self).__name__
+        _check_logits(name, logits, target)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        return self._parts(logits, target, regularize)
+
+    def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def add_grad_(self, scale: float = 1.0) -> Tensor:
+        """Nothing to add: this loss has no regulariser. Returns 0."""
+        return torch.zeros(())
+
+
+def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected floating-point logits [T, B, C], got {_check.describe(logits)}")
+    if logits.dim() != 3 or 0 in logits.shape:
+        raise ValueError(
+            f"{name}: expected logits [T, B, C] with no empty axis, got {_check.describe(logits)}; "
+            "keep the time axis: pass the output of every step, not their mean"
+        )
+    if not isinstance(target, Tensor) or target.dtype != torch.int64:
+        raise TypeError(f"{name}: expected target to be int64 labels, got {_check.describe(target)}")
+    if target.shape != logits.shape[1:2] or target.device != logits.device:
+        raise ValueError(
+            f"{name}: expected target of shape ({logits.shape[1]},) on {logits.device}, got {_check.describe(target)}"
+        )
+    if not torch.compiler.is_compiling() and (target.device.type == "cpu" or _check.debugging()):
+        low, high = (bound.item() for bound in target.aminmax())
+        if low < 0 or high >= logits.shape[2]:
+            raise ValueError(
+                f"{name}: expected labels in [0, {logits.shape[2]}), got labels from {low} to {high}; "
+                "check the number of classes"
+            )
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """mean over t and b of the cross entropy of every step."""
+    return F.cross_entropy(logits.flatten(0, 1), target.repeat(logits.shape[0]))
+
+
+def _fraction(name: str, field: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected {field} to be a number in [0, 1], got {value!r}")
+    return float(value)
+
+
+class SDTLoss(_TimestepLoss):
+    """Standard direct training: the cross entropy of the mean output, CE(1/T sum_t O_t, y)."""
+
+    def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
+        loss = F.cross_entropy(logits.mean(0), target)
+        zero = loss.new_zeros(())
+        return LossParts(loss, loss.detach(), zero, zero)
+
+
+class TETLoss(_TimestepLoss):
+    """Temporal efficient training (arXiv 2202.11946): (1 - lam) 1/T sum_t CE(O_t, y) + lam MSE(O, means).
+
+    Args:
+        means: what every output is drawn to; the threshold of the neurons.
+        lam: weight of the mean squared error, in [0, 1] (0.05 on CIFAR, 0.001 on ImageNet and DVS data).
+    """
+
+    def __init__(self, means: float = 1.0, lam: float = 0.05) -> None:
+        super().__init__()
+        self.lam = _fraction("TETLoss", "lam", lam)
+        if isinstance(means, bool) or not isinstance(means, (int, float)) or not math.isfinite(means):
+            raise ValueError(f"TETLoss: expected means to be a finite number, got {means!r}")
+        self.means = float(means)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"means={self.means:g}, lam={self.lam:g}"
+
+    def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
+        cross_entropy = _cross_entropy(logits, target)
+        mse = (logits - self.means).square().mean()
+        total = (1 - self.lam) * cross_entropy + self.lam * mse
+        return LossParts(total, cross_entropy.detach(), mse.detach(), total.new_zeros(()))
+
+
+class TRTLoss(_TimestepLoss):
+    """Temporal regularization training (arXiv 2506.19256), over the outputs O_t and the weights w:
+
+        1/T sum_t [ (1 - eta) CE(O_t, y) + eta MSE(O_t, onehot(y)) + sum_w lam w^2 / (1 + (e^(delta t) - 1)(|w| + eps)) ]
+
+    with t = 0 .. T-1. The last term does not depend on the data; it is one fused pass over all weights. As in the
+    reference implementation it covers every trainable parameter whose name does not contain "bias": convolutions, linear
+    layers with the classifier, and the scales of normalisation layers. Parameters of the neurons (a learned decay or
+    threshold) are left out: the penalty would pull them to 0.
+
+    Args:
+        model: a module, or (name, parameter) pairs. It is only looked at: nothing is registered here.
+        lam: strength of the penalty, >= 0.
+        delta: how fast it decays over time, >= 0; 0 is plain L2.
+        eps: >= 0, added to abs(w).
+        eta: weight of the mean squared error, in [0, 1].
+        exclude: what not to regularise: "norm" (scales of normalisation layers), "classifier" (the last Linear).
+        backend: of the penalty.
+
+    A training loop that wants the fastest step uses ``parts(..., regularize=False)``, ``backward()``, then
+    ``add_grad_()``: the penalty's gradient goes straight into ``.grad``.
+
+    Raises:
+        TypeError, ValueError: a hyper-parameter out of range, nothing to regularise, an unknown name in ``exclude``.
+    """
+
+    def __init__(
+        self,
+        model: Named,
+        lam: float = 1e-5,
+        delta: float = 0.25,
+        eps: float = 1e-5,
+        eta: float = 0.05,
+        *,
+        exclude: Iterable[str] = (),
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.lam, self.delta, self.eps, self.backend = lam, delta, eps, backend
+        self.eta = _fraction("TRTLoss", "eta", eta)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self._timesteps: int | None = None
+        # In a tuple, so that nothing is registered: the parameters belong to the model.
+        self._chosen = tuple(_regularized(model, self.exclude))
+        check_spec(self._spec(1))
+        if backend != "auto":
+            named(backend)
+
+    def _spec(self, timesteps: int) -> RegularizerSpec:
+        return RegularizerSpec(timesteps, self.lam, self.delta, self.eps)
+
+    def regularized(self) -> list[tuple[str, Tensor]]:
+        """The (name, parameter) pairs that the penalty covers now: the chosen ones that are trainable."""
+        return [(name, p) for name, p in self._chosen if p.requires_grad]
+
+    def extra_repr(self) -> str:
+        """The settings and the size of what is regularised."""
+        chosen = self.regularized()
+        count = sum(p.numel() for _, p in chosen)
+        settings = f"lam={self.lam:g}, delta={self.delta:g}, eps={self.eps:g}, eta={self.eta:g}"
+        return f"{settings}, exclude={self.exclude}, regularizes {count:,} weights in {len(chosen)} tensors"
+
+    def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
+        self._timesteps = logits.shape[0]
+        cross_entropy = _cross_entropy(logits, target)
+        onehot = F.one_hot(target, logits.shape[2]).to(logits.dtype)
+        mse = (logits - onehot).square().mean()
+        total = (1 - self.eta) * cross_entropy + self.eta * mse
+        weights = [p for _, p in self.regularized()]
+        penalty = total.new_zeros(())
+        if regularize and weights:
+            penalty = regularizer(weights, self._spec(logits.shape[0]), backend=self.backend)
+            total = total + penalty
+        return LossParts(total, cross_entropy.detach(), mse.detach(), penalty.detach())
+
+    @torch.no_grad()
+    def add_grad_(self, scale: float = 1.0) -> Tensor:
+        """Add scale * dR/dw into ``.grad`` of every regularised parameter, in one pass; returns R, a 0-dim tensor.
+
+        Call it after ``backward()`` (the T of the last call counts) and before the optimiser's step; with a gradient
+        scaler pass its scale.
+        """
+        if self._timesteps is None:
+            raise RuntimeError("TRTLoss: expected a call of the loss before add_grad_, got none; T comes from its logits")
+        weights = [p for _, p in self.regularized()]
+        if not weights:
+            return torch.zeros(())
+        return add_regularizer_grad_(weights, self._spec(self._timesteps), scale=scale, backend=self.backend)
+
+
+def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """The pairs that the reference implementation regularises, less ``exclude`` and the neurons' own parameters."""
+    unknown = [name for name in exclude if name not in _EXCLUDABLE]
+    if unknown:
+        raise ValueError(f"TRTLoss: expected exclude from {_EXCLUDABLE}, got {unknown[0]!r}")
+    left_out: set[int] = set()
+    if isinstance(model, nn.Module):
+        modules = list(model.modules())
+        kinds = (Neuron, *_NORMS) if "norm" in exclude else (Neuron,)
+        for module in modules:
+            if isinstance(module, kinds):
+                left_out.update(id(p) for p in module.parameters(recurse=False))
+        if "classifier" in exclude:
+            linear = [module for module in modules if isinstance(module, nn.Linear)]
+            if not linear:
+                raise ValueError("TRTLoss: expected a Linear to exclude as the classifier, got a model without one")
+            left_out.update(id(p) for p in linear[-1].parameters())
+        pairs = list(model.named_parameters())
+    else:
+        if exclude:
+            raise ValueError(f"TRTLoss: expected a module with exclude={exclude}, got pairs; leave them out of the pairs")
+        pairs = list(model)
+        for pair in pairs:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
+                raise TypeError(f"TRTLoss: expected a module or (name, parameter) pairs, got {_check.describe(pair)}")
+    chosen = [(name, p) for name, p in pairs if "bias" not in name and id(p) not in left_out]
+    if not chosen:
+        raise ValueError("TRTLoss: expected parameters to regularise, got none; check the model and exclude")
+    return chosen

@@ -1,0 +1,185 @@
+"""The validation gate: every tensor passes here before its address is taken, every number before it is used.
+
+Shapes, dtypes, devices and Python numbers are always checked. Values inside tensors are checked on the CPU; on a GPU
+that would be a synchronisation, and is done under ``trtkern.debug()`` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from trtkern.backends.base import PARAMS
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Number = float | int | Tensor
+
+_debugging = False
+
+
+@contextmanager
+def debug() -> Iterator[None]:
+    """Inside: values in GPU tensors are checked as well, and a non-finite potential raises at once.
+
+    Each check waits for the device: for finding a fault, not for training.
+    """
+    global _debugging
+    before, _debugging = _debugging, True
+    try:
+        yield
+    finally:
+        _debugging = before
+
+
+def debugging() -> bool:
+    """Whether ``trtkern.debug()`` is active."""
+    return _debugging
+
+
+def describe(value: object) -> str:
+    """A tensor as its shape, dtype and device; anything else as its repr and type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def sequence(op: str, x: Tensor) -> None:
+    """x is a floating tensor [T, ...] with T >= 1."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: expected x to be a tensor [T, ...], got {describe(x)}")
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{op}: expected x in float32, bfloat16, float16 or float64, got {describe(x)}; convert it with x.float()"
+        )
+    if x.dim() < 1 or x.shape[0] < 1:
+        raise ValueError(f"{op}: expected x as [T, ...] with T >= 1, got {describe(x)}; put the time axis first")
+
+
+def state(op: str, v0: Tensor | None, x: Tensor) -> None:
+    """v0 is None or a float32 (float64 for float64 x) tensor of x[0]'s shape, on x's device."""
+    if v0 is None:
+        return
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if not isinstance(v0, Tensor) or v0.dtype != dtype:
+        raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
+    if v0.shape != x.shape[1:] or v0.device != x.device:
+        raise ValueError(
+            f"{op}: expected v0 of shape {tuple(x.shape[1:])} on {x.device}, got {describe(v0)}; "
+            "v0 is one step without the time axis"
+        )
+
+
+def axis(op: str, name: str, dim: int, x: Tensor) -> int:
+    """``dim`` as a non-negative axis of x."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{op}: expected {name} to be an int, got {describe(dim)}")
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"{op}: expected {name} to be an axis of x, got {name}={dim} for {describe(x)}")
+    return dim % x.dim()
+
+
+def parameters(op: str, values: Mapping[str, Number]) -> None:
+    """The parameters of a neuron: finite numbers, or floating tensors of rank 0 or 1; decay in [0, 1], threshold >= 0.
+
+    The threshold comes first: where it stands in for the reset amount it is the one to be named.
+    """
+    for name, value in sorted(values.items(), key=lambda item: item[0] != "v_threshold"):
+        if isinstance(value, Tensor):
+            if not value.dtype.is_floating_point or value.dim() > 1 or value.numel() == 0:
+                raise ValueError(
+                    f"{op}: expected {name} to be a number or a floating tensor of shape [] or [C], "
+                    f"got {describe(value)}"
+                )
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{op}: expected {name} to be a number or a tensor, got {describe(value)}")
+        else:
+            _within(op, name, float(value), float(value))
+
+
+def held_parameter(op: str, name: str, value: Number) -> None:
+    """A parameter that a layer is constructed with: also the values of a tensor, wherever it is."""
+    parameters(op, {name: value})
+    if isinstance(value, Tensor) and value.device.type != "meta":
+        _within(op, name, *(bound.item() for bound in value.detach().aminmax()))
+
+
+def parameter_values(op: str, params: Tensor | None) -> None:
+    """The values of a [6, C] parameter tensor, where looking at them costs no synchronisation."""
+    if params is None or not (params.device.type == "cpu" or _debugging):
+        return
+    low, high = params.detach().aminmax(dim=1)
+    rows = list(zip(PARAMS, low.tolist(), high.tolist(), strict=True))
+    for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
+        _within(op, name, lowest, highest)
+
+
+def _within(op: str, name: str, low: float, high: float) -> None:
+    expected = None
+    if not (abs(low) < math.inf and abs(high) < math.inf):
+        expected = "finite"
+    elif name == "decay" and not 0 <= low <= high <= 1:
+        expected = "in [0, 1]"
+    elif name == "v_threshold" and low < 0:
+        expected = ">= 0"
+    if expected:
+        came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
+        raise ValueError(f"{op}: expected {name} to be {expected}, got {came}")
+
+
+def channels(op: str, name: str, value: Tensor, count: int, x: Tensor) -> None:
+    """A per-channel parameter has one value, or one a channel, on x's device."""
+    if value.numel() not in (1, count):
+        raise ValueError(
+            f"{op}: expected {name} to have 1 or {count} values (the channels of x), got {describe(value)} for "
+            f"{describe(x)}; check channel_dim"
+        )
+    if value.device != x.device:
+        raise ValueError(f"{op}: expected {name} on {x.device} like x, got {describe(value)}; move the module to it")
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether x is [T, N] in memory: time outermost, everything after it dense in some order, no overlap."""
+    if x.is_contiguous():
+        return True
+    # No sort: torch.compile cannot trace one over symbolic strides.
+    axes = [axis for axis in range(1, x.dim()) if x.shape[axis] != 1]
+    expected = 1
+    while axes:
+        fastest = [axis for axis in axes if x.stride(axis) == expected]
+        if not fastest:
+            return False
+        axes.remove(fastest[0])
+        expected = expected * x.shape[fastest[0]]
+    return x.shape[0] == 1 or x.stride(0) == expected
+
+
+def is_flat(w: Tensor) -> bool:
+    """Whether w is one dense stretch of memory, in whatever order of its axes."""
+    return is_dense(w[None])
+
+
+def flat(w: Tensor) -> Tensor:
+    """w itself if it is one dense stretch of memory, else a contiguous copy."""
+    return w if is_flat(w) else w.contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its memory is [T, N], else a contiguous copy: the only copy that a layout ever costs."""
+    return x if is_dense(x) else x.contiguous()
+
+
+def aligned_like(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in the memory layout of ``like``, in ``dtype``: itself where that already holds, else a copy.
+
+    Incoming gradients come in any layout: expanded (stride 0) from a sum, transposed from a permute.
+    """
+    if value.shape != like.shape or value.device != like.device:
+        raise RuntimeError(f"expected a tensor like {describe(like)}, got {describe(value)}")
+    same = all(a == b for a, b, n in zip(value.stride(), like.stride(), value.shape, strict=True) if n != 1)
+    if same and value.dtype == dtype:
+        return value
+    return torch.empty_like(like, dtype=dtype).copy_(value)

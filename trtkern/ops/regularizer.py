@@ -1,0 +1,198 @@
+"""The TRT weight regulariser: value and gradient over a whole list of tensors in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern import reference
+from trtkern.backends import choose, named
+from trtkern.backends.base import RegularizerSpec
+from trtkern.ops import _check
+from trtkern.ops._library import define, refuse_second_derivative
+
+
+def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: str = "auto") -> Tensor:
+    """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), t = 0 .. T-1 (arXiv 2506.19256).
+
+    Args:
+        weights: tensors of any shape, all on one device; float32 runs fused, other dtypes on the reference.
+        spec: timesteps, lam, delta, eps.
+        backend: "auto", or one of ``trtkern.backends.NAMES``.
+
+    Returns:
+        R, a 0-dim tensor, differentiable once (twice with ``backend="reference"``). The gradient is made in the same
+        pass as the value: backward hands it over.
+
+    Raises:
+        TypeError, ValueError: a hyper-parameter out of range, no weights, weights on several devices.
+    """
+    weights = list(weights)
+    name = _gate(weights, spec, backend)
+    if name == "reference":
+        return reference.regularizer(weights, spec)
+    dense = [_check.flat(w) for w in weights]
+    if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+        return _Regularizer.apply(list(spec), name, *dense)[0]
+    return torch.ops.trtkern.regularizer(dense, list(spec), False, name)[0]
+
+
+def add_regularizer_grad_(
+    weights: Sequence[Tensor], spec: RegularizerSpec, *, scale: float = 1.0, backend: str = "auto"
+) -> Tensor:
+    """Add scale * dR/dw into every ``w.grad`` (made where it is None) and return R, in one pass over both.
+
+    Args and errors as for ``regularizer``; the weights are leaves.
+    """
+    weights = list(weights)
+    name = _gate(weights, spec, backend)
+    with torch.no_grad():
+        for w in weights:
+            if w.grad is None:
+                w.grad = torch.zeros_like(w)
+        if name != "reference":
+            grads = [w.grad for w in weights]
+            # A gradient in another layout than its weight goes through a fresh one: rare, and torch adds it.
+            fits = [g.stride() == w.stride() and _check.is_flat(w) for g, w in zip(grads, weights, strict=True)]
+            if all(fits):
+                return torch.ops.trtkern.regularizer_add_grad_(
+                    [w.detach() for w in weights], grads, list(spec), float(scale), name
+                )
+    with torch.enable_grad():
+        leaves = [w.detach().requires_grad_() for w in weights]
+        value = regularizer(leaves, spec, backend=name)
+        fresh = torch.autograd.grad(value, leaves)
+    for w, gradient in zip(weights, fresh, strict=True):
+        w.grad.add_(gradient, alpha=scale)
+    return value.detach()
+
+
+def check_spec(spec: RegularizerSpec) -> None:
+    """The hyper-parameters: timesteps an int >= 1, the others finite and not negative."""
+    if isinstance(spec.timesteps, bool) or not isinstance(spec.timesteps, int) or spec.timesteps < 1:
+        raise ValueError(f"regularizer: expected timesteps to be an int >= 1, got {spec.timesteps!r}")
+    for field in ("lam", "delta", "eps"):
+        value = getattr(spec, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"regularizer: expected {field} to be a finite number >= 0, got {value!r}")
+
+
+def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
+    """Check what comes in; the name of the backend that takes it."""
+    op = "regularizer"
+    if not weights:
+        raise ValueError(f"{op}: expected at least one weight, got none; check the model and exclude")
+    for w in weights:
+        if not isinstance(w, Tensor) or not w.dtype.is_floating_point:
+            raise TypeError(f"{op}: expected floating-point tensors, got {_check.describe(w)}")
+        if w.device != weights[0].device:
+            raise ValueError(
+                f"{op}: expected all weights on {weights[0].device}, got {_check.describe(w)}; use one loss a device"
+            )
+    check_spec(spec)
+    dtypes = {w.dtype for w in weights}
+    if len(dtypes) > 1 and backend == "auto":
+        return "reference"
+    odd = next((w.dtype for w in weights if w.dtype != torch.float32), torch.float32)
+    return choose(backend, op, weights[0].device.type, odd)
+
+
+def _spec(packed: Sequence[float]) -> RegularizerSpec:
+    timesteps, lam, delta, eps = packed
+    return RegularizerSpec(int(timesteps), lam, delta, eps)
+
+
+def _run(weights, spec, with_grads, backend):
+    weights = [_check.flat(w) for w in weights]
+    value = weights[0].new_empty(())
+    grads = [torch.empty_like(w) for w in weights] if with_grads else None
+    named(backend).ops["regularizer"](weights, _spec(spec), value, grads, False, 1.0)
+    return value, grads or []
+
+
+def _run_fake(weights, spec, with_grads, backend):
+    return weights[0].new_empty(()), [torch.empty_like(w) for w in weights] if with_grads else []
+
+
+define(
+    "regularizer(Tensor[] weights, float[] spec, bool with_grads, str backend) -> (Tensor value, Tensor[] grads)",
+    _run,
+    _run_fake,
+)
+
+
+def _add_grad(weights, grads, spec, scale, backend):
+    for w, g in zip(weights, grads, strict=True):
+        if w.stride() != g.stride() or w.dtype != g.dtype or w.device != g.device or not _check.is_flat(w):
+            raise RuntimeError(f"regularizer: expected a gradient laid out like its weight, got {_check.describe(g)}")
+    value = weights[0].new_empty(())
+    named(backend).ops["regularizer"](list(weights), _spec(spec), value, list(grads), True, scale)
+    return value
+
+
+define(
+    "regularizer_add_grad_(Tensor[] weights, Tensor(a!)[] grads, float[] spec, float scale, str backend) -> Tensor",
+    _add_grad,
+    lambda weights, grads, spec, scale, backend: weights[0].new_empty(()),
+)
+
+
+class _Regularizer(torch.autograd.Function):
+    """The gradients are made in the forward pass and handed over once; a second backward makes them again."""
+
+    @staticmethod
+    def forward(spec, backend, *weights):
+        value, grads = torch.ops.trtkern.regularizer(list(weights), spec, True, backend)
+        return value, *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.spec, ctx.backend, *weights = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(*weights, *output[1:])
+        else:
+            # Handed over uncopied, they become .grad: they must not be kept for another backward as well.
+            ctx.save_for_backward(*weights)
+            ctx.grads = list(output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
+        saved, factor = list(ctx.saved_tensors), incoming[0]
+        count = len(ctx.needs_input_grad) - 2
+        if factor is None:
+            return None, None, *[None] * count
+        weights, grads = saved[:count], saved[count:]
+        if not torch.compiler.is_compiling():
+            grads, ctx.grads = ctx.grads, None
+            if grads is None:
+                grads = torch.ops.trtkern.regularizer([w.detach() for w in weights], ctx.spec, True, ctx.backend)[1]
+        return None, None, *_Scale.apply(factor, count, *grads, *weights)
+
+
+class _Scale(torch.autograd.Function):
+    """factor * gradients; the gradients themselves, uncopied, where the factor is known to be 1.
+
+    The weights come along so that whoever differentiates the result again meets an error, not a constant.
+    """
+
+    @staticmethod
+    def forward(factor, count, *tensors):
+        grads = tensors[:count]
+        # On a GPU, and while compiling, looking at the factor would wait for it.
+        if factor.device.type == "cpu" and not torch.compiler.is_compiling() and factor.item() == 1.0:
+            return tuple(g.view_as(g) for g in grads)
+        return tuple(g * factor for g in grads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        refuse_second_derivative("regularizer")

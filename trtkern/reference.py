@@ -1,0 +1,107 @@
+"""The oracle: a LIF neuron as a readable time loop in torch, differentiated by autograd. Never optimised.
+
+Everything else in this package is tested against these functions. They run in any floating dtype (float64 for tests),
+on any device, and support second derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern import dialect, surrogates
+from trtkern.spec import LIFSpec
+
+
+class Trace(NamedTuple):
+    """Spikes s and potentials after reset v of every step, [T, ...], and h, the potentials before firing."""
+
+    s: Tensor
+    v: Tensor
+    h: Tensor
+
+
+def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
+    return torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device))
+
+
+@lru_cache(maxsize=None)
+def _derivative(name: str) -> Any:
+    names = {"exp": torch.exp, "abs": torch.abs, "maximum": _maximum, "where": torch.where}
+    return dialect.rebind(surrogates.lookup(name).function, names)
+
+
+def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:
+    """dsigma/du of the named surrogate at ``u``, in u's dtype."""
+    return _derivative(name)(u, torch.as_tensor(alpha, dtype=u.dtype))
+
+
+class _Spike(torch.autograd.Function):
+    """1 where u > 0, else 0; backward multiplies by the surrogate derivative, which stays differentiable."""
+
+    @staticmethod
+    def forward(u: Tensor, name: str, alpha: float) -> Tensor:
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        u, ctx.name, ctx.alpha = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        (u,) = ctx.saved_tensors
+        return grads[0] * surrogate_derivative(u, ctx.name, ctx.alpha), None, None
+
+
+def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:
+    """h[t] = decay * v[t-1] + gain * x[t] + bias; s[t] = h[t] > threshold; then the reset of ``spec``.
+
+    Args:
+        x: [T, ...] input current.
+        v0: [...] potential before the first step; None is zero.
+        params: decay, gain, bias, reset_amount, v_threshold, v_reset: numbers, or tensors that broadcast with x[0].
+        spec: reset, surrogate, alpha, detach_reset.
+
+    Returns:
+        Trace: s, v, h, each [T, ...] in x's dtype.
+    """
+    decay, gain, bias, reset_amount, v_threshold, v_reset = params
+    v = torch.zeros_like(x[0]) if v0 is None else v0
+    spikes, potentials, charges = [], [], []
+    for current in x.unbind(0):
+        h = decay * v + gain * current + bias
+        s = _Spike.apply(h - v_threshold, spec.surrogate, spec.alpha)
+        s_reset = s.detach() if spec.detach_reset else s
+        if spec.reset == "hard":
+            # A potential of +inf fires and is reset: it must not meet 1 - s as inf * 0.
+            held = torch.where(h == torch.inf, torch.zeros_like(h), h)
+            v = (1 - s_reset) * held + s_reset * v_reset
+        elif spec.reset == "soft":
+            v = h - reset_amount * s_reset
+        else:
+            v = h
+        spikes.append(s)
+        potentials.append(v)
+        charges.append(h)
+    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges))
+
+
+def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
+    """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
+
+    Args:
+        weights: tensors of any shape and one floating dtype.
+        spec: timesteps, lam, delta, eps (``trtkern.backends.base.RegularizerSpec``).
+    """
+    steps = []
+    for t in range(spec.timesteps):
+        # e^(delta t) - 1 may overflow: the term of that step is then 0.
+        slope = surrogates.exp(spec.delta * t) - 1
+        if slope != torch.inf:
+            steps.append(sum((w.square() / (1 + slope * (w.abs() + spec.eps))).sum() for w in weights))
+    return torch.stack(steps).sum() * (spec.lam / spec.timesteps)

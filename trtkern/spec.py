@@ -1,0 +1,58 @@
+"""What selects code: the frozen description of a neuron that every backend compiles against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from trtkern import surrogates
+
+RESETS = ("hard", "soft", "none")
+
+
+@dataclass(frozen=True)
+class LIFSpec:
+    """The choices of a LIF neuron that select code; everything else is a number or a tensor.
+
+    Args:
+        reset: "hard" (v = v_reset after a spike), "soft" (v = h - reset_amount) or "none".
+        surrogate: a name in ``trtkern.surrogates.TABLE``, or a plain function of ``(u, alpha)``.
+        alpha: sharpness of the surrogate; None is the default of its row.
+        detach_reset: no gradient through the spike in the reset.
+
+    Raises:
+        ValueError: an unknown reset or surrogate, or an alpha that is not finite and positive.
+    """
+
+    reset: str = "hard"
+    surrogate: str | Callable = "triangle"
+    alpha: float | None = None
+    detach_reset: bool = False
+    token: str = field(init=False, repr=False, compare=False)
+    """The spec as one string, the form in which it passes through ``torch.ops``."""
+
+    def __post_init__(self) -> None:
+        if self.reset not in RESETS:
+            raise ValueError(f"LIFSpec: expected reset to be one of {', '.join(RESETS)}, got {self.reset!r}")
+        name = surrogates.register(self.surrogate) if callable(self.surrogate) else self.surrogate
+        row = surrogates.lookup(name)
+        try:
+            alpha = row.default_alpha if self.alpha is None else float(self.alpha)
+        except (TypeError, ValueError):
+            raise TypeError(f"LIFSpec: expected alpha to be a number or None, got {self.alpha!r}") from None
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"LIFSpec: expected alpha to be finite and positive, got {self.alpha!r}")
+        # Made once: torch.compile takes a string as a constant, where it would trace the number inside.
+        token = f"{self.reset}|{name}|{alpha!r}|{int(self.detach_reset)}"
+        settled = {"surrogate": name, "alpha": alpha, "detach_reset": bool(self.detach_reset), "token": token}
+        for attribute, value in settled.items():
+            object.__setattr__(self, attribute, value)
+
+    @staticmethod
+    @lru_cache(maxsize=None)
+    def from_token(token: str) -> LIFSpec:
+        """The spec that ``token`` came from."""
+        reset, surrogate, alpha, detach = token.split("|")
+        return LIFSpec(reset, surrogate, float(alpha), detach == "1")

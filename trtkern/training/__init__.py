@@ -1,0 +1,1 @@
+"""Training: settings, the one loop, checkpoints, and what is shown of it."""

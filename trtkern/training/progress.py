@@ -1,0 +1,144 @@
+"""What a person sees of a run: a line an epoch, on a terminal a moving bar below, and a table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from trtkern.training import checkpoint, run
+from trtkern.training.loop import Observer, Result, Trainer
+
+# Which parts a loss has besides its total.
+PARTS = {
+    "trt": {"cross_entropy": "CE", "mse": "MSE", "regularizer": "R"},
+    "tet": {"cross_entropy": "CE", "mse": "MSE"},
+    "sdt": {},
+}
+
+
+class Lines(Observer):
+    """A line an epoch, and one every half minute within a long one: for files, pipes and logs."""
+
+    interval = 30.0
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.parts: dict[str, str] = {}
+
+    def start(self, trainer: Trainer) -> None:
+        """The header."""
+        self.parts = PARTS[trainer.settings.loss]
+        self.epochs, self.steps = trainer.settings.epochs, trainer.steps
+        names = "".join(f"{name:>9}" for name in ("loss", *self.parts.values()))
+        self._print(f"{'epoch':>9}{names}{'train acc':>12}{'test acc':>11}{'samples/s':>12}", style="bold")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """The line: training averages, then both accuracies."""
+        train, test = row["train"], row["test"]
+        self._print(
+            f"{row['epoch']:>4}/{self.epochs:<4}{self._losses(train, 9)}{train['accuracy']:>11.2%} "
+            f"{test['accuracy']:>10.2%} {row['samples_per_s']:>11,.0f}"
+        )
+
+    def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
+        """How far the epoch is, with its averages so far."""
+        self._print(f"{epoch:>4}/{self.epochs:<4} step {step}/{self.steps}: {self._state(averages)}")
+
+    def _state(self, averages: dict[str, float]) -> str:
+        parts = "  ".join(f"{label} {averages[name]:.4f}" for name, label in {"loss": "loss", **self.parts}.items())
+        return f"{parts}  acc {averages['accuracy']:.2%}  {averages['samples_per_s']:,.0f} samples/s"
+
+    def _losses(self, averages: dict[str, float], width: int) -> str:
+        return "".join(f"{averages[name]:>{width}.4f}" for name in ("loss", *self.parts))
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        # Plain text as it is: no markup, no wrapping, no highlighting of numbers.
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class Live(Lines):
+    """The same lines above a bar that moves with every step."""
+
+    interval = 0.2
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("epoch 1", state="")
+
+    def start(self, trainer: Trainer) -> None:
+        """The header and the bar."""
+        super().start(trainer)
+        self._progress.update(self._task, total=self.epochs * self.steps)
+        self._progress.start()
+
+    def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
+        """Moves the bar, with the averages of the epoch so far."""
+        self._move(f"epoch {epoch}/{self.epochs}", (epoch - 1) * self.steps + step, self._state(averages))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Prints the line and moves the bar to the end of the epoch."""
+        super().epoch(row)
+        self._move(f"epoch {row['epoch']}/{self.epochs}", row["step"], "")
+
+    def _move(self, description: str, completed: int, state: str) -> None:
+        self._progress.update(self._task, description=description, completed=completed, state=state)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        self._progress.stop()
+
+
+def observer(console: Console) -> Observer:
+    """The one that suits the console."""
+    return Live(console) if console.is_terminal else Lines(console)
+
+
+def facts(title: str, rows: dict[str, str]) -> Table:
+    """A table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def scores(values: dict[str, float], loss: str, images: int) -> dict[str, str]:
+    """An evaluation as rows of a table: the accuracy with its counts, and the loss with its parts."""
+    correct = round(values["accuracy"] * images)
+    rows = {"test accuracy": f"{values['accuracy']:.2%} ({correct:,} of {images:,})"}
+    parts = ", ".join(f"{label} {values[name]:.4f}" for name, label in PARTS[loss].items())
+    rows["test loss"] = f"{values['loss']:.4f}" + (f" ({parts})" if parts else "")
+    return rows
+
+
+def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
+    """The table at the end of a run."""
+    settings = trainer.settings
+    last = result.rows[-1]
+    seconds = sum(row["seconds"] for row in result.rows)
+    images = len(result.rows) * trainer.steps * trainer.batch_size
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    rows = {
+        **scores(last["test"], settings.loss, trainer.data.test.labels.numel()),
+        "train accuracy": f"{last['train']['accuracy']:.2%}",
+        "speed": f"{images / seconds:,.0f} samples/s ({seconds:.1f} s of training, {len(result.rows)} epochs)",
+        "model": f"{parameters:,} parameters, T={settings.timesteps}, {settings.loss} loss",
+        "LIF backend": f"{', '.join(trainer.watch.used())} on {settings.device}, {settings.threads} CPU threads",
+        "run folder": str(folder),
+        "files": f"{checkpoint.NAME}, {run.METRICS}, {run.CURVES}, {run.CONFIG}",
+    }
+    return facts(f"{settings.data}, seed {settings.seed}", rows)

@@ -1,0 +1,113 @@
+"""What stops a run: a non-finite number in the network, or the user."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(RuntimeError):
+    """A NaN or an infinity in the network, the loss or the weights; the message has the step and the layer."""
+
+
+class Watch:
+    """The LIF layers of a model in the order in which the forward pass meets them, and their non-finite flags.
+
+    Spikes hide a NaN: a neuron whose potential is NaN does not fire, and the loss stays finite. So every LIF layer
+    raises a flag (``layer.nonfinite``), and this looks at all of them and at the loss.
+
+    Args:
+        model: the model.
+        forward: runs the model on some input; called once, in eval mode and without gradient.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
+        self.flags: dict[str, Tensor] = {}
+        self.backends: dict[str, str] = {}
+        self._model = model
+        hooks = [
+            module.register_forward_pre_hook(self._meet(name, flag))
+            for name, module in model.named_modules()
+            if isinstance(flag := getattr(module, "nonfinite", None), Tensor)
+        ]
+        training = model.training
+        try:
+            with torch.no_grad():
+                model.eval()
+                forward()
+        finally:
+            model.train(training)
+            for hook in hooks:
+                hook.remove()
+            self.clear()
+
+    def _meet(self, name: str, flag: Tensor) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            if name not in self.flags:
+                self.flags[name] = flag
+                self.backends[name] = str(module.backend_for(inputs[0]))
+
+        return hook
+
+    def used(self) -> list[str]:
+        """The names of the backends in use."""
+        return sorted({reason.split(" ", 1)[0] for reason in self.backends.values()})
+
+    def clear(self) -> None:
+        """Lower all flags."""
+        for flag in self.flags.values():
+            flag.zero_()
+
+    def check(self, loss: Tensor, when: str) -> None:
+        """Raise if a flag is up or the loss is not finite. On a GPU this waits for it.
+
+        Raises:
+            NonFiniteError: with ``when`` and the first layer whose flag is up.
+        """
+        bad = (~torch.isfinite(loss.detach())).to(torch.int32).reshape(1)
+        flags = torch.cat([*self.flags.values(), bad]).tolist()
+        if not any(flags):
+            return
+        names = [*self.flags, None]
+        first = names[next(index for index, flag in enumerate(flags) if flag)]
+        place = f"the membrane potential of layer {first}" if first else "the loss (every LIF layer stayed finite)"
+        raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}, first in {place}")
+
+    def check_weights(self, when: str) -> None:
+        """Raise if a floating tensor of the model's state is not finite: such a model is not worth saving.
+
+        Raises:
+            NonFiniteError: with ``when`` and the first such tensor.
+        """
+        for name, value in self._model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}, in {name}")
+
+
+class StopSignal:
+    """While active, SIGINT and SIGTERM set ``requested`` instead of ending the process; a second one ends it."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self.__exit__()
