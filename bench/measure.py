@@ -74,7 +74,8 @@ def measure(
     shuffle = random.Random(seed)
     times: dict[str, list[float]] = {candidate.name: [] for candidate in everything}
     for done in range(rounds):
-        print(f"\r{case}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{case}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         for candidate in shuffle.sample(everything, len(everything)):
             start = time.perf_counter()
             candidate.run()
@@ -119,12 +120,12 @@ def machine() -> str:
     name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = dict(
-            (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in info.open()) if value
-        )
+        lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.open())}
         name = f"{lines.get('model name', name)} (family {lines.get('cpu family')}, model {lines.get('model')})"
         flags = lines.get("flags", "")
-    isa = next((isa for flag, isa in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in f" {flags} "), "baseline")
+    isa = next(
+        (isa for flag, isa in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in f" {flags} "), "baseline"
+    )
     return f"{name}, {os.cpu_count()} cores, {isa}"
 
 

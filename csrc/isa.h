@@ -10,3 +10,4 @@
 #include "kernels_cpu.h"
 
 #define TK_INLINE inline __attribute__((always_inline))
+#define TK_NOINLINE __attribute__((noinline))

@@ -8,13 +8,18 @@
 namespace trtkern {
 
 // Neurons that go through the steps together. Their state stays in L1, the h of a chunk in L2.
-constexpr int64_t kForwardBlock = 4096;
-constexpr int64_t kBackwardBlock = 2048;
+#ifndef FB
+#define FB 4096
+#define BB 2048
+#endif
+constexpr int64_t kForwardBlock = FB;
+constexpr int64_t kBackwardBlock = BB;
 constexpr int64_t kPad = 16;  // floats beyond a row that a vector may read and write
+constexpr int64_t kParameterStride = kForwardBlock + kPad;
 
 // Floats of scratch memory that one thread needs, 64-byte aligned.
-constexpr int64_t kForwardScratch = (1 + kParams) * (kForwardBlock + kPad);
-constexpr int64_t kBackwardScratch = (kChunk + 3 + 2 * kParams) * (kBackwardBlock + kPad);
+constexpr int64_t kForwardScratch = kForwardBlock + kPad + kParams * kParameterStride;
+constexpr int64_t kBackwardScratch = (kChunk + 3 + kParams) * (kBackwardBlock + kPad) + kParams * kParameterStride;
 
 // The regulariser's constants, step by step (regularizer_cpu.h; launch_cpu.cpp works them out in double).
 constexpr int kMaxFixedSteps = 10;  // T up to this is a template constant

@@ -100,6 +100,13 @@ struct Parameters {
   }
 };
 
+// The same number, in a way that no compiler sees through (a count is never negative): what follows from it is computed
+// anew where it is used, instead of being kept in registers from an earlier use, or from before a loop.
+TK_INLINE int64_t again(int count, int64_t value) { return value ^ (count >> 31); }
+TK_INLINE Real again(int count, Real value) {
+  return Float32::unpack(Float32::pack(value, value) ^ static_cast<uint32_t>(count >> 31), 0);
+}
+
 // `count` steps of V neighbouring elements, the first at element `first`, a step `N` elements after the one before.
 template <class E, int V, int K>
 TK_INLINE void load_steps(uint64_t base, int64_t first, int64_t N, int count, Pack<E, V> (&to)[K]) {
@@ -130,9 +137,10 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n) {
   const int64_t chunks = LOOP ? index::chunks(a.T, K) : 1;
   for (int64_t c = 0; c < chunks; ++c) {
     const int count = steps(a, c * K, K);
-    const int64_t first = index::offset(c * K, n, a.N);
+    const int64_t N = again(count, a.N);
+    int64_t here = index::offset(c * K, n, a.N);
     Pack<E, V> x[K];
-    load_steps<E>(a.x, first, a.N, count, x);
+    load_steps<E>(a.x, here, N, count, x);
     TK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (k >= count) break;
@@ -144,7 +152,6 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n) {
         s[j] = fire(p[j], h);
         v[j] = reset_after_flat(p[j], h, hard);
       }
-      const int64_t here = first + index::offset(k, 0, a.N);
       Pack<E, V> out;
       if (a.s != 0) {
         out.set(0, s);
@@ -154,6 +161,7 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n) {
         out.set(0, v);
         out.store(address<E>(a.v, here));
       }
+      here += N;
     }
     if (LOOP && c + 1 < chunks) store_floats(a.edges, index::offset(c, n, a.N), v);
   }
@@ -163,135 +171,207 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n) {
 
 // ---- backward ----
 
-// Where a thread adds up its parameter gradients over the steps: neuron j's number of row r is (r * V + j) * stride on.
-// The row `reset` serves whichever of reset_amount and v_reset is in use.
+// Rows of the parameter gradients' sums: `reset` serves whichever of reset_amount and v_reset is in use.
 enum Sum : int { kSumDecay, kSumGain, kSumBias, kSumReset, kSumThreshold, kSums };
-struct Sums {
-  Real* at;
-  int stride;
-};
-template <int V>
-TK_INLINE void clear_sums(const Sums& sums) {
-  TK_UNROLL
-  for (int i = 0; i < kSums * V; ++i) sums.at[i * sums.stride] = 0.0f;
-}
-// As columns n .. n + V - 1 of the workspace [kSums, N].
-template <int V>
-TK_INLINE void store_sums(const LifArgs& a, int64_t n, const Sums& sums) {
-  TK_UNROLL
-  for (int r = 0; r < kSums; ++r) {
-    Real row[V];
-    TK_UNROLL
-    for (int j = 0; j < V; ++j) row[j] = sums.at[(r * V + j) * sums.stride];
-    store_floats(a.workspace, index::offset(r, n, a.N), row);
-  }
-}
 
-// A chunk of steps of V neurons, in registers.
+// What a thread keeps in its own words of shared memory: there, unlike in registers, a loop can index it. Word i of all
+// threads lies together, so that no two lanes meet in a bank.
 template <class E, int V, int K>
-struct Chunk {
-  int64_t first;    // element of the first step
-  int count;        // steps that exist, K at most
-  Pack<E, V> x[K];
-  Pack<E, V> g[K];  // gs, then gx
-  Real start[V];    // v before the first step
+struct Slots {
+  static constexpr int kWords = Pack<E, V>::kWords;
+  static constexpr int kX = 0, kG = K * kWords;  // [K, words]: x; gs, then gx
+  static constexpr int kStart = 2 * K * kWords;  // [V]: v before the chunk
+  static constexpr int kGv = kStart + V;         // [V]: gradient of v, carried from step to step
+  static constexpr int kSum = kGv + V;           // [kSums, V], where parameters have gradients
+  static constexpr int kEnd = kSum + kSums * V;
 
-  TK_INLINE Chunk(const LifArgs& a, int64_t n, int64_t step)
-      : first(index::offset(step, n, a.N)), count(steps(a, step, K)) {
-    load_steps<E>(a.x, first, a.N, count, x);
-    if (a.gs != 0) load_steps<E>(a.gs, first, a.N, count, g);
-  }
-  TK_INLINE void store(const LifArgs& a) const {
-    uint64_t at = address<E>(a.gx, first);
+  uint32_t* words;
+  int stride;
+
+  TK_INLINE uint32_t& word(int i) const { return words[i * stride]; }
+  TK_INLINE Real number(int i) const { return Float32::unpack(word(i), 0); }
+  TK_INLINE void set_number(int i, Real value) const { word(i) = Float32::pack(value, value); }
+  template <class P>
+  TK_INLINE P pack(int i) const {
+    P out;
     TK_UNROLL
-    for (int k = 0; k < K; ++k) {
-      if (k < count) g[k].store(at);
-      at = address<E>(at, a.N);
-    }
+    for (int w = 0; w < P::kWords; ++w) out.words[w] = word(i + w);
+    return out;
+  }
+  template <class P>
+  TK_INLINE void set_pack(int i, const P& from) const {
+    TK_UNROLL
+    for (int w = 0; w < P::kWords; ++w) word(i + w) = from.words[w];
+  }
+  TK_INLINE void load_numbers(int i, uint64_t base, int64_t element) const {
+    Real from[V];
+    load_floats(base, element, from);
+    TK_UNROLL
+    for (int j = 0; j < V; ++j) set_number(i + j, from[j]);
+  }
+  TK_INLINE void store_numbers(int i, uint64_t base, int64_t element) const {
+    Real to[V];
+    TK_UNROLL
+    for (int j = 0; j < V; ++j) to[j] = number(i + j);
+    store_floats(base, element, to);
   }
 };
 
-// Adds gv of step k, where it came, for the G neurons from number `at` on.
-template <class E, int V, int K, int G>
-TK_INLINE void add_gv(const LifArgs& a, const Chunk<E, V, K>& chunk, int k, int at, Real (&gv)[V], Pack<E, G> more) {
-  more.load(address<E>(a.gv, chunk.first + index::offset(k, at, a.N)));
+// Reads a chunk's x and gs: all loads first, so that all are in flight together.
+template <class E, int V, int K>
+TK_INLINE void load_chunk(const LifArgs& a, int64_t first, int count, const Slots<E, V, K>& slots) {
+  using S = Slots<E, V, K>;
+  const int64_t N = again(count, a.N);
+  Pack<E, V> x[K], g[K];
+  load_steps<E>(a.x, first, N, count, x);
+  if (a.gs != 0) load_steps<E>(a.gs, first, N, count, g);
   TK_UNROLL
-  for (int j = 0; j < G; ++j) gv[at + j] += more.get(j);
+  for (int k = 0; k < K; ++k) slots.set_pack(S::kX + k * S::kWords, x[k]);
+  TK_UNROLL
+  for (int k = 0; k < K; ++k) slots.set_pack(S::kG + k * S::kWords, g[k]);
 }
 
-// The chunk's steps for G of its V neurons, from number `at` on: h forward out of x, then backward, g from gs to gx.
-template <int SURROGATE, class E, int V, int K, int G>
-TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], int at, Chunk<E, V, K>& chunk, Real (&gv)[V],
-                          const Sums& sums) {
+template <class E, int V, int K>
+TK_INLINE void store_chunk(const LifArgs& a, int64_t first, int count, const Slots<E, V, K>& slots) {
+  using S = Slots<E, V, K>;
+  const int64_t N = again(count, a.N);
+  uint64_t at = address<E>(a.gx, first);
+  TK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    if (k >= count) break;
+    slots.template pack<Pack<E, V>>(S::kG + k * S::kWords).store(at);
+    at = address<E>(at, N);
+  }
+}
+
+// Adds G neighbouring elements to gv: the only access that may be narrower than 16 bytes.
+template <class E, int G>
+TK_INLINE void add_gv(uint64_t address, Real (&gv)[G]) {
+  Pack<E, G> more;
+  more.load(address);
+  TK_UNROLL
+  for (int j = 0; j < G; ++j) gv[j] += more.get(j);
+}
+
+// A chunk's steps for G of the V neurons, number `at` and its neighbours: h forward out of x, into registers, then
+// backward, gs replaced by gx. `first`: element of the chunk's first step.
+template <int SURROGATE, int G, class E, int V, int K>
+TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], int64_t first, int count, int at,
+                          const Slots<E, V, K>& slots) {
+  using S = Slots<E, V, K>;
+  using Part = Pack<E, G>;
+  const int x = S::kX + at / Part::kPerWord, g = S::kG + at / Part::kPerWord;  // word of step 0
   const bool hard = a.reset == kHard;
   const bool attached = a.reset != kNone && a.detach == 0;
   const bool learn = a.gparams != 0;
+  const int64_t N = again(count, a.N);
   Real h[K][G];
+  Real gv[G];
   Real sum[kSums][G] = {};
+  Real v[G];
   TK_UNROLL
   for (int j = 0; j < G; ++j) {
-    Real v = chunk.start[at + j];
-    TK_UNROLL
-    for (int k = 0; k < K; ++k) {
-      h[k][j] = charge(p[j], v, chunk.x[k].get(at + j));
-      v = reset_after_flat(p[j], h[k][j], hard);
-    }
+    v[j] = slots.number(S::kStart + at + j);
+    gv[j] = slots.number(S::kGv + at + j);
   }
   TK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    const Part part = slots.template pack<Part>(x + k * S::kWords);
+    TK_UNROLL
+    for (int j = 0; j < G; ++j) {
+      h[k][j] = charge(p[j], v[j], part.get(j));
+      v[j] = reset_after_flat(p[j], h[k][j], hard);
+    }
+  }
+  Part gs = slots.template pack<Part>(g + (K - 1) * S::kWords);
+  TK_UNROLL
   for (int k = K - 1; k >= 0; --k) {
-    if (k >= chunk.count) continue;
-    if (a.gv != 0) add_gv(a, chunk, k, at, gv, Pack<E, G>());
+    const Part now = gs;
+    if (k > 0) gs = slots.template pack<Part>(g + (k - 1) * S::kWords);  // before it is needed
+    if (k >= count) continue;
+    if (a.gv != 0) add_gv<E>(address<E>(a.gv, first + index::offset(k, at, N)), gv);
     Real gx[G];
     TK_UNROLL
     for (int j = 0; j < G; ++j) {
-      const StepGradient<Real> g = step_gradient_flat<SURROGATE>(
-          p[j], h[k][j], chunk.g[k].get(at + j), gv[at + j], lit<Real>(a.alpha), hard, attached);
-      gx[j] = p[j].gain * g.h;
-      gv[at + j] = p[j].decay * g.h;
+      const StepGradient<Real> step = step_gradient_flat<SURROGATE>(p[j], h[k][j], now.get(j), gv[j],
+                                                                    lit<Real>(a.alpha), hard, attached);
+      gx[j] = p[j].gain * step.h;
+      gv[j] = p[j].decay * step.h;
       if (!learn) continue;
-      const Real v = k == 0 ? chunk.start[at + j] : reset_after_flat(p[j], again(a, h[k == 0 ? 0 : k - 1][j]), hard);
-      sum[kSumDecay][j] = fma_(g.h, v, sum[kSumDecay][j]);
-      sum[kSumGain][j] = fma_(g.h, chunk.x[k].get(at + j), sum[kSumGain][j]);
-      sum[kSumBias][j] += g.h;
-      sum[kSumReset][j] += g.v_reset;
-      sum[kSumThreshold][j] += g.threshold;
+      const Real before =
+          k == 0 ? slots.number(S::kStart + at + j) : reset_after_flat(p[j], again(count, h[k == 0 ? 0 : k - 1][j]), hard);
+      sum[kSumDecay][j] = fma_(step.h, before, sum[kSumDecay][j]);
+      sum[kSumGain][j] = fma_(step.h, slots.template pack<Part>(x + k * S::kWords).get(j), sum[kSumGain][j]);
+      sum[kSumBias][j] += step.h;
+      sum[kSumReset][j] += step.v_reset;
+      sum[kSumThreshold][j] += step.threshold;
     }
-    chunk.g[k].set(at, gx);
+    Part out;
+    out.set(0, gx);
+    slots.set_pack(g + k * S::kWords, out);
   }
-  if (!learn) return;
   TK_UNROLL
-  for (int r = 0; r < kSums; ++r) {
+  for (int j = 0; j < G; ++j) {
+    slots.set_number(S::kGv + at + j, gv[j]);
+    if (!learn) continue;
     TK_UNROLL
-    for (int j = 0; j < G; ++j) sums.at[(r * V + at + j) * sums.stride] += sum[r][j];
+    for (int r = 0; r < kSums; ++r) {
+      const int i = S::kSum + r * V + at + j;
+      slots.set_number(i, slots.number(i) + sum[r][j]);
+    }
   }
 }
 
 // All steps of the neurons n .. n + V - 1, last first. Nothing but x (and the edges) was saved: h is recomputed, for a few
-// neurons at a time, so that of a chunk of 16 steps of 8 neurons only x and gs fill registers, packed as they came.
+// neurons at a time, in a loop that stays one: all at once would not fit the registers (8 neurons of 16 steps), nor its
+// code the instruction cache.
 template <class E, int V, int K, bool LOOP, int SURROGATE>
-TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Sums& sums) {
-  constexpr int kFit = K > 8 ? 2 : 4;  // neurons whose h fits
+TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<E, V, K>& slots) {
+  using S = Slots<E, V, K>;
+  constexpr int kFit = K > 8 ? 2 : 4;
   constexpr int G = V < kFit ? V : kFit;
-  Real gv[V];
-  const Parameters first(a, n);
-  load_floats(a.gv_final, n, gv);
+  const Parameters all(a, n);
+  slots.load_numbers(S::kGv, a.gv_final, n);
   for (int64_t c = LOOP ? index::chunks(a.T, K) - 1 : 0; c >= 0; --c) {
-    Chunk<E, V, K> chunk(a, n, c * K);
+    const int64_t first = index::offset(c * K, n, a.N);
+    const int count = steps(a, c * K, K);
+    load_chunk(a, first, count, slots);
     if (LOOP && c > 0) {
-      load_floats(a.edges, index::offset(c - 1, n, a.N), chunk.start);
+      slots.load_numbers(S::kStart, a.edges, index::offset(c - 1, n, a.N));
     } else {
-      load_floats(a.v0, n, chunk.start);
+      slots.load_numbers(S::kStart, a.v0, n);
     }
-    Parameters parameters = first;
-    TK_UNROLL
+    Parameters parameters = all;
+    TK_ROLLED
     for (int at = 0; at < V; at += G) {
       Neuron<Real> p[G];
       parameters.next(a, p);
-      group_back<SURROGATE>(a, p, at, chunk, gv, sums);
+      group_back<SURROGATE, G>(a, p, first, count, at, slots);
     }
-    chunk.store(a);
+    store_chunk(a, first, count, slots);
   }
-  store_floats(a.gv0, n, gv);
+  slots.store_numbers(S::kGv, a.gv0, n);
+}
+
+// The thread's sums: zero before its steps, then one number of row r, or V columns of the workspace [kSums, N].
+template <class E, int V, int K>
+TK_INLINE void clear_sums(const Slots<E, V, K>& slots) {
+  TK_UNROLL
+  for (int i = 0; i < kSums * V; ++i) slots.set_number(Slots<E, V, K>::kSum + i, Real(0.0f));
+}
+template <class E, int V, int K>
+TK_INLINE Real sum_of(const Slots<E, V, K>& slots, int r) {
+  Real sum = 0.0f;
+  TK_UNROLL
+  for (int j = 0; j < V; ++j) sum += slots.number(Slots<E, V, K>::kSum + r * V + j);
+  return sum;
+}
+template <class E, int V, int K>
+TK_INLINE void store_sums(const LifArgs& a, int64_t n, const Slots<E, V, K>& slots) {
+  TK_UNROLL
+  for (int r = 0; r < kSums; ++r) {
+    slots.store_numbers(Slots<E, V, K>::kSum + r * V, a.workspace, index::offset(r, n, a.N));
+  }
 }
 
 // ---- sums over neurons ----
@@ -314,6 +394,13 @@ TK_INLINE Real segment_sum(const index::Reduction& r, uint64_t workspace, int64_
   return sum;
 }
 
+TK_INLINE void store_one(uint64_t base, int64_t element, Real value) {
+  Pack<Float32, 1> out;
+  const Real one[1] = {value};
+  out.set(0, one);
+  out.store(address<Float32>(base, element));
+}
+
 // Adds up the segments [segments, kSums, C] of number i of [kSums, C], and writes the gradient [kParams, C].
 TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int64_t i) {
   const uint64_t segments = address<Float32>(a.workspace, kSums * r.M);
@@ -325,13 +412,10 @@ TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int64_t i
   }
   const int row = static_cast<int>(index::divide(i, r.C));
   const int64_t channel = i - row * r.C;
-  const Real out[1] = {sum}, negative[1] = {-sum}, zero[1] = {0.0f};
-  if (row != kSumReset) {
-    store_floats(a.gparams, index::offset(row, channel, r.C), out);
-    return;
-  }
-  store_floats(a.gparams, index::offset(kResetAmount, channel, r.C), a.reset == kSoft ? negative : zero);
-  store_floats(a.gparams, index::offset(kVReset, channel, r.C), a.reset == kHard ? out : zero);
+  if (row != kSumReset) return store_one(a.gparams, index::offset(row, channel, r.C), sum);
+  const Real zero = 0.0f;
+  store_one(a.gparams, index::offset(kResetAmount, channel, r.C), where_(a.reset == kSoft, -sum, zero));
+  store_one(a.gparams, index::offset(kVReset, channel, r.C), where_(a.reset == kHard, sum, zero));
 }
 
 }  // namespace cuda

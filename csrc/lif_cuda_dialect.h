@@ -11,6 +11,7 @@
 
 #define TK_INLINE __device__ __forceinline__
 #define TK_UNROLL _Pragma("unroll")
+#define TK_ROLLED _Pragma("unroll 1")
 
 namespace trtkern {
 namespace cuda {
@@ -47,12 +48,6 @@ TK_INLINE Real maximum_(Real a, Real b) {
   float m;  // fmaxf drops a NaN
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a.value), "f"(b.value));
   return m;
-}
-
-// The same number, in a way that no compiler sees through (T >= 1): what follows from it is computed again here, instead
-// of being kept in registers from an earlier use.
-TK_INLINE Real again(const LifArgs& a, Real value) {
-  return __uint_as_float(__float_as_uint(value.value) ^ static_cast<uint32_t>(a.T >> 63));
 }
 
 // An element type: its bytes, and the float at position `at` of a 32-bit word and back.

@@ -16,7 +16,7 @@ namespace trtkern {
 namespace cuda {
 
 template <class E, int V, int K, bool LOOP>
-__global__ void __launch_bounds__(index::kThreads) lif_forward(const __grid_constant__ LifArgs a) {
+__global__ void __launch_bounds__(index::kThreads, 6) lif_forward(const __grid_constant__ LifArgs a) {
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
   if (n >= a.N) return;
   // A plain store: whoever wins, the flag is 1.
@@ -24,13 +24,12 @@ __global__ void __launch_bounds__(index::kThreads) lif_forward(const __grid_cons
 }
 
 // The block's sums into its column of the workspace [kSums, blocks]: lanes by shuffle, then warps, in a fixed order.
-template <int V>
-__device__ void block_sums(const LifArgs& a, const Sums& sums) {
+template <class S>
+__device__ void block_sums(const LifArgs& a, const S& slots) {
   constexpr int kWarps = index::kThreads / 32;
   __shared__ float warp_sums[kSums][kWarps];
   for (int r = 0; r < kSums; ++r) {
-    float sum = 0.0f;
-    for (int j = 0; j < V; ++j) sum += sums.at[(r * V + j) * sums.stride].value;
+    float sum = sum_of(slots, r).value;
     for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     if (threadIdx.x % 32 == 0) warp_sums[r][threadIdx.x / 32] = sum;
   }
@@ -42,17 +41,18 @@ __device__ void block_sums(const LifArgs& a, const Sums& sums) {
 }
 
 template <class E, int V, int K, bool LOOP, int SURROGATE>
-__global__ void __launch_bounds__(index::kThreads) lif_backward(const __grid_constant__ LifArgs a) {
-  extern __shared__ float shared[];  // [kSums, V, kThreads], where parameters have gradients
-  const Sums sums{reinterpret_cast<Real*>(shared) + threadIdx.x, index::kThreads};
+__global__ void __launch_bounds__(index::kThreads, 6) lif_backward(const __grid_constant__ LifArgs a) {
+  extern __shared__ uint32_t shared[];
+  const Slots<E, V, K> slots{shared + threadIdx.x, index::kThreads};
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
-  if (a.gparams != 0) clear_sums<V>(sums);
-  if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE>(a, n, sums);
-  if (a.gparams == 0) return;
+  const bool learn = a.gparams != 0;
+  if (learn) clear_sums(slots);
+  if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE>(a, n, slots);
+  if (!learn) return;
   if (a.C == 1) {
-    block_sums<V>(a, sums);
+    block_sums(a, slots);
   } else if (n < a.N) {
-    store_sums<V>(a, n, sums);
+    store_sums(a, n, slots);
   }
 }
 
@@ -69,7 +69,9 @@ void start_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
     if (a.surrogate != SURROGATE) return start_backward<E, V, K, LOOP, SURROGATE + 1>(a);
     const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, V));
-    const size_t shared = a.gparams == 0 ? 0 : sizeof(float) * kSums * V * index::kThreads;
+    using S = Slots<E, V, K>;
+    static_assert(S::kEnd * sizeof(uint32_t) * index::kThreads <= 46 * 1024, "48 KiB a block is what all devices have");
+    const size_t shared = (a.gparams == 0 ? S::kSum : S::kEnd) * sizeof(uint32_t) * index::kThreads;
     lif_backward<E, V, K, LOOP, SURROGATE>
         <<<blocks, index::kThreads, shared, reinterpret_cast<cudaStream_t>(a.stream)>>>(a);
   }

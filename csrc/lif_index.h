@@ -13,7 +13,7 @@
 namespace trtkern {
 namespace index {
 
-constexpr int kThreads = 128;        // of a block of the LIF kernels
+constexpr int kThreads = 64;         // of a block of the LIF kernels
 constexpr int kReduceThreads = 256;  // of a block of the reduction
 constexpr int kReduceLanes = 32;     // channels side by side in one, where neighbours in memory are other channels
 constexpr int64_t kMaxBlocks = 2147483647;

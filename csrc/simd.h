@@ -38,18 +38,6 @@ TK_INLINE V load_as(const void* address) {
 TK_INLINE vfloat load(const float* address) { return load_as<vfloat>(address); }
 TK_INLINE void store(float* address, vfloat value) { __builtin_memcpy(address, &value, sizeof value); }
 
-// The first `count` lanes, zeros elsewhere.
-template <class V, class T>
-TK_INLINE V load_first(const T* address, int count) {
-  V value{};
-  __builtin_memcpy(&value, address, sizeof(T) * count);
-  return value;
-}
-template <class V, class T>
-TK_INLINE void store_first(T* address, V value, int count) {
-  __builtin_memcpy(address, &value, sizeof(T) * count);
-}
-
 TK_INLINE vfloat where_(vint condition, vfloat a, vfloat b) { return condition ? a : b; }
 TK_INLINE vfloat abs_(vfloat a) { return (vfloat)((vuint)a & 0x7fffffffu); }
 
@@ -58,7 +46,7 @@ TK_INLINE vfloat maximum_(vfloat a, vfloat b) { return where_(b != b, b, where_(
 
 #if !defined(__FMA__)
 // One fma a lane: a library call where the processor has none. Out of line, for there are many.
-__attribute__((noinline)) inline void fma_lanes(const float* a, const float* b, float* c) {
+TK_NOINLINE inline void fma_lanes(const float* a, const float* b, float* c) {
   for (int i = 0; i < TK_WIDTH; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
 }
 #endif
@@ -126,6 +114,7 @@ TK_INLINE void stream(void* address, V value) {
   __builtin_memcpy(address, &value, sizeof value);
 #endif
 }
+TK_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 TK_INLINE void fence() {
 #if defined(__SSE2__)
   _mm_sfence();

@@ -40,8 +40,8 @@ HEAD = """# What each backend runs, and how far it is from float64
 
 Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
 2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all six
-parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so spikes must agree
-exactly: a cell with a single different spike would say so.
+parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so spikes must
+agree exactly: a cell with a single different spike would say so.
 
 The figure in a cell is its largest error, relative to the largest magnitude in the tensor: of v and of the gradients of
 x and v0 in x's dtype (bounds: {bounds}), and of the parameters' gradients, which are float32 (bound {parameter:.0e}).
@@ -76,7 +76,11 @@ def measure() -> list[dict[str, str]]:
             worst = max(errors.output, errors.gradient, errors.parameter)
             rows.append(
                 {"backend": backend.name, "machine": machine, **key(cell)}
-                | {"spikes": str(errors.spikes), "error": f"{worst:.1e}", "ok": "yes" if errors.within(cell.dtype) else "NO"}
+                | {
+                    "spikes": str(errors.spikes),
+                    "error": f"{worst:.1e}",
+                    "ok": "yes" if errors.within(cell.dtype) else "NO",
+                }
             )
         print(f"{backend.name}: {sum(row['backend'] == backend.name for row in rows)} cells", file=sys.stderr)
     return rows

@@ -45,13 +45,14 @@ def parameters(scalars, values, C, inner, base, mask, CHANNELS: tl.constexpr, BL
 
 
 @inline
-def load_rows(pointer, offsets, mask, t0, T, N, COUNT: tl.constexpr):
-    """COUNT rows from step t0 on, all in flight at once; zeros after the last step; none of a tensor that is None."""
+def load_rows(pointer, offsets, mask, t0, T, N, START: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT rows from step t0 + START on, all in flight at once; zeros after the last step; none if pointer is None."""
     rows = ()
     if pointer is not None:
-        pointer = pointer + t0 * N
+        pointer = pointer + t0 * N + START * N
         for i in tl.static_range(COUNT):
-            rows = (*rows, tl.load(pointer + offsets, mask=mask & (t0 + i < T), other=0.0))
+            row = tl.load(pointer + offsets, mask=mask & (t0 + (START + i) < T), other=0.0)
+            rows = rows + (row,)  # noqa: RUF005 (Triton knows no starred expression)
             pointer = pointer + N
     return rows
 
@@ -77,7 +78,7 @@ def reset_after(p, h, RESET: tl.constexpr):
 @inline
 def _chunk(x, s, v_all, p, v, poison, offsets, mask, t0, T, N, RESET: tl.constexpr, STEPS: tl.constexpr):
     """Steps t0 to t0 + STEPS; returns v after them and poison, which is NaN once an h was not finite."""
-    rows = load_rows(x, offsets, mask, t0, T, N, STEPS)
+    rows = load_rows(x, offsets, mask, t0, T, N, 0, STEPS)
     for i in tl.static_range(STEPS):
         live = t0 + i < T
         h = charge(p, v, rows[i])

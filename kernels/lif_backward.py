@@ -31,16 +31,13 @@ def _step(p, h, g, spike, alpha, RESET: tl.constexpr, DETACH: tl.constexpr, SURR
 
 @inline
 def _group(
-    streams, p, again, alpha, v, rows, charges, ahead, state, offsets, mask, t0, T, N,
+    streams, p, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N,
     RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr, LEARN: tl.constexpr,
 ):  # fmt: skip
-    """Four steps, t0 + START + 3 down to t0 + START, whose gs and gv are in ahead; first asks for those below."""
+    """Four steps, t0 + START + 3 down to t0 + START, with their gs and gv; returns the new state."""
     _x, gs, gv, gx = streams
-    spikes, potentials = ahead
+    spikes, potentials = given
     carry, g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset = state
-    if START > 0:
-        below = t0 + (START - 4)
-        ahead = (load_rows(gs, offsets, mask, below, T, N, 4), load_rows(gv, offsets, mask, below, T, N, 4))
     for k in tl.static_range(3, -1, -1):
         live = t0 + (START + k) < T
         h = charges[START + k]
@@ -65,7 +62,13 @@ def _group(
                 g_reset = tl.where(live, fma(g, fired, g_reset), g_reset)
             elif RESET == "soft":
                 g_amount = tl.where(live, fma(-g, fired, g_amount), g_amount)
-    return (carry, g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset), ahead
+    return carry, g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset
+
+
+@inline
+def _incoming(gs, gv, offsets, mask, t0, T, N, START: tl.constexpr):
+    """gs and gv of the four steps from t0 + START on."""
+    return load_rows(gs, offsets, mask, t0, T, N, START, 4), load_rows(gv, offsets, mask, t0, T, N, START, 4)
 
 
 @inline
@@ -76,22 +79,24 @@ def _chunk(
     """Steps t0 + STEPS back to t0, from v before t0; state is the gradient of v, then the six parameters' sums."""
     x, gs, gv, _gx = streams
     N_first = tl.where(t0 < T, N, 0)  # opaque
-    rows = load_rows(x, offsets, mask, t0, T, N_first, STEPS)
-    top = t0 + (STEPS - 4)
-    ahead = (load_rows(gs, offsets, mask, top, T, N_first, 4), load_rows(gv, offsets, mask, top, T, N_first, 4))
+    rows = load_rows(x, offsets, mask, t0, T, N_first, 0, STEPS)
+    ahead = _incoming(gs, gv, offsets, mask, t0, T, N_first, STEPS - 4)
     charges = ()
     u = v
     for i in tl.static_range(STEPS):
         h = charge(p, u, rows[i])
-        charges = (*charges, h)
+        charges = charges + (h,)  # noqa: RUF005
         u = reset_after(p, h, RESET)
     N_again = tl.where(t0 <= T, N_first, 0)  # opaque
     zero = tl.where(t0 < T, 0.0, 1.0)
     again = (p[0], p[1], p[2], p[3] + zero, p[4], p[5] + zero)
     for group in tl.static_range(STEPS // 4 - 1, -1, -1):
+        given = ahead
+        if group > 0:
+            ahead = _incoming(gs, gv, offsets, mask, t0, T, N_again, group * 4 - 4)
         if t0 + group * 4 < T:
-            state, ahead = _group(
-                streams, p, again, alpha, v, rows, charges, ahead, state, offsets, mask, t0, T, N_again,
+            state = _group(
+                streams, p, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N_again,
                 RESET, DETACH, SURROGATE, group * 4, LEARN,
             )  # fmt: skip
     return state
@@ -161,8 +166,12 @@ def lif_backward(
     else:
         S = tl.cast(columns, tl.int64) * (16 if ALIGNED else 1)
         for k in range(0, bound(N // S)):
+            offsets = k * S + column
+            if ALIGNED:
+                # So it is, but Triton forgets it on the way to the last rows.
+                offsets = tl.max_contiguous(tl.multiple_of(offsets, 16), 16)
             sums = _neurons(
-                streams, edges, v0, gv_final, gv0, p, alpha, sums, k * S + column, column < S, T, N,
+                streams, edges, v0, gv_final, gv0, p, alpha, sums, offsets, column < S, T, N,
                 RESET, DETACH, SURROGATE, STEPS, LOOP, True, BLOCK,
             )  # fmt: skip
         for row in tl.static_range(6):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs
 
 _INTEGERS = ("T", "n", "columns", "C", "inner")
-_UNALIGNED_POINTERS = ("values", "flag", "partial")
+_UNALIGNED_POINTERS = ("values", "flag")
 
 
 class Launch(NamedTuple):

@@ -91,7 +91,7 @@ def test_a_missing_backend_is_named_and_auto_goes_on(monkeypatch):
             monkeypatch.setitem(backend.__dict__, "missing", lambda: "it was taken away; put it back")
     with pytest.raises(RuntimeError, match="it was taken away; put it back"):
         lif(X, backend="cpu")
-    assert nn.LIF().backend_for(X).startswith("reference (not triton: ")
+    assert nn.LIF().backend_for(X).startswith("reference (not cpu: ")
     lif(X)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from trtkern import LIFSpec, lif, surrogates
 from trtkern.selftest import Cell, cells, compare
+from trtkern.surrogates import maximum
 
 GRID = list(cells(shape=(1, 3, 6)))
 
@@ -32,8 +33,14 @@ def test_layouts_and_chunks(backend, device, layout, timesteps):
     ):
         if layout == "channels_last" and len(shape) < 3:
             continue
-        check(backend, Cell(dtype, reset="soft", learnable=learnable, timesteps=timesteps, shape=shape, layout=layout), device)
-    check(backend, Cell(detach_reset=True, surrogate="atan", timesteps=timesteps, shape=(16, 4, 4), layout=layout), device)
+        check(
+            backend,
+            Cell(dtype, reset="soft", learnable=learnable, timesteps=timesteps, shape=shape, layout=layout),
+            device,
+        )
+    check(
+        backend, Cell(detach_reset=True, surrogate="atan", timesteps=timesteps, shape=(16, 4, 4), layout=layout), device
+    )
 
 
 def test_a_thousand_steps(backend, device):
@@ -180,7 +187,7 @@ def test_no_neurons_give_no_spikes(backend, device):
 
 
 def steep(u, alpha):
-    return surrogates.maximum(alpha - abs(u), 0.0) * 2.0
+    return maximum(alpha - abs(u), 0.0) * 2.0
 
 
 def test_a_users_surrogate_runs_or_is_refused_by_name(backend, device):

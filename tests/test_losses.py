@@ -70,7 +70,11 @@ def test_regularizer_against_float64(backend):
     specs = itertools.chain(
         (RegularizerSpec(t, lam, delta, eps) for t, lam, delta, eps, _ in RECIPES.values()),
         (RegularizerSpec(t, 1e-3, 0.3, 1e-5) for t in (1, 2, 3, 5, 8, 13, 40)),
-        [RegularizerSpec(6, 1e-3, 0.0, 1e-5), RegularizerSpec(6, 1e-3, 0.5, 0.0), RegularizerSpec(8, 1e-3, 200.0, 1e-5)],
+        [
+            RegularizerSpec(6, 1e-3, 0.0, 1e-5),
+            RegularizerSpec(6, 1e-3, 0.5, 0.0),
+            RegularizerSpec(8, 1e-3, 200.0, 1e-5),
+        ],
     )
     for spec in specs:
         assert compare_regularizer(backend, spec) <= REGULARIZER_TOLERANCE, spec

@@ -74,7 +74,7 @@ def test_the_time_axis_can_be_anywhere(backend, device, time_dim):
     decay = torch.tensor([0.2, 0.5, 0.8], device=device)
     want = nn.LIF(decay, backend=backend)(x)
     moved = x.movedim(0, time_dim)
-    channel = [i for i in range(4) if moved.shape[i] == 3][0]
+    channel = next(i for i in range(4) if moved.shape[i] == 3)
     got, v = nn.LIF(decay, time_dim=time_dim, channel_dim=channel, backend=backend)(moved, return_v=True)
     assert got.shape == v.shape == moved.shape
     assert torch.equal(got.movedim(time_dim, 0), want)

@@ -65,7 +65,15 @@ def test_nothing_imports_kernels_by_its_folder():
     [({"CXX": "/nowhere/g++"}, "trtkern._cpu"), ({"TRTKERN_CPU": "0", "PATH": "/usr/bin:/bin", "CUDA_HOME": ""}, None)],
 )
 def test_a_missing_compiler_leaves_an_extension_out(tmp_path, env, says):
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "tmp"]
+    command = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-lib",
+        tmp_path / "lib",
+        "--build-temp",
+        tmp_path / "tmp",
+    ]
     settings = {**os.environ, "TRTKERN_CUDA": "0", **env}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -81,10 +89,8 @@ def test_a_missing_compiler_leaves_an_extension_out(tmp_path, env, says):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here; the wish for one is granted")
 def test_cuda_without_a_gpu_says_so():
-    with pytest.raises(RuntimeError, match="GPU|built"):
-        trtkern.backends.resolve(
-            "cuda", trtkern.backends.Case("lif", "cuda", torch.float32, trtkern.LIFSpec())
-        )
+    with pytest.raises(RuntimeError, match=r"GPU|built"):
+        trtkern.backends.resolve("cuda", trtkern.backends.Case("lif", "cuda", torch.float32, trtkern.LIFSpec()))
 
 
 def test_a_call_is_cheap():

@@ -6,15 +6,12 @@ import pytest
 import torch
 
 from trtkern import LIFSpec, dialect, reference, surrogates
+from trtkern.surrogates import exp
 
 # The oracle: sigma(u) itself; its slope, by central differences in float64, is what the table must hold.
 PRIMITIVES = {
     "triangle": lambda u, a: (
-        0.0
-        if u <= -a
-        else 1.0
-        if u >= a
-        else (0.5 * (u + a) ** 2 / a**2 if u < 0 else 1 - 0.5 * (a - u) ** 2 / a**2)
+        0.0 if u <= -a else 1.0 if u >= a else (0.5 * (u + a) ** 2 / a**2 if u < 0 else 1 - 0.5 * (a - u) ** 2 / a**2)
     ),
     "sigmoid": lambda u, a: 1 / (1 + math.exp(-a * u)),
     "atan": lambda u, a: math.atan(math.pi / 2 * a * u) / math.pi + 0.5,
@@ -54,8 +51,11 @@ def test_extreme_arguments_stay_finite():
         assert (reference.surrogate_derivative(u, name, 1.0).abs() < 1e-6).all(), name
 
 
+WIDTH = 2.0
+
+
 def mine(u, alpha):
-    return alpha * surrogates.exp(-abs(u))
+    return WIDTH * alpha * exp(-abs(u))
 
 
 def test_a_users_function_is_known_by_its_name_and_registers_once():
@@ -70,6 +70,15 @@ def test_a_closure_is_refused():
     width = 3.0
     with pytest.raises(TypeError, match="closure"):
         LIFSpec(surrogate=lambda u, alpha: u * width)
+
+
+def distant(u, alpha):
+    return surrogates.maximum(u, alpha)
+
+
+def test_a_name_that_no_backend_knows_is_refused():
+    with pytest.raises(TypeError, match=r"got 'surrogates'; write `from trtkern.surrogates import exp"):
+        LIFSpec(surrogate=distant)
 
 
 @pytest.mark.parametrize(

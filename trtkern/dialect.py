@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
-_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+_ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_OPERATORS = _ARITHMETIC | {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _CALLS = {"exp": "exp_", "abs": "abs_", "maximum": "maximum_", "where": "where_"}
 
 
@@ -65,8 +66,8 @@ def _statement(node: ast.stmt) -> str:
 
 def _expression(node: ast.expr) -> str:
     match node:
-        case ast.Constant(value=int() | float()):
-            return f"lit<F>({float(node.value)!r}f)"
+        case ast.Constant(value=int() | float() as number):
+            return f"lit<F>({float(number)!r}f)"
         case ast.Name():
             return node.id
         case ast.UnaryOp(op=ast.USub()):

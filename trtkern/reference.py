@@ -7,7 +7,7 @@ on any device, and support second derivatives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
     return torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _derivative(name: str) -> Any:
     names = {"exp": torch.exp, "abs": torch.abs, "maximum": _maximum, "where": torch.where}
     return dialect.rebind(surrogates.lookup(name).function, names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,7 +137,9 @@ def _problem(cell: Cell, seed: int) -> _Problem:
     for _ in range(200):
         h = reference.lif(x.double(), v0.double(), _broadcast(params, x), cell.spec).h
         u = h - _broadcast(params, x)[PARAMS.index("v_threshold")]
-        close = (u.abs() < MARGIN) | ((u.abs() - 0.5 / alpha).abs() < MARGIN if cell.surrogate == "rectangle" else False)
+        close = u.abs() < MARGIN
+        if cell.surrogate == "rectangle":
+            close |= (u.abs() - 0.5 / alpha).abs() < MARGIN
         bad = close.any(0)
         if not bad.any():
             break
@@ -158,9 +160,7 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors."""
     problem = _problem(cell, seed)
     oracle_inputs = [t.double().requires_grad_() for t in (problem.x, problem.v0, *problem.params)]
-    oracle = reference.lif(
-        oracle_inputs[0], oracle_inputs[1], _broadcast(oracle_inputs[2:], problem.x), cell.spec
-    )
+    oracle = reference.lif(oracle_inputs[0], oracle_inputs[1], _broadcast(oracle_inputs[2:], problem.x), cell.spec)
     incoming = [g.double() for g in (problem.gs, problem.gv, problem.gstate)]
     wanted = torch.autograd.grad([oracle.s, oracle.v, oracle.v[-1]], oracle_inputs, incoming, materialize_grads=True)
 
@@ -169,19 +169,18 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     exact = torch.float64 if cell.dtype == torch.float64 else torch.float32
     tensors = [p.to(device, exact).squeeze(0).requires_grad_() for p in problem.params]
     learn = cell.learnable != "none"
-    values = dict(zip(PARAMS, tensors if learn else [p.item() for p in problem.params], strict=True))
+    values: dict[str, Any] = dict(zip(PARAMS, tensors if learn else [p.item() for p in problem.params], strict=True))
     if cell.dtype == torch.float64:
         v0 = problem.v0.double().to(device).requires_grad_()
     out = lif(x, v0, **values, spec=cell.spec, backend=backend, return_state=True, return_v=True)
-    outputs = [out.spikes, out.v, out.state]
+    spikes, state, v = (tensor for tensor in out if tensor is not None)
+    outputs = [spikes, v, state]
     grads = [_laid_out(g.to(device), cell.layout) for g in (problem.gs, problem.gv)]
     inputs = [x, v0, *(tensors if learn else [])]
-    got = torch.autograd.grad(
-        outputs, inputs, [*grads, problem.gstate.to(device, v0.dtype)], materialize_grads=True
-    )
+    got = torch.autograd.grad(outputs, inputs, [*grads, problem.gstate.to(device, v0.dtype)], materialize_grads=True)
     return Errors(
-        spikes=int((out.spikes.detach().double().cpu() != oracle.s.detach()).sum()),
-        output=max(_relative(out.v, oracle.v.detach()), _relative(out.state, oracle.v[-1].detach())),
+        spikes=int((spikes.detach().double().cpu() != oracle.s.detach()).sum()),
+        output=max(_relative(v, oracle.v.detach()), _relative(state, oracle.v[-1].detach())),
         gradient=max(map(_relative, got[:2], wanted[:2])),
         parameter=_relative(torch.stack(got[2:]), torch.stack(wanted[2:]).reshape(len(PARAMS), *got[2].shape))
         if learn
@@ -203,16 +202,18 @@ def compare_regularizer(backend: str, spec: RegularizerSpec, device: str = "cpu"
     got.backward()
     errors = [abs(got.item() - value.item()) / value.item()]
     for w, want in zip(weights, wanted, strict=True):
-        errors.append(_elementwise(w.grad.detach(), want))
+        errors.append(_elementwise(w.grad, want))
         w.grad = torch.zeros_like(w)
     added = add_regularizer_grad_(weights, spec, scale=2.0, backend=backend)
     errors.append(abs(added.item() - value.item()) / value.item())
-    errors += [_elementwise(w.grad.detach(), 2 * want) for w, want in zip(weights, wanted, strict=True)]
+    errors += [_elementwise(w.grad, 2 * want) for w, want in zip(weights, wanted, strict=True)]
     return max(errors)
 
 
-def _elementwise(got: Tensor, want: Tensor) -> float:
-    difference = (got.double().cpu() - want).abs()
+def _elementwise(got: Tensor | None, want: Tensor) -> float:
+    if got is None:
+        return float("inf")
+    difference = (got.detach().double().cpu() - want).abs()
     return (difference / want.abs().clamp_min(1e-30)).max().item()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 from trtkern import surrogates
 
@@ -51,7 +51,7 @@ class LIFSpec:
             object.__setattr__(self, attribute, value)
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def from_token(token: str) -> LIFSpec:
         """The spec that ``token`` came from."""
         reset, surrogate, alpha, detach = token.split("|")

@@ -13,6 +13,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+PRIMITIVES = ("exp", "abs", "maximum", "where")
+"""The names that a surrogate may use; ``trtkern.dialect`` gives them their meaning on every backend."""
+
 
 def exp(x: float) -> float:
     """e**x; inf instead of an OverflowError, as floating-point hardware answers."""
@@ -98,7 +101,8 @@ def register(function: Callable, name: str | None = None, default_alpha: float =
     ``exp``, ``maximum`` and ``where`` from this module to write it. Registering the same function twice is harmless.
 
     Raises:
-        TypeError: the function is no plain Python function of two arguments without a closure.
+        TypeError: the function is no plain Python function of two arguments without a closure, or uses other names
+            than exp, abs, maximum, where and global floats.
         ValueError: the name belongs to another surrogate.
     """
     code = getattr(function, "__code__", None)
@@ -106,6 +110,12 @@ def register(function: Callable, name: str | None = None, default_alpha: float =
         raise TypeError(
             f"surrogate: expected a plain function of (u, alpha) without a closure, got {function!r}; "
             "define it at module level"
+        )
+    strange = [n for n in code.co_names if n not in PRIMITIVES and not isinstance(function.__globals__.get(n), float)]
+    if strange:
+        raise TypeError(
+            f"surrogate: expected {function.__name__} to use {', '.join(PRIMITIVES)} and floats only, got "
+            f"{strange[0]!r}; write `from trtkern.surrogates import exp, maximum, where` and call them by these names"
         )
     name = name or f"{function.__module__}.{function.__qualname__}"
     known = TABLE.get(name)

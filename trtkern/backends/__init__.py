@@ -8,7 +8,7 @@ from trtkern.backends import cpu, cuda, reference, triton
 from trtkern.backends.base import Backend, Case
 from trtkern.spec import LIFSpec
 
-BACKENDS: tuple[Backend, ...] = (triton.BACKEND, cuda.BACKEND, cpu.BACKEND, reference.BACKEND)
+BACKENDS: tuple[Backend, ...] = (cpu.BACKEND, triton.BACKEND, cuda.BACKEND, reference.BACKEND)
 NAMES: tuple[str, ...] = ("auto", *sorted(backend.name for backend in BACKENDS))
 
 
@@ -50,7 +50,7 @@ def choose(name: str, op: str, device: str, dtype: torch.dtype, token: str | Non
 
 def explain(case: Case) -> str:
     """The backend that "auto" takes for ``case`` and why the ones before it do not, in one line."""
-    passed = []
+    passed: list[str] = []
     for backend in BACKENDS:
         objection = backend.objection(case)
         if objection is None:

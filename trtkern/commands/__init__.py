@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__
-from trtkern.commands.doctor import doctor
-from trtkern.commands.evaluate import evaluate
-from trtkern.commands.train import train
+from trtkern.commands import doctor, evaluate, train
 
 app = typer.Typer(
     help="Train spiking neural networks with Temporal Regularization Training, through fused kernels.",
@@ -18,9 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
-app.command()(evaluate)
-app.command()(doctor)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -28,9 +28,7 @@ def evaluate(
     backend: Annotated[
         str | None, typer.Option(help=f"{', '.join(backends.NAMES)}.", show_default="as in training")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="as in training")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="as in training")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="as in training")] = None,
 ) -> int:
     """Measure the test accuracy of a trained network.

@@ -69,7 +69,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the initial weights and of the order of the images.")] = 0,
     backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(backends.NAMES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=f"{_defaults('threads')}, else what torch takes")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.", show_default=f"{_defaults('threads')}, else what torch takes")
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where autocast deems it safe.")] = False,
     run_dir: Annotated[
         str | None,
@@ -93,6 +95,7 @@ def train(
             lr=lr, amp=amp,
         )  # fmt: skip
         torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
         keep_pages()
         dataset = load(settings.data, settings.data_dir, download)
         trainer = Trainer(settings, dataset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,10 @@ class Neuron(nn.Module):
     """What the neurons share: the axes, the backend, the non-finite flag and the call of the op."""
 
     nonfinite: Tensor
-    decay: Number
-    gain: Number
-    v_leak: Number
+    # Numbers, parameters or buffers of a subclass; properties where one follows from another.
+    decay: Any
+    gain: Any
+    v_leak: Any
 
     def __init__(self, spec: LIFSpec, time_dim: int, channel_dim: int, backend: str) -> None:
         super().__init__()
@@ -39,7 +42,7 @@ class Neuron(nn.Module):
         else:
             setattr(self, name, float(value))
 
-    def _run(self, x: Tensor, v0: Tensor | None, values: dict[str, Number | None], **want: bool) -> LIFOutput:
+    def _run(self, x: Tensor, v0: Tensor | None, values: dict[str, Any], **want: bool) -> LIFOutput:
         """Call the op on x with its time axis moved first, and move it back in what comes out."""
         name = type(self).__name__
         if not isinstance(x, Tensor):

@@ -134,11 +134,12 @@ class TETLoss(_TimestepLoss):
 class TRTLoss(_TimestepLoss):
     """Temporal regularization training (arXiv 2506.19256), over the outputs O_t and the weights w:
 
-        1/T sum_t [ (1 - eta) CE(O_t, y) + eta MSE(O_t, onehot(y)) + sum_w lam w^2 / (1 + (e^(delta t) - 1)(|w| + eps)) ]
+        1/T sum_t [ (1 - eta) CE(O_t, y) + eta MSE(O_t, onehot(y)) + r_t ]
+        r_t = sum_w lam w^2 / (1 + (e^(delta t) - 1)(|w| + eps)),   t = 0 .. T-1
 
-    with t = 0 .. T-1. The last term does not depend on the data; it is one fused pass over all weights. As in the
-    reference implementation it covers every trainable parameter whose name does not contain "bias": convolutions, linear
-    layers with the classifier, and the scales of normalisation layers. Parameters of the neurons (a learned decay or
+    The last term does not depend on the data; it is one fused pass over all weights. As in the reference
+    implementation it covers every trainable parameter whose name does not contain "bias": convolutions, linear layers
+    with the classifier, and the scales of normalisation layers. Parameters of the neurons (a learned decay or
     threshold) are left out: the penalty would pull them to 0.
 
     Args:
@@ -214,7 +215,9 @@ class TRTLoss(_TimestepLoss):
         scaler pass its scale.
         """
         if self._timesteps is None:
-            raise RuntimeError("TRTLoss: expected a call of the loss before add_grad_, got none; T comes from its logits")
+            raise RuntimeError(
+                "TRTLoss: expected a call of the loss before add_grad_, got none; T comes from its logits"
+            )
         weights = [p for _, p in self.regularized()]
         if not weights:
             return torch.zeros(())
@@ -238,10 +241,12 @@ def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tens
             if not linear:
                 raise ValueError("TRTLoss: expected a Linear to exclude as the classifier, got a model without one")
             left_out.update(id(p) for p in linear[-1].parameters())
-        pairs = list(model.named_parameters())
+        pairs: list[tuple[str, Tensor]] = list(model.named_parameters())
     else:
         if exclude:
-            raise ValueError(f"TRTLoss: expected a module with exclude={exclude}, got pairs; leave them out of the pairs")
+            raise ValueError(
+                f"TRTLoss: expected a module with exclude={exclude}, got pairs; leave them out of the pairs"
+            )
         pairs = list(model)
         for pair in pairs:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):

@@ -15,7 +15,7 @@ from trtkern.spec import LIFSpec
 
 
 class _Spiking(Neuron):
-    """What the spiking neurons share: threshold, reset, surrogate and outputs; ``decay`` and ``gain`` are a subclass's."""
+    """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has ``decay`` and ``gain``."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class _Spiking(Neuron):
             "v_threshold": self.v_threshold,
             "v_reset": 0.0 if self.v_reset is None else self.v_reset,
         }
-        spikes, state, v = self._run(x, v0, values, return_state=return_state, return_v=return_v)
-        extra = [tensor for tensor, wanted in ((state, return_state), (v, return_v)) if wanted]
-        return (spikes, *extra) if extra else spikes
+        out = self._run(x, v0, values, return_state=return_state, return_v=return_v)
+        made = tuple(tensor for tensor in out if tensor is not None)
+        return made if len(made) > 1 else made[0]
 
     def _settings(self) -> dict[str, object]:
         names = ("v_leak", "v_threshold", "v_reset", "reset_amount")
@@ -216,11 +216,12 @@ class LI(Neuron):
 
     def forward(
         self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one in float32."""
         values = {"decay": self.decay, "gain": self.gain, "bias": self._bias()}
-        _, state, v = self._run(x, v0, values, return_spikes=False, return_state=return_state, return_v=True)
-        return (v, state) if return_state else v
+        out = self._run(x, v0, values, return_spikes=False, return_state=return_state, return_v=True)
+        made = tuple(tensor for tensor in (out.v, out.state) if tensor is not None)
+        return made if len(made) > 1 else made[0]
 
     def _settings(self) -> dict[str, object]:
         return {"decay": self.decay, "gain": self.gain, "v_leak": self.v_leak}

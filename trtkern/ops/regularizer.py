@@ -50,12 +50,13 @@ def add_regularizer_grad_(
     """
     weights = list(weights)
     name = _gate(weights, spec, backend)
+    grads = []
     with torch.no_grad():
         for w in weights:
             if w.grad is None:
                 w.grad = torch.zeros_like(w)
+            grads.append(w.grad)
         if name != "reference":
-            grads = [w.grad for w in weights]
             # A gradient in another layout than its weight goes through a fresh one: rare, and torch adds it.
             fits = [g.stride() == w.stride() and _check.is_flat(w) for g, w in zip(grads, weights, strict=True)]
             if all(fits):
@@ -66,8 +67,8 @@ def add_regularizer_grad_(
         leaves = [w.detach().requires_grad_() for w in weights]
         value = regularizer(leaves, spec, backend=name)
         fresh = torch.autograd.grad(value, leaves)
-    for w, gradient in zip(weights, fresh, strict=True):
-        w.grad.add_(gradient, alpha=scale)
+    for gradient, more in zip(grads, fresh, strict=True):
+        gradient.add_(more, alpha=scale)
     return value.detach()
 
 
@@ -155,7 +156,7 @@ class _Regularizer(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(*weights, *output[1:])
+            ctx.save_for_backward(*output[1:])
         else:
             # Handed over uncopied, they become .grad: they must not be kept for another backward as well.
             ctx.save_for_backward(*weights)
@@ -163,16 +164,15 @@ class _Regularizer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
-        saved, factor = list(ctx.saved_tensors), incoming[0]
-        count = len(ctx.needs_input_grad) - 2
+        saved, factor = ctx.saved_tensors, incoming[0]
         if factor is None:
-            return None, None, *[None] * count
-        weights, grads = saved[:count], saved[count:]
-        if not torch.compiler.is_compiling():
-            grads, ctx.grads = ctx.grads, None
-            if grads is None:
-                grads = torch.ops.trtkern.regularizer([w.detach() for w in weights], ctx.spec, True, ctx.backend)[1]
-        return None, None, *_Scale.apply(factor, count, *grads, *weights)
+            return None, None, *[None] * len(saved)
+        if torch.compiler.is_compiling():
+            return None, None, *[g * factor for g in saved]
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            grads = torch.ops.trtkern.regularizer([w.detach() for w in saved], ctx.spec, True, ctx.backend)[1]
+        return None, None, *_Scale.apply(factor, *grads, *saved)
 
 
 class _Scale(torch.autograd.Function):
@@ -182,10 +182,10 @@ class _Scale(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(factor, count, *tensors):
-        grads = tensors[:count]
-        # On a GPU, and while compiling, looking at the factor would wait for it.
-        if factor.device.type == "cpu" and not torch.compiler.is_compiling() and factor.item() == 1.0:
+    def forward(factor, *tensors):
+        grads = tensors[: len(tensors) // 2]
+        # On a GPU, looking at the factor would wait for it.
+        if factor.device.type == "cpu" and factor.item() == 1.0:
             return tuple(g.view_as(g) for g in grads)
         return tuple(g * factor for g in grads)
 

@@ -106,7 +106,7 @@ class Trainer:
         self.batch_size = min(settings.batch_size, images.shape[0])
         self.steps = images.shape[0] // self.batch_size
         self.watch = Watch(self.model, lambda: self.logits(images[:1]))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
 

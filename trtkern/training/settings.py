@@ -156,7 +156,8 @@ def _loss_options(loss: str, given: dict[str, float | None]) -> dict[str, float]
         if name not in defaults:
             takers = ", ".join(other for other, options in LOSSES.items() if name in options)
             raise ValueError(f"--{name}: expected with --loss {takers} only, got it with --loss {loss}")
-        if not (math.isfinite(value) and value >= 0) or (name == "eta" and value > 1):
-            wanted = "a number of 0 to 1" if name == "eta" else "a finite number of at least 0"
+        share = (loss, name) in (("trt", "eta"), ("tet", "lam"))
+        if not (math.isfinite(value) and value >= 0) or (share and value > 1):
+            wanted = "a number of 0 to 1" if share else "a finite number of at least 0"
             raise ValueError(f"--{name}: expected {wanted}, got {value}")
     return {name: value if (value := given[name]) is not None else default for name, default in defaults.items()}

@@ -1,0 +1,206 @@
+"""The command line: what it prints, what it leaves, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trtkern import backends, cli, data, selftest
+from trtkern.commands import evaluate, train
+from trtkern.data import Split
+from trtkern.training import checkpoint, run
+
+# Not "auto": in Triton's interpreter a step takes minutes.
+BACKEND = "cpu" if backends.named("cpu").missing() is None else "reference"
+FAST = ["--backend", BACKEND, "--threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path, monkeypatch):
+    """Each test in a folder of its own, on one thread, at a wide terminal, without changing this process's malloc."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    for program in (train, evaluate):
+        monkeypatch.setattr(program, "keep_pages", lambda: False)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory) -> str:
+    """A folder with the four files of a tiny Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("fashion")
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 32), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
+        for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
+            raw = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
+            (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+    return str(folder)
+
+
+def accuracy(text: str) -> str:
+    return re.search(r"test accuracy +│ (\S+ \(\d+ of \d+\))", text)[1]
+
+
+def test_train_then_evaluate(fashion, capsys):
+    options = ["--data", "fashion-mnist", "--data-dir", fashion, "--epochs", "2", "--batch-size", "16", "-T", "2"]
+    assert cli.main(["train", *options, "--loss", "tet", "--lr", "1e-3", *FAST]) == 0
+    out = capsys.readouterr().out
+    folder = Path("runs/fashion-mnist-tet-seed0")
+    rows = [json.loads(line) for line in (folder / run.METRICS).read_text().splitlines()]
+    assert len(rows) == 2 and all(row["test"]["accuracy"] >= 0 for row in rows)
+    lines = [line.split() for line in out.splitlines() if re.match(r" +[12]/2 ", line)]
+    assert [line[0] for line in lines] == ["1/2", "2/2"]
+    assert lines[1][1] == f"{rows[1]['train']['loss']:.4f}"
+    printed = accuracy(out)
+    assert printed == f"{rows[1]['test']['accuracy']:.2%} ({round(20 * rows[1]['test']['accuracy'])} of 20)"
+    names = {checkpoint.NAME, run.METRICS, run.CONFIG, run.CURVES}
+    assert {path.name for path in folder.iterdir()} == names and all(name in out for name in names)
+    config = json.loads((folder / run.CONFIG).read_text())
+    assert config["settings"]["timesteps"] == 2 and config["settings"]["lr"] == 1e-3
+    assert set(config["backends"].values()) == {BACKEND}
+
+    # The folder, then the file; data from where training had it.
+    for what in (folder, folder / checkpoint.NAME):
+        assert cli.main(["evaluate", str(what)]) == 0
+        assert accuracy(capsys.readouterr().out) == printed
+    assert cli.main(["evaluate", str(folder), "--data-dir", "elsewhere"]) == 2
+    assert "expected the four Fashion-MNIST files in elsewhere" in capsys.readouterr().err
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("trtkern: "), captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--data", "cifar"], "--data: expected one of digits, fashion-mnist, got 'cifar'"),
+        (["train", "--loss", "l2"], "--loss: expected one of trt, tet, sdt"),
+        (["train", "--backend", "numba"], "--backend: expected one of auto, cpu"),
+        (["train", "--device", "tpu"], "--device: expected one of auto, cpu, cuda"),
+        (["train", "--device", "cuda:99"], "use --device cpu"),
+        (["train", "--epochs", "0"], "--epochs: expected an integer of at least 1, got 0"),
+        (["train", "--batch-size", "-1"], "--batch-size: expected"),
+        (["train", "--timesteps", "0"], "--timesteps: expected"),
+        (["train", "--lr", "nan"], "--lr: expected a finite number above 0, got nan"),
+        (["train", "--epochs", "many"], "Invalid value for '--epochs'"),
+        (["train", "--bogus"], "No such option: --bogus"),
+        (["train", "--loss", "sdt", "--delta", "1"], "--delta: expected with --loss trt only"),
+        (["train", "--data-dir", "."], "expected no --data-dir"),
+        (["train", "--data", "fashion-mnist", "--data-dir", "gone"], "train-images-idx3-ubyte[.gz] (47,040,016 bytes"),
+        (["train", "--run-dir", "/proc/nowhere"], "--run-dir: expected a folder that can be written"),
+        (["train", "--run-dir", "full"], "--run-dir: expected an empty or new folder, got full"),
+        (["evaluate", "gone"], "expected a run folder with checkpoint.pt or such a file, got gone"),
+        (["evaluate", "full/file"], "expected a checkpoint of trtkern, got a damaged or different file"),
+        (["evaluate"], "Missing argument"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_user_errors_are_one_line_and_leave_nothing(capsys, arguments, message):
+    Path("full").mkdir()
+    Path("full/file").write_text("not a checkpoint")
+    assert cli.main(arguments) == 2
+    assert message in one_line(capsys)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_named_backend_that_cannot_run_is_refused_with_its_reason(capsys):
+    assert cli.main(["train", "--backend", "cuda"]) == 2
+    assert "backend 'cuda' was asked for, but" in one_line(capsys)
+    assert not Path("runs").exists()
+
+
+def test_nan_ends_training_with_status_1_and_names_step_and_layer(capsys, monkeypatch):
+    whole = data.load("digits")
+    images = whole.train.images[:64].float()
+    images[5, 0, 2, 2] = torch.nan
+    part = dataclasses.replace(whole, train=Split(images, whole.train.labels[:64]))
+    monkeypatch.setattr(train, "load", lambda *_: part)
+    assert cli.main(["train", *FAST]) == 1
+    error = one_line(capsys)
+    assert "NaN or Inf in epoch 1, step 1, first in the membrane potential of layer layers.0.lif" in error
+    assert "no checkpoint was written" in error
+
+
+def test_help_names_every_option(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("train", "evaluate", "doctor"))
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    flags = ("data", "data-dir", "download", "loss", "lam", "delta", "eta", "timesteps", "backend", "device")
+    for flag in (*flags, "threads", "seed", "epochs", "batch-size", "lr", "amp", "run-dir"):
+        assert f"--{flag} " in text
+    for said in ("digits, fashion-mnist", "trt, tet, sdt", ", ".join(backends.NAMES), "15 for digits", "cuda:N"):
+        assert said in text
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"trtkern \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_doctor_lists_every_backend_and_fails_with_a_failing_one(capsys, monkeypatch):
+    rows = [selftest.Row("good", True, "fine"), selftest.Row("gone", None, "get it [there]")]
+    monkeypatch.setattr(selftest, "run", lambda: rows)
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "get it [there]" in out and "not available" in out and torch.__version__ in out and "CPU" in out
+    rows.append(selftest.Row("bad", False, "off by 3"))
+    assert cli.main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out and "off by 3" in captured.out and "bad" in captured.err
+
+
+def start(code: str, **kwargs) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, **kwargs)
+
+
+def test_missing_extra_names_the_pip_line():
+    code = "import sys; import trtkern.cli; print('typer' in sys.modules, 'rich' in sys.modules); "
+    process = start(code + "sys.modules['typer'] = None; sys.exit(trtkern.cli.main(['doctor']))")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == "False False\n"
+    assert err == "trtkern: typer not installed; type: pip install 'trtkern[train]'\n"
+
+
+def test_missing_matplotlib_is_said_before_any_work(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["train", *FAST]) == 2
+    assert "matplotlib is not installed; type: pip install 'trtkern[train]'" in one_line(capsys)
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_ends_the_program_with_a_checkpoint(fashion, capsys):
+    options = ["--data", "fashion-mnist", "--data-dir", fashion, "--epochs", "100000", "-T", "1", *FAST]
+    process = start(f"import sys, trtkern.cli; sys.exit(trtkern.cli.main({['train', *options]!r}))")
+    for line in process.stdout:
+        if line.lstrip().startswith("1/100000"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert re.fullmatch(r"trtkern: stopped in epoch \d+ after step 1 of 1, as asked; .*\n", err), err
+    folder = "runs/fashion-mnist-trt-seed0"
+    assert Path(folder, run.CURVES).is_file() and "test accuracy" in out
+    assert cli.main(["evaluate", folder]) == 0
+    assert accuracy(capsys.readouterr().out) == accuracy(out)
