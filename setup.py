@@ -18,7 +18,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -32,7 +34,8 @@ JOBS = 2  # translation units compiled at a time
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # No -ffast-math (it loses NaN) and no contraction (every fma is written out, so that all targets agree bitwise).
 CXX_FLAGS = [
-    *("-std=c++17", "-O3", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"),
+    *("-std=c++17", "-O3", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"),
+    *("-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the last: GCC's own AVX-512 intrinsics
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -73,7 +76,9 @@ def write_surrogates(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table = load_by_path("surrogates").TABLE
     header = load_by_path("dialect").cpp_header(row.function for row in table.values())
-    (folder / "trtkern_surrogates.h").write_text(header)
+    path = folder / "trtkern_surrogates.h"
+    if not path.exists() or path.read_text() != header:  # its date decides what is compiled again
+        path.write_text(header)
 
 
 def find_cxx() -> list[str]:
@@ -119,45 +124,65 @@ def run(command: list[str]) -> None:
 
 
 class BuildExt(build_ext):
-    """Compiles the units of an extension, two at a time, and leaves out what cannot be built."""
+    """Compiles the units of all extensions, two at a time, and leaves out an extension that cannot be built."""
 
     def build_extensions(self) -> None:
-        built = []
+        # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick.
+        temp = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        plans = {}
         for extension in self.extensions:
-            name = extension.name.rpartition(".")[2]
-            switch = f"TRTKERN{name.upper()}"
-            try:
-                self.build_extension(extension)
-                built.append(extension)
-            except BuildError as error:
-                if os.environ.get(switch) == "1":
-                    raise SystemExit(f"trtkern: {switch}=1, but {extension.name} cannot be built: {error}") from None
-                print(f"trtkern: left out {extension.name}: {error}", file=sys.stderr)
-        self.extensions[:] = built
-
-    def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
-        generated = Path(self.build_temp).resolve() / "generated"
-        write_surrogates(generated)
-        paths = [str(CSRC), str(generated), pybind11.get_include(), sysconfig.get_path("include")]
-        includes = [f"-I{path}" for path in dict.fromkeys(paths)]
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        objects = Path(self.build_temp).resolve() / ext.name
-        objects.mkdir(parents=True, exist_ok=True)
-        units, link = (cuda_units if ext.name.endswith("_cuda") else cpu_units)(ext, objects, includes)
+            with self.or_left_out(extension):
+                plans[extension.name] = plan(extension, temp)
         with ThreadPoolExecutor(JOBS) as pool:
-            list(pool.map(run, [unit.command for unit in units if self.force or is_stale(unit, generated)]))
-        run([*link, *(str(unit.output) for unit in units), "-o", str(output)])
+            compiling = {
+                name: [pool.submit(compile_unit, unit, bool(self.force)) for unit in units]
+                for name, (units, _) in plans.items()
+            }
+        for extension in [e for e in self.extensions if e.name in plans]:
+            units, link = plans[extension.name]
+            with self.or_left_out(extension):
+                for unit in compiling[extension.name]:
+                    unit.result()
+                output = Path(self.get_ext_fullpath(extension.name))
+                output.parent.mkdir(parents=True, exist_ok=True)
+                run([*link, *(str(unit.output) for unit in units), "-o", str(output)])
+
+    @contextmanager
+    def or_left_out(self, extension: Extension) -> Iterator[None]:
+        """A BuildError within leaves the extension out and says so in one line, or ends the build where it must be."""
+        switch = f"TRTKERN{extension.name.rpartition('.')[2].upper()}"
+        try:
+            yield
+        except BuildError as error:
+            if os.environ.get(switch) == "1":
+                raise SystemExit(f"trtkern: {switch}=1, but {extension.name} cannot be built: {error}") from None
+            print(f"trtkern: left out {extension.name}: {error}", file=sys.stderr)
+            self.extensions = [other for other in self.extensions if other is not extension]
 
 
-def is_stale(unit: Unit, generated: Path) -> bool:
-    """Whether a source or header is newer than the object (headers: any of them)."""
-    if not unit.output.exists():
-        return True
-    inputs = [*CSRC.iterdir(), ROOT / "setup.py", ROOT / "trtkern/surrogates.py", ROOT / "trtkern/dialect.py"]
-    return max(path.stat().st_mtime for path in inputs) > unit.output.stat().st_mtime
+def plan(extension: Extension, temp: Path) -> tuple[list[Unit], list[str]]:
+    """The units of an extension and its link command."""
+    import pybind11  # needed only where there is something to build
+
+    generated, objects = temp / "generated", temp / extension.name
+    objects.mkdir(parents=True, exist_ok=True)
+    write_surrogates(generated)
+    paths = [str(CSRC), str(generated), pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [f"-I{path}" for path in paths]
+    return (cuda_units if extension.name.endswith("_cuda") else cpu_units)(extension, objects, includes)
+
+
+def compile_unit(unit: Unit, force: bool) -> None:
+    """Run the compiler unless the same command made the object after the last change of all that it read."""
+    note, reads = unit.output.with_suffix(".command"), unit.output.with_suffix(".d")
+    command = shlex.join(part for part in unit.command if not part.startswith("-I"))
+    if not force and unit.output.exists() and note.exists() and note.read_text() == command:
+        inputs = map(Path, reads.read_text().replace("\\\n", " ").partition(":")[2].split())
+        if max(path.stat().st_mtime for path in inputs if path.exists()) < unit.output.stat().st_mtime:
+            return
+    note.unlink(missing_ok=True)
+    run([*unit.command, "-MMD", "-MF", str(reads)])
+    note.write_text(command)
 
 
 def cxx_unit(cxx: list[str], source: str, objects: Path, flags: list[str]) -> Unit:
@@ -176,14 +201,14 @@ def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[
 
 
 def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
-    """The compiler calls of trtkern._cuda and its link command; cudart is static: it imports without a GPU or driver."""
+    """The compiler calls of trtkern._cuda and its link command; cudart is static: it imports without a GPU."""
     nvcc, cxx = find_nvcc(), find_cxx()
     toolkit = Path(nvcc).resolve().parent.parent
     units = []
     for source in ext.sources:
         if source.endswith(".cu"):
             output = objects / f"{Path(source).stem}.o"
-            flags = ["-std=c++17", "-O3", "--fmad=false", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
             command = [nvcc, *flags, *gencode(), *includes, "-c", str(ROOT / source), "-o", str(output)]
             units.append(Unit(output, command))
         else:

@@ -27,9 +27,7 @@ inline void bind_lif_args(pybind11::module_& m) {
         std::copy(a.scalars, a.scalars + kParams, values.begin());
         return values;
       },
-      [](LifArgs& a, const std::array<float, kParams>& values) {
-        std::copy(values.begin(), values.end(), a.scalars);
-      });
+      [](LifArgs& a, const std::array<float, kParams>& values) { std::copy(values.begin(), values.end(), a.scalars); });
   m.attr("CHUNK") = kChunk;
 }
 

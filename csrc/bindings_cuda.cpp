@@ -20,7 +20,7 @@ const char* remedy(int error) {
       return "free memory on the device, or use a smaller batch";
     case kInsufficientDriver:
     case kUnsupportedPtx:
-      return "update the NVIDIA driver, or use backend='triton'";
+      return "install or update the NVIDIA driver";
     case kNoDevice:
     case kInvalidDevice:
       return "check CUDA_VISIBLE_DEVICES and nvidia-smi";
@@ -57,5 +57,6 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("args"), py::arg("workspace") = 0, Unlocked(),
       "Launches the backward pass; workspace: address of workspace_floats(args) float32 numbers, where args.gparams "
       "is set. RuntimeError: a CUDA error.");
-  m.def("workspace_floats", &trtkern::cuda::workspace_floats, "Scratch that lif_backward needs for parameter gradients.");
+  m.def("workspace_floats", &trtkern::cuda::workspace_floats,
+        "Scratch that lif_backward needs for parameter gradients.");
 }

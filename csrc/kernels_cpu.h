@@ -8,12 +8,10 @@
 namespace trtkern {
 
 // Neurons that go through the steps together. Their state stays in L1, the h of a chunk in L2.
-#ifndef FB
-#define FB 4096
-#define BB 2048
-#endif
-constexpr int64_t kForwardBlock = FB;
-constexpr int64_t kBackwardBlock = BB;
+constexpr int64_t kForwardBlock = 4096;
+constexpr int64_t kBackwardBlock = 2048;
+constexpr int64_t kMixedBlock = 1024;  // ... where neighbours differ in their parameters
+constexpr int64_t kLongRun = 512;      // neighbours of one channel that make blocks of their own
 constexpr int64_t kPad = 16;  // floats beyond a row that a vector may read and write
 constexpr int64_t kParameterStride = kForwardBlock + kPad;
 

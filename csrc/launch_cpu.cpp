@@ -14,9 +14,8 @@
 namespace trtkern {
 namespace {
 
-constexpr int64_t kOneThread = 32768;        // elements up to which a parallel region costs more than it saves
-constexpr int64_t kStreamBytes = 1 << 20;    // outputs from here on bypass the caches
-constexpr int64_t kSumBytes = 256ll << 20;   // all threads' parameter sums together
+constexpr int64_t kOneThread = 32768;       // elements up to which a parallel region costs more than it saves
+constexpr int64_t kSumBytes = 256ll << 20;  // all threads' parameter sums together
 
 std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> found;
@@ -36,6 +35,7 @@ std::vector<const Kernels*> runnable() {
 }
 
 std::atomic<const Kernels*> in_use{nullptr};
+std::atomic<int64_t> stream_from{4 << 20};  // bytes of an output
 
 const Kernels& kernels() {
   const Kernels* chosen = in_use.load(std::memory_order_relaxed);
@@ -43,7 +43,8 @@ const Kernels& kernels() {
   return *chosen;
 }
 
-// Memory for one launch, aligned to a cache line; kept by the calling thread, since fresh pages cost more than a launch.
+// Memory for one launch, aligned to a cache line; kept by the calling thread, since fresh pages cost more than a
+// launch.
 float* scratch_memory(int64_t floats) {
   struct Free {
     void operator()(float* p) const { std::free(p); }
@@ -79,7 +80,9 @@ struct Split {
   int64_t begin(int i) const { return i == count ? N : N * i / count / grain * grain; }
 };
 
-bool is_large(const LifArgs& a) { return a.T * a.N * (a.dtype == kFloat32 ? 4 : 2) >= kStreamBytes; }
+// Whether outputs of so many bytes bypass the caches. They gain from 1 MiB on some processors, from 8 MiB on others.
+bool is_large(int64_t bytes) { return bytes >= stream_from.load(std::memory_order_relaxed); }
+bool is_large(const LifArgs& a) { return is_large(a.T * a.N * (a.dtype == kFloat32 ? 4 : 2)); }
 
 }  // namespace
 
@@ -99,6 +102,8 @@ void cpu_use_isa(const std::string& name) {
   }
   throw std::invalid_argument("TRTKERN_CPU_ISA: expected one of " + choices + " on this processor, got '" + name + "'");
 }
+
+void cpu_stream_from(int64_t bytes) { stream_from.store(bytes); }
 
 void cpu_lif_forward(const LifArgs& a) {
   const Kernels& k = kernels();
@@ -141,8 +146,9 @@ double cpu_regularizer(const RegularizerList& list) {
     root[t] = static_cast<float>(1.0 / divisor);
   }
   const double factor = list.lam / static_cast<double>(T);
-  const RegularizerArgs args = {slope.data(), offset.data(), root.data(), static_cast<float>(shift),
-                                static_cast<float>(factor * list.scale), T, list.accumulate};
+  const RegularizerArgs args = {
+      slope.data(),   offset.data(), root.data(), static_cast<float>(shift), static_cast<float>(factor * list.scale), T,
+      list.accumulate};
   struct Piece {
     const float* w;
     float* g;
@@ -155,7 +161,7 @@ double cpu_regularizer(const RegularizerList& list) {
   for (size_t i = 0; i < list.sizes.size(); ++i) {
     const float* w = reinterpret_cast<const float*>(list.weights[i]);
     float* g = list.grads.empty() ? nullptr : reinterpret_cast<float*>(list.grads[i]);
-    const bool streaming = g && !list.accumulate && total * 4 >= kStreamBytes && list.grads[i] % 64 == 0;
+    const bool streaming = g && !list.accumulate && is_large(total * 4) && list.grads[i] % 64 == 0;
     for (int64_t at = 0; at < list.sizes[i]; at += kPiece)
       pieces.push_back({w + at, g ? g + at : nullptr, std::min(kPiece, list.sizes[i] - at), streaming});
   }

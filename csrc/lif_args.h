@@ -19,10 +19,11 @@ enum Param : int { kDecay = 0, kGain = 1, kBias = 2, kResetAmount = 3, kThreshol
 // Channel of neuron n: (n / inner) % C.
 struct LifArgs {
   uint64_t x = 0, v0 = 0, params = 0;
-  uint64_t s = 0, v = 0, v_final = 0, edges = 0, flag = 0;  // forward writes; flag int32, set to 1 if any h is not finite
-  uint64_t gs = 0, gv = 0, gv_final = 0;                    // gradients that come in
-  uint64_t gx = 0, gv0 = 0, gparams = 0;                    // backward writes; gparams: see the launcher
-  uint64_t workspace = 0;                                   // CUDA, with gparams: scratch (lif_cuda.h)
+  uint64_t s = 0, v = 0, v_final = 0, edges = 0;  // forward writes
+  uint64_t flag = 0;                              // and this: int32, set to 1 if any h is not finite
+  uint64_t gs = 0, gv = 0, gv_final = 0;          // gradients that come in
+  uint64_t gx = 0, gv0 = 0, gparams = 0;          // backward writes; gparams: see the launcher
+  uint64_t workspace = 0;                         // CUDA, with gparams: scratch (lif_cuda.h)
   int64_t T = 0, N = 0, C = 1, inner = 1;
   float scalars[kParams] = {0, 0, 0, 0, 0, 0};  // used when params is 0
   float alpha = 1.0f;

@@ -3,8 +3,8 @@
 namespace trtkern {
 namespace cuda {
 
-void start_forward_bfloat16(const LifArgs& a, int vec) { start_forward_any<BFloat16>(a, vec); }
-void start_backward_bfloat16(const LifArgs& a, int vec) { start_backward_any<BFloat16>(a, vec); }
+void start_forward_bfloat16(const LifArgs& a) { start_forward<BFloat16>(a); }
+void start_backward_bfloat16(const LifArgs& a) { start_backward<BFloat16>(a); }
 
 }  // namespace cuda
 }  // namespace trtkern

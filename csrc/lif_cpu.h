@@ -34,14 +34,23 @@ TK_INLINE void channel_runs(const LifArgs& a, int64_t n0, int64_t n, Run run) {
   }
 }
 
+// Neurons of the block at n0: within one channel where channels are long, so that its parameters are one vector; fewer
+// than `most` where they are short, so that rows of parameters stay in L1.
+inline int64_t block_length(const LifArgs& a, int64_t n0, int64_t end, int64_t most) {
+  int64_t n = end - n0 < most ? end - n0 : most;
+  if (a.C == 1) return n;
+  const int64_t limit = a.inner < kLongRun ? kMixedBlock : a.inner - n0 % a.inner;
+  return n < limit ? n : limit;
+}
+
 // The parameters of neurons [n0, n0 + n), laid out in `memory`.
 inline Rows parameter_rows(const LifArgs& a, int64_t n0, int64_t n, float* memory) {
-  const Rows rows{memory, a.C > 1 && a.params != 0};
+  const Rows rows{memory, a.params != 0 && a.C > 1 && a.inner < kLongRun};
   for (int k = 0; k < kParams; ++k) {
     float* row = memory + k * kParameterStride;
     const float* from = (const float*)a.params + k * a.C;
     if (!rows.step) {
-      store(row, lit<vfloat>(a.params ? *from : a.scalars[k]));
+      store(row, lit<vfloat>(a.params ? from[n0 / a.inner % a.C] : a.scalars[k]));
       continue;
     }
     __builtin_memset(row + n, 0, sizeof(float) * kPad);
@@ -49,7 +58,8 @@ inline Rows parameter_rows(const LifArgs& a, int64_t n0, int64_t n, float* memor
       if (a.inner == 1) {
         __builtin_memcpy(row + i, from + channel, sizeof(float) * length);
       } else {
-        for (int64_t j = 0; j < length; ++j) row[i + j] = from[channel];
+        const float value = from[channel];
+        for (int64_t j = 0; j < length; ++j) row[i + j] = value;
       }
     });
   }
@@ -78,13 +88,12 @@ template <class D>
 TK_INLINE vfloat get(const typename D::Raw* from) {
   return D::unpack(load_as<typename D::Pack>(from));
 }
-template <class D, bool STREAM>
-TK_INLINE void put(typename D::Raw* to, vfloat value) {
-  const typename D::Pack packed = D::pack(value);
+template <bool STREAM, class Raw, class Pack>
+TK_INLINE void put(Raw* to, Pack value) {
   if constexpr (STREAM) {
-    stream(to, packed);
+    stream(to, value);
   } else {
-    __builtin_memcpy(to, &packed, sizeof packed);
+    __builtin_memcpy(to, &value, sizeof value);
   }
 }
 
@@ -133,7 +142,13 @@ struct ForwardRow {
   const Raw* ahead;  // the row of x that comes next
 
   TK_INLINE ForwardRow at(int64_t i) const {
-    return {{rows.base + i * rows.step, rows.step}, x + i, s ? s + i : s, v_out ? v_out + i : v_out, v + i, bad, reset,
+    return {{rows.base + i * rows.step, rows.step},
+            x + i,
+            s ? s + i : s,
+            v_out ? v_out + i : v_out,
+            v + i,
+            bad,
+            reset,
             ahead + i};
   }
   TK_INLINE int64_t to_aligned_output(int64_t n) const { return to_aligned<typename D::Pack>(s ? s : v_out, n); }
@@ -148,8 +163,8 @@ struct ForwardRow {
       const vfloat h = charge(p, load(r.v + i), get<D>(r.x + i));
       const vfloat after = reset_after(p, h, r.reset);
       seen = fma_(h, vfloat{}, seen);
-      if (r.s) put<D, STREAM>(r.s + i, fire(p, h));
-      if (r.v_out) put<D, STREAM>(r.v_out + i, after);
+      if (r.s) put<STREAM>(r.s + i, D::pack_exact(fire(p, h)));
+      if (r.v_out) put<STREAM>(r.v_out + i, D::pack(after));
       store(r.v + i, after);
     }
     store(r.bad, seen);
@@ -173,13 +188,19 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
   float *v = scratch, *parameters = scratch + kForwardBlock + kPad, bad[kLanes] = {};
   if (a.s && a.v && (a.s - a.v) % 64) streaming = false;  // a row is led to alignment for both at once
   const auto row_of = [](uint64_t tensor, int64_t at) { return tensor ? (Raw*)tensor + at : nullptr; };
-  for (int64_t n0 = begin; n0 < end; n0 += kForwardBlock) {
-    const int64_t n = end - n0 < kForwardBlock ? end - n0 : kForwardBlock;
+  for (int64_t n0 = begin, n = 0; n0 < end; n0 += n) {
+    n = block_length(a, n0, end, kForwardBlock);
     const Rows rows = parameter_rows(a, n0, n, parameters);
     read_row(v, a.v0, n0, n);
     for (int64_t t = 0; t < a.T; ++t) {
       const int64_t at = t * a.N + n0;
-      const ForwardRow<D> row = {rows, row_of(a.x, at), row_of(a.s, at), row_of(a.v, at), v, bad, a.reset,
+      const ForwardRow<D> row = {rows,
+                                 row_of(a.x, at),
+                                 row_of(a.s, at),
+                                 row_of(a.v, at),
+                                 v,
+                                 bad,
+                                 a.reset,
                                  row_of(a.x, t + 1 < a.T ? at + a.N : n0 + n)};
       if (streaming && (a.s || a.v)) {
         along<true>(row, n);
@@ -273,8 +294,9 @@ struct BackwardRow {
       const vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
       vfloat gv = load(r.carry + i);
       if (ANY && r.gv) gv += get<D>(r.gv + i);
-      const auto g = step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
-      put<D, STREAM>(r.gx + i, p.gain * g.h);
+      const auto g =
+          step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
+      put<STREAM>(r.gx + i, D::pack(p.gain * g.h));
       store(r.carry + i, p.decay * g.h);
       if (ANY && r.sums) r.add_sums(i, p, g);
     }
@@ -349,8 +371,8 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
   float *h = scratch, *start = h + kChunk * kStride, *carry = start + kStride, *sums = carry + kStride;
   float* parameters = sums + kParams * kStride;
   const auto row_of = [](uint64_t tensor, int64_t at) { return tensor ? (Raw*)tensor + at : nullptr; };
-  for (int64_t n0 = begin; n0 < end; n0 += kBackwardBlock) {
-    const int64_t n = end - n0 < kBackwardBlock ? end - n0 : kBackwardBlock;
+  for (int64_t n0 = begin, n = 0; n0 < end; n0 += n) {
+    n = block_length(a, n0, end, kBackwardBlock);
     const Rows rows = parameter_rows(a, n0, n, parameters);
     read_row(carry, a.gv_final, n0, n);
     for (int64_t t0 = (a.T - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
@@ -359,15 +381,28 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
       const auto before = [&](int j) { return j ? h + (j - 1) * kStride : start; };
       for (int j = 0; j < steps; ++j) {
         const Raw* x = row_of(a.x, (t0 + j) * a.N + n0);
-        along<false>(RecomputeRow<D>{rows, x, before(j), j ? a.reset : kNone, h + j * kStride, j + 1 < steps || !a.gs ? x + a.N : row_of(a.gs, (t0 + j) * a.N + n0)}, n);
+        along<false>(RecomputeRow<D>{rows, x, before(j), j ? a.reset : kNone, h + j * kStride,
+                                     j + 1 < steps || !a.gs ? x + a.N : row_of(a.gs, (t0 + j) * a.N + n0)},
+                     n);
       }
       if (totals) __builtin_memset(sums, 0, sizeof(float) * kParams * kStride);
       for (int j = steps - 1; j >= 0; --j) {
         const int64_t at = (t0 + j) * a.N + n0;
         const BackwardRow<D, SURROGATE> row = {
-            rows,      a.alpha,          a.reset,          j ? a.reset : kNone, a.detach != 0, h + j * kStride,
-            before(j), row_of(a.x, at),  row_of(a.gs, at), row_of(a.gv, at),    row_of(a.gx, at),
-            carry,     totals ? sums : nullptr, j ? row_of(a.gs ? a.gs : a.x, at - a.N) : row_of(a.x, t0 ? (t0 - kChunk) * a.N + n0 : at + n)};
+            rows,
+            a.alpha,
+            a.reset,
+            j ? a.reset : kNone,
+            a.detach != 0,
+            h + j * kStride,
+            before(j),
+            row_of(a.x, at),
+            row_of(a.gs, at),
+            row_of(a.gv, at),
+            row_of(a.gx, at),
+            carry,
+            totals ? sums : nullptr,
+            j ? row_of(a.gs ? a.gs : a.x, at - a.N) : row_of(a.x, t0 ? (t0 - kChunk) * a.N + n0 : at + n)};
         if (streaming) {
           along<true>(row, n);
         } else {
@@ -385,29 +420,20 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
 template <class F>
 TK_INLINE void for_dtype(int dtype, F f) {
   if (dtype == kFloat32) f(Float32{});
-#ifndef ONLY
   if (dtype == kBFloat16) f(BFloat16{});
   if (dtype == kFloat16) f(Float16{});
-#endif
 }
 
 inline void lif_forward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   for_dtype(a.dtype, [&](auto d) { forward_blocks<decltype(d)>(a, begin, end, scratch, streaming); });
 }
 
-#ifdef ONLY
-#define kSurrogatesX 1
-#else
-#define kSurrogatesX kSurrogates
-#endif
 template <class D, int SURROGATE>
 void backward_pick(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
   if (a.surrogate == SURROGATE) return backward_blocks<D, SURROGATE>(a, begin, end, scratch, streaming, totals);
-  if constexpr (SURROGATE + 1 < kSurrogatesX)
-    backward_pick<D, SURROGATE + 1>(a, begin, end, scratch, streaming, totals);
+  if constexpr (SURROGATE + 1 < kSurrogates) backward_pick<D, SURROGATE + 1>(a, begin, end, scratch, streaming, totals);
 }
 
-inline void lif_backward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming,
-                         double* totals) {
+inline void lif_backward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
   for_dtype(a.dtype, [&](auto d) { backward_pick<decltype(d), 0>(a, begin, end, scratch, streaming, totals); });
 }

@@ -10,8 +10,7 @@ namespace trtkern {
 namespace cuda {
 
 // A block adds up one segment of one row: 8 threads a lane in order, then, where the lanes share a channel, the lanes.
-__global__ void __launch_bounds__(index::kReduceThreads)
-    lif_reduce(index::Reduction r, uint64_t workspace) {
+__global__ void __launch_bounds__(index::kReduceThreads) lif_reduce(index::Reduction r, uint64_t workspace) {
   constexpr int kLanes = index::kReduceLanes;
   __shared__ float sums[index::kReduceThreads];
   sums[threadIdx.x] = segment_sum(r, workspace, blockIdx.x, threadIdx.x).value;
@@ -37,17 +36,6 @@ __global__ void __launch_bounds__(index::kThreads) lif_finish(const __grid_const
 
 namespace {
 
-int bytes(const LifArgs& a) { return a.dtype == kFloat32 ? 4 : 2; }
-
-// Neurons a thread: 16 bytes' worth where every row of every tensor starts on a multiple of 16 bytes, else 1.
-int vec(const LifArgs& a) {
-  const uint64_t all = a.x | a.v0 | a.s | a.v | a.v_final | a.edges | a.gs | a.gv | a.gv_final | a.gx | a.gv0;
-  const int wide = 16 / bytes(a);
-  return (all | a.workspace) % 16 == 0 && a.N % wide == 0 ? wide : 1;
-}
-
-index::Reduction reduction(const LifArgs& a) { return index::reduction(a.N, a.C, a.inner, vec(a)); }
-
 bool valid(const LifArgs& a) {
   return a.T > 0 && a.N > 0 && a.C > 0 && a.inner > 0 && a.x != 0 && a.dtype >= kFloat32 && a.dtype <= kFloat16 &&
          a.surrogate >= 0 && a.surrogate < kSurrogates && index::blocks(a.N, vec(a)) <= index::kMaxBlocks;
@@ -56,10 +44,9 @@ bool valid(const LifArgs& a) {
 // The tensor's device for as long as this lives.
 class OnDevice {
  public:
-  explicit OnDevice(int device) {
-    error_ = cudaGetDevice(&before_);
-    if (error_ == cudaSuccess && device != before_) error_ = cudaSetDevice(device);
-    else before_ = -1;
+  explicit OnDevice(int device) : error_(cudaGetDevice(&before_)) {
+    if (error_ == cudaSuccess && device == before_) before_ = -1;
+    if (before_ >= 0) error_ = cudaSetDevice(device);
   }
   ~OnDevice() {
     if (before_ >= 0) cudaSetDevice(before_);
@@ -87,23 +74,24 @@ int lif_forward(const LifArgs& a) {
   if (!valid(a)) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
-  if (a.dtype == kFloat32) start_forward_float32(a, vec(a));
-  if (a.dtype == kBFloat16) start_forward_bfloat16(a, vec(a));
-  if (a.dtype == kFloat16) start_forward_float16(a, vec(a));
+  if (a.dtype == kFloat32) start_forward_float32(a);
+  if (a.dtype == kBFloat16) start_forward_bfloat16(a);
+  if (a.dtype == kFloat16) start_forward_float16(a);
   return cudaGetLastError();
 }
 
 int lif_backward(const LifArgs& a) {
-  const bool complete = a.gx != 0 && (a.T <= kChunk || a.edges != 0) && (a.gparams == 0 || a.workspace != 0);
-  if (!valid(a) || !complete) return cudaErrorInvalidValue;
-  if (a.gparams != 0 && reduction(a).blocks(kSums) > index::kMaxBlocks) return cudaErrorInvalidValue;
+  if (!valid(a) || a.gx == 0 || (a.T > kChunk && a.edges == 0)) return cudaErrorInvalidValue;
+  const bool learn = a.gparams != 0;
+  if (learn && (a.workspace == 0 || a.workspace % 16 != 0)) return cudaErrorInvalidValue;
+  if (learn && reduction(a).blocks(kSums) > index::kMaxBlocks) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
-  if (a.dtype == kFloat32) start_backward_float32(a, vec(a));
-  if (a.dtype == kBFloat16) start_backward_bfloat16(a, vec(a));
-  if (a.dtype == kFloat16) start_backward_float16(a, vec(a));
+  if (a.dtype == kFloat32) start_backward_float32(a);
+  if (a.dtype == kBFloat16) start_backward_bfloat16(a);
+  if (a.dtype == kFloat16) start_backward_float16(a);
   const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess && a.gparams != 0) start_reduction(a);
+  if (error == cudaSuccess && learn) start_reduction(a);
   return error == cudaSuccess ? cudaGetLastError() : error;
 }
 

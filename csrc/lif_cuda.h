@@ -11,7 +11,8 @@ namespace cuda {
 // Needs edges if T exceeds a chunk and a backward pass will follow.
 int lif_forward(const LifArgs& a);
 
-// Needs edges if T exceeds a chunk; with gparams, also `workspace`: workspace_floats(a) float32 numbers of scratch.
+// Needs edges if T exceeds a chunk; with gparams also `workspace`: workspace_floats(a) float32 numbers of scratch, on a
+// multiple of 16 bytes.
 int lif_backward(const LifArgs& a);
 
 int64_t workspace_floats(const LifArgs& a);
@@ -21,13 +22,13 @@ struct Error {
 };
 Error describe(int error);
 
-// One set of kernels an element type, each in a file of its own. vec: neurons a thread, 1 or 16 bytes' worth.
-void start_forward_float32(const LifArgs& a, int vec);
-void start_forward_bfloat16(const LifArgs& a, int vec);
-void start_forward_float16(const LifArgs& a, int vec);
-void start_backward_float32(const LifArgs& a, int vec);
-void start_backward_bfloat16(const LifArgs& a, int vec);
-void start_backward_float16(const LifArgs& a, int vec);
+// One set of kernels an element type, each in a file of its own.
+void start_forward_float32(const LifArgs& a);
+void start_forward_bfloat16(const LifArgs& a);
+void start_forward_float16(const LifArgs& a);
+void start_backward_float32(const LifArgs& a);
+void start_backward_bfloat16(const LifArgs& a);
+void start_backward_float16(const LifArgs& a);
 
 }  // namespace cuda
 }  // namespace trtkern

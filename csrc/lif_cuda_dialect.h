@@ -1,5 +1,5 @@
 // What the LIF kernels are written in on CUDA: F = float, explicit roundings, typed memory access. Everything here is
-// device code; tests/lif_cuda_host.h gives the same names to g++, which then runs the threads one by one.
+// device code; tests/cuda_threads.cpp gives the same names to g++, which then runs the threads one by one.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -22,7 +22,10 @@ struct Real {
   Real() = default;
   TK_INLINE Real(float v) : value(v) {}
   TK_INLINE Real operator-() const { return -value; }
-  TK_INLINE Real& operator+=(Real b) { value += b.value; return *this; }
+  TK_INLINE Real& operator+=(Real b) {
+    value += b.value;
+    return *this;
+  }
 };
 TK_INLINE Real operator+(Real a, Real b) { return a.value + b.value; }
 TK_INLINE Real operator-(Real a, Real b) { return a.value - b.value; }

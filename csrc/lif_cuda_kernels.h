@@ -1,9 +1,10 @@
 // The LIF kernels and the choice among them, for one element type: included by lif_float32_cuda.cu and its likes, which
 // nvcc compiles side by side.
 //
-// Of each element type there are: forward, 4 chunk classes (T up to 4, 8, 16, and beyond); backward, the same 4 for each
-// surrogate; and for rows that are not 16-byte aligned (N no multiple of the vector, or a tensor that starts in the
-// middle of one) the last class again with one neuron a thread. Everything else is decided at run time, uniformly.
+// Of each element type there are: forward, three chunk classes (T up to 4, up to 8, and chunks of 16 steps); backward,
+// the same three for each surrogate; and for rows that are not 16-byte aligned (N no multiple of the vector, or a
+// tensor that starts in the middle of one) the last class again with one neuron a thread. Everything else is decided at
+// run time, uniformly.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -15,8 +16,11 @@
 namespace trtkern {
 namespace cuda {
 
+// Blocks that a multiprocessor's 65536 registers must hold: leaves each thread 168, which every kernel fits.
+constexpr int kBlocks = 6;
+
 template <class E, int V, int K, bool LOOP>
-__global__ void __launch_bounds__(index::kThreads, 6) lif_forward(const __grid_constant__ LifArgs a) {
+__global__ void __launch_bounds__(index::kThreads, kBlocks) lif_forward(const __grid_constant__ LifArgs a) {
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
   if (n >= a.N) return;
   // A plain store: whoever wins, the flag is 1.
@@ -41,7 +45,7 @@ __device__ void block_sums(const LifArgs& a, const S& slots) {
 }
 
 template <class E, int V, int K, bool LOOP, int SURROGATE>
-__global__ void __launch_bounds__(index::kThreads, 6) lif_backward(const __grid_constant__ LifArgs a) {
+__global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
   const Slots<E, V, K> slots{shared + threadIdx.x, index::kThreads};
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
@@ -58,42 +62,32 @@ __global__ void __launch_bounds__(index::kThreads, 6) lif_backward(const __grid_
 
 // ---- launch ----
 
-template <class E, int V, int K, bool LOOP>
+inline cudaStream_t stream(const LifArgs& a) { return reinterpret_cast<cudaStream_t>(a.stream); }
+
+template <class E>
 void start_forward(const LifArgs& a) {
-  const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, V));
-  lif_forward<E, V, K, LOOP><<<blocks, index::kThreads, 0, reinterpret_cast<cudaStream_t>(a.stream)>>>(a);
+  choose<E>(a, [&a](auto c) {
+    using C = decltype(c);
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
+    lif_forward<E, C::V, C::K, C::LOOP><<<blocks, index::kThreads, 0, stream(a)>>>(a);
+  });
 }
 
-template <class E, int V, int K, bool LOOP, int SURROGATE = 0>
+template <class E, class C, int SURROGATE = 0>
 void start_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
-    if (a.surrogate != SURROGATE) return start_backward<E, V, K, LOOP, SURROGATE + 1>(a);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, V));
-    using S = Slots<E, V, K>;
-    static_assert(S::kEnd * sizeof(uint32_t) * index::kThreads <= 46 * 1024, "48 KiB a block is what all devices have");
+    if (a.surrogate != SURROGATE) return start_backward<E, C, SURROGATE + 1>(a);
+    using S = Slots<E, C::V, C::K>;
+    static_assert(S::kEnd * sizeof(uint32_t) * index::kThreads < 48 * 1024, "more than a block has unasked");
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
     const size_t shared = (a.gparams == 0 ? S::kSum : S::kEnd) * sizeof(uint32_t) * index::kThreads;
-    lif_backward<E, V, K, LOOP, SURROGATE>
-        <<<blocks, index::kThreads, shared, reinterpret_cast<cudaStream_t>(a.stream)>>>(a);
+    lif_backward<E, C::V, C::K, C::LOOP, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
 }
 
 template <class E>
-void start_forward_any(const LifArgs& a, int vec) {
-  constexpr int V = 16 / E::kBytes;
-  if (vec == 1) return start_forward<E, 1, kChunk, true>(a);
-  if (a.T <= 4) return start_forward<E, V, 4, false>(a);
-  if (a.T <= 8) return start_forward<E, V, 8, false>(a);
-  if (a.T <= kChunk) return start_forward<E, V, kChunk, false>(a);
-  return start_forward<E, V, kChunk, true>(a);
-}
-
-template <class E>
-void start_backward_any(const LifArgs& a, int vec) {
-  constexpr int V = 16 / E::kBytes;
-  if (vec == 1) return start_backward<E, 1, kChunk, true>(a);
-  if (a.T <= 4) return start_backward<E, V, 4, false>(a);
-  if (a.T <= 8) return start_backward<E, V, 8, false>(a);
-  return start_backward<E, V, kChunk, true>(a);
+void start_backward(const LifArgs& a) {
+  choose<E>(a, [&a](auto c) { start_backward<E, decltype(c)>(a); });
 }
 
 }  // namespace cuda

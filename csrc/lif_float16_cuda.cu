@@ -3,8 +3,8 @@
 namespace trtkern {
 namespace cuda {
 
-void start_forward_float16(const LifArgs& a, int vec) { start_forward_any<Float16>(a, vec); }
-void start_backward_float16(const LifArgs& a, int vec) { start_backward_any<Float16>(a, vec); }
+void start_forward_float16(const LifArgs& a) { start_forward<Float16>(a); }
+void start_backward_float16(const LifArgs& a) { start_backward<Float16>(a); }
 
 }  // namespace cuda
 }  // namespace trtkern

@@ -3,8 +3,8 @@
 namespace trtkern {
 namespace cuda {
 
-void start_forward_float32(const LifArgs& a, int vec) { start_forward_any<Float32>(a, vec); }
-void start_backward_float32(const LifArgs& a, int vec) { start_backward_any<Float32>(a, vec); }
+void start_forward_float32(const LifArgs& a) { start_forward<Float32>(a); }
+void start_backward_float32(const LifArgs& a) { start_backward<Float32>(a); }
 
 }  // namespace cuda
 }  // namespace trtkern

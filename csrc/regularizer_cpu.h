@@ -1,5 +1,6 @@
 // The TRT regulariser and its gradient over a run of parameters, one pass for both (docs/design.md, "The maths").
-// With c = e^(delta t) - 1, k = 1 + c eps and d = (k + c |w|) / sqrt(k), step t adds 1 / (d sqrt(k)) to A and 1 / d^2 to B;
+// With c = e^(delta t) - 1, k = 1 + c eps and d = (k + c |w|) / sqrt(k), step t adds 1 / (d sqrt(k)) to A and 1 / d^2
+// to B;
 //   sum_t w^2 / (1 + c (|w| + eps)) = w^2 A        its gradient = w (A + B)
 // Step 0 has c = 0: it adds 1 to both.
 //
@@ -10,20 +11,30 @@ constexpr int kSumLanes = 32;
 constexpr int kVectors = kSumLanes / kLanes;
 constexpr int64_t kFlush = 2048;  // parameters whose values are added in float
 
-// A and B of two vectors of |w|: two chains in flight hide the latency of the division.
+// A and B of two vectors of |w|. Two steps share a division, 1 / d = d' / (d d'): d is held below 2^62, where 1 / d has
+// long vanished beside the 1 of step 0, so that d d' is finite.
 template <int STEPS>
 TK_INLINE void reciprocal_sums(const RegularizerArgs& r, const vfloat* size, vfloat* a, vfloat* b) {
   const int64_t steps = STEPS ? STEPS : r.T;
-  a[0] = a[1] = b[0] = b[1] = lit<vfloat>(1.0f);
-#pragma GCC unroll 16
-  for (int64_t t = 1; t < steps; ++t) {
-    const vfloat slope = lit<vfloat>(r.slope[t]), offset = lit<vfloat>(r.offset[t]), root = lit<vfloat>(r.root[t]);
+  const vfloat one = lit<vfloat>(1.0f), limit = lit<vfloat>(0x1p62f);
+  a[0] = a[1] = b[0] = b[1] = one;
+  const auto divisor = [&](int64_t t, int j) __attribute__((always_inline)) {
+    return least_(fma_(lit<vfloat>(r.slope[t]), size[j], lit<vfloat>(r.offset[t])), limit);
+  };
+  const auto add = [&](int64_t t, int j, vfloat q) __attribute__((always_inline)) {
+    a[j] = fma_(q, lit<vfloat>(r.root[t]), a[j]);
+    b[j] = fma_(q, q, b[j]);
+  };
+  int64_t t = 1;
+#pragma GCC unroll 8
+  for (; t + 1 < steps; t += 2) {
     for (int j = 0; j < 2; ++j) {
-      const vfloat q = lit<vfloat>(1.0f) / fma_(slope, size[j], offset);
-      a[j] = fma_(q, root, a[j]);
-      b[j] = fma_(q, q, b[j]);
+      const vfloat d = divisor(t, j), next = divisor(t + 1, j), q = one / (d * next);
+      add(t, j, q * next);
+      add(t + 1, j, q * d);
     }
   }
+  for (int j = 0; t < steps && j < 2; ++j) add(t, j, one / divisor(t, j));
 }
 
 template <bool STREAM>

@@ -11,7 +11,7 @@ typedef uint16_t vshort __attribute__((vector_size(2 * TK_WIDTH)));
 
 template <class F>
 TK_INLINE F lit(float value) {
-  return F{} + value;
+  return value - F{};  // x - 0 is x, bit for bit, and folds to a broadcast; x + 0 does not
 }
 template <>
 TK_INLINE float lit<float>(float value) {
@@ -41,8 +41,28 @@ TK_INLINE void store(float* address, vfloat value) { __builtin_memcpy(address, &
 TK_INLINE vfloat where_(vint condition, vfloat a, vfloat b) { return condition ? a : b; }
 TK_INLINE vfloat abs_(vfloat a) { return (vfloat)((vuint)a & 0x7fffffffu); }
 
+// a < b ? a : b and a > b ? a : b: b where either is NaN, as the instructions have it.
+TK_INLINE vfloat least_(vfloat a, vfloat b) {
+#if TK_WIDTH == 16 && defined(__AVX512F__)
+  return (vfloat)_mm512_min_ps((__m512)a, (__m512)b);
+#elif TK_WIDTH == 8 && defined(__AVX__)
+  return (vfloat)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return where_(a < b, a, b);
+#endif
+}
+TK_INLINE vfloat greatest_(vfloat a, vfloat b) {
+#if TK_WIDTH == 16 && defined(__AVX512F__)
+  return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
+#elif TK_WIDTH == 8 && defined(__AVX__)
+  return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return where_(a > b, a, b);
+#endif
+}
+
 // The larger; NaN if either is NaN.
-TK_INLINE vfloat maximum_(vfloat a, vfloat b) { return where_(b != b, b, where_(b > a, b, a)); }
+TK_INLINE vfloat maximum_(vfloat a, vfloat b) { return where_(b != b, b, greatest_(b, a)); }
 
 #if !defined(__FMA__)
 // One fma a lane: a library call where the processor has none. Out of line, for there are many.
@@ -72,21 +92,21 @@ TK_INLINE vfloat fma_(vfloat a, vfloat b, vfloat c) {
 
 // e^x to 1 ulp; inf and 0 beyond the range, NaN for NaN. x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial for e^r.
 TK_INLINE vfloat exp_(vfloat x) {
-  const vfloat high = lit<vfloat>(89.0f), low = lit<vfloat>(-104.0f);  // e^x is inf and 0 from there on
-  x = where_(x > high, high, where_(x < low, low, x));
+  // e^x is inf at the one end and 0 at the other; x comes second, so that NaN stays.
+  x = greatest_(lit<vfloat>(-104.0f), least_(lit<vfloat>(89.0f), x));
   const vfloat shift = lit<vfloat>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
   const vfloat shifted = fma_(x, lit<vfloat>(1.44269502f), shift);
   const vfloat n = shifted - shift;
   vfloat r = fma_(n, lit<vfloat>(-0.693145752f), x);  // ln 2 in two parts; the first has trailing zeros
   r = fma_(n, lit<vfloat>(-1.42860677e-06f), r);
-  vfloat p = lit<vfloat>(1.98412698e-04f);
-  p = fma_(p, r, lit<vfloat>(1.38888889e-03f));
-  p = fma_(p, r, lit<vfloat>(8.33333333e-03f));
-  p = fma_(p, r, lit<vfloat>(4.16666667e-02f));
-  p = fma_(p, r, lit<vfloat>(1.66666667e-01f));
-  p = fma_(p, r, lit<vfloat>(0.5f));
-  p = fma_(p, r, lit<vfloat>(1.0f));
-  p = fma_(p, r, lit<vfloat>(1.0f));
+  // In pairs (Estrin), so that the chain is short.
+  const vfloat r2 = r * r;
+  const vfloat p01 = lit<vfloat>(1.0f) + r;
+  const vfloat p23 = fma_(r, lit<vfloat>(1.66666667e-01f), lit<vfloat>(0.5f));
+  const vfloat p45 = fma_(r, lit<vfloat>(8.33333333e-03f), lit<vfloat>(4.16666667e-02f));
+  const vfloat p67 = fma_(r, lit<vfloat>(1.98412698e-04f), lit<vfloat>(1.38888889e-03f));
+  const vfloat high = fma_(r2, fma_(r2, p67, p45), p23);
+  const vfloat p = fma_(r2, high, p01);
   // 2^n in two factors: n reaches 128 and -150, where one factor would be inf or denormal.
   const vint whole = (vint)shifted - 0x4b400000;
   const vint half = whole >> 1;
@@ -128,16 +148,19 @@ TK_INLINE int64_t to_aligned(const T* address, int64_t count) {
   return n < count ? n : count;
 }
 
-// An element type: what lies in memory (Raw, a vector of it Pack) and its floats.
-struct Float32 {
-  using Raw = float;
-  using Pack = vfloat;
-  TK_INLINE static vfloat unpack(vfloat raw) { return raw; }
-  TK_INLINE static vfloat pack(vfloat value) { return value; }
-};
-
+TK_INLINE vuint widen(vshort a) {
+#if TK_WIDTH == 16 && defined(__AVX512F__)
+  return (vuint)_mm512_cvtepu16_epi32((__m256i)a);
+#elif TK_WIDTH == 8 && defined(__AVX2__)
+  return (vuint)_mm256_cvtepu16_epi32((__m128i)a);
+#else
+  return __builtin_convertvector(a, vuint);
+#endif
+}
 TK_INLINE vshort narrow(vuint a) {  // lanes below 65536
-#if TK_WIDTH == 8 && defined(__AVX2__)
+#if TK_WIDTH == 16 && defined(__AVX512F__)
+  return (vshort)_mm512_cvtepi32_epi16((__m512i)a);
+#elif TK_WIDTH == 8 && defined(__AVX2__)
   const __m256i v = (__m256i)a;
   return (vshort)_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 #else
@@ -145,16 +168,27 @@ TK_INLINE vshort narrow(vuint a) {  // lanes below 65536
 #endif
 }
 
+// An element type: what lies in memory (Raw, a vector of it Pack) and its floats. pack_exact takes a value that the type
+// holds exactly, such as a spike.
+struct Float32 {
+  using Raw = float;
+  using Pack = vfloat;
+  TK_INLINE static vfloat unpack(vfloat raw) { return raw; }
+  TK_INLINE static vfloat pack(vfloat value) { return value; }
+  TK_INLINE static vfloat pack_exact(vfloat value) { return value; }
+};
+
 struct BFloat16 {
   using Raw = uint16_t;
   using Pack = vshort;
-  TK_INLINE static vfloat unpack(vshort raw) { return (vfloat)(__builtin_convertvector(raw, vuint) << 16); }
+  TK_INLINE static vfloat unpack(vshort raw) { return (vfloat)(widen(raw) << 16); }
   // To the nearest, ties to even; NaN stays NaN.
   TK_INLINE static vshort pack(vfloat value) {
     const vuint bits = (vuint)value;
     const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return narrow((vuint)where_(value != value, (vfloat)(vuint{} + 0x7fc0u), (vfloat)rounded));
   }
+  TK_INLINE static vshort pack_exact(vfloat value) { return narrow((vuint)value >> 16); }
 };
 
 struct Float16 {
@@ -166,7 +200,7 @@ struct Float16 {
 #elif TK_WIDTH == 8 && defined(__F16C__)
     return (vfloat)_mm256_cvtph_ps((__m128i)raw);
 #else
-    const vuint wide = __builtin_convertvector(raw, vuint);
+    const vuint wide = widen(raw);
     const vuint magnitude = (wide & 0x7fffu) << 13;  // exponent and mantissa where a float has them
     const vuint normal = magnitude + (112u << 23);
     // A denormal is its mantissa times 2^-24: put it behind the exponent of 2^-14 and take 2^-14 away.
@@ -196,4 +230,5 @@ struct Float16 {
     return narrow((vuint)r | sign);
 #endif
   }
+  TK_INLINE static vshort pack_exact(vfloat value) { return pack(value); }
 };

@@ -92,7 +92,9 @@ def _chunk(
     again = (p[0], p[1], p[2], p[3] + zero, p[4], p[5] + zero)
     for group in tl.static_range(STEPS // 4 - 1, -1, -1):
         given = ahead
-        if group > 0:
+        if LEARN and gv is not None:  # no room to look ahead
+            given = _incoming(gs, gv, offsets, mask, t0, T, N_again, group * 4)
+        elif group > 0:
             ahead = _incoming(gs, gv, offsets, mask, t0, T, N_again, group * 4 - 4)
         if t0 + group * 4 < T:
             state = _group(

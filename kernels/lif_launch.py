@@ -73,8 +73,16 @@ def aligned(N: int, tensors: Iterable[Tensor | None]) -> bool:
 
 def _options(steps: int, loop: bool) -> dict[str, Any]:
     # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
-    warps = 8 if INTERPRETED.value else 4 if steps < 16 else 1 if loop else 2
+    warps = 8 if INTERPRETED.value else 4 if steps == 4 else 1 if loop else 2
     return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False}
+
+
+def _lanes(x: Tensor, wide: bool, learn: bool, crowded: bool) -> int:
+    """Neurons of a thread: those of a 16-byte access, or fewer where their state does not fit in the registers."""
+    if not wide:  # one element an access, each with an address of its own
+        return 2 if learn else 4
+    # Eight neurons, each with five sums or six parameters, do not fit: half precision then has 8-byte accesses.
+    return 4 if crowded else 16 // x.element_size()
 
 
 def _channels(values: Tensor | None, inner: int) -> tuple[str, int]:
@@ -96,7 +104,7 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     wide = aligned(N, (x, inp.v0, out.s, out.v, out.v_final, out.edges))
     channels, C = _channels(inp.params, inp.inner)
     options = _options(steps, loop)
-    lanes = 16 // x.element_size()
+    lanes = _lanes(x, wide, False, False)
     block = options["num_warps"] * warp_size() * lanes
     args = (
         x, inp.v0, inp.params, out.s, out.v, out.v_final, out.edges, out.flag,
@@ -130,9 +138,9 @@ def backward_launch(
     wide = aligned(N, (x, inp.v0, edges, *grads, out.x, out.v0))
     channels, C = _channels(inp.params, inp.inner)
     options = _options(steps, loop)
-    lanes = 16 // x.element_size()
-    if out.params is not None and steps > 4:
-        lanes = 4  # eight neurons a thread, each with five sums, do not fit in the registers: 8-byte accesses
+    learn, many = out.params is not None, channels == "many"
+    crowded = (learn and (many or steps > 4)) or (many and steps > 8 and grads.v is not None)
+    lanes = _lanes(x, wide, learn, crowded)
     block = options["num_warps"] * warp_size() * lanes
     columns, sums = N, None
     if out.params is not None:

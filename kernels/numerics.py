@@ -89,7 +89,6 @@ def where(condition, a, b):
 
 
 _NAMES = {"exp": exp, "abs": absolute, "maximum": maximum, "where": where}
-_MEANINGS = {id(getattr(surrogates, name)): _NAMES[name] for name in ("exp", "maximum", "where")}
 _derivatives: dict[Any, Any] = {}
 
 
@@ -99,11 +98,8 @@ def derivative(name: str) -> Any:
     found = _derivatives.get(function.__code__)
     if found is None:
         names = dict(_NAMES)
-        for key in function.__code__.co_names:
-            value = function.__globals__.get(key)
-            if id(value) in _MEANINGS:  # imported under another name
-                names[key] = _MEANINGS[id(value)]
-            elif isinstance(value, (int, float)) and not INTERPRETED.value:
-                names[key] = tl.constexpr(value)  # Triton takes no other global number
+        if not INTERPRETED.value:  # compiled code takes no global number but a constexpr
+            numbers = ((key, function.__globals__.get(key)) for key in function.__code__.co_names)
+            names.update({key: tl.constexpr(number) for key, number in numbers if isinstance(number, float)})
         found = _derivatives[function.__code__] = inline(dialect.rebind(function, names))
     return found

@@ -276,6 +276,9 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_row(few, tmp_path):
     assert again.evaluate(few.test) != last
     again.restore(saved)
     assert again.evaluate(few.test) == last == saved.metadata["test"]
+    # Nothing was learned from the test images: neither weights nor BatchNorm's statistics moved.
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(saved.model[name], tensor), name
 
 
 def test_checkpoint_of_another_network_is_refused(few, tmp_path):
@@ -448,7 +451,7 @@ def faults():
 faults()
 default = faults()
 took = keep_pages()
-print(took, default, *(faults() for _ in range(5)))
+print(took, default, *(faults() for _ in range(24)))
 """
 
 
@@ -456,5 +459,4 @@ print(took, default, *(faults() for _ in range(5)))
 def test_pages_are_kept():
     done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
     took, default, *kept = done.stdout.split()
-    # The heap needs a few rounds until a block that was given back fits the next request.
-    assert took == "True" and min(map(int, kept)) < int(default) / 10, done.stdout
+    assert took == "True" and max(map(int, kept[-4:])) < int(default) / 10, done.stdout

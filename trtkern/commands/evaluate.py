@@ -53,7 +53,7 @@ def evaluate(
         **progress.scores(values, settings.loss, images),
         "speed": f"{images / seconds:,.0f} samples/s",
         "model": f"{settings.loss} loss, T={settings.timesteps}, epoch {saved.metadata['epoch']} of {settings.epochs}",
-        "LIF backend": f"{', '.join(trainer.watch.used())} on {settings.device}, {settings.threads} CPU threads",
+        "LIF backend": progress.place(trainer),
     }
     console().print(progress.facts(f"{settings.data}, {run}", rows))
     return 0

@@ -14,6 +14,9 @@ def keep_pages() -> bool:
 
     By default it maps blocks of 32 MiB and more anew on each allocation, and the page faults cost more than the kernels
     that write there. This is a setting of the whole process, so programs call it; the library never does.
+
+    It takes some ten rounds of equal allocations to settle: glibc parks the small remainder of an aligned block in its
+    per-thread cache, and until that is full a block given back is too small for the next request of its own size.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -125,6 +125,13 @@ def scores(values: dict[str, float], loss: str, images: int) -> dict[str, str]:
     return rows
 
 
+def place(trainer: Trainer) -> str:
+    """What the LIF layers run on."""
+    threads = trainer.settings.threads
+    where = f"{trainer.settings.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
+    return f"{', '.join(trainer.watch.used())} on {where}"
+
+
 def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
     """The table at the end of a run."""
     settings = trainer.settings
@@ -137,7 +144,7 @@ def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
         "train accuracy": f"{last['train']['accuracy']:.2%}",
         "speed": f"{images / seconds:,.0f} samples/s ({seconds:.1f} s of training, {len(result.rows)} epochs)",
         "model": f"{parameters:,} parameters, T={settings.timesteps}, {settings.loss} loss",
-        "LIF backend": f"{', '.join(trainer.watch.used())} on {settings.device}, {settings.threads} CPU threads",
+        "LIF backend": place(trainer),
         "run folder": str(folder),
         "files": f"{checkpoint.NAME}, {run.METRICS}, {run.CURVES}, {run.CONFIG}",
     }
