@@ -39,14 +39,14 @@ CXX_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# Each instruction set is a translation unit of its own.
-ISA_FLAGS = {"isa_baseline.cpp": []}
+# The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
+CPU_SOURCES = {"csrc/bindings_cpu.cpp": [], "csrc/launch_cpu.cpp": ["-fopenmp"], "csrc/isa_baseline.cpp": []}
 if X86:
-    ISA_FLAGS["isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-    ISA_FLAGS["isa_avx2.cpp"] = AVX2
+    CPU_SOURCES["csrc/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+    CPU_SOURCES["csrc/isa_avx2.cpp"] = AVX2
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":  # the 16-lane code on AVX2: half a minute, for tests only
-    ISA_FLAGS["isa_wide.cpp"] = AVX2
-    CXX_FLAGS.append("-DTRTKERN_CPU_WIDE")
+    CPU_SOURCES["csrc/isa_wide.cpp"] = AVX2
+    CPU_SOURCES["csrc/launch_cpu.cpp"].append("-DTRTKERN_CPU_WIDE")
 
 
 class BuildError(Exception):
@@ -83,7 +83,10 @@ def write_surrogates(folder: Path) -> None:
 
 def find_cxx() -> list[str]:
     """The C++ compiler: CXX, else g++ (its OpenMP runtime is torch's), else what Python was built with."""
-    candidates = [os.environ.get("CXX"), "g++", sysconfig.get_config_var("CXX"), "c++", "clang++"]
+    asked = os.environ.get("CXX")
+    if asked and not shutil.which(shlex.split(asked)[0]):
+        raise BuildError(f"CXX={asked} is not there; unset it or name a C++ compiler, and install trtkern again")
+    candidates = [asked, "g++", sysconfig.get_config_var("CXX"), "c++", "clang++"]
     for command in map(shlex.split, filter(None, candidates)):
         if shutil.which(command[0]):
             return command
@@ -176,7 +179,8 @@ def compile_unit(unit: Unit, force: bool) -> None:
     """Run the compiler unless the same command made the object after the last change of all that it read."""
     note, reads = unit.output.with_suffix(".command"), unit.output.with_suffix(".d")
     command = shlex.join(part for part in unit.command if not part.startswith("-I"))
-    if not force and unit.output.exists() and note.exists() and note.read_text() == command:
+    known = unit.output.exists() and reads.exists() and note.exists() and note.read_text() == command
+    if known and not force:
         inputs = map(Path, reads.read_text().replace("\\\n", " ").partition(":")[2].split())
         if max(path.stat().st_mtime for path in inputs if path.exists()) < unit.output.stat().st_mtime:
             return
@@ -193,10 +197,7 @@ def cxx_unit(cxx: list[str], source: str, objects: Path, flags: list[str]) -> Un
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
     cxx = find_cxx()
-    units = [
-        cxx_unit(cxx, source, objects, [*includes, "-fopenmp", *ISA_FLAGS.get(Path(source).name, [])])
-        for source in ext.sources
-    ]
+    units = [cxx_unit(cxx, source, objects, [*includes, *CPU_SOURCES[source]]) for source in ext.sources]
     return units, [*cxx, "-shared", "-fopenmp", "-s"]
 
 
@@ -218,7 +219,7 @@ def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list
 
 def extensions() -> list[Extension]:
     """The extensions whose sources are here and that are not switched off."""
-    cpu = ["csrc/bindings_cpu.cpp", "csrc/launch_cpu.cpp", *(f"csrc/{name}" for name in ISA_FLAGS)]
+    cpu = list(CPU_SOURCES)
     cuda = ["csrc/bindings_cuda.cpp", *sorted(f"csrc/{path.name}" for path in CSRC.glob("*_cuda.cu"))]
     found = []
     for name, sources in (("_cpu", cpu), ("_cuda", cuda)):

@@ -70,7 +70,7 @@ def measure(
     """Visit all candidates in random order, round after round; each ratio is taken to the copy of its own round."""
     everything = [copy, *candidates]
     for candidate in everything:
-        candidate.run()
+        _warm_up(candidate)
     shuffle = random.Random(seed)
     times: dict[str, list[float]] = {candidate.name: [] for candidate in everything}
     for done in range(rounds):
@@ -82,6 +82,15 @@ def measure(
             times[candidate.name].append(time.perf_counter() - start)
     print(file=sys.stderr)
     return [_row(case, candidate, times[candidate.name], times[copy.name], copy, malloc) for candidate in everything]
+
+
+def _warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> None:
+    """Until the caches, the threads and the allocator (which takes some ten rounds to keep its pages) are settled."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        candidate.run()
+        if time.perf_counter() - start > seconds:
+            return
 
 
 def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float], copy: Candidate, malloc: str) -> Row:

@@ -121,22 +121,29 @@ constexpr int kStreamAlign = sizeof(V) < TK_STREAM ? sizeof(V) : TK_STREAM;
 
 template <class V>
 TK_INLINE void stream(void* address, V value) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 8) {
+    _mm_stream_si64((long long*)address, load_as<long long>(&value));
 #if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)address, (__m512i)value);
+  } else if constexpr (sizeof(V) == 64) {
+    _mm512_stream_si512((__m512i*)address, (__m512i)value);
 #endif
 #if defined(__AVX__)
-  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)address, (__m256i)value);
+  } else if constexpr (sizeof(V) % 32 == 0) {
+    for (unsigned i = 0; i < sizeof(V) / 32; ++i)
+      _mm256_stream_si256((__m256i*)address + i, _mm256_loadu_si256((const __m256i*)&value + i));
 #endif
-#if defined(__SSE2__)
-  for (unsigned i = 0; i < sizeof(V) / 16; ++i)
-    _mm_stream_si128((__m128i*)address + i, _mm_loadu_si128((const __m128i*)&value + i));
+  } else {
+    for (unsigned i = 0; i < sizeof(V) / 16; ++i)
+      _mm_stream_si128((__m128i*)address + i, _mm_loadu_si128((const __m128i*)&value + i));
+  }
 #else
   __builtin_memcpy(address, &value, sizeof value);
 #endif
 }
 TK_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 TK_INLINE void fence() {
-#if defined(__SSE2__)
+#if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
@@ -168,8 +175,8 @@ TK_INLINE vshort narrow(vuint a) {  // lanes below 65536
 #endif
 }
 
-// An element type: what lies in memory (Raw, a vector of it Pack) and its floats. pack_exact takes a value that the type
-// holds exactly, such as a spike.
+// An element type: what lies in memory (Raw, a vector of it Pack) and its floats. pack_exact takes a value that the
+// type holds exactly, such as a spike.
 struct Float32 {
   using Raw = float;
   using Pack = vfloat;

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from trtkern import surrogates
 from trtkern.backends.base import Case, LIFBackward, LIFForward, LIFGrads, LIFInputs
+from trtkern.spec import RESETS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_RESETS = {"hard": 0, "soft": 1, "none": 2}
+_RESETS = {name: number for number, name in enumerate(RESETS)}
 
 
 def address(t: Tensor | None) -> int:
@@ -42,9 +43,7 @@ def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     return args
 
 
-def backward(
-    extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward
-) -> Any:
+def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> Any:
     """The arguments of a backward launch."""
     args = _common(extension, inp)
     args.surrogate = surrogates.BUILTIN.index(inp.spec.surrogate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -21,10 +22,9 @@ def _extension() -> ModuleType:
         ImportError: it was not built.
         ValueError: TRTKERN_CPU_ISA names no set that this processor runs.
     """
-    from trtkern import _cpu  # after torch, whose OpenMP threads it then shares
-
-    _cpu.use_isa(os.environ.get("TRTKERN_CPU_ISA", ""))
-    return _cpu
+    extension = import_module("trtkern._cpu")  # after torch, whose OpenMP threads it then shares
+    extension.use_isa(os.environ.get("TRTKERN_CPU_ISA", ""))
+    return extension
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from types import ModuleType
 
@@ -15,9 +16,7 @@ from trtkern.backends.base import CHUNK, Backend, Case, LIFBackward, LIFForward,
 @cache
 def _extension() -> ModuleType:
     """The extension; an ImportError if it was not built. It loads without a GPU and without a driver."""
-    from trtkern import _cuda
-
-    return _cuda
+    return importlib.import_module("trtkern._cuda")
 
 
 @cache

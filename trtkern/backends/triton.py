@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,11 +26,21 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def missing() -> str | None:
     """Why Triton cannot be used on this machine and how to get it; None when it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed; pip install 'trtkern[triton]'"
-    if not _interpreted() and not torch.cuda.is_available():
+    if not _interpreted() and not _gpu():
         return (
             "torch sees no GPU here; install a torch build for your GPU and its driver "
             "(or set TRITON_INTERPRET=1 before starting Python, to run the kernels slowly on the CPU)"
@@ -50,6 +61,7 @@ def refuses(case: Case) -> str | None:
     return None if case.spec is None else _refuses_surrogate(str(case.spec.surrogate))
 
 
+@cache
 def _refuses_surrogate(name: str) -> str | None:
     row = surrogates.lookup(name)
     if row.builtin:
@@ -63,22 +75,14 @@ def _refuses_surrogate(name: str) -> str | None:
     return None
 
 
-class _Quiet:
-    """What numpy would warn of in the interpreter (NaN, overflow, division by zero) is silent on a GPU as well."""
-
-    def __enter__(self) -> None:
-        import numpy
-
-        self._state = numpy.errstate(all="ignore")
-        self._state.__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        self._state.__exit__(*exception)
-
-
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Launches go to the tensor's own device; Triton takes the current stream of that device."""
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else _Quiet()
+    if tensor.is_cuda:
+        return torch.cuda.device_of(tensor)
+    import numpy
+
+    # The interpreter computes with numpy, which warns of what is silent on a GPU: NaN, overflow, division by zero.
+    return numpy.errstate(all="ignore")
 
 
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:

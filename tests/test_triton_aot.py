@@ -1,0 +1,107 @@
+"""What Triton's compiled code does on GPUs that are not here: spills, width of accesses, bytes moved, compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtkern.surrogates import BUILTIN
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the traffic contract of docs/design.md
+
+
+@pytest.fixture(scope="module")
+def aot() -> dict[str, Any]:
+    """The report of ``aot_triton.py``, which must not run in the interpreter as the tests here do."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("aot_triton.py")
+    run = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout)
+
+
+def lif_rows(aot: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    rows = [row for row in aot["rows"] if row["direction"] in TENSORS]
+    rows = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+    assert rows
+    return rows
+
+
+def nvidia(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["target"] != "gfx942"]
+
+
+def test_everything_compiles_everywhere(aot):
+    for target in ("sm_80", "sm_90", "gfx942"):
+        assert {row["direction"] for row in aot["rows"] if row["target"] == target} == {*TENSORS, "regularizer"}
+    classes = {(row["direction"], row["T"]) for row in lif_rows(aot, target="sm_90", dtype="float32", aligned=True)}
+    assert classes == {(direction, T) for direction in TENSORS for T in (4, 8, 16, 40)}
+    surrogates = {row.get("surrogate", BUILTIN[0]) for row in lif_rows(aot, direction="backward")}
+    assert surrogates == {*BUILTIN, "own"}
+
+
+def test_no_spills(aot):
+    assert [row for row in aot["rows"] if row["spilled"]] == []
+    assert all(0 < row["registers"] <= 255 for row in nvidia(aot["rows"]))
+
+
+def test_accesses_are_16_bytes_wide_in_the_aligned_class(aot):
+    for row in lif_rows(aot, aligned=True):
+        channels = row.get("channels", 0)
+        # Besides x, s, gs, gx: the flag; the five parameters that are used (each lane's own if there are several
+        # channels), and the six partial sums of a program if there is one channel (each lane's, 16 bytes, if several).
+        loads = {0: {}, 1: {"4": 5}, 8: {"4": 5 * row["lanes"]}}[channels]
+        stores = {"4": 1} if row["direction"] == "forward" else {"4": 6} if channels == 1 else {}
+        assert {width: n for width, n in row["LDG"].items() if width != "16"} == loads, row
+        assert {width: n for width, n in row["STG"].items() if width != "16"} == stores, row
+
+
+def test_bytes_per_neuron_step(aot):
+    for row in lif_rows(aot, aligned=True):
+        moved = 16 * (row["LDG"]["16"] + row["STG"]["16"])
+        if row.get("channels", 0) > 1:
+            moved -= 6 * 4 * row["lanes"]  # the columns of sums: a fixed cost, not one of a step
+        edges = 4 / 16 if row["T"] > 16 else 0
+        expected = TENSORS[row["direction"]] * ELEMENT[row["dtype"]] + edges
+        assert moved / (row["lanes"] * row["steps"]) == expected, row
+
+
+def test_unaligned_class_moves_no_more(aot):
+    for row in lif_rows(aot, aligned=False):
+        words = row["LDG"]["4"] + row["STG"]["4"] - (row["direction"] == "forward")
+        assert words == TENSORS[row["direction"]] * row["lanes"] * row["steps"]
+
+
+def test_regularizer_reads_and_writes_once(aot):
+    rows = [row for row in aot["rows"] if row["direction"] == "regularizer"]
+    for row in rows:
+        loads, stores = row["LDG"]["16"], row["STG"]["16"]
+        assert loads == stores * (2 if row["accumulate"] else 1), row
+    assert {row["accumulate"] for row in rows} == {False, True}
+
+
+def test_addresses_are_64_bits_wide(aot):
+    for row in nvidia(lif_rows(aot)):
+        assert row.get("channels", 0) or row["int32_products"] == 0, row
+
+
+def test_nothing_is_contracted(aot):
+    """h must round alike in the forward pass, in its recomputation and on every backend: fma only where we wrote it."""
+    assert [row for row in nvidia(aot["rows"]) if row["contractable"]] == []
+
+
+@pytest.mark.parametrize("direction", TENSORS)
+def test_one_compile_for_each_class(aot, direction):
+    shapes, keys, classes = aot["compiles"][direction]
+    assert shapes == 20
+    assert keys == classes == 8
