@@ -36,7 +36,8 @@ format: $(VENV)/installed-dev
 	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python docs/make.py
+	$(BIN)/python docs/coverage.py
+	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.reference trtkern.selftest
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py

@@ -160,6 +160,7 @@ class BuildExt(build_ext):
             if os.environ.get(switch) == "1":
                 raise SystemExit(f"trtkern: {switch}=1, but {extension.name} cannot be built: {error}") from None
             print(f"trtkern: left out {extension.name}: {error}", file=sys.stderr)
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)  # of an earlier build
             self.extensions = [other for other in self.extensions if other is not extension]
 
 
@@ -233,7 +234,7 @@ packages = find_namespace_packages(str(ROOT), include=["trtkern", "trtkern.*"], 
 setup(
     packages=[*packages, "trtkern.kernels"],
     package_dir={"trtkern.kernels": "kernels"},
-    package_data={"trtkern": ["data/*.gz", "data/*.md", "data/*.txt", "py.typed"]},
+    package_data={"trtkern": ["data/*.gz", "data/*.txt", "py.typed"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

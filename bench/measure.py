@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,8 +101,8 @@ def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float]
     spread = 0.8224 / len(ratios) ** 0.5
     p50 = statistics.median(mine)
     return Row(
-        date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        commit=_commit(),
+        date=today(),
+        commit=commit(),
         machine=machine(),
         versions=f"python {platform.python_version()}, torch {torch.__version__}",
         threads=torch.get_num_threads(),
@@ -138,21 +139,27 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {isa}"
 
 
-def _commit() -> str:
+def today() -> str:
+    """The date of a row."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def commit() -> str:
+    """The commit that is measured; a + says that files differ from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
     return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
-def append(rows: list[Row], path: Path) -> None:
-    """Add the rows to a CSV file, with a header when it is new."""
+def append(rows: list[dict[str, Any]], path: Path) -> None:
+    """Add rows of one shape to a CSV file, with a header when it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, list(rows[0]))
         if fresh:
             writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(rows)
 
 
 def show(rows: list[Row]) -> None:

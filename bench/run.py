@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -205,7 +206,7 @@ def main() -> None:
         candidates, copy = build(case, options.backend)
         rows = measure(case, candidates, copy, options.rounds, malloc)
         show(rows)
-        append(rows, options.output)
+        append([asdict(row) for row in rows], options.output)
         del candidates, copy
         torch._dynamo.reset()
 

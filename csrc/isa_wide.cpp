@@ -8,7 +8,9 @@ namespace wide {
 #include "simd.h"
 #include "trtkern_surrogates.h"
 #include "lif_math.h"
-#include "lif_cpu.h"
+#include "lif_rows_cpu.h"
+#include "lif_forward_cpu.h"
+#include "lif_backward_cpu.h"
 #include "regularizer_cpu.h"
 }  // namespace wide
 

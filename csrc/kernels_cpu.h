@@ -12,7 +12,7 @@ constexpr int64_t kForwardBlock = 4096;
 constexpr int64_t kBackwardBlock = 2048;
 constexpr int64_t kMixedBlock = 1024;  // ... where neighbours differ in their parameters
 constexpr int64_t kLongRun = 512;      // neighbours of one channel that make blocks of their own
-constexpr int64_t kPad = 16;  // floats beyond a row that a vector may read and write
+constexpr int64_t kPad = 16;           // floats beyond a row that a vector may read and write
 constexpr int64_t kParameterStride = kForwardBlock + kPad;
 
 // Floats of scratch memory that one thread needs, 64-byte aligned.

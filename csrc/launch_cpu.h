@@ -11,7 +11,7 @@ namespace trtkern {
 std::vector<std::string> cpu_isas();        // what this processor runs, best first
 std::string cpu_isa();                      // the one in use
 void cpu_use_isa(const std::string& name);  // "": the best; std::invalid_argument for one that does not run here
-void cpu_stream_from(int64_t bytes);         // outputs from this size on bypass the caches (default 4 MiB)
+void cpu_stream_from(int64_t bytes);        // outputs from this size on bypass the caches (default 4 MiB)
 
 // Writes s, v, v_final, edges and flag, each unless its address is 0.
 void cpu_lif_forward(const LifArgs& args);

@@ -35,13 +35,17 @@ from trtkern.spec import RESETS
 HERE = Path(__file__).resolve().parent
 FIELDS = ("backend", "machine", "dtype", "surrogate", "reset", "detach", "learnable", "spikes", "error", "ok")
 DTYPES = ("float32", "bfloat16", "float16")
+NOTES = {
+    "cuda": " `tests/test_cuda_threads.py` runs this grid through what a thread of it does, compiled for the CPU; the\n"
+    "launch itself, and the sums within a block, are what only a GPU can show."
+}
 LEARNABLE = ("none", "scalar", "channel")
 HEAD = """# What each backend runs, and how far it is from float64
 
 Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
 2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all six
-parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so spikes must
-agree exactly: a cell with a single different spike would say so.
+parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so that
+spikes must agree exactly: a cell with a single different spike would say so.
 
 The figure in a cell is its largest error, relative to the largest magnitude in the tensor: of v and of the gradients of
 x and v0 in x's dtype (bounds: {bounds}), and of the parameters' gradients, which are float32 (bound {parameter:.0e}).
@@ -133,7 +137,8 @@ def main() -> None:
     for backend in BACKENDS:
         mine = [row for row in rows if row["backend"] == backend.name]
         if not mine:
-            parts.append(f"## {backend.name}\n\nNot run yet: no machine that has it has written its rows.\n")
+            note = NOTES.get(backend.name, "")
+            parts.append(f"## {backend.name}\n\nNot run yet: no machine that has it has written its rows.{note}\n")
             continue
         bad = sum(row["ok"] != "yes" for row in mine)
         verdict = "all inside the bounds" if not bad else f"**{bad} outside the bounds**"

@@ -1,9 +1,10 @@
 """The backward LIF kernel: recomputes the potentials h of a chunk, then goes back through its steps.
 
-Two things keep a chunk of 16 steps in registers (on sm_90 no spills in what the tests compile, and at most 32 bytes in
-some combinations of parameter gradients with gradients of v). A branch around every four steps keeps the compiler from interleaving all of them. And some values are opaque: made again in a
-way that the compiler cannot see through (``t0 < T`` always holds, but it does not know). Otherwise it keeps the address
-of every row and v of every step from the first half of a chunk to the second, or hoists the addresses out of the loop.
+Two things keep a chunk of 16 steps in registers (on sm_90 no spills in what the tests compile; parameter gradients with
+some other options spill up to 32 bytes). A branch around every four steps keeps the compiler from interleaving all of
+them. And some values are opaque: made again in a way that the compiler cannot see through (``t0 < T`` always holds, but
+it does not know). Otherwise it keeps the address of every row and v of every step from the first half of a chunk to the
+second, or hoists the addresses out of the loop.
 """
 
 from __future__ import annotations
