@@ -1,0 +1,82 @@
+"""The instruction sets of the cpu backend agree bit for bit, streaming or not; TRTKERN_CPU_ISA chooses one."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from trtkern import LIFSpec, lif, surrogates
+from trtkern.backends import cpu
+from trtkern.backends.base import RegularizerSpec
+from trtkern.ops.regularizer import regularizer
+
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=f"cpu: {cpu.missing()}")
+
+
+@pytest.fixture
+def extension():
+    module = import_module("trtkern._cpu")
+    yield module
+    module.use_isa("")
+    module.stream_from(4 << 20)
+
+
+def results(shape, dtype, surrogate, reset, learnable):
+    """Everything that a LIF call and its backward pass make."""
+    torch.manual_seed(1)
+    x = (torch.randn(shape) + 0.4).to(dtype).requires_grad_()
+    decay = torch.linspace(0.2, 0.9, shape[2]).requires_grad_() if learnable else 0.6
+    v0 = torch.randn(shape[1:]).requires_grad_()
+    out = lif(x, v0, decay=decay, spec=LIFSpec(reset, surrogate), backend="cpu", return_state=True, return_v=True)
+    grads = [torch.randn(t.shape).to(t.dtype) for t in out]
+    inputs = [x, v0, *([decay] if learnable else [])]
+    return [*(t.detach() for t in out), *torch.autograd.grad(list(out), inputs, grads)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(4, 1, 3, 7), (1, 1, 1, 1), (18, 1, 5, 41), (5, 2, 3, 1009), (4, 1, 8, 64)], ids=str)
+def test_all_agree_bitwise(extension, dtype, shape):
+    names = extension.isas()
+    assert len(names) >= 2 or os.uname().machine != "x86_64"
+    for surrogate, reset, learnable in zip(
+        surrogates.BUILTIN, ("hard", "soft", "none") * 2, (True, False) * 3, strict=True
+    ):
+        want = None
+        for name in names:
+            for threshold in (1, 4 << 20):  # bytes from which outputs are streamed past the caches
+                extension.use_isa(name)
+                extension.stream_from(threshold)
+                got = results(shape, dtype, surrogate, reset, learnable)
+                if want is None:
+                    want = got
+                for a, b in zip(got, want, strict=True):
+                    assert torch.equal(a, b), (name, threshold, surrogate, reset)
+
+
+def test_the_regularizer_agrees_bitwise(extension):
+    weights = [torch.randn(70000, requires_grad=True), torch.randn(3, 5, requires_grad=True)]
+    for timesteps in (1, 6, 10, 23):
+        found = []
+        for name in extension.isas():
+            extension.use_isa(name)
+            value = regularizer(weights, RegularizerSpec(timesteps, 1e-3, 0.3, 1e-5), backend="cpu")
+            found.append([value.detach(), *torch.autograd.grad(value, weights)])
+        for others in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
+
+
+def doctor(isa):
+    return subprocess.run(
+        [sys.executable, "-m", "trtkern.cli", "doctor"],
+        capture_output=True, text=True, env={**os.environ, "TRTKERN_CPU_ISA": isa, "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+
+
+def test_the_environment_chooses_one_or_names_the_choices():
+    assert doctor("baseline").returncode == 0
+    wrong = doctor("avx9000")
+    assert wrong.returncode in (1, 2) and "avx9000" in wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stderr
