@@ -21,9 +21,10 @@ struct RecomputeRow {
   template <bool STREAM>
   TK_NOINLINE void whole(int64_t from, int64_t n) const {
     const RecomputeRow r = *this;
+    const Neuron<vfloat> same = neuron(r.rows, 0);
     for (int64_t i = from; i < from + n; i += kLanes) {
       prefetch(r.ahead + i);
-      const Neuron<vfloat> p = neuron(r.rows, i);
+      const Neuron<vfloat> p = r.rows.step ? neuron(r.rows, i) : same;
       store(r.h + i, charge(p, v_before(p, r.before, i, r.before_reset), get<D>(r.x + i)));
     }
   }
@@ -73,9 +74,10 @@ struct BackwardRow {
     constexpr bool ANY = RESET < 0;
     const BackwardRow r = at(from);
     const vfloat sharpness = lit<vfloat>(alpha);
+    const Neuron<vfloat> same = neuron(r.rows, 0);
     for (int64_t i = 0; i < n; i += kLanes) {
       prefetch(r.ahead + i);
-      const Neuron<vfloat> p = neuron(r.rows, i);
+      const Neuron<vfloat> p = r.rows.step ? neuron(r.rows, i) : same;
       const vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
       vfloat gv = load(r.carry + i);
       if (ANY && r.gv) gv += get<D>(r.gv + i);

@@ -233,7 +233,10 @@ def run() -> list[Row]:
 
 
 def _row(backend: Backend) -> Row:
-    reason = backend.missing()
+    try:
+        reason = backend.missing()
+    except ValueError as error:  # a setting, such as TRTKERN_CPU_ISA, that asks for what is not there
+        return Row(backend.name, False, str(error))
     if reason is not None:
         return Row(backend.name, None, reason)
     device = device_of(backend)
