@@ -33,12 +33,12 @@ def resolve(name: str, case: Case) -> Backend:
     if not backend.holds(case.op):
         holders = ", ".join(other.name for other in BACKENDS if other.holds(case.op))
         raise ValueError(f"{case.op}: backend {name!r} does not hold this op; use one of {holders}")
-    refused = backend.refuses(case)
-    if refused is not None:
-        raise ValueError(f"{case.op}: backend {name!r} was asked for, but {refused}")
     missing = backend.missing()
     if missing is not None:
         raise RuntimeError(f"{case.op}: backend {name!r} was asked for, but {missing}")
+    refused = backend.refuses(case)
+    if refused is not None:
+        raise ValueError(f"{case.op}: backend {name!r} was asked for, but {refused}")
     return backend
 
 
