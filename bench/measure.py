@@ -147,7 +147,7 @@ def today() -> str:
 def commit() -> str:
     """The commit that is measured; a + says that files differ from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", ".", ":!bench/*.csv"], cwd=ROOT, capture_output=True, text=True)
     return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
