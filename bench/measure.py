@@ -146,9 +146,12 @@ def today() -> str:
 
 def commit() -> str:
     """The commit that is measured; a + says that files differ from it."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", ".", ":!bench/*.csv"], cwd=ROOT, capture_output=True, text=True)
-    return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!bench/*.csv")  # rows beside this one do not count
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 def append(rows: list[dict[str, Any]], path: Path) -> None:
