@@ -71,6 +71,24 @@ def test_initial_state(v0, error):
         lif(X, v0)
 
 
+@pytest.mark.parametrize(
+    ("flag", "error", "message"),
+    [
+        (torch.zeros(1), TypeError, r"flag to be an int32 tensor of shape \(1,\)"),
+        (torch.zeros(2, dtype=torch.int32), TypeError, "shape"),
+        (torch.zeros(1, dtype=torch.int32, device="meta"), ValueError, r"layer\.to\(x\.device\)"),
+    ],
+)
+def test_flag(flag, error, message):
+    with pytest.raises(error, match=message):
+        lif(X, flag=flag)
+
+
+def test_a_layer_on_another_device_is_named():
+    with pytest.raises(ValueError, match=r"layer\.to\(x\.device\)"):
+        nn.LIF().to("meta")(X)
+
+
 def test_an_unknown_backend_gets_the_list():
     for call in (lambda: lif(X, backend="cudda"), lambda: nn.LIF(backend="cudda")):
         with pytest.raises(ValueError, match="expected one of auto, cpu, cuda, reference, triton, got 'cudda'"):
@@ -143,3 +161,10 @@ def test_debug_raises_at_once(backend, device):
     with trtkern.debug(), pytest.raises(RuntimeError, match="finite potentials"):
         layer(x)
     layer(x)
+    clean = torch.zeros(4, 2, 3, device=device)
+    for call in (layer, lambda t: lif(t, backend="reference"), lambda t: lif(t, backend=backend)):
+        with trtkern.debug():
+            call(clean)
+            with pytest.raises(RuntimeError, match="finite potentials"):
+                call(x)
+    assert layer.nonfinite.item() == 1

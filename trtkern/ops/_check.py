@@ -73,6 +73,18 @@ def state(op: str, v0: Tensor | None, x: Tensor) -> None:
         )
 
 
+def flag(op: str, flag: Tensor | None, x: Tensor) -> None:
+    """The non-finite flag is None or int32 [1] on x's device: a kernel writes to its address."""
+    if flag is None:
+        return
+    if not isinstance(flag, Tensor) or flag.dtype != torch.int32 or flag.shape != (1,):
+        raise TypeError(f"{op}: expected flag to be an int32 tensor of shape (1,), got {describe(flag)}")
+    if flag.device != x.device:
+        raise ValueError(
+            f"{op}: expected flag on {x.device} like x, got {describe(flag)}; move the layer with layer.to(x.device)"
+        )
+
+
 def axis(op: str, name: str, dim: int, x: Tensor) -> int:
     """``dim`` as a non-negative axis of x."""
     if isinstance(dim, bool) or not isinstance(dim, int):
@@ -130,15 +142,29 @@ def _within(op: str, name: str, low: float, high: float) -> None:
         raise ValueError(f"{op}: expected {name} to be {expected}, got {came}")
 
 
-def channels(op: str, name: str, value: Tensor, count: int, x: Tensor) -> None:
-    """A per-channel parameter has one value, or one a channel, on x's device."""
-    if value.numel() not in (1, count):
-        raise ValueError(
-            f"{op}: expected {name} to have 1 or {count} values (the channels of x), got {describe(value)} for "
-            f"{describe(x)}; check channel_dim"
-        )
-    if value.device != x.device:
-        raise ValueError(f"{op}: expected {name} on {x.device} like x, got {describe(value)}; move the module to it")
+def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Tensor) -> int | None:
+    """The axis that the tensors with more than one value belong to, None if there are none.
+
+    Every tensor among the values has one value, or one a channel, on x's device.
+    """
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    found, count = None, 1
+    if any(value.numel() > 1 for value in tensors.values()):
+        found = axis(op, "channel_dim", channel_dim, x)
+        if found == 0:
+            raise ValueError(f"{op}: expected channel_dim to differ from the time axis, got the time axis for both")
+        count = x.shape[found]
+    for name, value in tensors.items():
+        if value.numel() not in (1, count):
+            raise ValueError(
+                f"{op}: expected {name} to have 1 or {count} values (the channels of x), got {describe(value)} for "
+                f"{describe(x)}; check channel_dim"
+            )
+        if value.device != x.device:
+            raise ValueError(
+                f"{op}: expected {name} on {x.device} like x, got {describe(value)}; move the module to it"
+            )
+    return found
 
 
 def is_dense(x: Tensor) -> bool:

@@ -79,13 +79,20 @@ def lif(
     given = (decay, gain, bias, v_threshold if reset_amount is None else reset_amount, v_threshold, v_reset)
     values = dict(zip(PARAMS, given, strict=True))
     _check.parameters("lif", values)
+    _check.flag("lif", flag, x)
+    # A flag of its own: the caller's may be set already, by another call.
+    watched = x.new_zeros(1, dtype=torch.int32) if _check.debugging() else flag
+    want = WANT_SPIKES * return_spikes + WANT_V * return_v + WANT_STATE * return_state
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token)
     if chosen == "reference":
-        output = _reference(x, v0, values, spec, channel_dim, flag)
-        wanted = (return_spikes, return_state, return_v)
-        return LIFOutput(*(tensor if want else None for tensor, want in zip(output, wanted, strict=True)))
-    want = WANT_SPIKES * return_spikes + WANT_V * return_v + WANT_STATE * return_state
-    return _fused(_check.dense(x), v0, values, spec, chosen, channel_dim, want, flag)
+        output = _reference(x, v0, values, spec, channel_dim, want, watched)
+    else:
+        output = _fused(_check.dense(x), v0, values, spec, chosen, channel_dim, want, watched)
+    if watched is not flag and watched is not None and watched.item():
+        if flag is not None:
+            flag.fill_(1)
+        raise RuntimeError(f"lif: expected finite potentials, got NaN or Inf from {_check.describe(x)}")
+    return output
 
 
 def _fused(
@@ -98,47 +105,39 @@ def _fused(
     want: int,
     flag: Tensor | None,
 ) -> LIFOutput:
-    params, inner = _stack(x, values, channel_dim, torch.float32)
+    params, axis = _stack(x, values, channel_dim, torch.float32)
+    inner = 1 if axis is None else x.stride(axis)
     scalars = [0.0] * len(PARAMS) if params is not None else [float(value) for value in values.values()]
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v0, params))
     if differentiable and x.shape[0] > CHUNK:
         want += WANT_EDGES
     run = _LIF.apply if differentiable else torch.ops.trtkern.lif_forward
     s, v, v_final, _ = run(x, v0, params, flag, scalars, spec.token, inner, want, backend)
-    if _check.debugging() and flag is not None and flag.item():
-        raise RuntimeError(f"lif: expected finite potentials, got NaN or Inf from {_check.describe(x)}")
+    return _wanted(s, v_final, v, want)
+
+
+def _wanted(spikes: Tensor, state: Tensor, v: Tensor, want: int) -> LIFOutput:
+    """The outputs that were asked for; None in place of the others."""
     return LIFOutput(
-        s if want & WANT_SPIKES else None, v_final if want & WANT_STATE else None, v if want & WANT_V else None
+        spikes if want & WANT_SPIKES else None, state if want & WANT_STATE else None, v if want & WANT_V else None
     )
 
 
-def _channel_axis(x: Tensor, values: dict[str, Number], channel_dim: int) -> int | None:
-    """The axis that the parameters with more than one value belong to, None if there are none; checks them all."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    axis, count = None, 1
-    if any(value.numel() > 1 for value in tensors.values()):
-        axis = _check.axis("lif", "channel_dim", channel_dim, x)
-        if axis == 0:
-            raise ValueError("lif: expected channel_dim to differ from the time axis, got the time axis for both")
-        count = x.shape[axis]
-    for name, value in tensors.items():
-        _check.channels("lif", name, value, count, x)
-    return axis
-
-
-def _stack(x: Tensor, values: dict[str, Number], channel_dim: int, dtype: torch.dtype) -> tuple[Tensor | None, int]:
-    """The parameters as one tensor [6, C] and the stride of a channel; (None, 1) when all are numbers."""
+def _stack(
+    x: Tensor, values: dict[str, Number], channel_dim: int, dtype: torch.dtype
+) -> tuple[Tensor | None, int | None]:
+    """The parameters as one tensor [6, C] and the axis of the channels; (None, None) when all are numbers."""
     if not any(isinstance(value, Tensor) for value in values.values()):
-        return None, 1
-    axis = _channel_axis(x, values, channel_dim)
-    count, inner = (1, 1) if axis is None else (x.shape[axis], x.stride(axis))
+        return None, None
+    axis = _check.channel_axis("lif", values, channel_dim, x)
+    count = 1 if axis is None else x.shape[axis]
     rows = [
         value.to(dtype).reshape(-1).expand(count)
         if isinstance(value, Tensor)
         else x.new_full((count,), float(value), dtype=dtype)
         for value in values.values()
     ]
-    return torch.stack(rows), inner
+    return torch.stack(rows), axis
 
 
 def _reference(
@@ -147,23 +146,23 @@ def _reference(
     values: dict[str, Number],
     spec: LIFSpec,
     channel_dim: int,
+    want: int,
     flag: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> LIFOutput:
     """The readable loop, in float32 (float64 for float64), with autograd all the way."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    params, _ = _stack(x, values, channel_dim, dtype)
+    params, axis = _stack(x, values, channel_dim, dtype)
     if params is None:
         rows: list[Any] = list(values.values())
     else:
         _check.parameter_values("lif", params)
-        axis = _channel_axis(x, values, channel_dim)
         trailing = 0 if axis is None else x.dim() - axis - 1
         rows = list(params.reshape(len(PARAMS), -1, *[1] * trailing).unbind(0))
     trace = reference.lif(x.to(dtype), v0, rows, spec)
     if flag is not None:
         with torch.no_grad():
             flag.bitwise_or_((~torch.isfinite(trace.h)).any().to(flag.dtype))
-    return trace.s.to(x.dtype), trace.v[-1], trace.v.to(x.dtype)
+    return _wanted(trace.s.to(x.dtype), trace.v[-1], trace.v.to(x.dtype), want)
 
 
 def _inputs(
