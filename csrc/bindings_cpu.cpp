@@ -10,6 +10,10 @@ PYBIND11_MODULE(_cpu, m) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("lif_forward", &cpu_lif_forward, Unlocked());
   m.def("lif_backward", &cpu_lif_backward, Unlocked());
+  m.def("batch_norm_lif_statistics", &cpu_batch_norm_lif_statistics, py::arg("args"), py::arg("stats"), Unlocked());
+  m.def("batch_norm_lif_input_grad", &cpu_batch_norm_lif_input_grad, Unlocked());
+  m.def("spikes_pack", &cpu_spikes_pack, Unlocked());
+  m.def("spikes_unpack", &cpu_spikes_unpack, py::arg("args"), py::arg("first"), Unlocked());
   m.def(
       "regularizer",
       [](std::vector<uint64_t> weights, std::vector<int64_t> sizes, std::vector<uint64_t> grads, int64_t timesteps,

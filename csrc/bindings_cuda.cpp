@@ -56,7 +56,21 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("args"), py::arg("workspace") = 0, Unlocked(),
       "Launches the backward pass; workspace: address of workspace_floats(args) float32 numbers, where args.gparams "
-      "is set. RuntimeError: a CUDA error.");
-  m.def("workspace_floats", &trtkern::cuda::workspace_floats,
-        "Scratch that lif_backward needs for parameter gradients.");
+      "or args.norm_sums is set. RuntimeError: a CUDA error.");
+  m.def("workspace_floats", &trtkern::cuda::workspace_floats, "Scratch that lif_backward needs for sums.");
+  m.def(
+      "batch_norm_lif_statistics",
+      [](LifArgs a, uint64_t stats, uint64_t workspace) {
+        a.workspace = workspace;
+        check("batch_norm_lif_statistics", trtkern::cuda::batch_norm_lif_statistics(a, stats));
+      },
+      py::arg("args"), py::arg("stats"), py::arg("workspace"), Unlocked(),
+      "Mean and squared deviations of each channel of args.x into float64 [2, C]; workspace: address of "
+      "statistics_workspace_floats(args) float32 numbers. RuntimeError: a CUDA error.");
+  m.def("statistics_workspace_floats", &trtkern::cuda::statistics_workspace_floats,
+        "Scratch that batch_norm_lif_statistics needs.");
+  m.def(
+      "batch_norm_lif_input_grad",
+      [](const LifArgs& a) { check("batch_norm_lif_input_grad", trtkern::cuda::batch_norm_lif_input_grad(a)); },
+      Unlocked(), "args.gx from args.gs and args.x by args.coef. RuntimeError: a CUDA error.");
 }

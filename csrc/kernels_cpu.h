@@ -15,9 +15,17 @@ constexpr int64_t kLongRun = 512;      // neighbours of one channel that make bl
 constexpr int64_t kPad = 16;           // floats beyond a row that a vector may read and write
 constexpr int64_t kParameterStride = kForwardBlock + kPad;
 
+// What a backward pass adds up: the gradients of the parameters, then the sums of the norm.
+constexpr int kSums = kParams + 2;
+
 // Floats of scratch memory that one thread needs, 64-byte aligned.
-constexpr int64_t kForwardScratch = kForwardBlock + kPad + kParams * kParameterStride;
-constexpr int64_t kBackwardScratch = (kChunk + 3 + kParams) * (kBackwardBlock + kPad) + kParams * kParameterStride;
+constexpr int64_t kForwardScratch = 4 * kForwardBlock + (kParams + kAffine) * kParameterStride + 512;
+constexpr int64_t kBackwardScratch =
+    (kChunk + 3 + kSums + 2) * (kBackwardBlock + kPad) + (kParams + 2 * kAffine) * kParameterStride + 512;
+
+// Statistics of short channels: columns, C * inner of them, and rows that go through them together.
+constexpr int64_t kColumnTile = 256, kRowTile = 32;
+constexpr int64_t kColumnScratch = 3 * kColumnTile;
 
 // The regulariser's constants, step by step (regularizer_cpu.h; launch_cpu.cpp works them out in double).
 constexpr int kMaxFixedSteps = 10;  // T up to this is a template constant
@@ -34,8 +42,17 @@ struct Kernels {
   const char* name;
   // Neurons [begin, end). `streaming`: outputs are too large for the caches.
   void (*lif_forward)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming);
-  // sums: double [kParams, C], added to, or null.
+  // sums: double [kSums, C], added to, or null.
   void (*lif_backward)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming, double* sums);
+  // Elements [begin, end) of x as one row of T * N: count, mean and sum of squared deviations, [3, C], merged into.
+  void (*run_moments)(const LifArgs&, int64_t begin, int64_t end, double* moments);
+  // Rows [r0, r1) and columns [k0, k1) of x as [T * N / K, K], K = C * inner: their means [K] and sums of squared
+  // deviations [K], written.
+  void (*column_moments)(const LifArgs&, int64_t r0, int64_t r1, int64_t k0, int64_t k1, float* scratch, double* moments);
+  // gx from gs, the gradient of the input current; elementwise.
+  void (*input_grad)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming);
+  void (*spikes_pack)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming);
+  void (*spikes_unpack)(const LifArgs&, int64_t first, int64_t begin, int64_t end, float* scratch, bool streaming);
   // At most kPiece parameters: their sum of w^2 sum_t q[t]; g may be null.
   double (*regularizer)(const RegularizerArgs&, const float* w, float* g, int64_t n, bool streaming);
 };

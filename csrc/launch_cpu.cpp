@@ -15,7 +15,8 @@ namespace trtkern {
 namespace {
 
 constexpr int64_t kOneThread = 32768;       // elements up to which a parallel region costs more than it saves
-constexpr int64_t kSumBytes = 256ll << 20;  // all threads' parameter sums together
+constexpr int64_t kSumBytes = 256ll << 20;  // all threads' sums together
+constexpr int64_t kLongColumn = 64;         // neighbours of one channel whose statistics are taken by themselves
 
 std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> found;
@@ -68,21 +69,32 @@ void on_threads(int count, const std::function<void(int)>& task) {
   for (int i = 0; i < count; ++i) task(i);
 }
 
-// Neurons split evenly over threads, each share starting on a cache line of its own.
+// A range split evenly over threads, each share starting on a cache line of its own; with pooling, at a pair of rows.
 struct Split {
-  int64_t N, grain;
+  int64_t size, grain;
   int count;
 
-  Split(const LifArgs& a, int most) : N(a.N), grain(a.N >= 4096 ? 64 : 16) {
-    const int64_t wanted = a.T * a.N <= kOneThread ? 1 : std::min<int64_t>(most, (N + grain - 1) / grain);
+  Split(int64_t size, int64_t grain, int64_t work, int most) : size(size), grain(grain) {
+    const int64_t wanted = work <= kOneThread ? 1 : std::min<int64_t>(most, (size + grain - 1) / grain);
     count = static_cast<int>(std::max<int64_t>(1, wanted));
   }
-  int64_t begin(int i) const { return i == count ? N : N * i / count / grain * grain; }
+  Split(const LifArgs& a, int most)
+      : Split(a.N, a.pool_row ? 2 * a.pool_row : a.N >= 4096 ? 64 : 16, a.T * a.N, most) {}
+  int64_t begin(int i) const { return i == count ? size : size / grain * i / count * grain; }
 };
 
 // Whether outputs of so many bytes bypass the caches. They gain from 1 MiB on some processors, from 8 MiB on others.
 bool is_large(int64_t bytes) { return bytes >= stream_from.load(std::memory_order_relaxed); }
 bool is_large(const LifArgs& a) { return is_large(a.T * a.N * (a.dtype == kFloat32 ? 4 : 2)); }
+
+// Blocks of neurons on all threads, forward scratch memory each.
+template <class Run>
+void on_neurons(const LifArgs& a, Run run) {
+  const Split split(a, a.threads);
+  float* scratch = scratch_memory(split.count * kForwardScratch);
+  on_threads(split.count,
+             [&](int i) { run(split.begin(i), split.begin(i + 1), scratch + i * kForwardScratch, is_large(a)); });
+}
 
 }  // namespace
 
@@ -106,17 +118,12 @@ void cpu_use_isa(const std::string& name) {
 void cpu_stream_from(int64_t bytes) { stream_from.store(bytes); }
 
 void cpu_lif_forward(const LifArgs& a) {
-  const Kernels& k = kernels();
-  const Split split(a, a.threads);
-  float* scratch = scratch_memory(split.count * kForwardScratch);
-  on_threads(split.count, [&](int i) {
-    k.lif_forward(a, split.begin(i), split.begin(i + 1), scratch + i * kForwardScratch, is_large(a));
-  });
+  on_neurons(a, [&](auto... part) { kernels().lif_forward(a, part...); });
 }
 
 void cpu_lif_backward(const LifArgs& a) {
   const Kernels& k = kernels();
-  const int64_t cells = a.gparams ? kParams * a.C : 0;
+  const int64_t cells = a.gparams || a.norm_sums ? kSums * a.C : 0;
   const int64_t affordable = cells ? std::max<int64_t>(1, kSumBytes / (8 * cells)) : a.threads;
   const Split split(a, static_cast<int>(std::min<int64_t>(a.threads, affordable)));
   float* scratch = scratch_memory(split.count * kBackwardScratch);
@@ -128,8 +135,85 @@ void cpu_lif_backward(const LifArgs& a) {
   for (int64_t c = 0; c < cells; ++c) {  // in the order of the threads: repeatable at an equal count of them
     double total = 0.0;
     for (int i = 0; i < split.count; ++i) total += totals[i * cells + c];
-    reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
+    const int64_t norm = c - kParams * a.C;
+    if (norm >= 0 && a.norm_sums) reinterpret_cast<double*>(a.norm_sums)[norm] = total;
+    if (norm < 0 && a.gparams) reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
   }
+}
+
+namespace {
+
+// Mean and sum of squared deviations of n more numbers into those of `count`: how many there are then.
+double merge(double count, double* mean, double* m2, double n, double other_mean, double other_m2) {
+  if (n == 0.0) return count;
+  const double all = count + n, delta = other_mean - *mean;
+  *mean += delta * (n / all);
+  *m2 += other_m2 + delta * delta * (count * n / all);
+  return all;
+}
+
+// Channels that are long: each thread takes elements as they lie, and keeps the moments of every channel.
+void run_statistics(const LifArgs& a, double* stats) {
+  const Kernels& k = kernels();
+  const int64_t cells = 3 * a.C;
+  const int most = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(a.threads, kSumBytes / (8 * cells))));
+  const Split split(a.T * a.N, 1024, a.T * a.N, most);
+  std::vector<double> moments(split.count * cells);
+  on_threads(split.count, [&](int i) { k.run_moments(a, split.begin(i), split.begin(i + 1), &moments[i * cells]); });
+  for (int64_t c = 0; c < a.C; ++c) {
+    double count = 0.0;
+    stats[c] = stats[a.C + c] = 0.0;
+    for (int i = 0; i < split.count; ++i) {
+      const double* m = &moments[i * cells + c];
+      count = merge(count, &stats[c], &stats[a.C + c], m[0], m[a.C], m[2 * a.C]);
+    }
+  }
+}
+
+// Channels that are short: [rows, K] with a column for each of the C * inner neurons of an image. Each thread takes some
+// rows, or some columns where there are few rows.
+void column_statistics(const LifArgs& a, double* stats) {
+  const Kernels& k = kernels();
+  const int64_t K = a.C * a.inner, rows = a.T * a.N / K;
+  const bool by_rows = rows / kRowTile >= std::min<int64_t>(a.threads, kSumBytes / (16 * K));
+  const Split split(by_rows ? rows : K, by_rows ? kRowTile : 64, a.T * a.N, a.threads);
+  const int64_t cells = 2 * K, shift = by_rows ? cells : 0;
+  float* scratch = scratch_memory(split.count * kColumnScratch);
+  std::vector<double> moments(by_rows ? split.count * cells : cells);
+  on_threads(split.count, [&](int i) {
+    const int64_t from = split.begin(i), to = split.begin(i + 1);
+    float* mine = scratch + i * kColumnScratch;
+    if (by_rows) {
+      k.column_moments(a, from, to, 0, K, mine, &moments[i * shift]);
+    } else {
+      k.column_moments(a, 0, rows, from, to, mine, &moments[0]);
+    }
+  });
+  for (int64_t c = 0; c < a.C; ++c) {
+    double count = 0.0;
+    stats[c] = stats[a.C + c] = 0.0;
+    for (int i = 0; i < (by_rows ? split.count : 1); ++i) {
+      const double n = static_cast<double>(by_rows ? split.begin(i + 1) - split.begin(i) : rows);
+      for (int64_t j = c * a.inner; j < (c + 1) * a.inner; ++j) {
+        const double* m = &moments[i * shift + j];
+        count = merge(count, &stats[c], &stats[a.C + c], n, m[0], m[K]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void cpu_batch_norm_lif_statistics(const LifArgs& a, uint64_t stats) {
+  (a.C == 1 || a.inner >= kLongColumn ? run_statistics : column_statistics)(a, reinterpret_cast<double*>(stats));
+}
+
+void cpu_batch_norm_lif_input_grad(const LifArgs& a) { on_neurons(a, [&](auto... part) { kernels().input_grad(a, part...); }); }
+
+void cpu_spikes_pack(const LifArgs& a) { on_neurons(a, [&](auto... part) { kernels().spikes_pack(a, part...); }); }
+
+void cpu_spikes_unpack(const LifArgs& a, int64_t first) {
+  on_neurons(a, [&](auto... part) { kernels().spikes_unpack(a, first, part...); });
 }
 
 double cpu_regularizer(const RegularizerList& list) {

@@ -1,205 +1,199 @@
 // LIF backward on the CPU: h of a chunk is computed again, then its steps run backwards.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h.
+// No include guard: each instruction set includes it inside a namespace of its own, after lif_recompute_cpu.h and
+// lif_sums_cpu.h.
 
-// v before a step: `from` holds h of the step before, or v itself where `reset` is kNone.
-TK_INLINE vfloat v_before(const Neuron<vfloat>& p, const float* from, int64_t i, int reset) {
-  return reset_after(p, load(from + i), reset);
-}
+// What a row of the backward pass does: whatever its members say; or the plain cases, where gs alone comes in, the reset
+// is not detached, and there are no sums for parameters. kDirect: gx goes out. The others are normalised: kSum adds up for
+// the norm, kSumWrite writes gx besides, kCoef writes the gradient of what was normalised.
+enum Kind : int { kAnything, kDirect, kSum, kSumWrite, kCoef };
 
-// h of one step from x and the row before it.
-template <class D>
-struct RecomputeRow {
-  using Raw = typename D::Raw;
-  Rows rows;
-  const Raw* x;
-  const float* before;
-  int before_reset;
-  float* h;
-  const Raw* ahead;
-
-  template <bool STREAM>
-  TK_NOINLINE void whole(int64_t from, int64_t n) const {
-    const RecomputeRow r = *this;
-    const Neuron<vfloat> same = neuron(r.rows, 0);
-    for (int64_t i = from; i < from + n; i += kLanes) {
-      prefetch(r.ahead + i);
-      const Neuron<vfloat> p = r.rows.step ? neuron(r.rows, i) : same;
-      store(r.h + i, charge(p, v_before(p, r.before, i, r.before_reset), get<D>(r.x + i)));
-    }
-  }
-  TK_NOINLINE void part(int64_t from, int count) const {  // the lanes behind are padding
-    RecomputeRow r = {{rows.base + from * rows.step, rows.step}, x, before + from, before_reset, h + from, x};
-    Staged<Raw> new_x;
-    r.x = new_x.in(x + from, count);
-    r.template whole<false>(0, kLanes);
-  }
-};
-
-// One step backward of a block. gs, gv and sums may be null.
-constexpr int64_t kStride = kBackwardBlock + kPad;  // between the rows of scratch memory
+// One step backward of a block. gs, gv and gx may be null, and coef absent.
 template <class D, int SURROGATE>
 struct BackwardRow {
   using Raw = typename D::Raw;
-  Rows rows;
-  float alpha;
+  Rows params;
+  Current<Raw> in;
+  Rows coef;
+  float alpha, share;  // share: of gs, what is a neuron's
   int reset, before_reset;
   bool detach;
   const float *h, *before;
-  const Raw *x, *gs, *gv;
+  const Raw *gs, *gv;
   Raw* gx;
-  float *carry, *sums;  // carry: gradient of v after the step, then of v before it; sums: kParams rows
+  float* carry;  // gradient of v after the step, then of v before it
+  float *param_sums, *norm_sums;
+  int64_t place, mask;  // neuron i adds to the norm_sums of (place + i) & mask
   const Raw* ahead;
 
   TK_INLINE int64_t to_aligned_output(int64_t n) const { return to_aligned<typename D::Pack>(gx, n); }
   TK_INLINE BackwardRow at(int64_t i) const {
     BackwardRow r = *this;
-    r.rows.base += i * rows.step, r.h += i, r.before += i, r.x += i, r.gx += i, r.carry += i, r.ahead += i;
+    r.params = params.at(i), r.in = in.at(i), r.coef = coef.at(i);
+    r.h += i, r.before += i, r.carry += i, r.ahead += i, r.place += i;
+    if (param_sums) r.param_sums += i;
     if (gs) r.gs += i;
     if (gv) r.gv += i;
-    if (sums) r.sums += i;
+    if (gx) r.gx += i;
     return r;
   }
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
-    if (!STREAM || !gs || gv || sums || detach) return run<STREAM, -1>(from, n);
-    if (reset == kHard) return run<STREAM, kHard>(from, n);
-    if (reset == kSoft) return run<STREAM, kSoft>(from, n);
-    run<STREAM, kNone>(from, n);
+    const bool plain = gs && !gv && !param_sums && !detach, normed = in.affine.base;
+    if (plain && STREAM && !normed && share == 1.0f) return with_reset<STREAM, kDirect>(from, n);
+    if (!plain || !normed || params.step) return run<STREAM, kAnything, -1>(from, n);
+    if (norm_sums && !gx) return with_reset<false, kSum>(from, n);
+    if (norm_sums && !coef.base) return with_reset<STREAM, kSumWrite>(from, n);
+    if (!norm_sums && coef.base) return with_reset<STREAM, kCoef>(from, n);
+    run<STREAM, kAnything, -1>(from, n);
   }
-  // RESET: the plain case of that reset (gs alone comes in, no sums, not detached); -1: whatever the members say.
-  template <bool STREAM, int RESET>
+  template <bool STREAM, int KIND>
+  TK_INLINE void with_reset(int64_t from, int64_t n) const {
+    if (reset == kHard) return run<STREAM, KIND, kHard>(from, n);
+    if (reset == kSoft) return run<STREAM, KIND, kSoft>(from, n);
+    if constexpr (KIND == kDirect) return run<STREAM, KIND, kNone>(from, n);
+    run<STREAM, kAnything, -1>(from, n);
+  }
+  template <bool STREAM, int KIND, int RESET>
   TK_NOINLINE void run(int64_t from, int64_t n) const {
-    constexpr bool ANY = RESET < 0;
+    constexpr bool ANY = KIND == kAnything, NORM = KIND > kDirect;
     const BackwardRow r = at(from);
-    const vfloat sharpness = lit<vfloat>(alpha);
-    const Neuron<vfloat> same = neuron(r.rows, 0);
+    const vfloat sharpness = lit<vfloat>(alpha), quarter = lit<vfloat>(share);
+    const Neuron<vfloat> same = neuron(r.params, 0);
     for (int64_t i = 0; i < n; i += kLanes) {
       prefetch(r.ahead + i);
-      const Neuron<vfloat> p = r.rows.step ? neuron(r.rows, i) : same;
-      const vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
+      const Neuron<vfloat> p = !NORM && r.params.step ? neuron(r.params, i) : same;
+      vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
+      if (KIND != kDirect) gs *= quarter;
       vfloat gv = load(r.carry + i);
       if (ANY && r.gv) gv += get<D>(r.gv + i);
       const auto g =
           step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
-      put<STREAM>(r.gx + i, D::pack(p.gain * g.h));
+      vfloat gx = p.gain * g.h;
       store(r.carry + i, p.decay * g.h);
-      if (ANY && r.sums) r.add_sums(i, p, g);
+      if (NORM || (ANY && r.in.affine.base)) {
+        const vfloat deviation = get<D>(r.in.x + i) - r.in.affine.row(kCenter, i);
+        if (ANY ? r.norm_sums != nullptr : KIND != kCoef) {
+          float* sum = r.norm_sums + ((r.place + i) & r.mask);
+          add_to(sum, gx), add_to(sum + kStride, gx, deviation);
+        }
+        if (ANY ? r.coef.base != nullptr : KIND == kCoef) gx = input_gradient(r.coef, i, gx, deviation);
+      }
+      if (KIND != kSum && (!ANY || r.gx)) put<STREAM>(r.gx + i, D::pack(gx));
+      if (ANY && r.param_sums) r.add_params(i, p, g);
     }
   }
-  TK_INLINE void add_sums(int64_t i, const Neuron<vfloat>& p, const StepGradient<vfloat>& g) const {
-    const auto add = [&](Param k, vfloat a, vfloat b) __attribute__((always_inline)) {
-      float* sum = sums + k * kStride + i;
-      store(sum, fma_(a, b, load(sum)));
-    };
-    const vfloat one = lit<vfloat>(1.0f);
-    add(kDecay, g.h, v_before(p, before, i, before_reset));
-    add(kGain, g.h, get<D>(x + i));
-    add(kBias, g.h, one);
-    add(kThreshold, g.threshold, one);
-    if (reset == kSoft) add(kResetAmount, g.reset_amount, one);
-    if (reset == kHard) add(kVReset, g.v_reset, one);
+  TK_INLINE void add_params(int64_t i, const Neuron<vfloat>& p, const StepGradient<vfloat>& g) const {
+    float* to = param_sums + i;
+    const vfloat x = in.affine.base ? current<D>(in, i) : get<D>(in.x + i);
+    add_to(to + kDecay * kStride, g.h, v_before(p, before, i, before_reset));
+    add_to(to + kGain * kStride, g.h, x);
+    add_to(to + kBias * kStride, g.h);
+    add_to(to + kThreshold * kStride, g.threshold);
+    if (reset == kSoft) add_to(to + kResetAmount * kStride, g.reset_amount);
+    if (reset == kHard) add_to(to + kVReset * kStride, g.v_reset);
   }
 
   TK_NOINLINE void part(int64_t from, int count) const {
     BackwardRow r = at(from);
-    Staged<Raw> new_x, new_gs, new_gv, new_gx;
-    const Kept kept(r.carry);
-    float before_sums[kParams][kLanes];
-    for (int k = 0; sums && k < kParams; ++k) store(before_sums[k], load(r.sums + k * kStride));
-    r.x = new_x.in(r.x, count), r.gs = new_gs.in(r.gs, count), r.gv = new_gv.in(r.gv, count);
-    r.gx = new_gx.out(r.gx);
+    Staged<Raw> new_x, new_residual, new_gs, new_gv, new_gx;
+    const Kept<1> kept(r.carry);
+    const Kept<kParams> kept_params(r.param_sums);
+    const Kept<2> kept_norm(norm_sums ? norm_sums + (r.place & r.mask) : nullptr);
+    r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
+    r.gs = new_gs.in(r.gs, count), r.gv = new_gv.in(r.gv, count), r.gx = new_gx.out(r.gx);
     r.template whole<false>(0, kLanes);
-    new_gx.back(gx + from, count);
-    kept.restore(r.carry, count);
-    for (int k = 0; sums && k < kParams; ++k) {
-      float* sum = r.sums + k * kStride;
-      store(sum, where_(lane_numbers() < count, load(sum), load(before_sums[k])));
-    }
+    if (gx) new_gx.back(gx + from, count);
+    kept.restore(count), kept_params.restore(count), kept_norm.restore(count);
   }
 };
 
-// The sum of n floats in double, in an order that depends on n alone.
-inline double ordered_sum(const float* from, int64_t n) {
-  typedef double vdouble __attribute__((vector_size(32)));
-  typedef float vquad __attribute__((vector_size(16)));
-  vdouble even{}, odd{};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    even += __builtin_convertvector(load_as<vquad>(from + i), vdouble);
-    odd += __builtin_convertvector(load_as<vquad>(from + i + 4), vdouble);
-  }
-  even += odd;
-  double sum = (even[0] + even[1]) + (even[2] + even[3]);
-  for (; i < n; ++i) sum += from[i];
-  return sum;
-}
-
-// Adds the rows of a block's sums to the totals of their channels.
-inline void add_channels(const LifArgs& a, int64_t n0, int64_t n, const float* rows, double* totals) {
-  for (int k = 0; k < kParams; ++k) {
-    if ((k == kResetAmount && a.reset != kSoft) || (k == kVReset && a.reset != kHard)) continue;
-    const float* row = rows + k * kStride;
-    channel_runs(a, n0, n, [&](int64_t i, int64_t channel, int64_t length) {
-      double* total = totals + k * a.C + channel;
-      if (a.inner == 1 && a.C > 1) {
-        for (int64_t j = 0; j < length; ++j) total[j] += row[i + j];
-      } else {
-        *total += ordered_sum(row + i, length);
-      }
-    });
-  }
-}
-
-// The h of steps t0 .. t0 + steps - 1 of a block, in rows kStride apart; `start` is v before them.
+// Scratch memory of one thread of the backward pass.
 template <class D>
-void recompute_chunk(const LifArgs& a, const Rows& rows, int64_t t0, int steps, int64_t n0, int64_t n,
-                     const float* start, float* h) {
+struct BackwardMemory {
   using Raw = typename D::Raw;
-  const float* before = start;
-  for (int j = 0; j < steps; ++j) {
-    const int64_t at = (t0 + j) * a.N + n0;
-    RecomputeRow<D> row = {rows, element<Raw>(a.x, at), before, j ? a.reset : kNone, h + j * kStride};
-    row.ahead = j + 1 < steps || !a.gs ? row.x + a.N : element<Raw>(a.gs, at);
-    along<false>(row, n);
-    before = row.h;
+  float *h, *start, *carry, *param_sums, *norm_sums;
+  ChannelRows params, affine, coef;
+  Raw *pooled, *gs;  // the gradients of a pooled block's averages, and of its neurons
+
+  explicit BackwardMemory(Scratch s)
+      : h(s.take(kChunk * kStride)),
+        start(s.take(kStride)),
+        carry(s.take(kStride)),
+        param_sums(s.take(kParams * kStride)),
+        norm_sums(s.take(2 * kStride)),
+        params(s.take(kParams * kParameterStride), kParams),
+        affine(s.take(kAffine * kParameterStride), kAffine),
+        coef(s.take(kAffine * kParameterStride), kAffine),
+        pooled((Raw*)s.take(kBackwardBlock / 4 + kPoolPad)),
+        gs((Raw*)s.take(kBackwardBlock + kPoolPad)) {}
+};
+
+// Step t of a block, backwards; `row` has what all steps of the block share, j is the step's place in its chunk.
+template <class D, int SURROGATE>
+TK_INLINE void backward_step(const LifArgs& a, int64_t t, int j, int64_t n0, const Block& b,
+                             const BackwardRow<D, SURROGATE>& shared, const BackwardMemory<D>& m, bool streaming) {
+  using Raw = typename D::Raw;
+  if (a.pool_row && a.gs) {
+    __builtin_memcpy(m.pooled, element<Raw>(a.gs, (t * a.N + n0) / 4), sizeof(Raw) * (b.size() / 4));
+    spread<D>(m.pooled, b.size(), b.fold_row, b.fold_inner, m.gs);
+  }
+  for (int64_t r = 0; r < b.runs; ++r) {
+    const int64_t at = t * a.N + b.start(r), i = r * b.length;
+    BackwardRow<D, SURROGATE> row = shared;
+    row.params = shared.params.at(i), row.coef = shared.coef.at(i);
+    row.in = {element<Raw>(a.x, t * a.x_stride + b.start(r)), element<Raw>(a.residual, at), shared.in.affine.at(i)};
+    row.before_reset = j ? a.reset : kNone;
+    row.h = m.h + j * kStride + i, row.before = j ? row.h - kStride : m.start + i;
+    row.gs = a.pool_row && a.gs ? m.gs + i : element<Raw>(a.gs, at);
+    row.gv = element<Raw>(a.gv, at), row.gx = element<Raw>(a.gx, at);
+    row.carry = m.carry + i, row.param_sums = a.gparams ? m.param_sums + i : nullptr;
+    row.place = shared.mask < 0 ? i : 0;
+    // Before this chunk comes the one before it; before the first, the next block.
+    if (j) {
+      row.ahead = a.gs && !a.pool_row ? element<Raw>(a.gs, at - a.N) : row.in.x - a.x_stride;
+    } else {
+      row.ahead = t ? row.in.x - kChunk * a.x_stride : row.in.x + b.length;
+    }
+    // Sums in turns start with the row, so it may not have a head.
+    if (streaming && a.gx && !(row.norm_sums && row.to_aligned_output(1))) {
+      along<true>(row, b.length);
+    } else {
+      along<false>(row, b.length);
+    }
   }
 }
 
 template <class D, int SURROGATE>
 void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
-  using Raw = typename D::Raw;
-  float *h = scratch, *start = h + kChunk * kStride, *carry = start + kStride, *sums = carry + kStride;
-  float* parameters = sums + kParams * kStride;
-  for (int64_t n0 = begin, n = 0; n0 < end; n0 += n) {
-    n = block_length(a, n0, end, kBackwardBlock);
-    const Rows rows = parameter_rows(a, n0, n, parameters);
-    read_row(carry, a.gv_final, n0, n);
+  BackwardMemory<D> m(Scratch{scratch});
+  const ParamSums param_sums{m.param_sums, a.gparams ? totals : nullptr};
+  NormSums norm_sums(m.norm_sums, a.norm_sums ? totals + kParams * a.C : nullptr);
+  Block b;
+  for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
+    b = block_at(a, n0, end, kBackwardBlock);
+    BackwardRow<D, SURROGATE> shared = {m.params.parameters(a, b)};
+    shared.in.affine = m.affine.affine(a, b, a.affine), shared.coef = m.coef.affine(a, b, a.coef);
+    shared.alpha = a.alpha, shared.share = a.pool_row ? 0.25f : 1.0f;
+    shared.reset = a.reset, shared.detach = a.detach != 0;
+    shared.norm_sums = a.norm_sums ? m.norm_sums : nullptr;
+    read_row(m.carry, a.gv_final, 0, b);
     for (int64_t t0 = (a.T - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
       const int steps = (int)(a.T - t0 < kChunk ? a.T - t0 : kChunk);
-      read_row(start, t0 ? a.edges : a.v0, t0 ? (t0 / kChunk - 1) * a.N + n0 : n0, n);
-      recompute_chunk<D>(a, rows, t0, steps, n0, n, start, h);
-      if (totals) __builtin_memset(sums, 0, sizeof(float) * kParams * kStride);
+      read_row(m.start, t0 ? a.edges : a.v0, t0 ? (t0 / kChunk - 1) * a.N : 0, b);
+      recompute_chunk<D>(a, shared.params, shared.in.affine, t0, steps, b, m.start, m.h);
+      param_sums.clear(a);
       for (int j = steps - 1; j >= 0; --j) {
-        const int64_t at = (t0 + j) * a.N + n0;
-        BackwardRow<D, SURROGATE> row = {rows, a.alpha, a.reset, j ? a.reset : kNone, a.detach != 0};
-        row.h = h + j * kStride, row.before = j ? row.h - kStride : start;
-        row.x = element<Raw>(a.x, at), row.gs = element<Raw>(a.gs, at), row.gv = element<Raw>(a.gv, at);
-        row.gx = element<Raw>(a.gx, at), row.carry = carry, row.sums = totals ? sums : nullptr;
-        // Before this chunk comes the one before it; before the first, the next block.
-        row.ahead =
-            j ? element<Raw>(a.gs ? a.gs : a.x, at - a.N) : element<Raw>(a.x, t0 ? (t0 - kChunk) * a.N + n0 : at + n);
-        if (streaming) {
-          along<true>(row, n);
-        } else {
-          along<false>(row, n);
-        }
+        norm_sums.begin(a, b, !shared.in.affine.step, m.affine.fresh && t0 + j + 1 == a.T);
+        shared.mask = norm_sums.mask;
+        backward_step(a, t0 + j, j, n0, b, shared, m, streaming);
       }
-      if (totals) add_channels(a, n0, n, sums, totals);
+      param_sums.add(a, b);
     }
-    if (a.gv0) write_row(a.gv0, n0, carry, n, streaming);
+    if (a.gv0) write_row(a.gv0, 0, m.carry, b, streaming);
   }
+  norm_sums.flush(a);
   fence();
 }
 

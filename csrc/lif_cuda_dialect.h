@@ -47,20 +47,26 @@ TK_INLINE Real fma_(Real a, Real b, Real c) { return __fmaf_rn(a.value, b.value,
 TK_INLINE Real abs_(Real a) { return fabsf(a.value); }
 TK_INLINE Real exp_(Real a) { return expf(a.value); }
 TK_INLINE Real where_(bool condition, Real a, Real b) { return condition ? a.value : b.value; }
+TK_INLINE double widen(Real a) { return a.value; }
 TK_INLINE Real maximum_(Real a, Real b) {
   float m;  // fmaxf drops a NaN
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a.value), "f"(b.value));
   return m;
 }
 
-// An element type: its bytes, and the float at position `at` of a 32-bit word and back.
+// An element type: its bytes, the float at position `at` of a 32-bit word and back, and word `at` of a pack in which
+// each element stands twice, of the word with them once.
 struct Float32 {
   static constexpr int kBytes = 4;
   TK_INLINE static Real unpack(uint32_t word, int) { return __uint_as_float(word); }
   TK_INLINE static uint32_t pack(Real low, Real) { return __float_as_uint(low.value); }
+  TK_INLINE static uint32_t twice(uint32_t word, int) { return word; }
 };
-struct BFloat16 {
+struct Halves {
   static constexpr int kBytes = 2;
+  TK_INLINE static uint32_t twice(uint32_t word, int at) { return __byte_perm(word, 0, at % 2 == 0 ? 0x1010 : 0x3232); }
+};
+struct BFloat16 : Halves {
   TK_INLINE static Real unpack(uint32_t word, int at) {
     return __uint_as_float(at == 0 ? word << 16 : word & 0xffff0000u);
   }
@@ -69,8 +75,7 @@ struct BFloat16 {
     return *reinterpret_cast<const uint32_t*>(&pair);
   }
 };
-struct Float16 {
-  static constexpr int kBytes = 2;
+struct Float16 : Halves {
   TK_INLINE static Real unpack(uint32_t word, int at) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(at == 0 ? word : word >> 16)));
   }
@@ -80,7 +85,7 @@ struct Float16 {
   }
 };
 
-// One access of 2, 4 or 16 bytes. Reads take the read-only path: nothing that a kernel writes is read by it again.
+// One access of 1 to 16 bytes. Reads take the read-only path: nothing that a kernel writes is read by it again.
 template <int BYTES>
 TK_INLINE void read(uint64_t address, uint32_t* words) {
   static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "no such access");
@@ -98,15 +103,23 @@ TK_INLINE void read(uint64_t address, uint32_t* words) {
 }
 template <int BYTES>
 TK_INLINE void write(uint64_t address, const uint32_t* words) {
-  static_assert(BYTES == 2 || BYTES == 4 || BYTES == 16, "no such access");
+  static_assert(BYTES == 1 || BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "no such access");
   if constexpr (BYTES == 16) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                  "r"(words[3]));
+  } else if constexpr (BYTES == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words[0]), "r"(words[1]));
   } else if constexpr (BYTES == 4) {
     asm volatile("st.global.b32 [%0], %1;" ::"l"(address), "r"(words[0]));
-  } else {
+  } else if constexpr (BYTES == 2) {
     asm volatile("st.global.b16 [%0], %1;" ::"l"(address), "h"(static_cast<unsigned short>(words[0])));
+  } else {
+    asm volatile("st.global.b8 [%0], %1;" ::"l"(address), "r"(words[0]));
   }
+}
+TK_INLINE double load_double(uint64_t base, int64_t element) { return reinterpret_cast<const double*>(base)[element]; }
+TK_INLINE void store_double(uint64_t base, int64_t element, double value) {
+  reinterpret_cast<double*>(base)[element] = value;
 }
 
 #include "trtkern_surrogates.h"

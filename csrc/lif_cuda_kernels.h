@@ -1,17 +1,23 @@
 // The LIF kernels and the choice among them, for one element type: included by lif_float32_cuda.cu and its likes, which
 // nvcc compiles side by side.
 //
-// Of each element type there are: forward, three chunk classes (T up to 4, up to 8, and chunks of 16 steps); backward,
-// the same three for each surrogate; and for rows that are not 16-byte aligned (N no multiple of the vector, or a
-// tensor that starts in the middle of one) the last class again with one neuron a thread. Everything else is decided at
-// run time, uniformly.
+// Of each element type there are: forward, three chunk classes (T up to 4, up to 8, and chunks of 16 steps);
+// backward, the same three for each surrogate; and for rows that are not 16-byte aligned (N no multiple of the
+// vector, or a tensor that starts in the middle of one) the last class again with one neuron a thread. The fused
+// kernels (see FUSED in lif_cuda_body.h) are others, so that a plain LIF pays nothing for what they can; their
+// surrogate is chosen at run time, for compiling them six times would take as long as all the rest. Everything else
+// is decided at run time, uniformly.
 #pragma once
 #include <cuda_runtime.h>
+
+#include <type_traits>
 
 #include "lif_cuda.h"
 #include "lif_cuda_dialect.h"
 
 #include "lif_cuda_body.h"
+
+#include "lif_cuda_launch.h"
 
 namespace trtkern {
 namespace cuda {
@@ -19,75 +25,121 @@ namespace cuda {
 // Blocks that a multiprocessor's 65536 registers must hold: leaves each thread 168, which every kernel fits.
 constexpr int kBlocks = 6;
 
-template <class E, int V, int K, bool LOOP>
+template <class E, int V, int K, bool LOOP, bool FUSED>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_forward(const __grid_constant__ LifArgs a) {
+  extern __shared__ uint32_t shared[];
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
-  if (n >= a.N) return;
+  if (n >= (FUSED && a.pool_row != 0 ? a.N / 4 : a.N)) return;
+  const Words kept{shared + threadIdx.x, index::kThreads};
   // A plain store: whoever wins, the flag is 1.
-  if (!forward_thread<E, V, K, LOOP>(a, n) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
+  if (!forward_thread<E, V, K, LOOP, FUSED>(a, n, kept) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
 }
 
-// The block's sums into its column of the workspace [kSums, blocks]: lanes by shuffle, then warps, in a fixed order.
-template <class S>
-__device__ void block_sums(const LifArgs& a, const S& slots) {
+// The block's sums into column `column` of the workspace [rows, columns]: lanes by shuffle, then warps, in a fixed
+// order.
+template <int ROWS, class S>
+__device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t column, int64_t columns) {
   constexpr int kWarps = index::kThreads / 32;
-  __shared__ float warp_sums[kSums][kWarps];
-  for (int r = 0; r < kSums; ++r) {
+  __shared__ float warp_sums[ROWS][kWarps];
+  for (int r = 0; r < rows; ++r) {
     float sum = sum_of(slots, r).value;
     for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     if (threadIdx.x % 32 == 0) warp_sums[r][threadIdx.x / 32] = sum;
   }
   __syncthreads();
-  if (threadIdx.x >= kSums) return;
+  if (threadIdx.x >= rows) return;
   float sum = 0.0f;
   for (int warp = 0; warp < kWarps; ++warp) sum += warp_sums[threadIdx.x][warp];
-  reinterpret_cast<float*>(a.workspace)[index::offset(threadIdx.x, blockIdx.x, gridDim.x)] = sum;
+  reinterpret_cast<float*>(a.workspace)[index::offset(threadIdx.x, column, columns)] = sum;
 }
 
 template <class E, int V, int K, bool LOOP, int SURROGATE>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const Slots<E, V, K> slots{shared + threadIdx.x, index::kThreads};
+  const Slots<E, V, K, false> slots{shared + threadIdx.x, index::kThreads};
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
   const bool learn = a.gparams != 0;
-  if (learn) clear_sums(slots);
-  if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE>(a, n, slots);
+  if (learn) clear_sums(a, slots);
+  if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE, false>(a, n, slots);
   if (!learn) return;
   if (a.C == 1) {
-    block_sums(a, slots);
+    block_sums<kSums>(a, slots, kSums, blockIdx.x, gridDim.x);
   } else if (n < a.N) {
-    store_sums(a, n, slots);
+    store_sums(a, kSums, n, slots);
+  }
+}
+
+template <class E, int V, int K, bool LOOP>
+__global__ void __launch_bounds__(index::kThreads, kBlocks)
+    lif_fused_backward(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t, int rows) {
+  extern __shared__ uint32_t shared[];
+  const Slots<E, V, K, true> slots{shared + threadIdx.x, index::kThreads};
+  const int64_t n =
+      t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0) : index::first_neuron(blockIdx.x, threadIdx.x, V);
+  clear_sums(a, slots);
+  if (n < a.N) backward_thread<E, V, K, LOOP, 0, true>(a, n, slots);
+  if ((a.norm_sums | a.gparams) == 0) return;
+  if (t.groups == 0) {
+    if (n < a.N) store_sums(a, rows, n, slots);
+  } else if (t.outputs() == 1) {
+    block_sums<kNormSums + kSums>(a, slots, rows, t.place(blockIdx.x, 0), t.segments() * t.C());
+  } else {
+    __syncthreads();
+    const int outputs = t.outputs();
+    const Slots<E, V, K, true> first{shared, index::kThreads};
+    for (int i = threadIdx.x; i < rows * outputs; i += index::kThreads) {
+      const int r = i / outputs, o = i - r * outputs;
+      const int64_t at = index::offset(r, t.place(blockIdx.x, o), t.segments() * t.C());
+      store_one(a.workspace, at, tile_sum(t, first, r, o));
+    }
   }
 }
 
 // ---- launch ----
 
-inline cudaStream_t stream(const LifArgs& a) { return reinterpret_cast<cudaStream_t>(a.stream); }
-
 template <class E>
 void start_forward(const LifArgs& a) {
-  choose<E>(a, [&a](auto c) {
+  const bool pool = a.pool_row != 0;
+  const auto launch = [&a, pool](auto c, auto fuse) {
     using C = decltype(c);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
-    lif_forward<E, C::V, C::K, C::LOOP><<<blocks, index::kThreads, 0, stream(a)>>>(a);
-  });
+    const unsigned blocks = static_cast<unsigned>(index::blocks(pool ? a.N / 4 : a.N, C::V));
+    const size_t shared = pool ? Trains<E, C::V, C::K>::kKept * sizeof(uint32_t) * index::kThreads : 0;
+    lif_forward<E, C::V, C::K, C::LOOP, fuse.value><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+  };
+  if (fused(a)) {
+    choose<E, true>(a, [&](auto c) { launch(c, std::true_type()); });
+  } else {
+    choose<E, false>(a, [&](auto c) { launch(c, std::false_type()); });
+  }
 }
 
 template <class E, class C, int SURROGATE = 0>
-void start_backward(const LifArgs& a) {
+void start_plain_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
-    if (a.surrogate != SURROGATE) return start_backward<E, C, SURROGATE + 1>(a);
-    using S = Slots<E, C::V, C::K>;
+    if (a.surrogate != SURROGATE) return start_plain_backward<E, C, SURROGATE + 1>(a);
+    using S = Slots<E, C::V, C::K, false>;
     static_assert(S::kEnd * sizeof(uint32_t) * index::kThreads < 48 * 1024, "more than a block has unasked");
     const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
-    const size_t shared = (a.gparams == 0 ? S::kSum : S::kEnd) * sizeof(uint32_t) * index::kThreads;
+    const size_t shared = S::words_of(a) * sizeof(uint32_t) * index::kThreads;
     lif_backward<E, C::V, C::K, C::LOOP, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
 }
 
+template <class E, class C>
+void start_fused_backward(const LifArgs& a) {
+  const auto kernel = lif_fused_backward<E, C::V, C::K, C::LOOP>;
+  const index::Tiles t = tiles(a);
+  const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
+  const int shared = Slots<E, C::V, C::K, true>::words_of(a) * sizeof(uint32_t) * index::kThreads;
+  if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  kernel<<<static_cast<unsigned>(blocks), index::kThreads, shared, stream(a)>>>(a, t, sum_rows(a));
+}
+
 template <class E>
 void start_backward(const LifArgs& a) {
-  choose<E>(a, [&a](auto c) { start_backward<E, decltype(c)>(a); });
+  choose<E, false>(a, [&a](auto c) {
+    fused(a) ? start_fused_backward<E, decltype(c)>(a) : start_plain_backward<E, decltype(c)>(a);
+  });
 }
 
 }  // namespace cuda

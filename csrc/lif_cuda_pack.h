@@ -78,32 +78,43 @@ TK_INLINE void load_steps(uint64_t base, int64_t first, int64_t N, int count, Pa
   }
 }
 
+// The three numbers of `affine` or of `coef` for a neuron.
+struct Affine3 {
+  Real row[kAffine];
+};
+
 // The parameters of one neuron after the other. Only one of reset_amount and v_reset is ever used: both name one
-// register, which is 0 where there is no reset.
+// register, which is 0 where there is no reset. FUSED: also the neuron's numbers of `affine` and `coef`.
+template <bool FUSED>
 struct Parameters {
   Neuron<Real> shared;
   index::Channel at{0, 0};
   bool per_channel;
 
   TK_INLINE Parameters(const LifArgs& a, int64_t n) : per_channel(a.params != 0 && a.C > 1) {
-    if (per_channel) {
-      at = index::Channel::of(n, a.inner, a.C);
-    } else if (a.params != 0) {
+    if (per_channel || (FUSED && a.C > 1)) at = index::Channel::of(n, a.inner, a.C);
+    if (per_channel) return;
+    if (a.params != 0) {
       shared = load(a, 0);
     } else {
       const float reset = a.reset == kHard ? a.scalars[kVReset] : a.reset == kSoft ? a.scalars[kResetAmount] : 0.0f;
       shared = {a.scalars[kDecay], a.scalars[kGain], a.scalars[kBias], reset, a.scalars[kThreshold], reset};
     }
   }
-  TK_INLINE static Real row(const LifArgs& a, int row, int64_t channel) {
+  TK_INLINE static Real row(const LifArgs& a, uint64_t base, int row, int64_t channel) {
     Pack<Float32, 1> value;
-    value.load(address<Float32>(a.params, index::offset(row, channel, a.C)));
+    value.load(address<Float32>(base, index::offset(row, channel, a.C)));
     return value.get(0);
   }
   TK_INLINE static Neuron<Real> load(const LifArgs& a, int64_t c) {
-    Real reset = row(a, a.reset == kHard ? kVReset : kResetAmount, c);
+    Real reset = row(a, a.params, a.reset == kHard ? kVReset : kResetAmount, c);
     if (a.reset == kNone) reset = 0.0f;
-    return {row(a, kDecay, c), row(a, kGain, c), row(a, kBias, c), reset, row(a, kThreshold, c), reset};
+    return {row(a, a.params, kDecay, c),     row(a, a.params, kGain, c),
+            row(a, a.params, kBias, c),      reset,
+            row(a, a.params, kThreshold, c), reset};
+  }
+  TK_INLINE static Affine3 three(const LifArgs& a, uint64_t base, int64_t c) {
+    return {{row(a, base, kCenter, c), row(a, base, kScale, c), row(a, base, kShift, c)}};
   }
   template <int G>
   TK_INLINE void next(const LifArgs& a, Neuron<Real> (&p)[G]) {
@@ -115,6 +126,43 @@ struct Parameters {
       p[j] = load(a, at.channel);
       at.step(a.inner, a.C);
     }
+  }
+  // Without `affine`: center 0, scale 1 and shift -0, which change no bit of x.
+  template <int G>
+  TK_INLINE void next(const LifArgs& a, Neuron<Real> (&p)[G], Affine3 (&affine)[G], Affine3 (&coef)[G]) {
+    TK_UNROLL
+    for (int j = 0; j < G; ++j) {
+      p[j] = shared, affine[j] = {{0.0f, 1.0f, -0.0f}};
+      if (per_channel) p[j] = load(a, at.channel);
+      if (a.affine != 0) affine[j] = three(a, a.affine, at.channel);
+      if (a.coef != 0) coef[j] = three(a, a.coef, at.channel);
+      if (a.C > 1) at.step(a.inner, a.C);
+    }
+  }
+};
+
+// The input current of the `count` steps from `step` on of V neurons, the first number n. FUSED: x is normalised, and
+// may be the same at every step; a residual is added to it.
+template <class E, int V, int K, bool FUSED>
+struct Input {
+  Pack<E, V> x[K], residual[FUSED ? K : 1];
+
+  TK_INLINE Input(const LifArgs& a, int64_t step, int count, int64_t n) {
+    const int64_t first = index::offset(step, n, a.N), N = again(count, a.N);
+    if constexpr (FUSED) {
+      load_steps<E>(a.x, index::offset(step, n, a.x_stride), again(count, a.x_stride), count, x);
+      if (a.residual != 0) load_steps<E>(a.residual, first, N, count, residual);
+    } else {
+      load_steps<E>(a.x, first, N, count, x);
+    }
+  }
+  TK_INLINE Real get(const LifArgs& a, const Affine3& affine, int k, int j) const {
+    const Real plain = x[k].get(j);
+    if constexpr (FUSED) {
+      const Real current = current_of(plain, affine.row[kCenter], affine.row[kScale], affine.row[kShift]);
+      return a.residual != 0 ? current + residual[k].get(j) : current;
+    }
+    return plain;
   }
 };
 

@@ -9,6 +9,12 @@ struct Neuron {
   F decay, gain, bias, reset_amount, threshold, v_reset;
 };
 
+// The input current of a normalised x: scale * (x - center) + shift; a residual is added to it.
+template <class F>
+TK_INLINE F current_of(F x, F center, F scale, F shift) {
+  return fma_(scale, x - center, shift);
+}
+
 // h[t] = decay * v[t-1] + gain * x[t] + bias
 template <class F>
 TK_INLINE F charge(const Neuron<F>& p, F v, F x) {
@@ -62,16 +68,16 @@ TK_INLINE StepGradient<F> step_gradient(const Neuron<F>& p, F h, F gs, F gv, F a
 
 // The same two without a branch, for a GPU: uniform choices are selects, so that the steps of a chunk are one straight
 // line. The reset's number stands in both v_reset and reset_amount, and is 0 where there is no reset; `attached`: there
-// is one and it is not detached. gv * s is handed back for whichever of the two is in use, without its sign.
+// is one and it is not detached; sg: the surrogate at h - threshold. gv * s is handed back for whichever of the two is
+// in use, without its sign.
 template <class F>
 TK_INLINE F reset_after_flat(const Neuron<F>& p, F h, bool hard) {
   return where_(h > p.threshold, where_(hard, p.v_reset, h - p.reset_amount), h);
 }
 
-template <int SURROGATE, class F>
-TK_INLINE StepGradient<F> step_gradient_flat(const Neuron<F>& p, F h, F gs, F gv, F alpha, bool hard, bool attached) {
+template <class F>
+TK_INLINE StepGradient<F> step_gradient_flat(const Neuron<F>& p, F h, F sg, F gs, F gv, bool hard, bool attached) {
   const F s = fire(p, h);
-  const F sg = surrogate<SURROGATE>(h - p.threshold, alpha);
   const F spike = where_(attached, fma_(gv, where_(hard, p.v_reset - h, -p.reset_amount), gs), gs);
   const F through = sg * spike;
   const F passed = where_(hard, gv * (lit<F>(1.0f) - s), gv);

@@ -21,25 +21,35 @@ from trtkern import surrogates
 from trtkern.backends import BACKENDS
 from trtkern.backends.base import RegularizerSpec
 from trtkern.selftest import (
+    MARGIN,
     PARAMETER_TOLERANCE,
     REGULARIZER_TOLERANCE,
     TOLERANCE,
     Cell,
+    NormCell,
     cells,
     compare,
+    compare_norm,
     compare_regularizer,
     device_of,
+    norm_cells,
 )
+from trtkern.selftest.norm import MARGIN as NORM_MARGIN
 from trtkern.spec import RESETS
 
 HERE = Path(__file__).resolve().parent
-FIELDS = ("backend", "machine", "dtype", "surrogate", "reset", "detach", "learnable", "spikes", "error", "ok")
+FIELDS = ("op", "backend", "machine", "variant", "dtype", "surrogate", "reset", "detach", "learnable")
+RESULT = ("spikes", "error", "ok")
 DTYPES = ("float32", "bfloat16", "float16")
 NOTES = {
     "cuda": " `tests/test_cuda_threads.py` runs this grid through what a thread of it does, compiled for the CPU; the\n"
     "launch itself, and the sums within a block, are what only a GPU can show."
 }
 LEARNABLE = ("none", "scalar", "channel")
+OPS = {
+    "lif": "LIF",
+    "batch_norm_lif": "BatchNorm + LIF",
+}
 HEAD = """# What each backend runs, and how far it is from float64
 
 Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
@@ -49,13 +59,24 @@ spikes must agree exactly: a cell with a single different spike would say so.
 
 The figure in a cell is its largest error, relative to the largest magnitude in the tensor: of v and of the gradients of
 x and v0 in x's dtype (bounds: {bounds}), and of the parameters' gradients, which are float32 (bound {parameter:.0e}).
+BatchNorm + LIF runs the same cells against torch's BatchNorm in float64 and the reference neuron, with batch and
+running statistics, without a residual, with one, and with one whose words are kept, taking turns (the column
+`variant` of the CSV). Its error is the largest of what LIF has, of the running statistics, and of the gradients of y,
+the residual, weight and bias. A neuron within {norm_margin} of a discontinuity is left out, for it cannot be drawn
+again without moving its channel.
+
 float64 runs on the reference. A user's own surrogate runs on reference and triton; cpu and cuda refuse it by name.
 """
 
 
 def key(cell: Cell) -> dict[str, str]:
     """The cell as the columns of the CSV."""
+    variant = ""
+    if isinstance(cell, NormCell):
+        variant = f"{'batch' if cell.training else 'running'} statistics, residual {cell.residual}"
     return {
+        "op": "batch_norm_lif" if isinstance(cell, NormCell) else "lif",
+        "variant": variant,
         "dtype": str(cell.dtype).removeprefix("torch."),
         "surrogate": cell.surrogate,
         "reset": cell.reset,
@@ -75,13 +96,16 @@ def measure() -> list[dict[str, str]]:
         machine = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         if backend.name == "triton" and device == "cpu":
             machine = "CPU, Triton's interpreter"
-        for cell in cells(timesteps=5, shape=(2, 3, 5)):
-            errors = compare(backend.name, cell, device)
-            worst = max(errors.output, errors.gradient, errors.parameter)
+        size = {"timesteps": 5, "shape": (2, 3, 5)}
+        normed = norm_cells(**size) if backend.holds("batch_norm_lif") else ()
+        for cell in (*cells(**size), *normed):
+            run = compare_norm if isinstance(cell, NormCell) else compare
+            errors = run(backend.name, cell, device)
+            worst = max(error for name, error in errors._asdict().items() if name not in ("spikes", "words"))
             rows.append(
                 {"backend": backend.name, "machine": machine, **key(cell)}
                 | {
-                    "spikes": str(errors.spikes),
+                    "spikes": str(errors.spikes + getattr(errors, "words", 0)),
                     "error": f"{worst:.1e}",
                     "ok": "yes" if errors.within(cell.dtype) else "NO",
                 }
@@ -92,7 +116,7 @@ def measure() -> list[dict[str, str]]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """The cells of one backend: a line a (surrogate, reset, detach), a column a (dtype, learnable)."""
-    found = {tuple(row[name] for name in FIELDS[2:7]): row for row in rows}
+    found = {tuple(row[name] for name in FIELDS[4:]): row for row in rows}
     columns = [(dtype, learnable) for dtype in DTYPES for learnable in LEARNABLE]
     lines = ["| surrogate | reset | detached | " + " | ".join(f"{d}, {n}" for d, n in columns) + " |"]
     lines.append("|---" * (3 + len(columns)) + "|")
@@ -129,20 +153,24 @@ def main() -> None:
         with path.open(newline="") as file:
             rows += [row for row in csv.DictReader(file) if row["backend"] not in fresh]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, (*FIELDS, *RESULT))
         writer.writeheader()
         writer.writerows(rows)
     bounds = ", ".join(f"{str(d).removeprefix('torch.')} {TOLERANCE[d]:.0e}" for d in TOLERANCE if d != torch.float64)
-    parts = [HEAD.format(margin=1e-3, bounds=bounds, parameter=PARAMETER_TOLERANCE)]
+    parts = [HEAD.format(margin=MARGIN, bounds=bounds, parameter=PARAMETER_TOLERANCE, norm_margin=NORM_MARGIN)]
     for backend in BACKENDS:
+        parts.append(f"## {backend.name}\n")
         mine = [row for row in rows if row["backend"] == backend.name]
         if not mine:
             note = NOTES.get(backend.name, "")
-            parts.append(f"## {backend.name}\n\nNot run yet: no machine that has it has written its rows.{note}\n")
-            continue
-        bad = sum(row["ok"] != "yes" for row in mine)
-        verdict = "all inside the bounds" if not bad else f"**{bad} outside the bounds**"
-        parts.append(f"## {backend.name}\n\n{len(mine)} cells, {verdict}, on: {mine[0]['machine']}.\n\n{table(mine)}\n")
+            parts.append(f"Not run yet: no machine that has it has written its rows.{note}\n")
+        for op, title in OPS.items():
+            cells_of = [row for row in mine if row["op"] == op]
+            if cells_of:
+                bad = sum(row["ok"] != "yes" for row in cells_of)
+                verdict = "all inside the bounds" if not bad else f"**{bad} outside the bounds**"
+                where = cells_of[0]["machine"]
+                parts.append(f"{title}: {len(cells_of)} cells, {verdict}, on: {where}.\n\n{table(cells_of)}\n")
     parts.append(
         "## The regulariser\n\nLargest relative error of the value and of each gradient, delta = 0.5 "
         f"(bound {REGULARIZER_TOLERANCE:.0e}); cuda leaves it to triton.\n\n" + "\n".join(regularizer_lines()) + "\n"

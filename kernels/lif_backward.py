@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from trtkern.kernels.channels import channel, combined, current, vectors
 from trtkern.kernels.lif import charge, load_rows, parameters, reset_after
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
+from trtkern.kernels.pooling import first_neuron, image_shape, neurons, place, pooled_lanes, positions, spread
 
 
 @inline
@@ -31,61 +33,100 @@ def _step(p, h, g, spike, alpha, RESET: tl.constexpr, DETACH: tl.constexpr, SURR
 
 
 @inline
+def _learned(sums, gh, g, through, fired, before, y, live, RESET: tl.constexpr):
+    """The six parameters' sums with those of a step added; before: v before it, y: its input current."""
+    g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset = sums
+    g_decay = tl.where(live, fma(gh, before, g_decay), g_decay)
+    g_gain = tl.where(live, fma(gh, y, g_gain), g_gain)
+    g_bias = tl.where(live, g_bias + gh, g_bias)
+    g_threshold = tl.where(live, g_threshold - through, g_threshold)
+    if RESET == "hard":
+        g_reset = tl.where(live, fma(g, fired, g_reset), g_reset)
+    elif RESET == "soft":
+        g_amount = tl.where(live, fma(-g, fired, g_amount), g_amount)
+    return g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset
+
+
+@inline
 def _group(
-    streams, p, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr, LEARN: tl.constexpr,
+    streams, vectors, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N,
+    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr, POOL: tl.constexpr,
+    LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr, COEF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Four steps, t0 + START + 3 down to t0 + START, with their gs and gv; returns the new state."""
-    _x, gs, gv, gx = streams
+    _x, residual, gs, gv, gx = streams
+    p, a, coef = vectors
+    x_rows, residual_rows = rows
     spikes, potentials = given
-    carry, g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset = state
+    carry, sums, moments = state
     for k in tl.static_range(3, -1, -1):
         live = t0 + (START + k) < T
         h = charges[START + k]
+        x = x_rows[START + k]
         g = carry
         if gv is not None:
             g = g + widen(potentials[k])
         spike = tl.zeros_like(h)
         if gs is not None:
             spike = widen(spikes[k])
+            if POOL != "none":
+                spike = spread(spike * 0.25, POOL, BLOCK)
         gh, through, fired = _step(p, h, g, spike, alpha, RESET, DETACH, SURROGATE)
-        tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(p[1] * gh, gx.dtype.element_ty), mask=mask & live)
+        gradient = p[1] * gh
+        if gx is not None:
+            written = combined(gradient, x, a, coef) if COEF else gradient
+            tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & live)
         carry = tl.where(live, p[0] * gh, carry)
         if LEARN:
             before = v
             if START + k > 0:
                 before = reset_after(again, charges[START + k - 1], RESET)
-            g_decay = tl.where(live, fma(gh, before, g_decay), g_decay)
-            g_gain = tl.where(live, fma(gh, widen(rows[START + k]), g_gain), g_gain)
-            g_bias = tl.where(live, g_bias + gh, g_bias)
-            g_threshold = tl.where(live, g_threshold - through, g_threshold)
-            if RESET == "hard":
-                g_reset = tl.where(live, fma(g, fired, g_reset), g_reset)
-            elif RESET == "soft":
-                g_amount = tl.where(live, fma(-g, fired, g_amount), g_amount)
-    return carry, g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset
+            y = current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
+            sums = _learned(sums, gh, g, through, fired, before, y, live, RESET)
+        if MOMENTS:
+            moments = (
+                tl.where(live, moments[0] + gradient, moments[0]),
+                tl.where(live, fma(gradient, widen(x) - a[0], moments[1]), moments[1]),
+            )
+    return carry, sums, moments
 
 
 @inline
-def _incoming(gs, gv, offsets, mask, t0, T, N, START: tl.constexpr):
-    """gs and gv of the four steps from t0 + START on."""
-    return load_rows(gs, offsets, mask, t0, T, N, START, 4), load_rows(gv, offsets, mask, t0, T, N, START, 4)
+def _incoming(streams, held, offsets, mask, t0, T, N, START: tl.constexpr, POOL: tl.constexpr):
+    """gs and gv of the four steps from t0 + START on; held: gs of all steps with pooling."""
+    _x, _residual, gs, gv, _gx = streams
+    if POOL == "none" or gs is None:
+        spikes = load_rows(gs, offsets, mask, t0, T, N, START, 4)
+    else:
+        spikes = (held[START], held[START + 1], held[START + 2], held[START + 3])
+    return spikes, load_rows(gv, offsets, mask, t0, T, N, START, 4)
 
 
 @inline
 def _chunk(
-    streams, p, alpha, v, state, offsets, mask, t0, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LEARN: tl.constexpr,
+    streams, edges, vectors, alpha, v, held, state, offsets, mask, j, T, N,
+    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
+    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
+    COEF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Steps t0 + STEPS back to t0, from v before t0; state is the gradient of v, then the six parameters' sums."""
-    x, gs, gv, _gx = streams
+    """Chunk j of one position, last step first; v: before the first chunk.
+
+    state is the gradient of v, then the sums of the six parameters, then those of gx and of gx * (x - center).
+    """
+    x, residual, _gs, gv, _gx = streams
+    p, a, _coef = vectors
+    t0 = j * STEPS
+    if LOOP:
+        edge = tl.load(edges + (j - 1) * N + offsets, mask=mask & (j > 0), other=0.0)
+        v = tl.where(j > 0, edge, v)
     N_first = tl.where(t0 < T, N, 0)  # opaque
-    rows = load_rows(x, offsets, mask, t0, T, N_first, 0, STEPS)
-    ahead = _incoming(gs, gv, offsets, mask, t0, T, N_first, STEPS - 4)
+    rows = load_rows(x, offsets, mask, t0, T, N_first, 0, STEPS, STATIC)
+    added = load_rows(residual, offsets, mask, t0, T, N_first, 0, STEPS)
+    ahead = _incoming(streams, held, offsets, mask, t0, T, N_first, STEPS - 4, POOL)
     charges = ()
     u = v
     for i in tl.static_range(STEPS):
-        h = charge(p, u, rows[i])
+        h = charge(p, u, current(rows[i], added[i] if residual is not None else None, a, AFFINE))
         charges = charges + (h,)  # noqa: RUF005
         u = reset_after(p, h, RESET)
     N_again = tl.where(t0 <= T, N_first, 0)  # opaque
@@ -94,92 +135,164 @@ def _chunk(
     for group in tl.static_range(STEPS // 4 - 1, -1, -1):
         given = ahead
         if LEARN and gv is not None:  # no room to look ahead
-            given = _incoming(gs, gv, offsets, mask, t0, T, N_again, group * 4)
+            given = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4, POOL)
         elif group > 0:
-            ahead = _incoming(gs, gv, offsets, mask, t0, T, N_again, group * 4 - 4)
+            ahead = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4 - 4, POOL)
         if t0 + group * 4 < T:
             state = _group(
-                streams, p, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N_again,
-                RESET, DETACH, SURROGATE, group * 4, LEARN,
+                streams, vectors, again, alpha, v, (rows, added), charges, given, state, offsets, mask, t0, T, N_again,
+                RESET, DETACH, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
     return state
 
 
 @inline
-def _neurons(
-    streams, edges, v0, gv_final, gv0, p, alpha, sums, offsets, mask, T, N,
+def _all_positions(
+    streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, j, T, N,
     RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    LEARN: tl.constexpr, BLOCK: tl.constexpr,
+    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
+    COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """All T steps of the neurons at offsets, last first; returns the parameters' sums with theirs added."""
-    first = tl.zeros([BLOCK], tl.float32)
-    if v0 is not None:
-        first = tl.load(v0 + offsets, mask=mask, other=0.0)
-    carry = tl.zeros([BLOCK], tl.float32)
-    if gv_final is not None:
-        carry = tl.load(gv_final + offsets, mask=mask, other=0.0)
-    state = (carry, sums[0], sums[1], sums[2], sums[3], sums[4], sums[5])
-    if LOOP or LEARN:  # LEARN: one chunk, but in a loop t0 is opaque
+    """Chunk j of the neurons at each position; returns the gradients of their v before it, and the sums."""
+    if POOL == "none":
+        carry, sums, moments = _chunk(
+            streams, edges, vectors, alpha, starts[0], (), (carries[0], sums, moments), first, mask, j, T, N,
+            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+        )  # fmt: skip
+        carries = (carry,)
+    else:
+        held = load_rows(streams[2], lanes, lanes < N // 4, j * STEPS, T, N // 4, 0, STEPS)
+        # Not unrolled: the positions must not compete for registers. The first state is the one whose turn it is.
+        for q in range(positions(POOL)):
+            offsets = place(first, shape, q, POOL, ALIGNED, LANES)
+            N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next
+            carry, sums, moments = _chunk(
+                streams, edges, vectors, alpha, starts[0], held, (carries[0], sums, moments), offsets, mask, j, T,
+                N_here,
+                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+            )  # fmt: skip
+            starts = starts[1:] + starts[:1]
+            carries = carries[1:] + (carry,)  # noqa: RUF005
+    return carries, sums, moments
+
+
+@inline
+def _load_places(
+    pointer, first, shape, mask, POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
+):
+    """A state [N] at each position; zeros if pointer is None."""
+    values = ()
+    for q in tl.static_range(positions(POOL)):
+        value = tl.zeros([BLOCK], tl.float32)
+        if pointer is not None:
+            value = tl.load(pointer + place(first, shape, q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
+        values = values + (value,)  # noqa: RUF005
+    return values
+
+
+@inline
+def _neurons(
+    streams, edges, v0, gv_final, gv0, vectors, alpha, sums, moments, first, shape, lanes, mask, T, N,
+    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
+    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
+    COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """All T steps of the neurons of the lanes, last first; returns the sums with theirs added."""
+    starts = _load_places(v0, first, shape, mask, POOL, ALIGNED, BLOCK, LANES)
+    carries = _load_places(gv_final, first, shape, mask, POOL, ALIGNED, BLOCK, LANES)
+    if LOOP or LEARN or MOMENTS:  # sums: one chunk, but in a loop t0 is opaque
         chunks = (T + STEPS - 1) // STEPS
         for k in range(0, bound(chunks)):
-            j = chunks - 1 - k
-            v = first
-            if LOOP:
-                v = tl.load(edges + (j - 1) * N + offsets, mask=mask & (j > 0), other=0.0)
-                v = tl.where(j > 0, v, first)
-            state = _chunk(
-                streams, p, alpha, v, state, offsets, mask, j * STEPS, T, N, RESET, DETACH, SURROGATE, STEPS, LEARN
-            )
+            carries, sums, moments = _all_positions(
+                streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask,
+                chunks - 1 - k, T, N,
+                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK,
+                LANES,
+            )  # fmt: skip
     else:
-        state = _chunk(streams, p, alpha, first, state, offsets, mask, 0, T, N, RESET, DETACH, SURROGATE, STEPS, LEARN)
+        carries, sums, moments = _all_positions(
+            streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, 0, T, N,
+            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK, LANES,
+        )  # fmt: skip
     if gv0 is not None:
-        tl.store(gv0 + offsets, state[0], mask=mask)
-    return state[1:]
+        for q in tl.static_range(positions(POOL)):
+            tl.store(gv0 + place(first, shape, q, POOL, ALIGNED, LANES), carries[q], mask=mask)
+    return sums, moments
+
+
+@inline
+def _store_sums(
+    partial, sums, base, columns, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
+    """COUNT rows of partial sums: one a program when there is one channel, one a column, or one for LANES columns."""
+    column = base + tl.arange(0, BLOCK)
+    for row in tl.static_range(COUNT):
+        if CHANNELS == "one":
+            total = tl.sum(tl.where(column < columns, sums[row], 0.0), 0)
+            tl.store(partial + row * tl.num_programs(0) + tl.program_id(0), total)
+        elif CHANNELS == "shared":
+            total = tl.sum(tl.reshape(sums[row], [BLOCK // LANES, LANES]), 1)  # a thread adds its own lanes
+            group = base // LANES + tl.arange(0, BLOCK // LANES)
+            tl.store(partial + row * (columns // LANES) + group, total, mask=group < columns // LANES)
+        else:
+            tl.store(partial + row * columns + column, sums[row], mask=column < columns)
 
 
 def lif_backward(
-    x, v0, values, edges, gs, gv, gv_final, gx, gv0, partial,
-    T: tl.int64, n: tl.int64, columns: tl.int64, C: tl.int64, inner: tl.int64,
+    x, v0, values, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
+    T: tl.int64, n: tl.int64, columns: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
     decay: tl.float32, gain: tl.float32, bias: tl.float32,
     reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32, alpha: tl.float32,
     RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    STATIC: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):  # fmt: skip
-    """Writes gx [T, N], gv0 [N] and partial from x, v0, edges and the gradients gs, gv [T, N] and gv_final [N].
+    """Writes gx [T, N], gv0 [N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.
 
-    partial: None, or the sums of the parameters' gradients: [6, programs] when there is one channel, else [6, columns],
-    where one column is the sum over the neurons `columns` apart; columns divides N and is a multiple of C * inner.
+    affine, residual, half and side as in the forward pass; with POOL gs is [T, N / 4]; coef: None, or [3, C] float32,
+    and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].
+    partial, partial_moments: None, or the sums of the parameters' gradients, and of gx and gx * (x - center):
+    [6, programs], [2, programs] when there is one channel, else [6, columns], [2, columns], where one column is the sum
+    over the lanes `columns` apart (LANES columns together where they share the channel); columns divides the number of
+    lanes and is a multiple of C * inner.
     """
     T = tl.cast(T, tl.int64)
-    N = tl.cast(n, tl.int64) * (16 if ALIGNED else 1)
+    N = neurons(n, POOL, ALIGNED)
     alpha = tl.cast(alpha, tl.float32)
     C = tl.cast(C, tl.int64)
+    shape = image_shape(half, side, POOL, ALIGNED, LANES)
     base = tl.program_id(0).to(tl.int64) * BLOCK
     column = base + tl.arange(0, BLOCK)
+    count = N // positions(POOL)
+    c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
     scalars = (decay, gain, bias, reset_amount, threshold, v_reset)
-    p = parameters(scalars, values, C, tl.cast(inner, tl.int64), base, column < N, CHANNELS, BLOCK)
-    streams = (x, gs, gv, gx)
+    p = parameters(scalars, values, c, C, CHANNELS, BLOCK, LANES)
+    a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
+    k_rows = vectors(coef, c, C, 3, CHANNELS, BLOCK, LANES)
+    streams = (x, residual, gs, gv, gx)
     zero = tl.zeros([BLOCK], tl.float32)
     sums = (zero, zero, zero, zero, zero, zero)
-    if partial is None:
+    moments = (zero, zero)
+    if partial is None and partial_moments is None:
+        first = first_neuron(base, shape, POOL, ALIGNED, BLOCK, LANES)
         _neurons(
-            streams, edges, v0, gv_final, gv0, p, alpha, sums, column, column < N, T, N,
-            RESET, DETACH, SURROGATE, STEPS, LOOP, False, BLOCK,
+            streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
+            first, shape, pooled_lanes(base, POOL, BLOCK), column < count, T, N,
+            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, False, False, affine is not None, coef is not None,
+            ALIGNED, BLOCK, LANES,
         )  # fmt: skip
     else:
         S = tl.cast(columns, tl.int64) * (16 if ALIGNED else 1)
-        for k in range(0, bound(N // S)):
-            offsets = k * S + column
-            if ALIGNED:
-                # So it is, but Triton forgets it on the way to the last rows.
-                offsets = tl.max_contiguous(tl.multiple_of(offsets, 16), 16)
-            sums = _neurons(
-                streams, edges, v0, gv_final, gv0, p, alpha, sums, offsets, column < S, T, N,
-                RESET, DETACH, SURROGATE, STEPS, LOOP, True, BLOCK,
+        for k in range(0, bound(count // S)):
+            start = k * S + base
+            first = first_neuron(start, shape, POOL, ALIGNED, BLOCK, LANES)
+            sums, moments = _neurons(
+                streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
+                first, shape, pooled_lanes(start, POOL, BLOCK), column < S, T, N,
+                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, partial is not None, partial_moments is not None,
+                affine is not None, coef is not None, ALIGNED, BLOCK, LANES,
             )  # fmt: skip
-        for row in tl.static_range(6):
-            if CHANNELS == "one":
-                total = tl.sum(tl.where(column < S, sums[row], 0.0), 0)
-                tl.store(partial + row * tl.num_programs(0) + tl.program_id(0), total)
-            else:
-                tl.store(partial + row * S + column, sums[row], mask=column < S)
+        if partial is not None:
+            _store_sums(partial, sums, base, S, 6, CHANNELS, BLOCK, LANES)
+        if partial_moments is not None:
+            _store_sums(partial_moments, moments, base, S, 2, CHANNELS, BLOCK, LANES)

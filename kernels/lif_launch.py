@@ -1,176 +1,151 @@
-"""From the tensors of a LIF op to one launch: the classes that select code, block sizes, and the arguments in order.
-
-What is compiled depends on the options, the dtype, the chunk class and the alignment class, on nothing else: at most
-one compile for each, and no tuning at run time. The tests compile ahead of time through these very functions.
-"""
+"""From the tensors of a LIF op to one launch: the classes that select code, block sizes, and the arguments in order."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import triton
 from torch import Tensor
 
+from trtkern.kernels.launch import (
+    Launch,
+    Sums,
+    aligned,
+    channel_class,
+    chunk_class,
+    classes,
+    options,
+    partial_sums,
+    sum_columns,
+    warp_size,
+)
 from trtkern.kernels.lif import lif_forward
 from trtkern.kernels.lif_backward import lif_backward
-from trtkern.kernels.numerics import INTERPRETED, derivative
+from trtkern.kernels.numerics import derivative
+from trtkern.kernels.pooling import POSITIONS, Geometry, geometry
 
 if TYPE_CHECKING:
     from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs
 
-_INTEGERS = ("T", "n", "columns", "C", "inner")
-_UNALIGNED_POINTERS = ("values", "flag")
+_FORWARD = classes(lif_forward)
+_BACKWARD = classes(lif_backward)
 
 
-class Launch(NamedTuple):
-    """One kernel launch: ``kernel.run(*args, grid=grid, warmup=False, **options)``."""
-
-    kernel: Any
-    grid: tuple[int]
-    args: tuple
-    options: dict[str, Any]
-
-    def __call__(self) -> None:
-        self.kernel.run(*self.args, grid=self.grid, warmup=False, **self.options)
-
-
-def _classes(function: Callable) -> tuple[Any, Any]:
-    """The kernel for the unaligned class, where no pointer's alignment is looked at, and for the aligned class."""
-    names = list(inspect.signature(function).parameters)
-    pointers = names[: names.index("T")]
-    integers = [name for name in names if name in _INTEGERS]
-    loose = [name for name in pointers if name in _UNALIGNED_POINTERS]
-    return (
-        triton.jit(function, do_not_specialize=integers, do_not_specialize_on_alignment=pointers),
-        triton.jit(function, do_not_specialize=integers, do_not_specialize_on_alignment=loose),
-    )
-
-
-_FORWARD = _classes(lif_forward)
-_BACKWARD = _classes(lif_backward)
-
-
-@cache
-def warp_size() -> int:
-    """Threads that run together: 32, or 64 on some AMD GPUs."""
-    return 32 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().warp_size
-
-
-def chunk_class(T: int) -> tuple[int, bool]:
-    """(STEPS, LOOP) for T steps."""
-    return (4, False) if T <= 4 else (8, False) if T <= 8 else (16, T > 16)
-
-
-def aligned(N: int, tensors: Iterable[Tensor | None]) -> bool:
-    """Whether every row of every tensor starts at a multiple of 16 bytes, with N a multiple of 16."""
-    return N % 16 == 0 and not any(t is not None and t.data_ptr() & 15 for t in tensors)
-
-
-def _options(steps: int, loop: bool) -> dict[str, Any]:
+def _options(steps: int, loop: bool, roomy: bool) -> dict[str, Any]:
     # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
-    warps = 8 if INTERPRETED.value else 4 if steps == 4 else 1 if loop else 2
-    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False}
+    return options(4 if steps == 4 else 1 if loop else 2, roomy)
 
 
-def _lanes(x: Tensor, wide: bool, learn: bool, crowded: bool) -> int:
+class _Shape(NamedTuple):
+    """What both directions derive from their inputs."""
+
+    T: int
+    N: int
+    vector: Tensor | None
+    """One of the per-channel vectors."""
+    inner: int
+    """Of lanes, not of neurons."""
+    static: bool
+    image: Geometry
+    wide: bool
+
+    @property
+    def lanes(self) -> int:
+        """Lanes in all, each with one neuron at each position."""
+        return self.N // POSITIONS[self.image.kind]
+
+    @property
+    def many(self) -> bool:
+        """Whether there is more than one channel."""
+        return self.vector is not None and self.vector.shape[1] > 1
+
+
+def _shape(op: str, inp: LIFInputs, tensors: list[Tensor | None]) -> _Shape:
+    x, inner = inp.x, inp.inner
+    T = x.shape[0]
+    N = x.numel() // T
+    vector, residual = inp.norm or (inp.params, None)
+    image = geometry(op, inp.pool)
+    if inp.pool is not None and inner >= 2 * inp.pool.row:  # the channels lie outside of the images
+        inner //= POSITIONS[image.kind]
+    wide = aligned(N, (x, inp.v0, residual, *tensors)) and image.suits(N, 16 // x.element_size())
+    return _Shape(T, N, vector, inner, T > 1 and x.stride(0) == 0, image, wide)
+
+
+def _lanes(x: Tensor, shape: _Shape, steps: int, normed: bool, learn: bool, sums: bool, coef: bool, gv: bool) -> int:
     """Neurons of a thread: those of a 16-byte access, or fewer where their state does not fit in the registers."""
-    if not wide:  # one element an access, each with an address of its own
-        return 2 if learn else 4
-    # Eight neurons, each with five sums or six parameters, do not fit: half precision then has 8-byte accesses.
-    return 4 if crowded else 16 // x.element_size()
-
-
-def _channels(values: Tensor | None, inner: int) -> tuple[str, int]:
-    """Which of the three ways to load parameters, and their number of channels."""
-    if values is None:
-        return "none", 1
-    if inner >= 1 << 30 or values.shape[1] >= 1 << 30:
-        got = f"{values.shape[1]} and {inner}"
-        raise ValueError(f"lif: expected fewer than 2**30 channels and neurons a channel, got {got}; use fewer")
-    return ("one", 1) if values.shape[1] == 1 else ("many", values.shape[1])
+    long, places = steps > 8, shape.image.kind == "places"
+    if not shape.wide:  # one element an access, each with an address of its own
+        return 2 if learn or sums or shape.image.kind != "none" else 4
+    if long and ((learn and normed) or (places and sums)):
+        return 2
+    # Eight neurons, each with five sums or six parameters, do not fit: half precision then has 8-byte accesses. Nor do
+    # 16 steps of h and of what is kept beside it.
+    if learn and (shape.many or steps > 4):
+        return 4
+    if long and (places or (normed and (sums or coef)) or (shape.many and gv)):
+        return 4
+    if steps > 4 and places and (sums or coef):
+        return 4
+    # Six numbers of a channel, in every lane.
+    if steps > 4 and sums and coef and shape.inner % 8 > 0:
+        return 4
+    return 16 // x.element_size()
 
 
 def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     """The forward pass: reads x, writes what ``out`` holds."""
     x = inp.x
-    T = x.shape[0]
-    N = x.numel() // T
-    steps, loop = chunk_class(T)
-    wide = aligned(N, (x, inp.v0, out.s, out.v, out.v_final, out.edges))
-    channels, C = _channels(inp.params, inp.inner)
-    options = _options(steps, loop)
-    lanes = _lanes(x, wide, False, False)
-    block = options["num_warps"] * warp_size() * lanes
+    affine, residual = inp.norm or (None, None)
+    shape = _shape("lif_forward", inp, [out.s, out.v, out.v_final, out.edges, out.packed])
+    steps, loop = chunk_class(shape.T)
+    chosen = _options(steps, loop, inp.pool is not None)
+    lanes = _lanes(x, shape, steps, affine is not None, False, False, False, False)
+    block = chosen["num_warps"] * warp_size() * lanes
+    n, half, side = shape.image.numbers(shape.N, lanes, shape.wide)
+    channels, C = channel_class("lif_forward", shape.vector, shape.inner, lanes, shape.wide)
     args = (
-        x, inp.v0, inp.params, out.s, out.v, out.v_final, out.edges, out.flag,
-        T, N // 16 if wide else N, C, inp.inner, *inp.scalars,
-        inp.spec.reset, steps, loop, wide, channels, block, lanes,
+        x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
+        shape.T, n, C, shape.inner, half, side, *inp.scalars,
+        inp.spec.reset, steps, loop, shape.static, shape.image.kind, shape.wide, channels, block, lanes,
     )  # fmt: skip
-    return Launch(_FORWARD[wide], (-(-N // block),), args, options)
-
-
-class Sums(NamedTuple):
-    """Partial sums of the parameters' gradients, and how to add them up without atomics: bitwise repeatable."""
-
-    partial: Tensor
-    shape: tuple[int, ...]
-
-    def add_up(self, gradients: Tensor) -> None:
-        """Writes the gradients [6, C]."""
-        torch.sum(self.partial.view(self.shape), (1, 3), out=gradients)
+    return Launch(_FORWARD[shape.wide], (-(-shape.lanes // block),), args, chosen)
 
 
 def backward_launch(
     inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward
-) -> tuple[Launch, Sums | None]:
-    """The backward pass: reads x and ``grads``, writes what ``out`` holds, the parameters' part as partial sums."""
+) -> tuple[Launch, list[tuple[Sums, Tensor]]]:
+    """The backward pass: reads x and ``grads``, writes what ``out`` holds; sums that are left to add up, and where."""
     x, spec = inp.x, inp.spec
-    T = x.shape[0]
-    N = x.numel() // T
-    steps, loop = chunk_class(T)
+    affine, residual = inp.norm or (None, None)
+    shape = _shape("lif_backward", inp, [edges, grads.s, grads.v, grads.v_final, out.x, out.v0])
+    wide = shape.wide
+    steps, loop = chunk_class(shape.T)
     if loop and edges is None:
-        raise ValueError(f"lif_backward: expected edges for T = {T}, got None; the forward pass writes them")
-    wide = aligned(N, (x, inp.v0, edges, *grads, out.x, out.v0))
-    channels, C = _channels(inp.params, inp.inner)
-    options = _options(steps, loop)
-    learn, many = out.params is not None, channels == "many"
-    crowded = (learn and (many or steps > 4)) or (many and steps > 8 and grads.v is not None)
-    lanes = _lanes(x, wide, learn, crowded)
-    block = options["num_warps"] * warp_size() * lanes
-    columns, sums = N, None
-    if out.params is not None:
-        columns, sums = _partial_sums(x, N, C, inp.inner, wide, block)
+        raise ValueError(f"lif_backward: expected edges for T = {shape.T}, got None; the forward pass writes them")
+    chosen = _options(steps, loop, affine is not None or inp.pool is not None)
+    learn = out.params is not None
+    lanes = _lanes(
+        x, shape, steps, affine is not None, learn, out.sums is not None, grads.coef is not None, grads.v is not None
+    )
+    block = chosen["num_warps"] * warp_size() * lanes
+    n, half, side = shape.image.numbers(shape.N, lanes, shape.wide)
+    channels, C = channel_class("lif_backward", shape.vector, shape.inner, lanes, wide)
+    columns = shape.lanes
+    if shape.many and (learn or out.sums is not None):
+        columns = sum_columns(columns, C * shape.inner, wide)
+    merged = lanes if channels == "shared" else 1
+    sums = [
+        None if total is None else partial_sums(x, rows, columns, block, C, shape.inner, merged)
+        for rows, total in ((6, out.params), (2, out.sums))
+    ]
     args = (
-        x, inp.v0, inp.params, edges, grads.s, grads.v, grads.v_final, out.x, out.v0, sums and sums.partial,
-        T, N // 16 if wide else N, columns // 16 if wide else columns, C, inp.inner, *inp.scalars, spec.alpha,
-        spec.reset, spec.detach_reset, derivative(spec.surrogate), steps, loop, wide, channels, block,
+        x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
+        *(s and s.partial for s in sums),
+        shape.T, n, columns // 16 if wide else columns, C, shape.inner, half, side,
+        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, derivative(spec.surrogate), steps, loop,
+        shape.static, shape.image.kind, wide, channels, block, lanes,
     )  # fmt: skip
-    return Launch(_BACKWARD[wide], (-(-columns // block),), args, options), sums
-
-
-def _partial_sums(x: Tensor, N: int, C: int, inner: int, wide: bool, block: int) -> tuple[int, Sums]:
-    """The number of columns and room for their sums: one a program when there is one channel, else one a column."""
-    if C == 1:
-        programs = -(-N // block)
-        return N, Sums(x.new_empty((6, programs), dtype=torch.float32), (6, programs, 1, 1))
-    columns = sum_columns(N, C * inner, wide)
-    partial = x.new_empty((6, columns), dtype=torch.float32)
-    return columns, Sums(partial, (6, columns // (C * inner), C, inner))
-
-
-@lru_cache(maxsize=1024)
-def sum_columns(N: int, period: int, wide: bool) -> int:
-    """The columns that the parameters' sums are kept in: a divisor of N, a multiple of the period of the channels.
-
-    Their traffic is 48 bytes a column. An eighth of N, but at least 2**17 (enough to fill a GPU), costs a few percent;
-    the smallest possible number above that is taken, which is N itself where N has no such divisor.
-    """
-    repeats = N // period
-    least = -(-max(1 << 17, N // 8) // period)
-    divisors = {d for k in range(1, math.isqrt(repeats) + 1) if repeats % k == 0 for d in (k, repeats // k)}
-    return period * min((d for d in divisors if d >= least and (not wide or d * period % 16 == 0)), default=repeats)
+    left = [
+        (s, total) for s, total in zip(sums, (out.params, out.sums), strict=True) if s is not None and total is not None
+    ]
+    return Launch(_BACKWARD[wide], (-(-columns // block),), args, chosen), left

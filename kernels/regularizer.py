@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trtkern.kernels.lif_launch import Launch
+from trtkern.kernels.launch import Launch
 from trtkern.kernels.numerics import bound, fma, inline
 
 if TYPE_CHECKING:

@@ -11,23 +11,22 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import aot_launches
 import torch
 import triton
-from torch import Tensor
+from aot_launches import Launch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from trtkern import surrogates
-from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, RegularizerSpec
-from trtkern.kernels import lif_launch, regularizer
-from trtkern.kernels.lif_launch import Launch
-from trtkern.spec import LIFSpec
-from trtkern.surrogates import exp
+from trtkern.kernels.launch import chunk_class, warp_size
+from trtkern.kernels.pooling import POSITIONS
 
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -35,13 +34,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SCALARS = (0.5, 1.0, 0.0, 1.0, 1.0, 0.0)
-STEEPNESS = 1.5
-
-
-def own_surrogate(u, alpha):
-    """What a user might write, with a number of the module."""
-    return STEEPNESS * exp(-alpha * abs(u))
 
 
 class Driver:
@@ -57,37 +49,6 @@ class Driver:
 
     def get_current_stream(self, device: int) -> int:
         return 0
-
-
-def forward(
-    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None
-) -> Launch:
-    """The launch of a forward pass as training asks for it: spikes, edges if T > 16, the flag."""
-    if x is None:
-        x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
-    edges = torch.empty(max(-(-T // 16) - 1, 0), 1).expand(-1, N) if T > 16 else None
-    out = LIFForward(x, None, None, edges, torch.zeros(1, dtype=torch.int32))
-    return lif_launch.forward_launch(LIFInputs(x, None, None, scalars, LIFSpec(), 1), out)
-
-
-def backward(
-    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None,
-    channels: int = 0, surrogate: str = "triangle", reset: str = "hard",
-) -> Launch:  # fmt: skip
-    """The launch of a backward pass from the gradient of the spikes, with gradients of parameters if channels > 0."""
-    if x is None:
-        x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
-    edges = torch.empty(max(-(-T // 16) - 1, 0), 1).expand(-1, N) if T > 16 else None
-    params = torch.empty(6, channels) if channels else None
-    inputs = LIFInputs(x, None, params, scalars, LIFSpec(reset, surrogate), 1)
-    out = LIFBackward(x, None, params)
-    return lif_launch.backward_launch(inputs, edges, LIFGrads(x, None, None), out)[0]
-
-
-def regularize(accumulate: bool) -> Launch:
-    """The launch over two tensors, one of them odd in size."""
-    weights = [torch.empty(5000), torch.empty(7)]
-    return regularizer.regularizer_launch(weights, RegularizerSpec(6, 1e-5, 0.25, 1e-5), weights, accumulate, 1.0)[0]
 
 
 def compiled(launch: Launch) -> Any:
@@ -140,64 +101,72 @@ def measured(target: str, launch: Launch, **more: Any) -> dict[str, Any]:
 
 
 def lif_row(target: str, direction: str, T: int, dtype: torch.dtype, N: int = 1024, **options: Any) -> dict[str, Any]:
-    """One row for a LIF kernel; lanes is the number of neurons that a thread owns."""
+    """One row for a kernel over neurons: a thread owns ``lanes`` neurons, of which it pools ``positions`` each."""
     driver.target = target
-    lif_launch.warp_size.cache_clear()
-    launch = (forward if direction == "forward" else backward)(T, N, dtype, **options)
-    names = dict(zip(launch.kernel.arg_names, launch.args, strict=True))
-    threads = launch.options["num_warps"] * lif_launch.warp_size()
+    warp_size.cache_clear()
+    asked = getattr(aot_launches, direction)(T, N, dtype, **options)
+    names = dict(zip(asked.kernel.arg_names, asked.args, strict=True))
+    threads = asked.options["num_warps"] * warp_size()
     row = {"direction": direction, "T": T, "dtype": str(dtype).removeprefix("torch."), "aligned": names["ALIGNED"]}
-    return measured(target, launch, **row, lanes=names["BLOCK"] // threads, steps=names["STEPS"], **options)
+    row |= {"lanes": names["BLOCK"] // threads, "steps": names.get("STEPS", 8)}
+    return measured(target, asked, **row, positions=POSITIONS[names.get("POOL", "none")], **options)
 
 
-def all_rows() -> list[dict[str, Any]]:
-    """A representative of every class."""
-    f32, bf16 = torch.float32, torch.bfloat16
-    own = surrogates.register(own_surrogate, "own")
-    rows = [lif_row("sm_90", direction, T, f32) for direction in ("forward", "backward") for T in (4, 8, 16, 40)]
-    rows += [lif_row("sm_90", direction, 16, bf16) for direction in ("forward", "backward")]
-    rows += [lif_row("sm_90", "backward", 4, f32, surrogate=name) for name in (*surrogates.BUILTIN[1:], own)]
-    rows += [lif_row("sm_90", "backward", 4, torch.float16, reset="soft")]
-    rows += [lif_row("sm_90", "backward", 16, f32, channels=channels) for channels in (1, 8)]
-    rows += [lif_row("sm_90", direction, 4, f32, N=1009) for direction in ("forward", "backward")]
-    for target in ("sm_80", "gfx942"):
-        rows += [lif_row(target, direction, 4, f32) for direction in ("forward", "backward")]
-    for target, accumulate in (("sm_90", False), ("sm_90", True), ("sm_80", True), ("gfx942", True)):
-        rows.append(measured(target, regularize(accumulate), direction="regularizer", accumulate=accumulate))
+def all_rows(part: int, parts: int) -> list[dict[str, Any]]:
+    """Every parts-th row, from number ``part`` on."""
+    surrogates.register(aot_launches.own_surrogate, "own")
+    norms = [(arguments, {"N": 65536, **options}) for arguments, options in aot_launches.norm_cases()]
+    rows = [lif_row(*arguments, **options) for arguments, options in [*aot_launches.lif_cases(), *norms][part::parts]]
+    for target, accumulate in (("sm_90", False), ("sm_90", True), ("sm_80", True), ("gfx942", True))[part::parts]:
+        rows.append(
+            measured(target, aot_launches.regularize(accumulate), direction="regularizer", accumulate=accumulate)
+        )
     return rows
 
 
 def count_compiles() -> dict[str, list[int]]:
     """For each direction: the number of shapes, of different keys that Triton would compile, and of classes."""
     driver.target = "sm_90"
-    lif_launch.warp_size.cache_clear()
+    warp_size.cache_clear()
     shapes = [(1, 1), (1, 16), (2, 64), (3, 1009), (4, 4096), (4, 100), (5, 64), (7, 33), (8, 2**20), (9, 48), (12, 7)]
-    shapes += [
-        (16, 1024),
-        (16, 1),
-        (17, 16),
-        (33, 640),
-        (40, 1009),
-        (500, 8192),
-        (1000, 31),
-        (4, 2**33),
-        (64, 2**31 + 1),
-    ]
+    shapes += [(16, 1024), (16, 1), (17, 16), (33, 640), (40, 1009), (500, 8192), (1000, 31)]
+    shapes += [(4, 2**33), (64, 2**31 + 1)]
+    images = [(T, 4096 * T) for T in (1, 3, 4, 5, 8, 9, 15, 16, 17, 40)]
     keys: set[str] = set()
-
     counts = {}
-    compile_key = mock.patch.object(JITFunction, "_do_compile", lambda self, key, *rest: keys.add(key))
-    with compile_key:
-        for direction in (forward, backward):
+    with mock.patch.object(JITFunction, "_do_compile", lambda self, key, *rest: keys.add(key)):
+        for direction in (aot_launches.forward, aot_launches.backward):
             keys.clear()
             for i, (T, N) in enumerate(shapes):
                 scalars = tuple(0.25 * (i + k) for k in range(6))
-                compiled(direction(T, N, torch.float32, scalars=scalars, x=torch.empty(1, 1).expand(T, N)))
+                compiled(direction(T, N, torch.float32, scalars=scalars, x=torch.empty(T, 1).expand(T, N)))
                 if T * N < 2**20:  # a pointer that is not aligned, whatever N is
                     compiled(direction(T, N, torch.float32, offset=1, scalars=scalars))
-            classes = {lif_launch.chunk_class(T) for T, N in shapes}
-            counts[direction.__name__] = [len(shapes), len(keys), 2 * len(classes)]
+            counts[direction.__name__] = [len(shapes), len(keys), 2 * len({chunk_class(T) for T, N in shapes})]
+        for direction in (aot_launches.norm_forward, aot_launches.norm_sums, aot_launches.norm_input):
+            keys.clear()
+            for T, N in images:
+                compiled(direction(T, N, torch.float32, x=torch.empty(T, 1).expand(T, N)))
+            counts[direction.__name__] = [len(images), len(keys), len({chunk_class(T) for T, N in images})]
     return counts
+
+
+def main(part: int, parts: int) -> None:
+    """Print the report; part 0 asks other processes for the other parts."""
+    triton.runtime.driver.set_active(driver)
+    if part:
+        print(json.dumps(all_rows(part, parts)))
+        return
+    others = [
+        subprocess.Popen([sys.executable, __file__, str(i), str(parts)], stdout=subprocess.PIPE)
+        for i in range(1, parts)
+    ]
+    report = {"compiles": count_compiles(), "rows": all_rows(0, parts)}
+    for other in others:
+        report["rows"] += json.loads(other.communicate()[0])
+        if other.returncode:
+            raise SystemExit(other.returncode)
+    print(json.dumps(report))
 
 
 driver = Driver()
@@ -205,5 +174,4 @@ driver = Driver()
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        triton.runtime.driver.set_active(driver)
-        print(json.dumps({"compiles": count_compiles(), "rows": all_rows()}))
+        main(*map(int, sys.argv[1:3] or (0, min(os.cpu_count() or 1, 4))))

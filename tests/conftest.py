@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def backend(request) -> str:
 def device(backend) -> str:
     """Where that backend runs here."""
     return DEVICE[backend]
+
+
+@pytest.fixture
+def share(backend, device) -> Callable:
+    """share(cases, every=5): all cases; in Triton's interpreter, which takes a quarter of a second for one, every
+    fifth: a number that divides no axis of the grid keeps each value of each axis in. ``docs/coverage.py`` runs the
+    whole grid there too."""
+    interpreted = backend == "triton" and device == "cpu"
+    return lambda cases, every=5: list(cases)[:: every if interpreted else 1]

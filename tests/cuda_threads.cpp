@@ -7,190 +7,173 @@
 #include <string>
 #include <vector>
 
-#include "lif_args.h"
-#include "lif_index.h"
-
-#define TK_INLINE inline
-#define TK_UNROLL
-#define TK_ROLLED
-
-namespace trtkern {
-namespace cuda {
-
-// ---- memory ----
-
-struct Tensor {
-  const char* name;
-  uint64_t begin;
-  int64_t bytes, loaded, stored;
-};
-static std::vector<Tensor> tensors;
-static int64_t strays, misaligned;
-
-static void touch(uint64_t address, int bytes, bool store) {
-  misaligned += address % bytes != 0;
-  for (Tensor& t : tensors) {
-    if (address < t.begin || address + bytes > t.begin + t.bytes) continue;
-    (store ? t.stored : t.loaded) += bytes;
-    return;
-  }
-  ++strays;
-}
-
-template <int BYTES>
-void read(uint64_t address, uint32_t* words) {
-  touch(address, BYTES, false);
-  if (strays == 0) std::memcpy(words, reinterpret_cast<const void*>(address), BYTES);
-}
-template <int BYTES>
-void write(uint64_t address, const uint32_t* words) {
-  touch(address, BYTES, true);
-  if (strays == 0) std::memcpy(reinterpret_cast<void*>(address), words, BYTES);
-}
-
-// ---- the dialect ----
-
-using Real = float;
-template <class F>
-F lit(float value) {
-  return value;
-}
-inline float fma_(float a, float b, float c) { return std::fma(a, b, c); }
-inline float abs_(float a) { return std::fabs(a); }
-inline float exp_(float a) { return std::exp(a); }
-inline float where_(bool condition, float a, float b) { return condition ? a : b; }
-inline float maximum_(float a, float b) { return a != a || b != b ? a + b : a > b ? a : b; }
-
-inline uint32_t bits(float value) {
-  uint32_t word;
-  std::memcpy(&word, &value, 4);
-  return word;
-}
-inline float number(uint32_t word) {
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-struct Float32 {
-  static constexpr int kBytes = 4;
-  static float unpack(uint32_t word, int) { return number(word); }
-  static uint32_t pack(float low, float) { return bits(low); }
-};
-template <class E>
-struct Halves {
-  static constexpr int kBytes = 2;
-  static float unpack(uint32_t word, int at) { return E::widen(at == 0 ? word & 0xffff : word >> 16); }
-  static uint32_t pack(float low, float high) { return E::narrow(low) | E::narrow(high) << 16; }
-};
-struct BFloat16 : Halves<BFloat16> {
-  static float widen(uint32_t half) { return number(half << 16); }
-  static uint32_t narrow(float value) {
-    const uint32_t word = bits(value);
-    return value != value ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
-  }
-};
-struct Float16 : Halves<Float16> {
-  static float widen(uint32_t half) {
-    const float sign = half >> 15 ? -1.0f : 1.0f;
-    const int exponent = half >> 10 & 31, mantissa = half & 1023;
-    if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-    return sign * std::ldexp(static_cast<float>(exponent ? mantissa | 1024 : mantissa), (exponent ? exponent : 1) - 25);
-  }
-  static uint32_t narrow(float value) {
-    if (value != value) return 0x7fff;
-    const uint32_t sign = bits(value) >> 16 & 0x8000;
-    const float size = std::fabs(value);
-    if (size >= 65520.0f) return sign | 0x7c00;
-    if (size < 0x1p-14f) return sign | static_cast<uint32_t>(std::nearbyint(std::ldexp(size, 24)));
-    const uint32_t word = bits(size);
-    return sign | (word + 0xfff + (word >> 13 & 1) - (112u << 23)) >> 13;
-  }
-};
-
-#include "trtkern_surrogates.h"
-#include "lif_math.h"
-
-}  // namespace cuda
-}  // namespace trtkern
+#include "cuda_threads_dialect.h"
 
 #include "lif_cuda_body.h"
+
+#include "batch_norm_lif_cuda_body.h"
 
 using namespace trtkern;
 using namespace trtkern::cuda;
 
-// ---- the grid ----
+// ---- the grids ----
 
-template <class E, class C>
+// Shared memory comes with whatever was there: here NaN.
+static std::vector<uint32_t> shared(int words, int threads = index::kThreads) {
+  return std::vector<uint32_t>(static_cast<size_t>(words) * threads, 0x7fc00000u);
+}
+
+template <class E, class C, bool FUSED>
 void forward_grid(const LifArgs& a) {
-  for (int64_t block = 0; block < index::blocks(a.N, C::V); ++block) {
+  const int64_t N = a.pool_row != 0 ? a.N / 4 : a.N;
+  for (int64_t block = 0; block < index::blocks(N, C::V); ++block) {
+    auto words = shared(a.pool_row != 0 ? Trains<E, C::V, C::K>::kKept : 0);
     for (int thread = 0; thread < index::kThreads; ++thread) {
       const int64_t n = index::first_neuron(block, thread, C::V);
-      if (n >= a.N) continue;
+      if (n >= N) continue;
+      const Words kept{words.data() + thread, index::kThreads};
       const uint32_t one = 1;
-      if (!forward_thread<E, C::V, C::K, C::LOOP>(a, n) && a.flag != 0) write<4>(a.flag, &one);
+      if (!forward_thread<E, C::V, C::K, C::LOOP, FUSED>(a, n, kept) && a.flag != 0) write<4>(a.flag, &one);
     }
   }
 }
 
-template <class E, class C, int SURROGATE = 0>
+// The sums of a block, as the kernels add them up but for the order within a block.
+template <class S>
+void leave_sums(const LifArgs& a, const index::Tiles& t, int64_t block, const S& first) {
+  const int rows = sum_rows(a);
+  const auto slots = [&first](int thread) { return S{first.words + thread, first.stride}; };
+  if (t.groups == 0 && (a.C > 1 || fused(a))) return;  // the threads have written theirs
+  for (int r = 0; r < rows; ++r) {
+    if (t.groups != 0 && t.outputs() > 1) {
+      for (int o = 0; o < t.outputs(); ++o) {
+        store_one(a.workspace, index::offset(r, t.place(block, o), t.segments() * t.C()), tile_sum(t, first, r, o));
+      }
+      continue;
+    }
+    float sum = 0.0f;
+    for (int thread = 0; thread < index::kThreads; ++thread) sum += sum_of(slots(thread), r);
+    store_one(a.workspace, index::offset(r, t.groups != 0 ? t.place(block, 0) : block, reduction(a).M), sum);
+  }
+}
+
+template <class E, class C, bool FUSED, int SURROGATE = 0>
 void backward_grid(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
-    if (a.surrogate != SURROGATE) return backward_grid<E, C, SURROGATE + 1>(a);
-    using S = Slots<E, C::V, C::K>;
-    const bool learn = a.gparams != 0;
-    const int64_t blocks = index::blocks(a.N, C::V);
+    if (!FUSED && a.surrogate != SURROGATE) return backward_grid<E, C, FUSED, SURROGATE + 1>(a);
+    using S = Slots<E, C::V, C::K, FUSED>;
+    const index::Tiles t = tiles(a);
+    const int rows = sum_rows(a);
+    const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
     for (int64_t block = 0; block < blocks; ++block) {
-      // Shared memory comes with whatever was there: here NaN.
-      std::vector<uint32_t> shared((learn ? S::kEnd : S::kSum) * index::kThreads, 0x7fc00000u);
-      float sums[kSums] = {};
+      auto words = shared(S::words_of(a));
       for (int thread = 0; thread < index::kThreads; ++thread) {
-        const S slots{shared.data() + thread, index::kThreads};
-        const int64_t n = index::first_neuron(block, thread, C::V);
-        if (learn) clear_sums(slots);
-        if (n < a.N) backward_thread<E, C::V, C::K, C::LOOP, SURROGATE>(a, n, slots);
-        if (learn && a.C > 1 && n < a.N) store_sums(a, n, slots);
-        for (int r = 0; learn && r < kSums; ++r) sums[r] += sum_of(slots, r);
+        const S slots{words.data() + thread, index::kThreads};
+        const int64_t n = t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, C::V);
+        clear_sums(a, slots);
+        if (n >= a.N) continue;
+        backward_thread<E, C::V, C::K, C::LOOP, SURROGATE, FUSED>(a, n, slots);
+        if ((a.gparams | a.norm_sums) != 0 && t.groups == 0 && (a.C > 1 || FUSED)) store_sums(a, rows, n, slots);
       }
-      for (int r = 0; learn && a.C == 1 && r < kSums; ++r)
-        store_one(a.workspace, index::offset(r, block, blocks), sums[r]);
+      if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S{words.data(), index::kThreads});
     }
   }
 }
 
 static void reduce_grid(const LifArgs& a) {
   const index::Reduction r = reduction(a);
-  for (int64_t block = 0; block < r.blocks(kSums); ++block) {
-    const index::Reduction::Place place = r.place(block, kSums);
+  const int rows = sum_rows(a);
+  for (int64_t block = 0; block < r.blocks(rows); ++block) {
+    const index::Reduction::Place place = r.place(block, rows);
     float lanes[index::kReduceLanes] = {};
     for (int thread = 0; thread < index::kReduceThreads; ++thread) {
-      lanes[r.narrow() ? thread % index::kReduceLanes : 0] += segment_sum(r, a.workspace, block, thread);
+      lanes[r.narrow() ? thread % index::kReduceLanes : 0] += segment_sum(r, rows, a.workspace, block, thread);
     }
     for (int lane = 0; lane < (r.narrow() ? index::kReduceLanes : 1); ++lane) {
       const int64_t channel = r.channel(place.tile, lane);
-      const int64_t row = place.segment * kSums + place.row;
-      if (channel < r.C) store_one(a.workspace, kSums * r.M + index::offset(row, channel, r.C), lanes[lane]);
+      const int64_t row = place.segment * rows + place.row;
+      if (channel < r.C) store_one(a.workspace, rows * r.M + index::offset(row, channel, r.C), lanes[lane]);
     }
   }
-  for (int64_t i = 0; i < kSums * r.C; ++i) finish_sum(a, r, i);
+  for (int64_t i = 0; i < rows * r.C; ++i) finish_sum(a, r, rows, norm_rows(a), i);
 }
 
 template <class E>
 void run_as(const LifArgs& a, bool backward) {
-  choose<E>(a, [&](auto c) { backward ? backward_grid<E, decltype(c)>(a) : forward_grid<E, decltype(c)>(a); });
+  if (backward && fused(a)) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), true>(a); });
+  if (backward) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), false>(a); });
+  if (fused(a)) return choose<E, true>(a, [&](auto c) { forward_grid<E, decltype(c), true>(a); });
+  choose<E, false>(a, [&](auto c) { forward_grid<E, decltype(c), false>(a); });
+}
+
+// A block's two passes over its numbers; the sums over a block go through shared memory here also where a GPU shuffles.
+template <class E, int V>
+void statistics_grid(const LifArgs& a, const index::Tiles& t) {
+  for (int64_t block = 0; block < t.blocks(); ++block) {
+    std::vector<Sample<E, V>> own(t.threads);
+    auto words = shared(V, t.threads), more = shared(V, t.threads);
+    const auto leave = [&](std::vector<uint32_t>& to, int thread, const float (&sum)[V]) {
+      for (int j = 0; j < t.lanes; ++j) to[j * t.threads + thread] = bits(sum[j]);
+    };
+    float sum[V], squares[V], mean[V];
+    for (int thread = 0; thread < t.threads; ++thread) {
+      own[thread].load(a, t, block, thread);
+      own[thread].add_up(t.lanes, sum);
+      leave(words, thread, sum);
+    }
+    const double count = static_cast<double>(t.count(t.segment(block)));
+    std::vector<float> means(t.outputs());
+    for (int o = 0; o < t.outputs(); ++o)
+      means[o] = column_sum(t, words.data(), o) * (1.0f / static_cast<float>(count));
+    for (int thread = 0; thread < t.threads; ++thread) {
+      const int first = (thread & ((1 << t.shift) - 1)) * t.lanes;
+      for (int j = 0; j < V; ++j) mean[j] = means[first + (t.lanes == 1 ? 0 : j)];
+      own[thread].deviations(t.lanes, mean, sum, squares);
+      leave(words, thread, sum), leave(more, thread, squares);
+    }
+    for (int o = 0; o < t.outputs(); ++o) {
+      const float all = column_sum(t, words.data(), o), all_squares = column_sum(t, more.data(), o);
+      store_moments(a, t, block, o, moments_about(count, means[o], all, all_squares));
+    }
+  }
+}
+
+static void merge_grid(const LifArgs& a, const index::Tiles& t, uint64_t stats) {
+  for (int64_t channel = 0; channel < t.C(); ++channel) {
+    Moments all;
+    for (int thread = 0; thread < kMergeThreads; ++thread) all.merge(merge_segments(a, t, channel, thread));
+    store_double(stats, channel, all.mean);
+    store_double(stats, t.C() + channel, all.squares);
+  }
+}
+
+template <class E>
+void statistics_as(const LifArgs& a, const index::Tiles& t) {
+  t.vec == 1 ? statistics_grid<E, 1>(a, t) : statistics_grid<E, 16 / E::kBytes>(a, t);
+}
+
+template <class E>
+void input_grad_as(const LifArgs& a) {
+  for (int64_t n = 0; n < a.N; n += vec(a)) {
+    vec(a) == 1 ? input_grad_thread<E, 1>(a, n) : input_grad_thread<E, 16 / E::kBytes>(a, n);
+  }
+}
+
+static void name(const char* field, uint64_t begin, int64_t bytes) {
+  if (begin != 0) tensors.push_back({field, begin, bytes, 0, 0});
 }
 
 static void name_tensors(const LifArgs& a) {
-  const int64_t rows = a.T * a.N * (a.dtype == kFloat32 ? 4 : 2), row = a.N * 4, params = kParams * a.C * 4;
+  const int64_t element = a.dtype == kFloat32 ? 4 : 2, rows = a.T * a.N * element, row = a.N * 4;
+  const int64_t params = kParams * a.C * 4, affine = kAffine * a.C * 4, pooled = a.pool_row != 0 ? rows / 4 : rows;
   tensors.clear();
-  const auto name = [](const char* field, uint64_t begin, int64_t bytes) {
-    if (begin != 0) tensors.push_back({field, begin, bytes, 0, 0});
-  };
-  name("x", a.x, rows), name("s", a.s, rows), name("v", a.v, rows);
-  name("gs", a.gs, rows), name("gv", a.gv, rows), name("gx", a.gx, rows);
+  name("x", a.x, a.x_stride == 0 ? a.N * element : rows), name("residual", a.residual, rows);
+  name("s", a.s, pooled), name("v", a.v, rows), name("packed", a.packed, index::ceil_div(a.T, 8) * a.N);
+  name("gs", a.gs, pooled), name("gv", a.gv, rows), name("gx", a.gx, rows);
   name("v0", a.v0, row), name("v_final", a.v_final, row), name("gv_final", a.gv_final, row), name("gv0", a.gv0, row);
   name("edges", a.edges, (a.T - 1) / kChunk * row), name("flag", a.flag, 4);
   name("params", a.params, params), name("gparams", a.gparams, params);
-  name("workspace", a.workspace, index::workspace(reduction(a), kSums) * 4);
+  name("affine", a.affine, affine), name("coef", a.coef, affine), name("norm_sums", a.norm_sums, 2 * a.C * 8);
 }
 
 // ---- the two forms of the step ----
@@ -209,7 +192,8 @@ int64_t step_differences(const float (&of)[15]) {
       differences += !same(reset_after(p, h, reset), reset_after_flat(p, h, hard));
       for (bool detach : {false, true}) {
         const StepGradient<float> g = step_gradient<SURROGATE>(p, h, gs, gv, 2.0f, reset, detach);
-        const auto flat = step_gradient_flat<SURROGATE>(p, h, gs, gv, 2.0f, hard, reset != kNone && !detach);
+        const float sg = surrogate<SURROGATE>(h - p.threshold, 2.0f);
+        const auto flat = step_gradient_flat(p, h, sg, gs, gv, hard, reset != kNone && !detach);
         differences += !same(g.h, flat.h) + !same(g.threshold, flat.threshold);
         if (reset == kHard) differences += !same(g.v_reset, flat.v_reset);
         if (reset == kSoft) differences += !same(g.reset_amount, -flat.v_reset);
@@ -232,11 +216,33 @@ int64_t flat_differences() {
 // Runs a pass; the number of accesses that were out of bounds or not on a multiple of their size.
 int64_t run(const LifArgs* a, int backward) {
   name_tensors(*a);
+  name("workspace", a->workspace, index::workspace(reduction(*a), sum_rows(*a)) * 4);
   strays = misaligned = 0;
   if (a->dtype == kFloat32) run_as<Float32>(*a, backward);
   if (a->dtype == kBFloat16) run_as<BFloat16>(*a, backward);
   if (a->dtype == kFloat16) run_as<Float16>(*a, backward);
-  if (backward && a->gparams != 0) reduce_grid(*a);
+  if (backward && (a->gparams | a->norm_sums) != 0) reduce_grid(*a);
+  return strays + misaligned;
+}
+
+int64_t statistics(const LifArgs* a, uint64_t stats) {
+  const index::Tiles t = statistics_tiles(*a);
+  name_tensors(*a);
+  name("stats", stats, 2 * a->C * 8), name("workspace", a->workspace, 2 * t.segments() * t.C() * 8);
+  strays = misaligned = 0;
+  if (a->dtype == kFloat32) statistics_as<Float32>(*a, t);
+  if (a->dtype == kBFloat16) statistics_as<BFloat16>(*a, t);
+  if (a->dtype == kFloat16) statistics_as<Float16>(*a, t);
+  merge_grid(*a, t, stats);
+  return strays + misaligned;
+}
+
+int64_t input_grad(const LifArgs* a) {
+  name_tensors(*a);
+  strays = misaligned = 0;
+  if (a->dtype == kFloat32) input_grad_as<Float32>(*a);
+  if (a->dtype == kBFloat16) input_grad_as<BFloat16>(*a);
+  if (a->dtype == kFloat16) input_grad_as<Float16>(*a);
   return strays + misaligned;
 }
 
@@ -255,15 +261,20 @@ const char* layout() {
   static std::string text;
   text.clear();
 #define TK_OFFSET(field) text += std::string(#field) + " " + std::to_string(offsetof(LifArgs, field)) + ";"
-  TK_OFFSET(x), TK_OFFSET(v0), TK_OFFSET(params), TK_OFFSET(s), TK_OFFSET(v), TK_OFFSET(v_final), TK_OFFSET(edges);
-  TK_OFFSET(flag), TK_OFFSET(gs), TK_OFFSET(gv), TK_OFFSET(gv_final), TK_OFFSET(gx), TK_OFFSET(gv0);
-  TK_OFFSET(gparams), TK_OFFSET(workspace), TK_OFFSET(T), TK_OFFSET(N), TK_OFFSET(C), TK_OFFSET(inner);
-  TK_OFFSET(scalars), TK_OFFSET(alpha), TK_OFFSET(dtype), TK_OFFSET(reset), TK_OFFSET(detach), TK_OFFSET(surrogate);
-  TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(stream);
+  TK_OFFSET(x), TK_OFFSET(v0), TK_OFFSET(params), TK_OFFSET(affine), TK_OFFSET(residual), TK_OFFSET(s), TK_OFFSET(v);
+  TK_OFFSET(v_final), TK_OFFSET(edges), TK_OFFSET(packed), TK_OFFSET(flag), TK_OFFSET(gs), TK_OFFSET(gv);
+  TK_OFFSET(gv_final), TK_OFFSET(coef), TK_OFFSET(gx), TK_OFFSET(gv0), TK_OFFSET(gparams), TK_OFFSET(norm_sums);
+  TK_OFFSET(workspace), TK_OFFSET(T), TK_OFFSET(N), TK_OFFSET(C), TK_OFFSET(inner), TK_OFFSET(x_stride);
+  TK_OFFSET(pool_row), TK_OFFSET(pool_inner), TK_OFFSET(scalars), TK_OFFSET(alpha), TK_OFFSET(dtype), TK_OFFSET(reset);
+  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(stream);
   text += "end " + std::to_string(sizeof(LifArgs));
   return text.c_str();
 }
 
-int64_t workspace_floats(const LifArgs* a) { return index::workspace(reduction(*a), kSums); }
+int64_t workspace_floats(const LifArgs* a) { return index::workspace(reduction(*a), sum_rows(*a)); }
+int64_t statistics_workspace_floats(const LifArgs* a) {
+  const index::Tiles t = statistics_tiles(*a);
+  return 4 * t.segments() * t.C();
+}
 int neurons_a_thread(const LifArgs* a) { return vec(*a); }
 }

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from trtkern import lif, nn
-from trtkern.ops.lif import WANT_EDGES, WANT_SPIKES, WANT_STATE, WANT_V
+from trtkern.backends import named
+from trtkern.ops._lif import WANT_EDGES, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
 from trtkern.spec import LIFSpec
 
 
@@ -22,13 +23,33 @@ def test_opcheck_of_the_private_ops(backend, device):
     params = torch.tensor(SCALARS, device=device).reshape(6, 1).expand(6, 3).contiguous()
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     token = LIFSpec("soft", "atan").token
-    want = WANT_SPIKES + WANT_V + WANT_STATE + WANT_EDGES
-    forward = (x, v0, params, flag, SCALARS, token, 5, want, backend)
-    torch.library.opcheck(torch.ops.trtkern.lif_forward, forward)
-    torch.library.opcheck(torch.ops.trtkern.lif_forward, (x, None, None, None, SCALARS, token, 1, WANT_SPIKES, backend))
-    edges = torch.ops.trtkern.lif_forward(*forward)[3]
-    backward = (torch.randn_like(x), None, torch.randn_like(v0), x, v0, params, edges, SCALARS, token, 5, 3, backend)
-    torch.library.opcheck(torch.ops.trtkern.lif_backward, backward)
+    want = WANT_SPIKES + WANT_V + WANT_STATE + WANT_EDGES + WANT_PACKED
+    call = (x, v0, params, None, None, SCALARS, token, 5, False)
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, flag, want, backend))
+    plain = (x, None, None, None, None, SCALARS, token, 1, False)
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES, backend))
+    edges = torch.ops.trtkern.lif_forward(*call, flag, want, backend)[3]
+    grads = (torch.randn_like(x), None, torch.randn_like(v0), None)
+    torch.library.opcheck(torch.ops.trtkern.lif_backward, (*call, edges, *grads, 7, backend))
+
+
+def test_opcheck_of_batch_norm_and_of_packing(backend, device):
+    """All sums and no gx, then the other way round, on pooled images."""
+    y = torch.randn(4, 2, 3, 4, 6, device=device)
+    affine, coef = torch.rand(3, 3, device=device), torch.rand(3, 3, device=device)
+    token = LIFSpec().token
+    pool = named(backend).pools
+    call = (y, None, None, affine, torch.randn_like(y), SCALARS, token, 24, pool)
+    torch.library.opcheck(torch.ops.trtkern.batch_norm_lif_statistics, (y, 3, 24, backend))
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, None, WANT_SPIKES + WANT_PACKED, backend))
+    s, *_, edges, words = torch.ops.trtkern.lif_forward(*call, None, WANT_SPIKES + WANT_PACKED, backend)
+    for coefficients, needs in ((None, 8), (coef, 4)):
+        backward = (*call, edges, torch.randn_like(s), None, None, coefficients, needs, backend)
+        torch.library.opcheck(torch.ops.trtkern.lif_backward, backward)
+    torch.library.opcheck(torch.ops.trtkern.batch_norm_lif_input_grad, (y, y, affine, coef, 24, backend))
+    if named(backend).holds("spikes_pack"):
+        torch.library.opcheck(torch.ops.trtkern.spikes_pack, (y, backend))
+        torch.library.opcheck(torch.ops.trtkern.spikes_unpack, (words, 1, 2, True, torch.bfloat16, backend))
 
 
 def test_opcheck_of_the_regularizer(backend, device):

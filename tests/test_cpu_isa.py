@@ -30,10 +30,11 @@ def results(shape, dtype, surrogate, reset, learnable):
     x = (torch.randn(shape) + 0.4).to(dtype).requires_grad_()
     decay = torch.linspace(0.2, 0.9, shape[2]).requires_grad_() if learnable else 0.6
     v0 = torch.randn(shape[1:]).requires_grad_()
-    out = lif(x, v0, decay=decay, spec=LIFSpec(reset, surrogate), backend="cpu", return_state=True, return_v=True)
+    output = lif(x, v0, decay=decay, spec=LIFSpec(reset, surrogate), backend="cpu", return_state=True, return_v=True)
+    out = [output.spikes, output.state, output.v]
     grads = [torch.randn(t.shape).to(t.dtype) for t in out]
     inputs = [x, v0, *([decay] if learnable else [])]
-    return [*(t.detach() for t in out), *torch.autograd.grad(list(out), inputs, grads)]
+    return [*(t.detach() for t in out), *torch.autograd.grad(out, inputs, grads)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -12,13 +12,6 @@ from trtkern.surrogates import maximum
 GRID = list(cells(shape=(1, 3, 6)))
 
 
-def share(cases, backend, device, every=5):
-    """All cases; in Triton's interpreter, which takes a quarter of a second for one, every fifth: 5 divides no axis of
-    the grid, so each value of each axis stays in. ``docs/coverage.py`` runs the whole grid there too."""
-    interpreted = backend == "triton" and device == "cpu"
-    return list(cases)[:: every if interpreted else 1]
-
-
 def check(backend, cell, device, seed=0):
     errors = compare(backend, cell, device, seed)
     assert errors.within(cell.dtype), f"{cell}: {errors}"
@@ -26,17 +19,17 @@ def check(backend, cell, device, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
-def test_grid(backend, device, dtype, surrogate):
-    for cell in share((c for c in GRID if c.dtype == dtype and c.surrogate == surrogate), backend, device):
+def test_grid(backend, device, share, dtype, surrogate):
+    for cell in share(c for c in GRID if c.dtype == dtype and c.surrogate == surrogate):
         check(backend, cell, device)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("timesteps", [1, 5, 16, 17, 40])
-def test_layouts_and_chunks(backend, device, layout, timesteps):
+def test_layouts_and_chunks(backend, device, share, layout, timesteps):
     dtypes, shapes = (torch.float32, torch.bfloat16), ((1, 1, 1), (2, 3, 5, 7), (1, 4, 4, 4), (1, 1009))
     grid = itertools.product(dtypes, shapes, ("none", "channel"))
-    for dtype, shape, learnable in share(grid, backend, device, every=3):
+    for dtype, shape, learnable in share(grid, every=3):
         if layout == "channels_last" and len(shape) < 3:
             continue
         check(backend, Cell(dtype, "triangle", "soft", False, learnable, timesteps, shape, layout), device)

@@ -18,6 +18,10 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the traffic contract of docs/design.md
+# The same behind a norm, tensors of x's size and of s's size: the two differ with pooling. A residual adds one each.
+NORM = {"norm_forward": (1, 1), "norm_sums": (1, 1), "norm_input": (2, 1)}
+RESIDUAL = {"norm_forward": 1, "norm_sums": 2, "norm_input": 0}  # it is read, and its gradient written
+ELEMENTWISE = ("norm_statistics", "norm_input_grad", "spikes_packed", "spikes_unpacked")
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +29,20 @@ def aot() -> dict[str, Any]:
     """The report of ``aot_triton.py``, which must not run in the interpreter as the tests here do."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("aot_triton.py")
-    run = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=600)
+    run = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)
 
 
-def lif_rows(aot: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    rows = [row for row in aot["rows"] if row["direction"] in TENSORS]
+def some_rows(aot: dict[str, Any], directions: Any, **wanted: Any) -> list[dict[str, Any]]:
+    rows = [row for row in aot["rows"] if row["direction"] in directions]
     rows = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     assert rows
     return rows
+
+
+def lif_rows(aot: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    return some_rows(aot, TENSORS, **wanted)
 
 
 def nvidia(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -42,8 +50,9 @@ def nvidia(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_everything_compiles_everywhere(aot):
+    families = {*TENSORS, *NORM, "norm_statistics", "norm_input_grad", "regularizer"}
     for target in ("sm_80", "sm_90", "gfx942"):
-        assert {row["direction"] for row in aot["rows"] if row["target"] == target} == {*TENSORS, "regularizer"}
+        assert {row["direction"] for row in aot["rows"] if row["target"] == target} >= families
     classes = {(row["direction"], row["T"]) for row in lif_rows(aot, target="sm_90", dtype="float32", aligned=True)}
     assert classes == {(direction, T) for direction in TENSORS for T in (4, 8, 16, 40)}
     surrogates = {row.get("surrogate", BUILTIN[0]) for row in lif_rows(aot, direction="backward")}
@@ -76,6 +85,55 @@ def test_bytes_per_neuron_step(aot):
         assert moved / (row["lanes"] * row["steps"]) == expected, row
 
 
+def moved(row: dict[str, Any], kind: str) -> int:
+    """Bytes that the code of a thread loads ("LDG") or stores ("STG")."""
+    return sum(int(width) * count for width, count in row[kind].items())
+
+
+def streams(row: dict[str, Any]) -> tuple[int, int]:
+    """Tensors of x's size and of s's size that a kernel behind a norm moves; they differ with pooling."""
+    dense, pooled = NORM[row["direction"]]
+    if row.get("residual"):
+        dense += RESIDUAL[row["direction"]]
+    return (dense, pooled) if row["positions"] > 1 else (dense + pooled, 0)
+
+
+def test_bytes_behind_a_norm(aot):
+    """Tensors of x's size are moved in a loop over the positions that are pooled, those of s's size before or after."""
+    for row in some_rows(aot, NORM):
+        dense, pooled = streams(row)
+        element = ELEMENT[row["dtype"]] * row["lanes"] * row["steps"]
+        words = row["lanes"] * -(-row["T"] // 8) if row.get("packed") else 0
+        # What does not grow with T: center, scale, shift (and coef) once a thread, or for each of its lanes where the
+        # channels lie side by side; two sums likewise; the flag.
+        each = row["lanes"] if row.get("pool") == "places" else 1
+        fixed = 4 * {"norm_forward": 3 * each + 1, "norm_sums": 5 * each, "norm_input": 6 * each}[row["direction"]]
+        expected = element * dense + element * pooled * row["positions"] / 4 + words + fixed
+        assert moved(row, "LDG") + moved(row, "STG") == expected, row
+
+
+def test_widths_behind_a_norm(aot):
+    """16 bytes, but 8 where eight neurons of half precision do not fit: 16 steps, or pooled with channels last."""
+    for row in some_rows(aot, NORM):
+        width = ELEMENT[row["dtype"]] * row["lanes"]
+        half = row["dtype"] == "bfloat16" and row["direction"] != "norm_forward"
+        assert width == (8 if half and (row["T"] == 16 or row.get("pool") == "places") else 16), row
+        assert row["LDG"][str(width)] + row["STG"].get(str(width), 0) >= streams(row)[0] * row["steps"], row
+
+
+def test_bytes_elementwise(aot):
+    for row in some_rows(aot, ELEMENTWISE):
+        unit = ELEMENT[row["dtype"]] * row["lanes"]
+        assert unit == 16
+        loads, stores = {
+            "norm_statistics": (8 * unit + unit, 12),  # eight rows at a time, then one that may be short; three numbers
+            "norm_input_grad": (2 * 4 * unit + 16, 4 * unit),  # four steps at a time; center and coef
+            "spikes_packed": (8 * unit, row["lanes"]),
+            "spikes_unpacked": (row["lanes"] * row["positions"], 8 * unit * {1: 1, 2: 0.5, 4: 1}[row["positions"]]),
+        }[row["direction"]]
+        assert (moved(row, "LDG"), moved(row, "STG")) == (loads, stores), row
+
+
 def test_unaligned_class_moves_no_more(aot):
     for row in lif_rows(aot, aligned=False):
         words = row["LDG"]["4"] + row["STG"]["4"] - (row["direction"] == "forward")
@@ -105,3 +163,10 @@ def test_one_compile_for_each_class(aot, direction):
     shapes, keys, classes = aot["compiles"][direction]
     assert shapes == 20
     assert keys == classes == 8
+
+
+@pytest.mark.parametrize("direction", NORM)
+def test_one_compile_for_each_class_behind_a_norm(aot, direction):
+    shapes, keys, classes = aot["compiles"][direction]
+    assert shapes == 10
+    assert keys == classes == 4

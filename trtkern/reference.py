@@ -91,6 +91,54 @@ def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LI
     return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges))
 
 
+def batch_norm(
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    axis: int,
+) -> Tensor:
+    """weight * (y - mean) * rstd + bias (+ residual), computed in float64.
+
+    Args:
+        y, residual: [T, ...]; mean, rstd, weight, bias: [C], along ``axis`` of y.
+    """
+    shape = [-1, *[1] * (y.dim() - axis - 1)]
+    x = (y.double() - mean.double().view(shape)) * rstd.double().view(shape)
+    if weight is not None:
+        x = x * weight.double().view(shape)
+    if bias is not None:
+        x = x + bias.double().view(shape)
+    return x if residual is None else x + residual.double()
+
+
+def statistics(y: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over all axes but ``axis``, [C] float64."""
+    var, mean = torch.var_mean(y.double(), [a for a in range(y.dim()) if a != axis], correction=0)
+    return mean, var
+
+
+def average_pool(s: Tensor) -> Tensor:
+    """2x2 averages over the last two axes of [..., H, W]; an odd last row or column is dropped."""
+    return torch.nn.functional.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2])
+
+
+def spikes_pack(s: Tensor) -> Tensor:
+    """[T, ...] spikes as uint8 [ceil(T / 8), ...]: bit t % 8 of plane t // 8 is whether s[t] is not 0."""
+    planes = []
+    for steps in s.split(8):
+        bits = [(step != 0).to(torch.uint8) << t for t, step in enumerate(steps)]
+        planes.append(torch.stack(bits).sum(0, dtype=torch.uint8))
+    return torch.stack(planes)
+
+
+def spikes_unpack(words: Tensor, start: int, steps: int, dtype: torch.dtype) -> Tensor:
+    """Steps start to start + steps - 1 of what ``spikes_pack`` made, [steps, ...]."""
+    return torch.stack([(words[t // 8] >> (t % 8) & 1).to(dtype) for t in range(start, start + steps)])
+
+
 def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
     """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
 

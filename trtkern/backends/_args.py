@@ -25,11 +25,17 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
     args, spec = extension.LifArgs(), inp.spec
     args.x, args.v0, args.params = inp.x.data_ptr(), address(inp.v0), address(inp.params)
     args.T = inp.x.shape[0]
-    args.N = inp.x.numel() // args.T
+    args.N = inp.x[0].numel()
+    args.x_stride = inp.x.stride(0) if args.T > 1 else args.N
     if inp.params is None:
         args.scalars = inp.scalars
     else:
         args.C, args.inner = inp.params.shape[1], inp.inner
+    if inp.norm is not None:
+        args.affine, args.residual = inp.norm.affine.data_ptr(), address(inp.norm.residual)
+        args.C, args.inner = inp.norm.affine.shape[1], inp.inner
+    if inp.pool is not None:
+        args.pool_row, args.pool_inner = inp.pool
     args.dtype, args.reset = DTYPES[inp.x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
     return args
@@ -39,7 +45,7 @@ def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     """The arguments of a forward launch."""
     args = _common(extension, inp)
     args.s, args.v, args.v_final = address(out.s), address(out.v), address(out.v_final)
-    args.edges, args.flag = address(out.edges), address(out.flag)
+    args.edges, args.flag, args.packed = address(out.edges), address(out.flag), address(out.packed)
     return args
 
 
@@ -47,8 +53,8 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     """The arguments of a backward launch."""
     args = _common(extension, inp)
     args.surrogate = surrogates.BUILTIN.index(inp.spec.surrogate)
-    args.edges, args.gs, args.gv, args.gv_final = address(edges), *map(address, grads)
-    args.gx, args.gv0, args.gparams = out.x.data_ptr(), address(out.v0), address(out.params)
+    args.edges, args.gs, args.gv, args.gv_final, args.coef = address(edges), *map(address, grads)
+    args.gx, args.gv0, args.gparams, args.norm_sums = map(address, out)
     return args
 
 

@@ -18,11 +18,29 @@ PARAMS = ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset")
 """Rows of a parameter tensor, and of its gradient."""
 
 
+class Norm(NamedTuple):
+    """Makes the input current out of x: scale * (x - center) + shift (+ residual)."""
+
+    affine: Tensor
+    """[3, C] float32: center, scale, shift."""
+    residual: Tensor | None
+    """[T, ...] in x's dtype and layout."""
+
+
+class Pool(NamedTuple):
+    """How 2 x 2 neurons lie in memory; s and gs are then their averages, a quarter of the neurons."""
+
+    row: int
+    """Neurons of an image row; rows 2k and 2k + 1 are pooled."""
+    inner: int
+    """Neurons side by side at each place of a row: 1, or the channels where they come last."""
+
+
 class LIFInputs(NamedTuple):
     """What both directions read, checked: memory is [T, N] dense, time outermost, one storage order for all."""
 
     x: Tensor
-    """[T, ...] in float32, bfloat16 or float16."""
+    """[T, ...] in float32, bfloat16 or float16; a stride of 0 along time where it is the same at every step."""
     v0: Tensor | None
     """[...] float32; None is zero."""
     params: Tensor | None
@@ -32,6 +50,9 @@ class LIFInputs(NamedTuple):
     spec: LIFSpec
     inner: int
     """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
+    norm: Norm | None = None
+    """None: x is the input current. Its C is that of params, where those are there."""
+    pool: Pool | None = None
 
 
 class LIFForward(NamedTuple):
@@ -44,6 +65,8 @@ class LIFForward(NamedTuple):
     """[edges, N] float32: v after step 16, 32, ... (what the backward pass restarts from)."""
     flag: Tensor | None
     """int32 [1], set to 1 if any h is not finite, never cleared."""
+    packed: Tensor | None = None
+    """uint8 [ceil(T / 8), ...] in x's layout, never pooled: bit t % 8 of row t // 8 is the spike of step t."""
 
 
 class LIFGrads(NamedTuple):
@@ -52,14 +75,19 @@ class LIFGrads(NamedTuple):
     s: Tensor | None
     v: Tensor | None
     v_final: Tensor | None
+    coef: Tensor | None = None
+    """[3, C] float32: what is written for x is coef[0] * gx + coef[1] * (x - center) + coef[2]."""
 
 
 class LIFBackward(NamedTuple):
     """What the backward pass writes; None is not wanted."""
 
-    x: Tensor
+    x: Tensor | None
+    """[T, N] dense, also where x is the same at every step."""
     v0: Tensor | None
     params: Tensor | None
+    sums: Tensor | None = None
+    """float64 [2, C]: over steps and neurons, of gx and of gx * (x - center)."""
 
 
 class RegularizerSpec(NamedTuple):
@@ -72,7 +100,7 @@ class RegularizerSpec(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a backend is asked to run: an op family ("lif", "regularizer") on a device, in a dtype."""
+    """What a backend is asked to run: an op family ("lif", "batch_norm_lif", "regularizer") on a device, in a dtype."""
 
     op: str
     device: str
@@ -92,10 +120,12 @@ class Backend:
     missing: Callable[[], str | None]
     refuses: Callable[[Case], str | None]
     ops: Mapping[str, Callable]
+    pools: bool = True
+    """Whether its neurons average their spikes in the same pass."""
 
     def holds(self, family: str) -> bool:
         """Whether it has the ops of that family at all, on any machine."""
-        return any(op.removesuffix("_forward").removesuffix("_backward") == family for op in self.ops)
+        return family in self.ops or f"{family}_forward" in self.ops or f"{family}_statistics" in self.ops
 
     def objection(self, case: Case) -> str | None:
         """Why this backend does not run the case here, or None when it does."""

@@ -6,12 +6,13 @@ import os
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trtkern.backends import _args
-from trtkern.backends.base import Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, RegularizerSpec
+from trtkern.backends.base import Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, Pool, RegularizerSpec
 
 
 @cache
@@ -60,6 +61,44 @@ def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIF
     extension.lif_backward(args)
 
 
+def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
+    """The sizes of x [T, N], and the threads to use."""
+    args = _extension().LifArgs()
+    args.x, args.T, args.N = x.data_ptr(), x.shape[0], x[0].numel()
+    args.x_stride = x.stride(0) if args.T > 1 else args.N
+    args.C, args.inner, args.dtype = channels, inner, _args.DTYPES[x.dtype]
+    args.threads = torch.get_num_threads()
+    return args
+
+
+def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
+    """Mean and sum of squared deviations of each channel of x [T, N] into ``stats``, float64 [2, C]."""
+    _extension().batch_norm_lif_statistics(_args_of(x, channels, inner), stats.data_ptr())
+
+
+def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
+    """out = coef[0] * gx + coef[1] * (x - affine[0]) + coef[2], all [T, N]; x may be the same at every step."""
+    args = _args_of(x, affine.shape[1], inner)
+    args.gs, args.affine, args.coef, args.gx = (t.data_ptr() for t in (gx, affine, coef, out))
+    _extension().batch_norm_lif_input_grad(args)
+
+
+def spikes_pack(s: Tensor, words: Tensor) -> None:
+    """Bit t % 8 of words [ceil(T / 8), N] plane t // 8 is 1 where s [T, N] is not 0 at step t."""
+    args = _args_of(s)
+    args.s, args.packed = s.data_ptr(), words.data_ptr()
+    _extension().spikes_pack(args)
+
+
+def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
+    """Steps ``start``, ... of the words into ``out`` [steps, N] as 0 and 1, or with a pool their averages [.., N / 4]."""
+    args = _args_of(out)
+    args.s, args.packed, args.N = out.data_ptr(), words.data_ptr(), words[0].numel()
+    if pool is not None:
+        args.pool_row, args.pool_inner = pool
+    _extension().spikes_unpack(args, start)
+
+
 def regularizer(
     weights: list[Tensor],
     spec: RegularizerSpec,
@@ -88,5 +127,13 @@ BACKEND = Backend(
     name="cpu",
     missing=missing,
     refuses=refuses,
-    ops={"lif_forward": lif_forward, "lif_backward": lif_backward, "regularizer": regularizer},
+    ops={
+        "lif_forward": lif_forward,
+        "lif_backward": lif_backward,
+        "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
+        "spikes_pack": spikes_pack,
+        "spikes_unpack": spikes_unpack,
+        "regularizer": regularizer,
+    },
 )

@@ -1,4 +1,4 @@
-"""The CUDA backend: ``trtkern._cuda``, hand-written kernels for NVIDIA GPUs; it holds LIF."""
+"""The CUDA backend: ``trtkern._cuda``, hand-written kernels for NVIDIA GPUs; it holds LIF and BatchNorm + LIF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trtkern.backends import _args
-from trtkern.backends.base import CHUNK, Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs
+from trtkern.backends.base import CHUNK, PARAMS, Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm
+from trtkern.spec import LIFSpec
 
 
 @cache
@@ -54,7 +55,7 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
 
 
 def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
-    """Fill ``out``: one launch, and two small ones when the parameters want gradients (repeatable bitwise).
+    """Fill ``out``: one launch, and two small ones when it asks for sums or parameters (repeatable bitwise).
 
     Raises:
         RuntimeError: a CUDA error, with what to do.
@@ -66,12 +67,52 @@ def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIF
     extension = _extension()
     args = _args.backward(extension, inp, edges, grads, out)
     args.device, args.stream = _place(inp.x)
-    if out.params is None:
+    if out.params is None and out.sums is None:
         extension.lif_backward(args)
         return
-    # Freed on return, which is safe: the caching allocator reuses it on this stream only, after the kernels.
-    workspace = torch.empty(extension.workspace_floats(args), dtype=torch.float32, device=inp.x.device)
+    workspace = _workspace(extension.workspace_floats(args), inp.x)
     extension.lif_backward(args, workspace.data_ptr())
+
+
+def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
+    """Mean and sum of squared deviations of each channel of x [T, N] into ``stats``, float64 [2, C]: two launches.
+
+    Raises:
+        RuntimeError: a CUDA error, with what to do.
+    """
+    extension = _extension()
+    args = _args.forward(extension, _plain(x, inner, None), LIFForward(None, None, None, None, None))
+    args.C, args.inner = channels, inner
+    args.device, args.stream = _place(x)
+    workspace = _workspace(extension.statistics_workspace_floats(args), x)
+    extension.batch_norm_lif_statistics(args, stats.data_ptr(), workspace.data_ptr())
+
+
+def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
+    """out = coef[0] * gx + coef[1] * (x - affine[0]) + coef[2], all [T, N]; x may be the same at every step.
+
+    Raises:
+        RuntimeError: a CUDA error, with what to do.
+    """
+    extension = _extension()
+    grads, written = LIFGrads(gx, None, None, coef), LIFBackward(out, None, None)
+    args = _args.backward(extension, _plain(x, inner, Norm(affine, None)), None, grads, written)
+    args.device, args.stream = _place(x)
+    extension.batch_norm_lif_input_grad(args)
+
+
+def _plain(x: Tensor, inner: int, norm: Norm | None) -> LIFInputs:
+    """x as the launches take it that run no neuron."""
+    return LIFInputs(x, None, None, (0.0,) * len(PARAMS), LIFSpec(), inner, norm)
+
+
+def _workspace(floats: int, x: Tensor) -> Tensor:
+    """Scratch on x's device, to be held until the launch.
+
+    Freed when the caller returns, which is safe: the caching allocator reuses it on this stream only, after the
+    kernels.
+    """
+    return torch.empty(floats, dtype=torch.float32, device=x.device)
 
 
 def _place(x: Tensor) -> tuple[int, int]:
@@ -80,5 +121,13 @@ def _place(x: Tensor) -> tuple[int, int]:
 
 
 BACKEND = Backend(
-    name="cuda", missing=missing, refuses=refuses, ops={"lif_forward": lif_forward, "lif_backward": lif_backward}
+    name="cuda",
+    missing=missing,
+    refuses=refuses,
+    ops={
+        "lif_forward": lif_forward,
+        "lif_backward": lif_backward,
+        "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
+    },
 )

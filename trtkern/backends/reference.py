@@ -9,5 +9,11 @@ BACKEND = Backend(
     name="reference",
     missing=lambda: None,
     refuses=lambda case: None if case.dtype.is_floating_point else f"dtype {case.dtype} is not floating point",
-    ops={"lif": reference.lif, "regularizer": reference.regularizer},
+    ops={
+        "lif": reference.lif,
+        "batch_norm_lif": reference.batch_norm,
+        "regularizer": reference.regularizer,
+        "spikes_pack": reference.spikes_pack,
+        "spikes_unpack": reference.spikes_unpack,
+    },
 )

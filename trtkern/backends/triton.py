@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from trtkern import surrogates
-from trtkern.backends.base import Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, RegularizerSpec
+from trtkern.backends.base import (
+    Backend,
+    Case,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    Pool,
+    RegularizerSpec,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -95,18 +104,55 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
 
 
 def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
-    """Fills ``out``: one launch, and a sum over partial sums when the parameters want gradients."""
+    """Fills ``out``: one launch, and a sum over partial sums for the parameters' gradients and the sums of the norm."""
     from trtkern.kernels.lif_launch import backward_launch
 
     if not inp.x.numel():
-        if out.params is not None:
-            out.params.zero_()
+        for total in (out.params, out.sums):
+            if total is not None:
+                total.zero_()
         return
     with _on(inp.x):
-        launch, sums = backward_launch(inp, edges, grads, out)
+        launch, left = backward_launch(inp, edges, grads, out)
         launch()
-        if sums is not None and out.params is not None:
-            sums.add_up(out.params)
+        for sums, total in left:
+            sums.add_up(total)
+
+
+def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
+    """stats [2, channels] float64: mean and sum of squared deviations of each channel of x [T, N]; two launches."""
+    from trtkern.kernels.batch_norm import statistics_launches
+
+    with _on(x):
+        for launch in statistics_launches(x, channels, inner, stats):
+            launch()
+
+
+def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
+    """out = coef[0] * gx + coef[1] * (x - center) + coef[2]: one launch."""
+    from trtkern.kernels.batch_norm import input_gradient_launch
+
+    if gx.numel():
+        with _on(gx):
+            input_gradient_launch(gx, x, affine, coef, inner, out)()
+
+
+def spikes_pack(s: Tensor, words: Tensor) -> None:
+    """words [ceil(T / 8), N] uint8, bit t % 8 of plane t // 8 being s[t] != 0: one launch."""
+    from trtkern.kernels.spikes import pack_launch
+
+    if s.numel():
+        with _on(s):
+            pack_launch(s, words)()
+
+
+def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
+    """The spikes of the steps from ``start`` on, or their averages over 2 x 2 neurons: one launch."""
+    from trtkern.kernels.spikes import unpack_launch
+
+    if out.numel():
+        with _on(out):
+            unpack_launch(words, start, pool, out)()
 
 
 def regularizer(
@@ -133,5 +179,13 @@ BACKEND = Backend(
     name="triton",
     missing=missing,
     refuses=refuses,
-    ops={"lif_forward": lif_forward, "lif_backward": lif_backward, "regularizer": regularizer},
+    ops={
+        "lif_forward": lif_forward,
+        "lif_backward": lif_backward,
+        "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
+        "spikes_pack": spikes_pack,
+        "spikes_unpack": spikes_unpack,
+        "regularizer": regularizer,
+    },
 )

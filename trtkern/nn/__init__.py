@@ -1,6 +1,18 @@
 """Layers and losses: drop them into any PyTorch model."""
 
+from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.block import ConvBatchNormLIF
+from trtkern.nn.convert import convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import IF, LI, LIF, PLIF
+from trtkern.nn.packed import PackedReport, packed_activations
+from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
+from trtkern.nn.time import OverTime, TimeSequential
+from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
+from trtkern.ops.spikes import Spikes
 
-__all__ = ["IF", "LI", "LIF", "PLIF", "LossParts", "SDTLoss", "TETLoss", "TRTLoss"]
+__all__ = [
+    "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "ConvBatchNormLIF", "LossParts", "OverTime", "PackedReport",
+    "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF",
+    "convert_norm_lif", "convert_state_dict", "packed_activations", "unfuse",
+]  # fmt: skip

@@ -12,11 +12,15 @@ from trtkern.backends.base import Case
 from trtkern.ops import _check
 from trtkern.ops._check import Number
 from trtkern.ops.lif import LIFOutput, lif
+from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
 
 
 class Neuron(nn.Module):
     """What the neurons share: the axes, the backend, the non-finite flag and the call of the op."""
+
+    takes_time = True
+    """It takes [T, B, ...] itself (``TimeSequential``)."""
 
     nonfinite: Tensor
     # Numbers, parameters or buffers of a subclass; properties where one follows from another.
@@ -55,12 +59,12 @@ class Neuron(nn.Module):
                 channel = channel % x.dim()
                 channel = 0 if channel == time else channel + (channel < time)
             x = x.movedim(time, 0)
-        spikes, state, v = lif(
+        spikes, state, v, packed = lif(
             x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.nonfinite, **values, **want
         )
         if time != 0:
-            spikes, v = (t if t is None else t.movedim(0, time) for t in (spikes, v))
-        return LIFOutput(spikes, state, v)
+            spikes, v, packed = (t if t is None else t.movedim(0, time) for t in (spikes, v, packed))
+        return LIFOutput(spikes, state, v, packed)
 
     def _bias(self) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
@@ -81,6 +85,13 @@ class Neuron(nn.Module):
         settings = {**self._settings(), "time_dim": self.time_dim, "channel_dim": self.channel_dim}
         shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
         return ", ".join([*shown, f"backend={self.backend!r}"])
+
+
+def spikes_of(out: LIFOutput) -> Tensor | Spikes:
+    """The spikes of an op, with their words where it made them."""
+    if out.spikes is None:
+        raise RuntimeError("expected an op that was asked for spikes, got none")
+    return out.spikes if out.packed is None else Spikes(out.spikes, out.packed)
 
 
 def _shown(value: object) -> str:

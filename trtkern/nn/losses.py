@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn._neuron import Neuron
+from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import _check
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
 
 Named = nn.Module | Iterable[tuple[str, Tensor]]
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMS = (BatchNormLIF, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EXCLUDABLE = ("norm", "classifier")
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import Neuron, spikes_of
 from trtkern.ops._check import Number
+from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
 
 
-class _Spiking(Neuron):
+class Spiking(Neuron):
     """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has ``decay`` and ``gain``."""
 
     def __init__(
@@ -27,6 +28,7 @@ class _Spiking(Neuron):
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
+        packed: bool = False,
         time_dim: int = 0,
         channel_dim: int = 2,
         backend: str = "auto",
@@ -38,6 +40,7 @@ class _Spiking(Neuron):
                 f"{type(self).__name__}: expected reset_amount with a soft reset only, got reset_amount="
                 f"{reset_amount!r} and v_reset={v_reset!r}; pass v_reset=None"
             )
+        self.packed = packed
         self._hold("v_leak", v_leak)
         self._hold("v_threshold", v_threshold)
         for name, value in {"v_reset": v_reset, "reset_amount": reset_amount}.items():
@@ -48,25 +51,30 @@ class _Spiking(Neuron):
 
     def forward(
         self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False, return_v: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Spikes [T, B, C, ...] in x's dtype; with ``return_state`` also the final v, [B, C, ...] float32; with
-        ``return_v`` also v after every step, [T, B, C, ...] in x's dtype; gradients flow through all of them.
+    ) -> Tensor | Spikes | tuple[Any, ...]:
+        """Spikes [T, B, C, ...] in x's dtype (``Spikes`` when packed); with ``return_state`` also the final v,
+        [B, C, ...] float32; with ``return_v`` also v after every step, [T, B, C, ...] in x's dtype; gradients flow
+        through all of them.
 
         Args:
             x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
             v0: potential before the first step, x's shape without time, float32; None is zero.
         """
-        values = {
+        want = {"return_state": return_state, "return_v": return_v, "return_packed": self.packed}
+        out = self._run(x, v0, self.values(), **want)
+        made = tuple(made for made in (spikes_of(out), out.state, out.v) if made is not None)
+        return made if len(made) > 1 else made[0]
+
+    def values(self) -> dict[str, Number]:
+        """decay, gain, bias, reset_amount, v_threshold and v_reset, as ``trtkern.ops.lif`` takes them."""
+        return {
             "decay": self.decay,
             "gain": self.gain,
             "bias": self._bias(),
-            "reset_amount": self.reset_amount,
+            "reset_amount": self.v_threshold if self.reset_amount is None else self.reset_amount,
             "v_threshold": self.v_threshold,
             "v_reset": 0.0 if self.v_reset is None else self.v_reset,
         }
-        out = self._run(x, v0, values, return_state=return_state, return_v=return_v)
-        made = tuple(tensor for tensor in out if tensor is not None)
-        return made if len(made) > 1 else made[0]
 
     def _settings(self) -> dict[str, object]:
         names = ("v_leak", "v_threshold", "v_reset", "reset_amount")
@@ -76,10 +84,11 @@ class _Spiking(Neuron):
             "surrogate": spec.surrogate,
             "alpha": spec.alpha,
             "detach_reset": spec.detach_reset,
+            **({"packed": True} if self.packed else {}),
         }
 
 
-class LIF(_Spiking):
+class LIF(Spiking):
     """Leaky integrate-and-fire neurons: h[t] = decay * v[t-1] + gain * x[t] + (1 - decay) * v_leak, fire, reset.
 
     A neuron fires where h[t] > v_threshold. With the hard reset v[t] = v_reset where it fired; with ``v_reset=None``
@@ -96,6 +105,7 @@ class LIF(_Spiking):
         surrogate: a name in ``trtkern.surrogates.TABLE`` or a function of ``(u, alpha)``.
         alpha: sharpness of the surrogate; None is its default.
         detach_reset: no gradient through the spike in the reset.
+        packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
         time_dim, channel_dim: axes of x; per-channel parameters belong to ``channel_dim``.
         backend: "auto", or one of ``trtkern.backends.NAMES``.
 
@@ -118,6 +128,7 @@ class LIF(_Spiking):
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
+        packed: bool = False,
         time_dim: int = 0,
         channel_dim: int = 2,
         backend: str = "auto",
@@ -130,6 +141,7 @@ class LIF(_Spiking):
             surrogate=surrogate,
             alpha=alpha,
             detach_reset=detach_reset,
+            packed=packed,
             time_dim=time_dim,
             channel_dim=channel_dim,
             backend=backend,
@@ -149,7 +161,7 @@ class IF(LIF):
         super().__init__(1.0, gain, **lif)
 
 
-class PLIF(_Spiking):
+class PLIF(Spiking):
     """Parametric LIF: the decay is learned, decay = 1 - sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
 
     Args:

@@ -7,7 +7,7 @@ that would be a synchronisation, and is done under ``trtkern.debug()`` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -193,19 +193,59 @@ def flat(w: Tensor) -> Tensor:
     return w if is_flat(w) else w.contiguous()
 
 
+def is_static(x: Tensor) -> bool:
+    """Whether x is one dense step, the same at every time: expanded along time."""
+    return x.shape[0] > 1 and x.stride(0) == 0 and is_dense(x[:1])
+
+
 def dense(x: Tensor) -> Tensor:
-    """x itself if its memory is [T, N], else a contiguous copy: the only copy that a layout ever costs."""
-    return x if is_dense(x) else x.contiguous()
+    """x itself if its memory is [T, N] or one step of it, else a contiguous copy: the only copy that a layout costs."""
+    return x if is_dense(x) or is_static(x) else x.contiguous()
 
 
-def aligned_like(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` in the memory layout of ``like``, in ``dtype``: itself where that already holds, else a copy.
+def strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of a dense [T, N] tensor in the storage order of x, which may be static."""
+    return (x[0].numel(), *x.stride()[1:])
+
+
+def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A dense tensor of x's shape in its storage order."""
+    return x.new_empty_strided(x.shape, strides(x), dtype=dtype or x.dtype)
+
+
+def pooled_shape(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of the 2x2 averages of x [..., B, C, H, W], in its layout: contiguous or channels last."""
+    *time, batch, channels, height, width = x.shape
+    height, width = height // 2, width // 2
+    if x.stride(-1) == 1:
+        inner = (channels * height * width, height * width, width, 1)
+    else:
+        inner = (channels * height * width, 1, width * channels, channels)
+    return (*time, batch, channels, height, width), (*[batch * inner[0]] * len(time), *inner)
+
+
+def poolable(x: Tensor) -> Tensor:
+    """x [T, B, C, H, W], dense and either contiguous or channels last after time: itself, or a contiguous copy."""
+    x = dense(x)
+    step = x[0]
+    if step.is_contiguous() or step.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def aligned(value: Tensor, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """``value`` with those strides and that dtype: itself where that already holds, else a copy.
 
     Incoming gradients come in any layout: expanded (stride 0) from a sum, transposed from a permute.
     """
-    if value.shape != like.shape or value.device != like.device:
-        raise RuntimeError(f"expected a tensor like {describe(like)}, got {describe(value)}")
-    same = all(a == b for a, b, n in zip(value.stride(), like.stride(), value.shape, strict=True) if n != 1)
+    if value.shape != tuple(shape) or value.device != like.device:
+        raise RuntimeError(f"expected a tensor of shape {tuple(shape)} on {like.device}, got {describe(value)}")
+    same = all(a == b for a, b, n in zip(value.stride(), stride, shape, strict=True) if n != 1)
     if same and value.dtype == dtype:
         return value
-    return torch.empty_like(like, dtype=dtype).copy_(value)
+    return like.new_empty_strided(shape, stride, dtype=dtype).copy_(value)
+
+
+def aligned_like(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in the memory layout of ``like``, dense, and in ``dtype``: itself where that already holds."""
+    return aligned(value, like.shape, like.stride(), dtype, like)

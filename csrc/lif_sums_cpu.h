@@ -1,0 +1,87 @@
+// Sums over steps and neurons on the CPU: of a few in float, then in double, in an order that the width of a vector does
+// not change.
+//
+// No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h.
+
+// Adds to a vector of sums.
+TK_INLINE void add_to(float* sum, vfloat a) { store(sum, a + load(sum)); }
+TK_INLINE void add_to(float* sum, vfloat a, vfloat b) { store(sum, fma_(a, b, load(sum))); }
+
+// The sum of n floats in double, in an order that depends on n alone.
+inline double ordered_sum(const float* from, int64_t n) {
+  typedef double vdouble __attribute__((vector_size(32)));
+  typedef float vquad __attribute__((vector_size(16)));
+  vdouble even{}, odd{};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    even += __builtin_convertvector(load_as<vquad>(from + i), vdouble);
+    odd += __builtin_convertvector(load_as<vquad>(from + i + 4), vdouble);
+  }
+  even += odd;
+  double sum = (even[0] + even[1]) + (even[2] + even[3]);
+  for (; i < n; ++i) sum += from[i];
+  return sum;
+}
+
+// Adds a row of sums, a float a neuron of the block, to the totals of their channels.
+inline void add_channels(const LifArgs& a, const Block& b, const float* row, double* totals) {
+  channel_runs(a, b, [&](int64_t i, int64_t channel, int64_t length) {
+    if (a.inner == 1 && a.C > 1) {
+      for (int64_t j = 0; j < length; ++j) totals[channel + j] += row[i + j];
+    } else {
+      totals[channel] += ordered_sum(row + i, length);
+    }
+  });
+}
+
+// Sums for the gradients of the parameters, a row of floats each: cleared for a chunk, then added to [kParams, C].
+struct ParamSums {
+  float* rows;
+  double* totals;  // null: not wanted
+
+  static bool has(const LifArgs& a, int k) {
+    return !(k == kResetAmount && a.reset != kSoft) && !(k == kVReset && a.reset != kHard);
+  }
+  void clear(const LifArgs& a) const {
+    for (int k = 0; totals && k < kParams; ++k)
+      if (has(a, k)) __builtin_memset(rows + k * kStride, 0, sizeof(float) * kStride);
+  }
+  void add(const LifArgs& a, const Block& b) const {
+    for (int k = 0; totals && k < kParams; ++k)
+      if (has(a, k)) add_channels(a, b, rows + k * kStride, totals + k * a.C);
+  }
+};
+
+// The two sums of the norm. Where channels are long, 32 neurons in turn share a float, for one step of a block. Where
+// they are short, a float is a neuron's, kept while blocks start at the same channel. Either way kMostAdded numbers go
+// into one at the most.
+struct NormSums {
+  float* rows;
+  double* totals;  // [2, C]; null: not wanted
+  int64_t mask = 0, added = 0;
+  Block block;
+  static constexpr int64_t kTurns = 32, kMostAdded = 128;
+
+  NormSums(float* rows, double* totals) : rows(rows), totals(totals) {}
+  // Before a step of a block; `fresh`: its channels are not those of the block before.
+  void begin(const LifArgs& a, const Block& b, bool uniform, bool fresh) {
+    if (!totals) return;
+    if (fresh || added == 0 || added >= kMostAdded) {
+      flush(a);
+      block = b, mask = uniform ? kTurns - 1 : -1;
+      for (int k = 0; k < 2; ++k)
+        __builtin_memset(rows + k * kStride, 0, sizeof(float) * (uniform ? kTurns + kPad : kStride));
+    }
+    added += uniform ? b.size() / kTurns + 1 : 1;
+  }
+  void flush(const LifArgs& a) {
+    for (int k = 0; added && k < 2; ++k) {
+      if (mask < 0) {
+        add_channels(a, block, rows + k * kStride, totals + k * a.C);
+      } else {
+        totals[k * a.C + block.at / a.inner % a.C] += ordered_sum(rows + k * kStride, kTurns);
+      }
+    }
+    added = 0;
+  }
+};

@@ -1,0 +1,269 @@
+"""BatchNorm + LIF on every backend against float64, and the layer against torch's BatchNorm and the LIF layer."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import trtkern
+from trtkern import nn as snn
+from trtkern import surrogates
+from trtkern.backends import named
+from trtkern.selftest import NormCell, compare_norm, norm_cells
+
+GRID = list(norm_cells(shape=(2, 3, 5)))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _holds(backend):
+    if not named(backend).holds("batch_norm_lif"):
+        pytest.fail(f"{backend} does not hold batch_norm_lif")
+
+
+def check(backend, cell, device, seed=0):
+    errors = compare_norm(backend, cell, device, seed)
+    assert errors.within(cell.dtype), f"{cell}: {errors}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
+def test_grid(backend, device, share, dtype, surrogate):
+    for cell in share((c for c in GRID if c.dtype == dtype and c.surrogate == surrogate), every=11):
+        check(backend, cell, device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "last"])
+@pytest.mark.parametrize("timesteps", [1, 5, 16, 17, 40])
+def test_layouts_and_chunks(backend, device, share, layout, timesteps):
+    shapes = ((2, 1, 3), (2, 3, 5, 7), (1, 4, 4, 4), (2, 1009), (1, 33, 17))
+    # Every third of them: 3 divides no axis, so every value of each stays in.
+    grid = list(itertools.product((torch.float32, torch.bfloat16), shapes, ("none", "dense"), (True, False)))[::3]
+    for dtype, shape, residual, training in share(grid, every=3):
+        if layout == "channels_last" and len(shape) < 3:
+            continue
+        if training and timesteps * torch.Size(shape).numel() // shape[-1 if layout == "last" else 1] < 2:
+            continue
+        memory = "contiguous" if layout == "last" else layout
+        options = {"training": training, "residual": residual, "last": layout == "last"}
+        check(backend, NormCell(dtype, timesteps=timesteps, shape=shape, layout=memory, **options), device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("timesteps", [1, 4, 7, 16, 19])
+def test_pooling(backend, device, share, layout, timesteps):
+    shapes = ((2, 3, 4, 6), (1, 16, 2, 4), (1, 1, 2, 2), (2, 5, 7, 4), (1, 4, 5, 3))
+    grid = list(itertools.product((torch.float32, torch.bfloat16), shapes, ("none", "dense"), ("none", "channel")))[::3]
+    for dtype, shape, residual, learnable in share(grid, every=3):
+        if timesteps * shape[0] * shape[2] * shape[3] < 2:
+            continue
+        cell = NormCell(dtype, "triangle", "soft", False, learnable, timesteps, shape, layout, pool=True)
+        check(backend, NormCell(**{**vars(cell), "residual": residual}), device)
+
+
+def test_static_input_is_read_as_it_is(backend, device):
+    for timesteps, layout, residual, pool in ((4, "contiguous", "none", True), (6, "channels_last", "dense", False)):
+        cell = NormCell(timesteps=timesteps, shape=(2, 4, 4, 6), layout=layout, static=True)
+        check(backend, NormCell(**{**vars(cell), "residual": residual, "pool": pool}), device)
+    check(backend, NormCell(timesteps=18, shape=(2, 3, 5), static=True, learnable="channel"), device)
+
+
+def test_larger_than_a_block(backend, device):
+    small = backend == "triton" and device == "cpu"
+    for shape, last in (((1, 7, 611 if small else 2011), False), ((1, 501 if small else 4001, 7), True)):
+        for learnable, timesteps in (("none", 4), ("channel", 18)):
+            check(backend, NormCell(timesteps=timesteps, shape=shape, learnable=learnable, last=last), device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_statistics_survive_a_large_mean_and_an_outlier(backend, device, layout):
+    """A variance as E[y^2] - mean^2 loses all digits here; so does one shifted by a first value far off."""
+    y = torch.randn(4, 2, 3, 6, 8) * 1e-2 + torch.tensor([1e4, -3e3, 2.0]).view(3, 1, 1)
+    y[0, 0, 2, 0, 0] = 3e4
+    if layout == "channels_last":
+        y = y.movedim(2, -1).contiguous().movedim(-1, 2)
+    layer = snn.BatchNormLIF(3, momentum=1.0, backend=backend).to(device)
+    layer(y.to(device))
+    want_var, want_mean = torch.var_mean(y.double(), (0, 1, 3, 4))
+    torch.testing.assert_close(layer.running_mean.double().cpu(), want_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(layer.running_var.double().cpu(), want_var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+def test_running_statistics_are_torchs(backend, device, momentum):
+    layer = snn.BatchNormLIF(5, momentum=momentum, backend=backend).to(device)
+    twin = torch.nn.BatchNorm2d(5, momentum=momentum)
+    for seed in range(4):
+        y = torch.randn(3, 2, 5, 4, 4) * (1 + seed) + seed
+        layer(y.to(device))
+        twin(y.flatten(0, 1))
+    state = {name: value.cpu() for name, value in layer.state_dict().items()}
+    torch.testing.assert_close(state, dict(twin.state_dict()), rtol=1e-5, atol=1e-6)
+    layer.eval()
+    before = copy.deepcopy(layer.state_dict())
+    layer(y.to(device))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_without_affine_or_running_statistics(backend, device):
+    y = torch.randn(4, 2, 3, 5, 5)
+    for options in ({"affine": False}, {"track_running_stats": False}):
+        layer, twin = snn.BatchNormLIF(3, backend=backend, **options).to(device), torch.nn.BatchNorm2d(3, **options)
+        for training in (True, False):
+            layer.train(training), twin.train(training)
+            mine, theirs = y.clone().to(device).requires_grad_(), y.double().requires_grad_()
+            layer(mine).sum().backward()
+            x = twin.double()(theirs.flatten(0, 1)).unflatten(0, (4, 2))
+            trtkern.lif(x, backend="reference").spikes.sum().backward()
+            torch.testing.assert_close(mine.grad.cpu().double(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_nonfinite_statistics_raise_the_flag_and_change_nothing(backend, device):
+    layer = snn.BatchNormLIF(3, backend=backend).to(device)
+    y = torch.randn(4, 2, 3, 5, 5, device=device)
+    clean = layer(y)
+    before = copy.deepcopy(layer.state_dict())
+    assert layer.nonfinite.item() == 0
+    y[1, 0, 1, 2, 2] = torch.nan
+    spikes = layer(y)
+    assert layer.nonfinite.item() == 1
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert (spikes[:, :, 1] == 0).all() and torch.equal(spikes[:, :, [0, 2]], clean[:, :, [0, 2]])
+    with trtkern.debug(), pytest.raises(RuntimeError, match="batch_norm_lif: expected finite"):
+        layer(y)
+
+
+def test_two_runs_are_bitwise_equal(backend, device):
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        layer = snn.BatchNormLIF(7, backend=backend, pool=2, neuron=snn.PLIF, channels=7).to(device)
+        y = torch.randn(18, 2, 7, 6, 10, device=device, requires_grad=True)
+        s = layer(y)
+        (s * torch.randn_like(s)).sum().backward()
+        runs.append((s.detach(), y.grad, *(p.grad for p in layer.parameters()), layer.running_var))
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_gradients_are_those_of_the_unfused_layers(backend, device):
+    """BatchNorm, then LIF with learned decays, in training and in evaluation, as users have them."""
+    torch.manual_seed(1)
+    layer = snn.BatchNormLIF(4, neuron=snn.PLIF, channels=4, v_leak=0.2, backend=backend).to(device)
+    norm, lif = torch.nn.BatchNorm2d(4).double(), snn.PLIF(channels=4, v_leak=0.2, backend="reference").double()
+    for training in (True, False):
+        layer.train(training), norm.train(training)
+        y = torch.randn(5, 2, 4, 6, 6)
+        mine, theirs = y.clone().to(device).requires_grad_(), y.double().requires_grad_()
+        g = torch.randn(5, 2, 4, 6, 6)
+        layer.zero_grad(), norm.zero_grad(), lif.zero_grad()
+        layer(mine).backward(g.to(device))
+        lif(norm(theirs.flatten(0, 1)).unflatten(0, (5, 2))).backward(g.double())
+        pairs = [(mine, theirs), (layer.weight, norm.weight), (layer.bias, norm.bias), (layer.lif.w, lif.w)]
+        for a, b in pairs:
+            torch.testing.assert_close(a.grad.cpu().double(), b.grad, rtol=1e-4, atol=2e-5 * b.grad.abs().max().item())
+
+
+def test_expanded_and_transposed_gradients(backend, device):
+    y = torch.randn(4, 2, 4, 6, 6, device=device, requires_grad=True)
+    for pool in (1, 2):
+        layer = snn.BatchNormLIF(4, pool=pool, backend=backend).to(device)
+        side = 6 // pool
+        (got,) = torch.autograd.grad(layer(y).sum(), y)
+        (want,) = torch.autograd.grad(layer(y), y, torch.ones(4, 2, 4, side, side, device=device))
+        assert torch.equal(got, want)
+        g = torch.randn(side, side, 4, 2, 4, device=device)
+        (got,) = torch.autograd.grad(layer(y), y, g.permute(4, 3, 2, 1, 0))
+        (want,) = torch.autograd.grad(layer(y), y, g.permute(4, 3, 2, 1, 0).contiguous())
+        assert torch.equal(got, want)
+
+
+def test_a_sequence_in_two_pieces_is_the_whole(backend, device):
+    layer = snn.BatchNormLIF(3, backend=backend).to(device).eval()
+    y = torch.randn(8, 2, 3, 5, device=device) * 2
+    whole, state = layer(y, return_state=True)
+    first, middle = layer(y[:3], return_state=True)
+    second, last = layer(y[3:], None, middle, return_state=True)
+    assert torch.equal(whole, torch.cat((first, second))) and torch.equal(state, last)
+
+
+def test_half_precision_layers(backend, device):
+    layer = snn.BatchNormLIF(3, backend=backend).to(device, torch.bfloat16)
+    y = torch.randn(4, 2, 3, 5, 5, device=device, dtype=torch.bfloat16, requires_grad=True)
+    layer(y).sum().backward()
+    assert layer.weight.grad.dtype == layer.running_mean.dtype == torch.bfloat16 and y.grad.isfinite().all()
+
+
+def test_second_derivatives_are_refused(backend, device):
+    layer = snn.BatchNormLIF(3, backend=backend).to(device)
+    y = torch.randn(4, 2, 3, 5, device=device, requires_grad=True)
+    (gy,) = torch.autograd.grad(layer(y).sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="batch_norm_lif: expected a first derivative"):
+        gy.sum().backward()
+
+
+def block(backend, device, checkpoint):
+    torch.manual_seed(0)
+    layers = [
+        snn.ConvBatchNormLIF(
+            snn.SpikeConv2d(cin, cout, 3, padding=1, bias=False),
+            snn.BatchNormLIF(cout, pool=pool, packed=True, neuron=snn.PLIF, backend=backend),
+            checkpoint=checkpoint,
+        )
+        for cin, cout, pool in ((2, 4, 1), (4, 4, 2), (4, 6, 1))
+    ]
+    return torch.nn.ModuleList(layers).to(device)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_less(backend, device, static):
+    found = []
+    for checkpoint in (False, True):
+        layers = block(backend, device, checkpoint)
+        image = torch.rand(1 if static else 4, 2, 2, 8, 8, device=device).expand(4, -1, -1, -1, -1)
+        kept: dict[int, int] = {}
+
+        def keep(t, kept=kept, layers=layers):
+            if not any(t.data_ptr() == p.data_ptr() for p in layers.parameters()):
+                kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        x = image
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            x = layers[0](x)
+            residual = x
+            x = layers[1](x)
+            x = layers[2](x)
+            del residual
+        (x.spikes.sum(0) * torch.randn(2, 6, 4, 4, device=device)).sum().backward()
+        state = {name: value for name, value in layers.state_dict().items() if "running" in name or "tracked" in name}
+        found.append(([p.grad for p in layers.parameters()], state, sum(kept.values()), x.spikes.detach()))
+    (grads, state, kept, spikes), (again, other_state, less, same) = found
+    assert torch.equal(spikes, same)
+    for a, b in zip(grads, again, strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(value, other_state[name]) for name, value in state.items())
+    assert less < 0.75 * kept, (less, kept)
+
+
+def test_fullgraph_and_no_recompiles(backend, device):
+    if backend == "triton" and device == "cpu":
+        pytest.skip("Triton's interpreter cannot be compiled")
+    torch._dynamo.reset()
+    layer = snn.BatchNormLIF(11, pool=2, backend=backend).to(device)
+    eager = copy.deepcopy(layer)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    for steps, batch in ((4, 2), (5, 3), (6, 4)):
+        y = torch.randn(steps, batch, 11, 6, 6, device=device)
+        mine, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
+        compiled(mine).sum().backward()
+        eager(theirs).sum().backward()
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(layer.running_var, eager.running_var)
+        counts.append(counter.frame_count)
+    assert counts[0] > 0 and len(set(counts)) == 1
+    torch._dynamo.reset()

@@ -1,0 +1,157 @@
+"""BatchNorm, LIF, and what stands around them, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.backends import explain, resolve
+from trtkern.backends.base import Case
+from trtkern.nn._neuron import spikes_of
+from trtkern.nn.neurons import LIF, Spiking
+from trtkern.ops import _check
+from trtkern.ops._norm import BatchNorm
+from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
+from trtkern.ops.lif import wanted
+from trtkern.ops.spikes import Spikes
+
+
+class BatchNormLIF(nn.Module):
+    """BatchNorm over time, batch and space together, a residual, LIF neurons and a 2x2 average, as one op.
+
+    x = weight * (y - mean) / sqrt(var + eps) + bias (+ residual), then the neuron of ``LIF`` over all T steps.
+    Statistics are per channel (the "tdBN" of the TRT paper, arXiv 2506.19256, is exactly this); running statistics are
+    kept as ``torch.nn.BatchNorm2d`` keeps them. One pass reads y for the statistics, one normalises, integrates and
+    fires; backward is two passes. What is kept for it is y, the residual and a few numbers a channel.
+
+    Args:
+        num_features: C.
+        eps, momentum, affine, track_running_stats: as in ``torch.nn.BatchNorm2d``.
+        channel_dim: the axis of y that the channels are on: 2, or -1 for [T, B, L, C] after a Linear.
+        sync: share the statistics with all processes of torch.distributed, once it is initialised.
+        pool: 2 returns 2x2 averages of the spikes, [T, B, C, H // 2, W // 2], and never writes the spikes themselves.
+        packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
+        neuron: ``LIF``, ``IF`` or ``PLIF``.
+        lif: what that neuron takes: decay, gain, v_threshold, surrogate, backend, ...
+
+    The state dict has weight, bias, running_mean, running_var and num_batches_tracked, and ``lif.*`` for learned
+    parameters of the neuron; ``convert_norm_lif`` makes this layer out of a pair, ``unfuse`` the pair out of it.
+
+    Raises:
+        TypeError, ValueError: a setting out of range.
+    """
+
+    takes_time = True
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        channel_dim: int = 2,
+        sync: bool = False,
+        pool: int = 1,
+        packed: bool = False,
+        neuron: type[Spiking] = LIF,
+        **lif: Any,
+    ) -> None:
+        super().__init__()
+        _settings(num_features, eps, momentum, pool)
+        if "time_dim" in lif:
+            raise TypeError(f"BatchNormLIF: expected time on axis 0, got time_dim={lif['time_dim']!r}; move the axis")
+        self.num_features, self.eps, self.momentum = num_features, float(eps), momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.channel_dim, self.sync, self.pool, self.packed = channel_dim, sync, pool, packed
+        for name in ("weight", "bias"):
+            self.register_parameter(name, nn.Parameter(torch.empty(num_features)) if affine else None)
+        held = {"running_mean": torch.zeros, "running_var": torch.ones}
+        for name, make in held.items():
+            self.register_buffer(name, make(num_features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+        self.lif = neuron(channel_dim=channel_dim, **lif)
+        self.reset_parameters()
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1, no batch seen."""
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, and the running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """int32 [1], set to 1 by the kernel when a potential is not finite."""
+        return self.lif.nonfinite
+
+    def norm(self) -> BatchNorm:
+        """The normalisation of the next call."""
+        training = self.training or self.running_mean is None
+        group = None
+        if self.sync and training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            group = torch.distributed.group.WORLD
+        tracked = (self.running_mean, self.running_var, self.num_batches_tracked)
+        return BatchNorm(self.weight, self.bias, *tracked, self.eps, self.momentum, training, group)
+
+    def neuron(self, *, state: bool = False) -> Neuron:
+        """What follows the normalisation in the next call."""
+        lif = self.lif
+        want = wanted(True, False, state, self.packed)
+        return Neuron(lif.values(), lif.spec, self.pool == 2, want, lif.nonfinite, lif.backend)
+
+    def forward(
+        self,
+        y: Tensor,
+        residual: Tensor | Spikes | None = None,
+        v0: Tensor | None = None,
+        *,
+        return_state: bool = False,
+    ) -> Tensor | Spikes | tuple[Any, ...]:
+        """Spikes [T, B, C, ...] in y's dtype (2x2 averages with ``pool=2``; ``Spikes`` when packed); with
+        ``return_state`` also the potentials after the last step, [B, C, ...] float32.
+
+        Args:
+            y: [T, B, C, ...], contiguous or channels last as it is; expanded along time, the statistics read it once.
+            residual: added to the normalised y; of its shape and dtype, or packed ``Spikes``.
+            v0: potential before the first step, [B, C, ...] float32; None is zero.
+        """
+        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim)
+        return (spikes_of(out), out.state) if return_state else spikes_of(out)
+
+    def backend_for(self, y: Tensor) -> str:
+        """The backend that runs this layer on y; for "auto" also why the ones before it do not."""
+        case = Case(OP, y.device.type, y.dtype, self.lif.spec)
+        return explain(case) if self.lif.backend == "auto" else resolve(self.lif.backend, case).name
+
+    def extra_repr(self) -> str:
+        """The settings, as they would be passed to the constructor."""
+        names = ("eps", "momentum", "affine", "track_running_stats", "channel_dim", "sync", "pool", "packed")
+        return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)!r}" for name in names)])
+
+
+def _settings(num_features: int, eps: float, momentum: float | None, pool: int) -> None:
+    if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+        raise ValueError(f"BatchNormLIF: expected num_features to be an int >= 1, got {_check.describe(num_features)}")
+    if not (isinstance(eps, (int, float)) and 0 < eps < float("inf")):
+        raise ValueError(f"BatchNormLIF: expected eps to be a number > 0, got {_check.describe(eps)}")
+    if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+        raise ValueError(f"BatchNormLIF: expected momentum in [0, 1] or None, got {_check.describe(momentum)}")
+    if pool not in (1, 2):
+        raise ValueError(f"BatchNormLIF: expected pool to be 1 or 2, got {pool!r}")

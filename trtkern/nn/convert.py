@@ -1,0 +1,230 @@
+"""Pairs of BatchNorm and LIF into ``BatchNormLIF`` and back, in a model that is there already, and its state dicts."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from trtkern.nn._pairs import LEAVES, hooks_of, join, objection_to, pairs, pools, unlike
+from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.block import ConvBatchNormLIF
+from trtkern.nn.time import OverTime, TimeSequential
+from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
+
+
+def convert_norm_lif(model: nn.Module) -> nn.Module:
+    """Fuse every BatchNorm that is directly followed by LIF, IF or PLIF into one ``BatchNormLIF``, in place.
+
+    The two are neighbours in an ``nn.Sequential`` or ``TimeSequential`` anywhere in the model, the BatchNorm bare or in
+    ``OverTime``. Average pooling behind them (``nn.AvgPool2d(2)``) becomes ``pool=2``. The new layer stands in the
+    BatchNorm's place and has the same Parameter objects in the same order, so that an optimiser goes on as it was, the
+    same buffers, settings and mode; an ``Absorbed`` keeps the place of each layer that went into it. Only learned
+    parameters of a neuron ("2.w" is now "1.lif.w") and of what was in ``OverTime`` ("1.module.weight" is now
+    "1.weight") change their names: ``convert_state_dict`` takes checkpoints across.
+
+    A pair that cannot be fused with the same result is left alone, with a warning that says why: it has hooks, is used
+    in several places, has its time axis elsewhere, ...
+
+    Args:
+        model: changed, and returned (a new module only where ``model`` itself is an ``UnfusedBatchNormLIF``).
+    """
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    for pair in list(pairs(model)):
+        objection = objection_to(pair, uses)
+        if objection is not None:
+            _left(f"convert_norm_lif: {pair.place!r} and {pair.behind!r} stay two layers", objection)
+            continue
+        pooled = pools(pair)
+        made = [
+            _fused(pair.norm, pair.neuron, pair.axis, 2 if pooled else 1),
+            Absorbed(type(pair.norm), isinstance(pair.layers[0], OverTime)),
+            *([Absorbed(pool=pair.layers[2])] if pooled else []),
+        ]
+        pair.parent._modules.update(zip(pair.names, made, strict=False))
+
+    def whole(path: str, layer: Any, before: nn.Module | None, parent: nn.Module | None) -> nn.Module | None:
+        if not isinstance(layer, UnfusedBatchNormLIF):
+            return None
+        objection = hooks_of(layer, *layer.children()) or unlike(layer.norm)
+        if objection is not None:
+            _left(f"convert_norm_lif: {path!r} stays as it is", objection)
+            return None
+        return _fused(layer.norm, layer.lif, layer.channel_dim, 2 if "pool" in layer._modules else 1)
+
+    return _replaced(model, whole)
+
+
+def unfuse(model: nn.Module, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    """Undo ``convert_norm_lif``: every ``BatchNormLIF`` becomes a BatchNorm, a neuron and its pooling, in place.
+
+    The layers go back to the places that they came from. A ``BatchNormLIF`` that was never a pair becomes an
+    ``UnfusedBatchNormLIF``, which also takes a residual and an initial state; the class of its BatchNorm follows from
+    the convolution or Linear before it. Parameter objects, buffers and mode stay, as in the other direction.
+
+    Args:
+        model: changed, and returned (a new module only where ``model`` itself is a ``BatchNormLIF``).
+        norm: the class of the BatchNorm where nothing tells how many axes of space its input has.
+    """
+    for parent in list(model.modules()):
+        if isinstance(parent, nn.Sequential):
+            _put_back(parent)
+
+    def parts(path: str, layer: Any, before: nn.Module | None, parent: nn.Module | None) -> nn.Module | None:
+        if not isinstance(layer, BatchNormLIF):
+            return None
+        objection = hooks_of(layer)
+        if layer.channel_dim not in (2, -1):
+            objection = f"expected its channels on axis 2 or -1, got channel_dim={layer.channel_dim}"
+        elif isinstance(parent, ConvBatchNormLIF) and parent.checkpoint:
+            objection = "ConvBatchNormLIF(checkpoint=True) needs the fused layer"
+        elif type(layer) is not BatchNormLIF:
+            objection = f"{type(layer).__name__} is a class of its own"
+        if objection is not None:
+            _left(f"unfuse: {path!r} stays one layer", objection)
+            return None
+        first, pool = _norm(layer, _norm_class(layer, before, norm)), nn.AvgPool2d(2) if layer.pool == 2 else None
+        made = UnfusedBatchNormLIF(first, _neuron(layer), pool, channel_dim=layer.channel_dim)
+        return made.train(layer.training)
+
+    return _replaced(model, parts)
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
+    """A checkpoint of the fused model with the keys of the unfused one, or the other way, whichever ``model`` is.
+
+    Use: ``model.load_state_dict(convert_state_dict(checkpoint, model))``. Of a pair in places N and M of its container
+    the BatchNorm's keys are "N.weight", in ``OverTime`` "N.module.weight", in an ``UnfusedBatchNormLIF``
+    "N.norm.weight"; the neuron's are "M.w", in a ``BatchNormLIF`` "N.lif.w". All other keys stay as they are.
+
+    Args:
+        state_dict: of ``model``, or of what ``convert_norm_lif`` or ``unfuse`` made of it.
+        model: what it is to be loaded into.
+
+    Raises:
+        ValueError: two keys for the same tensor, by name.
+    """
+    aliases = {}
+    for place, behind in _sites(model):
+        aliases.update({place + "module.": place, place + "norm.": place})
+        if behind is not None:
+            aliases[behind] = place + "lif."
+
+    def fused(key: str) -> str:
+        prefix = next((prefix for prefix in aliases if key.startswith(prefix)), "")
+        return aliases.get(prefix, "") + key.removeprefix(prefix)
+
+    own = {fused(key): key for key in model.state_dict()}
+    result: OrderedDict[str, Any] = OrderedDict()
+    came: dict[str, str] = {}
+    for key, value in state_dict.items():
+        name = own.get(fused(key), key)
+        if name in result:
+            raise ValueError(
+                f"convert_state_dict: expected one key for {name!r}, got {came[name]!r} and {key!r}; remove one of them"
+            )
+        result[name], came[name] = value, key
+    if hasattr(state_dict, "_metadata"):
+        result._metadata = state_dict._metadata  # type: ignore[attr-defined]
+    return result
+
+
+def _sites(model: nn.Module) -> Iterator[tuple[str, str | None]]:
+    """Prefixes of the keys of every pair, fused or not: where its BatchNorm is, and where its neuron is or was."""
+    for pair in pairs(model, remove_duplicate=False):
+        yield f"{pair.place}.", f"{pair.behind}."
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (BatchNormLIF, UnfusedBatchNormLIF)):
+            yield join(path, ""), None
+        elif isinstance(module, nn.Sequential):
+            for (name, _), (behind, layer) in pairwise(module._modules.items()):
+                if isinstance(layer, Absorbed) and layer.norm is not None:
+                    yield join(path, name) + ".", join(path, behind) + "."
+
+
+def _fused(norm: Any, neuron: Any, axis: int, pool: int) -> BatchNormLIF:
+    sync = isinstance(norm, nn.SyncBatchNorm)
+    settings = {"channel_dim": axis, "sync": sync, "pool": pool, "packed": neuron.packed}
+    layer = BatchNormLIF(norm.num_features, norm.eps, norm.momentum, False, False, **settings)
+    _share(norm, layer)
+    layer.lif = neuron
+    return layer
+
+
+def _norm(layer: BatchNormLIF, kind: Any) -> nn.Module:
+    norm = kind(layer.num_features, layer.eps, layer.momentum, False, False)
+    _share(layer, norm)
+    return norm
+
+
+def _neuron(layer: BatchNormLIF) -> Any:
+    layer.lif.packed = layer.packed
+    return layer.lif
+
+
+def _share(source: Any, target: Any) -> None:
+    """The same Parameters and buffers, and the mode that belongs to them."""
+    for name in LEAVES[:2]:
+        target.register_parameter(name, source._parameters[name])
+    for name in LEAVES[2:]:
+        target.register_buffer(name, source._buffers[name])
+    target.affine, target.track_running_stats = source.affine, source.track_running_stats
+    target.training = source.training
+
+
+def _norm_class(layer: BatchNormLIF, before: Any, default: type[nn.Module]) -> type[nn.Module]:
+    """The BatchNorm for what comes out of the convolution or Linear before the layer."""
+    if layer.sync:
+        return nn.SyncBatchNorm
+    if layer.channel_dim == -1 or isinstance(before, nn.Linear):
+        return nn.BatchNorm1d
+    if isinstance(before, _ConvNd):
+        return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(before.kernel_size) - 1]
+    return nn.BatchNorm2d if layer.pool == 2 else default
+
+
+def _put_back(parent: nn.Sequential) -> None:
+    """The layers of a Sequential that ``convert_norm_lif`` has fused, each in its place."""
+    layers = list(parent._modules.items())
+    for i, (name, layer) in enumerate(layers):
+        if type(layer) is not BatchNormLIF or hooks_of(layer) is not None:
+            continue
+        # The neuron has kept one place, the pooling another.
+        kept = {key: place for key, place in layers[i + 1 : i + 1 + layer.pool] if isinstance(place, Absorbed)}
+        if [place.norm is None for place in kept.values()] != [False, True][: layer.pool]:
+            continue
+        first, *rest = kept.values()
+        axis = 2 if first.wrapped or isinstance(parent, TimeSequential) else 1
+        if layer.channel_dim != axis or layer.sync != (first.norm is nn.SyncBatchNorm):
+            continue
+        norm = _norm(layer, first.norm)
+        norm = OverTime(norm).train(layer.training) if first.wrapped else norm
+        back = [norm, _neuron(layer), *(place.pool[0] for place in rest)]
+        parent._modules.update(zip([name, *kept], back, strict=True))
+
+
+def _replaced(model: nn.Module, make: Callable[..., nn.Module | None]) -> nn.Module:
+    """The model, with make(path, layer, convolution or Linear before it, parent) in place of a layer where not None."""
+    made: dict[nn.Module, nn.Module | None] = {model: make("", model, None, None)}
+    for path, parent in list(model.named_modules()):
+        before: nn.Module | None = None
+        for name, layer in list(parent._modules.items()):
+            if layer is None:
+                continue
+            if layer not in made:
+                made[layer] = make(join(path, name), layer, before, parent)
+            new = made[layer]
+            if new is not None:
+                parent._modules[name] = new
+            before = next((m for m in reversed(list(layer.modules())) if isinstance(m, (_ConvNd, nn.Linear))), before)
+    whole = made[model]
+    return model if whole is None else whole
+
+
+def _left(what: str, why: str) -> None:
+    warnings.warn(f"{what}: {why}", stacklevel=3)

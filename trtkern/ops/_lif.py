@@ -1,0 +1,157 @@
+"""The private LIF ops: what the backends fill, allocated and registered once for LIF and for BatchNorm + LIF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern.backends import named
+from trtkern.backends.base import CHUNK, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
+from trtkern.ops import _check
+from trtkern.ops._library import define
+from trtkern.spec import LIFSpec
+
+WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED = 1, 2, 4, 8, 16
+NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS = 1, 2, 4, 8
+
+
+def wanted_grads(grads: tuple, want: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of s, v and v_final; None where the output was not made."""
+    gs, gv, gv_final, *_ = grads
+    return gs if want & WANT_SPIKES else None, gv if want & WANT_V else None, gv_final if want & WANT_STATE else None
+
+
+class Call(NamedTuple):
+    """What both directions are told, in the order of the schemas; tensors first."""
+
+    x: Tensor
+    """[T, ...], dense, or one dense step expanded along time."""
+    v0: Tensor | None
+    params: Tensor | None
+    affine: Tensor | None
+    """[3, C] float32: center, scale, shift; None: x is the input current."""
+    residual: Tensor | None
+    scalars: Sequence[float]
+    token: str
+    inner: int
+    pool: bool
+    """Average s over 2 x 2 neurons; x is then [T, B, C, H, W], contiguous or channels last, H and W even."""
+
+
+def _inputs(call: Call) -> LIFInputs:
+    """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
+    x, v0, params, affine, residual, scalars, token, inner, pool = call
+    if not (_check.is_dense(x) or _check.is_static(x)):
+        raise RuntimeError(f"lif: expected x to be dense with time outermost, got {_check.describe(x)}")
+    _check.parameter_values("lif", params)
+    if v0 is not None:
+        v0 = _check.aligned_like(v0, x[0], torch.float32)
+    norm = None
+    if affine is not None:
+        if residual is not None:
+            residual = _check.aligned(residual, x.shape, _check.strides(x), x.dtype, x)
+        norm = Norm(affine, residual)
+    halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
+    return LIFInputs(x, v0, params, tuple(scalars), LIFSpec.from_token(token), inner, norm, halves)
+
+
+def _empty_spikes(x: Tensor, pool: bool) -> Tensor:
+    return x.new_empty_strided(*_check.pooled_shape(x)) if pool else _check.empty(x)
+
+
+def _allocate(x: Tensor, pool: bool, want: int) -> LIFForward:
+    """The outputs of the forward pass, in x's layout; an unwanted one is None."""
+    steps, neurons = x.shape[0], x[0].numel()
+    edges = packed = None
+    if want & WANT_EDGES:
+        edges = x.new_empty(((steps - 1) // CHUNK, neurons), dtype=torch.float32)
+    if want & WANT_PACKED:
+        planes = ((steps + 7) // 8, *x.shape[1:])
+        packed = x.new_empty_strided(planes, _check.strides(x), dtype=torch.uint8)
+    return LIFForward(
+        s=_empty_spikes(x, pool) if want & WANT_SPIKES else None,
+        v=_check.empty(x) if want & WANT_V else None,
+        v_final=_check.empty(x[:1], torch.float32)[0] if want & WANT_STATE else None,
+        edges=edges,
+        flag=None,
+        packed=packed,
+    )
+
+
+def _returned(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The outputs as a schema has them: an empty tensor stands for an unwanted one."""
+    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool))
+    out = _allocate(x, pool, want)
+    if x.numel():
+        named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
+    return _returned(x, *out[:4], out.packed)
+
+
+def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+    out = _allocate(x, pool, want)
+    return _returned(x, *out[:4], out.packed)
+
+
+_CALL = (
+    "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, float[] scalars, str spec, SymInt inner, "
+    "bool pool"
+)
+define(
+    f"lif_forward({_CALL}, Tensor(a!)? flag, int want, str backend) "
+    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed)",
+    _forward,
+    _forward_fake,
+)
+
+
+def _allocate_backward(x: Tensor, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
+    return LIFBackward(
+        x=_check.empty(x) if needs & NEED_X else None,
+        v0=_check.empty(x[:1], torch.float32)[0] if needs & NEED_V0 else None,
+        params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
+        sums=x.new_empty((2, affine.shape[1]), dtype=torch.float64)
+        if needs & NEED_SUMS and affine is not None
+        else None,
+    )
+
+
+def _backward(
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
+):
+    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool))
+    spikes = _check.pooled_shape(x) if pool else (x.shape, _check.strides(x))
+    grads = LIFGrads(
+        None if gs is None else _check.aligned(gs, *spikes, x.dtype, x),
+        None if gv is None else _check.aligned(gv, x.shape, _check.strides(x), x.dtype, x),
+        None if gv_final is None else _check.aligned_like(gv_final, x[0], torch.float32),
+        coef,
+    )
+    out = _allocate_backward(x, params, affine, needs)
+    if x.numel():
+        named(backend).ops["lif_backward"](inputs, edges if edges.numel() else None, grads, out)
+    else:
+        for sums in (out.params, out.sums):
+            if sums is not None:
+                sums.zero_()
+    return _returned(x, *out)
+
+
+def _backward_fake(
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
+):
+    return _returned(x, *_allocate_backward(x, params, affine, needs))
+
+
+define(
+    f"lif_backward({_CALL}, Tensor edges, Tensor? gs, Tensor? gv, Tensor? gv_final, Tensor? coef, int needs, "
+    "str backend) -> (Tensor gx, Tensor gv0, Tensor gparams, Tensor sums)",
+    _backward,
+    _backward_fake,
+)

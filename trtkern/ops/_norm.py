@@ -1,0 +1,218 @@
+"""The numbers of a BatchNorm: statistics of a batch, running ones, and the small vectors that the kernels take.
+
+Per-channel arithmetic is float64: it costs nothing, and neither a large mean nor a small variance loses anything there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern import reference
+from trtkern.backends import named
+from trtkern.ops import _check
+from trtkern.ops._library import define
+from trtkern.ops.spikes import Spikes
+
+OP = "batch_norm_lif"
+
+
+class BatchNorm(NamedTuple):
+    """The state and the settings of a BatchNorm, as torch's layers keep them; tensors are [C]."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    """Updated in place with batch statistics, as is what follows; None: not kept."""
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    eps: float
+    momentum: float | None
+    """None: the running statistics are plain averages over all batches."""
+    batch_statistics: bool
+    """Normalise with the statistics of y; else with the running ones."""
+    group: Any = None
+    """The torch.distributed group whose processes share their statistics; None: this process alone."""
+
+
+def check(
+    y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, v0: Tensor | None, pool: bool, channel_dim: int
+) -> int:
+    """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
+    _check.sequence(OP, y)
+    axis = _check.axis(OP, "channel_dim", channel_dim, y)
+    if axis == 0:
+        raise ValueError(f"{OP}: expected channel_dim to differ from the time axis, got the time axis for both")
+    channels = y.shape[axis]
+    for name, tensor in norm._asdict().items():
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            continue
+        if tensor.numel() != channels:
+            raise ValueError(
+                f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
+                f"{_check.describe(y)}; check num_features and channel_dim"
+            )
+        if tensor.device != y.device:
+            raise ValueError(
+                f"{OP}: expected {name} on {y.device} like y, got {_check.describe(tensor)}; move the layer with "
+                "layer.to(y.device)"
+            )
+    if norm.batch_statistics and norm.group is None and y.numel() <= channels:
+        raise ValueError(
+            f"{OP}: expected more than 1 value per channel when training, got {_check.describe(y)}; use a larger batch "
+            "or layer.eval()"
+        )
+    if not norm.batch_statistics and (norm.running_mean is None or norm.running_var is None):
+        raise ValueError(f"{OP}: expected running statistics to normalise with, got none; pass batch_statistics")
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    if dense is not None:
+        if not isinstance(dense, Tensor) or dense.dtype != y.dtype:
+            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {_check.describe(dense)}; convert it")
+        if dense.shape != y.shape or dense.device != y.device:
+            raise ValueError(
+                f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "
+                f"{_check.describe(dense)}; project it with a convolution first"
+            )
+    if isinstance(residual, Spikes) and residual.pooled:
+        raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
+    _check.state(OP, v0, y)
+    if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
+        raise ValueError(
+            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {_check.describe(y)} with "
+            f"channels on axis {axis}; use pool=1"
+        )
+    return axis
+
+
+def running(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """The running mean and variance, float64."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(f"{OP}: expected running statistics, got none")
+    return norm.running_mean.double(), norm.running_var.double()
+
+
+def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of y, [C] float64, and the count behind them; updates the running statistics."""
+    with torch.no_grad():
+        # The statistics of T equal steps are those of one.
+        one = y.detach()[:1] if _check.is_static(y) else y.detach()
+        mean, squares = torch.ops.trtkern.batch_norm_lif_statistics(one, channels, inner, backend).unbind(0)
+        var, count = squares / (one.numel() // channels), y.numel() // channels
+        if norm.group is not None:
+            mean, var, count = _shared(mean, var, count, norm.group)
+        _update(norm, mean, var, count)
+    return mean, var, count
+
+
+def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> tuple[Tensor, Tensor]:
+    """The same for the reference, with autograd through the statistics."""
+    mean, var = reference.statistics(y, axis)
+    count = y.numel() // y.shape[axis]
+    if norm.group is not None:
+        from torch.distributed.nn import functional as distributed
+
+        total = mean.new_tensor(float(count))
+        torch.distributed.all_reduce(total, group=norm.group)
+        share = count / total
+        own, spread = mean, var
+        mean = distributed.all_reduce(own * share, group=norm.group)
+        var = distributed.all_reduce((spread + (own - mean).square()) * share, group=norm.group)
+        count = int(total.item())
+    with torch.no_grad():
+        _update(norm, mean, var, count)
+    return mean, var
+
+
+def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, int]:
+    """Statistics of all processes together, merged in the order of their ranks: the same on each."""
+    own = torch.stack((mean, var, torch.full_like(mean, count)))
+    parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, own, group=group)
+    means, variances, counts = torch.stack(parts, 1).unbind(0)
+    total = counts.sum(0)
+    mean = (means * counts).sum(0) / total
+    var = ((variances + (means - mean).square()) * counts).sum(0) / total
+    return mean, var, int(total[0].item())
+
+
+def _update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """The running statistics after a batch, as torch's BatchNorm has them; untouched where one is not finite."""
+    if count < 2:
+        raise ValueError(f"{OP}: expected more than 1 value per channel when training, got {count} in all processes")
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+    norm.num_batches_tracked.add_(finite)
+    factor = 1.0 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
+    for held, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        moved = held + factor * (value - held)
+        held.copy_(torch.where(finite, moved, held))
+
+
+def affine(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """center, scale, shift as [3, C] float32: the normalisation is scale * (y - center) + shift.
+
+    The center is the mean as float32 has it, and the shift makes up for the rest: exact however large the mean is.
+    """
+    scale = rstd if weight is None else rstd * weight
+    center = mean.float()
+    shift = (center - mean) * scale
+    return torch.stack((center, scale.float(), (shift if bias is None else shift + bias).float()))
+
+
+def coefficients(sums: Tensor | None, mean: Tensor, rstd: Tensor, affine: Tensor, count: int, group: Any) -> Tensor:
+    """[3, C] float32: gy = coef[0] * gx + coef[1] * (y - center) + coef[2].
+
+    With xhat = (y - mean) * rstd: gy = scale * (gx - mean(gx) - xhat * mean(gx * xhat)); with running statistics
+    (count = 0) gy = scale * gx.
+    """
+    center, scale, _ = affine.double().unbind(0)
+    if count == 0 or sums is None:
+        return torch.stack((scale, torch.zeros_like(scale), torch.zeros_like(scale))).float()
+    if group is not None:
+        sums = sums.clone()
+        torch.distributed.all_reduce(sums, group=group)
+    offset = mean - center
+    slope = scale * rstd * rstd * (sums[1] - offset * sums[0]) / count
+    return torch.stack((scale, -slope, slope * offset - scale * sums[0] / count)).float()
+
+
+def affine_grads(
+    sums: Tensor | None, mean: Tensor, rstd: Tensor, affine: Tensor, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias, those of this process (DDP averages them)."""
+    if sums is None or weight is None or sums.numel() == 0:
+        return None, None
+    gweight = rstd * (sums[1] - (mean - affine[0].double()) * sums[0])
+    return gweight.to(weight.dtype), sums[0].to(weight.dtype)
+
+
+def _statistics(y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
+    stats = _statistics_fake(y, channels, inner, backend)
+    named(backend).ops["batch_norm_lif_statistics"](y, channels, inner, stats)
+    return stats
+
+
+def _statistics_fake(y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
+    return y.new_empty((2, channels), dtype=torch.float64)
+
+
+def _input_grad(gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int, backend: str) -> Tensor:
+    out = _check.empty(y)
+    if gx.numel():
+        named(backend).ops["batch_norm_lif_input_grad"](gx, y, affine, coef, inner, out)
+    return out
+
+
+define(
+    "batch_norm_lif_statistics(Tensor y, SymInt channels, SymInt inner, str backend) -> Tensor",
+    _statistics,
+    _statistics_fake,
+)
+define(
+    "batch_norm_lif_input_grad(Tensor gx, Tensor y, Tensor affine, Tensor coef, SymInt inner, str backend) -> Tensor",
+    _input_grad,
+    lambda gx, y, affine, coef, inner, backend: _check.empty(y),
+)

@@ -1,0 +1,149 @@
+"""BatchNorm + LIF (+ residual) as one op: y [T, B, C, ...] -> spikes, nothing saved but y and two numbers a channel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern import reference
+from trtkern.backends import choose, named
+from trtkern.backends.base import CHUNK
+from trtkern.ops import _check, _norm
+from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Recomputed, Source
+from trtkern.ops._check import Number
+from trtkern.ops._lif import WANT_EDGES
+from trtkern.ops._norm import BatchNorm
+from trtkern.ops.lif import (
+    LIFOutput,
+    from_trace,
+    perform,
+    reference_rows,
+    scalars,
+    stack,
+    state_dtype,
+)
+from trtkern.ops.lif import returned as as_output
+from trtkern.ops.spikes import Spikes
+from trtkern.spec import LIFSpec
+
+
+class Neuron(NamedTuple):
+    """How the neurons behind the normalisation behave, as ``trtkern.ops.lif`` takes it."""
+
+    values: dict[str, Number]
+    """decay, gain, bias, reset_amount, v_threshold, v_reset."""
+    spec: LIFSpec
+    pool: bool
+    """2x2 averages of the spikes over the last two axes instead of the spikes."""
+    want: int
+    """Which outputs to make (``trtkern.ops.lif.wanted``)."""
+    flag: Tensor | None
+    """int32 [1], set to 1 if any potential is not finite."""
+    backend: str
+
+
+def batch_norm_lif(
+    y: Tensor,
+    norm: BatchNorm,
+    neuron: Neuron,
+    residual: Tensor | Spikes | None,
+    v0: Tensor | None,
+    channel_dim: int,
+    source: Source | None = None,
+) -> LIFOutput:
+    """LIF neurons over x = weight * (y - mean) / sqrt(var + eps) + bias (+ residual).
+
+    mean and var are those of each channel over time, batch and space (``norm.batch_statistics``), or the running ones.
+
+    Args:
+        y: [T, B, C, ...] in float32, bfloat16 or float16 (float64 runs on the reference), any strides; where its stride
+            along time is 0 (a static image) it is read once, not T times, by the statistics.
+        norm: the affine, the running statistics (updated in place) and their settings.
+        neuron: what happens to x.
+        residual: added to x, of y's shape and dtype; as ``Spikes`` its words are what is saved for the backward pass.
+        v0: potential before the first step, [B, C, ...] float32; None is zero.
+        channel_dim: the axis of y that the channels are on.
+        source: y is not kept: the backward pass makes it again and goes on through ``source.make``; y itself needs no
+            gradient then. The reference does not take it.
+
+    Raises:
+        TypeError, ValueError: what was expected, what came, what to do; nothing has been changed then.
+        RuntimeError: the backend cannot be used on this machine.
+    """
+    axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
+    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
+    _check.parameters(OP, neuron.values)
+
+    def run(want: int, flag: Tensor | None) -> LIFOutput:
+        settled = neuron._replace(want=want, flag=flag, backend=chosen)
+        if chosen == "reference":
+            return _reference(y, norm, settled, residual, v0, axis)
+        return _fused(y, norm, settled, residual, v0, axis, source)
+
+    return perform(OP, y, neuron.want, neuron.flag, run)
+
+
+def _reference(
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, axis: int
+) -> LIFOutput:
+    """The readable form, with autograd all the way."""
+    # Once: two casts would add two gradients in y's own precision.
+    wide = y.double()
+    if norm.batch_statistics:
+        mean, var = _norm.reference_statistics(wide, norm, axis)
+    else:
+        mean, var = _norm.running(norm)
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    x = reference.batch_norm(wide, mean, (var + norm.eps).rsqrt(), norm.weight, norm.bias, dense, axis)
+    dtype = state_dtype(y)
+    rows = reference_rows(*stack(OP, y, neuron.values, axis, dtype), neuron.values, y)
+    trace = reference.lif(x.to(dtype), v0, rows, neuron.spec)
+    out = from_trace(trace, y, neuron.want, neuron.flag)
+    if neuron.pool and out.spikes is not None:
+        out = out._replace(spikes=reference.average_pool(out.spikes))
+    return out
+
+
+def _fused(
+    y: Tensor,
+    norm: BatchNorm,
+    neuron: Neuron,
+    residual: Tensor | Spikes | None,
+    v0: Tensor | None,
+    axis: int,
+    source: Source | None,
+) -> LIFOutput:
+    # Odd images, whose last row or column is dropped, and backends without it pool what they have written.
+    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0 and named(neuron.backend).pools
+    y = _check.poolable(y) if inside else _check.dense(y)
+    inner, channels = y.stride(axis), y.shape[axis]
+    params, _ = stack(OP, y, neuron.values, axis, torch.float32)
+    if params is not None:
+        params = params.expand(-1, channels).contiguous()
+    if norm.batch_statistics:
+        mean, var, count = _norm.batch(y, norm, channels, inner, neuron.backend)
+    else:
+        (mean, var), count = _norm.running(norm), 0
+    rstd = (var + norm.eps).rsqrt()
+    words = residual.words if isinstance(residual, Spikes) else None
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    want = neuron.want
+    tensors = (y, dense, v0, norm.weight, norm.bias, params)
+    behind = () if source is None else (source.x, source.weight, source.bias)
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, *behind))
+    if differentiable and y.shape[0] > CHUNK:
+        want += WANT_EDGES
+    fixed = Fixed(
+        tuple(scalars(neuron.values, params)), neuron.spec.token, inner, inside, want, neuron.backend, count, norm.group
+    )
+    if differentiable and source is not None:
+        made = Recomputed.apply(*source[:2], *source[3:5], *tensors, mean, rstd, words, neuron.flag, fixed, source)
+    else:
+        run = Normed.apply if differentiable else Normed.forward
+        made = run(*tensors, mean, rstd, words, neuron.flag, fixed)
+    s, v, v_final, _, packed, _ = made
+    if neuron.pool and not inside:
+        s = reference.average_pool(s)
+    return as_output(s, v_final, v, packed, want)

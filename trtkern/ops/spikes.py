@@ -1,0 +1,127 @@
+"""Packed spikes: all T spikes of a neuron as the bits of ceil(T / 8) bytes, an exact stand-in for the dense tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern import reference
+from trtkern.backends import choose, named
+from trtkern.backends.base import Pool
+from trtkern.ops import _check
+from trtkern.ops._library import define
+
+
+class Spikes(NamedTuple):
+    """Spikes and the words that they are bits of: what a neuron with ``packed=True`` returns and spike layers take."""
+
+    spikes: Tensor
+    """[T, B, C, ...] in the dtype of the input current; pooled: 2x2 averages, [T, B, C, H // 2, W // 2]."""
+    words: Tensor
+    """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether ``spikes`` are averages of what ``words`` holds."""
+        return self.spikes.shape[1:] != self.words.shape[1:]
+
+
+_listeners: list[Callable[[Tensor, Tensor], None]] = []
+
+
+@contextmanager
+def listen(listener: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Inside: every neuron also makes its words, and ``listener(spikes, words)`` hears of both (``Spikes``)."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def listening() -> bool:
+    """Whether anybody wants the words."""
+    return bool(_listeners)
+
+
+def announce(spikes: Tensor, words: Tensor) -> None:
+    """Tell every listener."""
+    for listener in _listeners:
+        listener(spikes, words)
+
+
+def pack(spikes: Tensor) -> Tensor:
+    """The words [ceil(T / 8), ...] uint8 of dense spikes [T, ...]: whatever is not 0 is a spike.
+
+    Raises:
+        TypeError, ValueError: not a floating tensor [T, ...] with T >= 1.
+    """
+    _check.sequence("pack", spikes)
+    chosen = choose("auto", "spikes_pack", spikes.device.type, spikes.dtype)
+    return torch.ops.trtkern.spikes_pack(_check.dense(spikes.detach()), chosen)
+
+
+def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = False, dtype: torch.dtype) -> Tensor:
+    """Dense spikes [timesteps, ...] in ``dtype`` from words: steps ``start`` on, 2x2 averages of them if ``pooled``.
+
+    Args:
+        words: [ceil(T / 8), ...] uint8, dense, in any storage order of the axes after the first.
+
+    Raises:
+        TypeError, ValueError: words of another kind, or steps that they do not hold.
+    """
+    if not isinstance(words, Tensor) or words.dtype != torch.uint8 or words.dim() < 1:
+        raise TypeError(f"unpack: expected words as a uint8 tensor [planes, ...], got {_check.describe(words)}")
+    if not 0 <= start < start + timesteps <= 8 * words.shape[0]:
+        raise ValueError(
+            f"unpack: expected steps within the {8 * words.shape[0]} that the words hold, got {start} to "
+            f"{start + timesteps - 1}"
+        )
+    chosen = choose("auto", "spikes_unpack", words.device.type, dtype)
+    words = _check.poolable(words) if pooled else _check.dense(words)
+    return torch.ops.trtkern.spikes_unpack(words, start, timesteps, pooled, dtype, chosen)
+
+
+def _empty_words(spikes: Tensor) -> Tensor:
+    planes = ((spikes.shape[0] + 7) // 8, *spikes.shape[1:])
+    return spikes.new_empty_strided(planes, _check.strides(spikes), dtype=torch.uint8)
+
+
+def _pack(spikes: Tensor, backend: str) -> Tensor:
+    words = _empty_words(spikes)
+    if backend == "reference" or _check.is_static(spikes):
+        words.copy_(reference.spikes_pack(spikes))
+    elif spikes.numel():
+        named(backend).ops["spikes_pack"](spikes, words)
+    return words
+
+
+def _empty_spikes(words: Tensor, steps: int, pooled: bool, dtype: torch.dtype) -> Tensor:
+    shape, stride = _check.pooled_shape(words) if pooled else (words.shape, _check.strides(words))
+    return words.new_empty_strided((steps, *shape[1:]), stride, dtype=dtype)
+
+
+def _unpack(words: Tensor, start: int, steps: int, pooled: bool, dtype: torch.dtype, backend: str) -> Tensor:
+    out = _empty_spikes(words, steps, pooled, dtype)
+    if pooled and words.shape[-1] % 2 + words.shape[-2] % 2:
+        # An odd last row or column was dropped: the kernels know even images only.
+        out.copy_(reference.average_pool(_unpack(words, start, steps, False, dtype, backend)))
+    elif backend == "reference":
+        dense = reference.spikes_unpack(words, start, steps, dtype)
+        out.copy_(reference.average_pool(dense) if pooled else dense)
+    elif out.numel():
+        pool = Pool(words.stride(-2), words.stride(-1)) if pooled else None
+        named(backend).ops["spikes_unpack"](words, start, pool, out)
+    return out
+
+
+define("spikes_pack(Tensor spikes, str backend) -> Tensor", _pack, lambda spikes, backend: _empty_words(spikes))
+define(
+    "spikes_unpack(Tensor words, SymInt start, SymInt steps, bool pooled, ScalarType dtype, str backend) -> Tensor",
+    _unpack,
+    lambda words, start, steps, pooled, dtype, backend: _empty_spikes(words, steps, pooled, dtype),
+)

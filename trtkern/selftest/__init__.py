@@ -1,0 +1,82 @@
+"""Every cell of every backend against float64: what ``doctor``, the tests and docs/backends.md run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from trtkern.backends import BACKENDS
+from trtkern.backends.base import Backend, Case, RegularizerSpec
+from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare
+from trtkern.selftest.norm import NormCell, NormErrors, compare_norm, norm_cells
+from trtkern.selftest.regularizer import REGULARIZER_TOLERANCE, compare_regularizer
+from trtkern.spec import LIFSpec
+
+__all__ = [
+    "MARGIN", "PARAMETER_TOLERANCE", "REGULARIZER_TOLERANCE", "TOLERANCE", "Cell", "Errors", "NormCell", "NormErrors",
+    "Row", "cells", "compare", "compare_norm", "compare_regularizer", "device_of", "norm_cells", "run",
+]  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One line of the doctor: ok is None for a backend that is not available here, with the reason as detail."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def device_of(backend: Backend) -> str:
+    """The device on which a backend that is available can be tried."""
+    for device in ("cuda", "cpu"):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        if backend.objection(Case("lif", device, torch.float32, LIFSpec())) is None:
+            return device
+    raise RuntimeError(f"selftest: backend {backend.name} is available but takes no device")
+
+
+def run() -> list[Row]:
+    """Try every backend that is available here on a handful of cells; takes about a second."""
+    return [_row(backend) for backend in BACKENDS]
+
+
+def _row(backend: Backend) -> Row:
+    try:
+        reason = backend.missing()
+    except ValueError as error:  # a setting, such as TRTKERN_CPU_ISA, that asks for what is not there
+        return Row(backend.name, False, str(error))
+    if reason is not None:
+        return Row(backend.name, None, reason)
+    device = device_of(backend)
+    trial = [
+        Cell(dtype, surrogate, reset, learnable="channel", timesteps=timesteps, shape=(2, 3, 11))
+        for dtype in (torch.float32, torch.bfloat16)
+        for surrogate, reset, timesteps in (("triangle", "hard", 4), ("sigmoid", "soft", 17), ("atan", "none", 1))
+    ]
+    try:
+        for cell in trial:
+            errors = compare(backend.name, cell, device)
+            if not errors.within(cell.dtype):
+                return Row(backend.name, False, f"{cell} on {device}: {errors}")
+        detail = f"{len(trial)} LIF cells"
+        if backend.holds("batch_norm_lif"):
+            normed = [
+                NormCell(residual="packed", learnable="channel", shape=(2, 3, 11)),
+                NormCell(torch.bfloat16, "sigmoid", "soft", timesteps=17, shape=(2, 3, 11)),
+                NormCell(surrogate="atan", training=False, shape=(2, 3, 4, 6), pool=True),
+            ]
+            for cell in normed:
+                found = compare_norm(backend.name, cell, device)
+                if not found.within(cell.dtype):
+                    return Row(backend.name, False, f"{cell} on {device}: {found}")
+            detail += f", {len(normed)} of BatchNorm + LIF"
+        if backend.holds("regularizer"):
+            worst = compare_regularizer(backend.name, RegularizerSpec(6, 1e-5, 0.25, 1e-5), device)
+            if not worst <= REGULARIZER_TOLERANCE:
+                return Row(backend.name, False, f"regularizer on {device}: relative error {worst:.1e}")
+            detail += " and the regulariser"
+    except Exception as error:  # a backend that cannot even run is what the doctor is for
+        return Row(backend.name, False, f"{type(error).__name__} on {device}: {error}")
+    return Row(backend.name, True, f"{detail} agree with float64 on {device}")
