@@ -1,4 +1,4 @@
-"""The small network: its sizes, its static first layer, its memory layout."""
+"""The convolutional networks: their sizes, their static first layer, their memory layout, what they keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trtkern.backends import named
-from trtkern.models import SmallNet
+from trtkern.models import ConvSNN, vggsnn
+from trtkern.profiling import memory
 from trtkern.training import settings
 
 # Not "auto": in Triton's interpreter a step takes minutes.
@@ -15,33 +16,64 @@ BACKEND = "cpu" if named("cpu").missing() is None else "reference"
 
 def test_networks_have_the_sizes_of_their_recipes():
     layers = settings.RECIPES["fashion-mnist"].layers
-    count = sum(p.numel() for p in SmallNet((1, 28, 28), layers, 10).parameters())
-    assert count == 54_778
-    assert SmallNet((1, 8, 8), (16, 32, "pool"), 10, timesteps=3)(torch.rand(2, 1, 8, 8)).shape == (3, 2, 10)
+    assert sum(p.numel() for p in ConvSNN((1, 28, 28), layers, 10).parameters()) == 54_778
+    assert ConvSNN((1, 8, 8), (16, 32, "pool"), 10, timesteps=3)(torch.rand(2, 1, 8, 8)).shape == (3, 2, 10)
 
 
-@pytest.mark.parametrize("layers", [(), ("pool", 8), (8, "max"), (8, "pool", "pool", "pool", "pool")])
+@pytest.mark.parametrize(("classes", "count"), [(10, 9_268_746), (101, 9_688_165)])
+def test_vggsnn_has_the_papers_size(classes, count):
+    assert sum(p.numel() for p in vggsnn(classes).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    "layers", [(), ("pool", 8), (8, "max"), (8, "pool", "pool"), (8, "pool", 8, "pool", 8, "pool", 8, "pool")]
+)
 def test_network_of_impossible_layers_is_refused(layers):
-    with pytest.raises(ValueError, match="SmallNet: expected layers"):
-        SmallNet((1, 8, 8), layers, 10)
+    with pytest.raises(ValueError, match="ConvSNN: expected layers"):
+        ConvSNN((1, 8, 8), layers, 10)
 
 
-def test_static_first_layer_equals_convolving_every_frame():
+def test_an_image_is_the_sequence_of_its_copies():
     torch.manual_seed(1)
     images = torch.rand(5, 2, 9, 9)
-    block = SmallNet((2, 9, 9), (8,), 3, timesteps=4).layers[0]
-    once = block(images)
-    assert block.repeat == 4
-    block.repeat = None
-    frames = block(torch.cat([images] * 4).unflatten(0, (4, 5)))
-    assert once.shape == (4, 5, 8, 9, 9) and 0 < once.detach().mean() < 1
-    assert (once != frames).float().mean() < 1e-3  # BatchNorm sums in another order
+    nets = [ConvSNN((2, 9, 9), (8, "pool", 6), 3, timesteps=4, backend=BACKEND) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    convolved = []
+    nets[0].layers[0].conv.register_forward_hook(lambda module, inputs, output: convolved.append(output.stride(0)))
+    once, frames = nets[0](images), nets[1](images.repeat(4, 1, 1, 1).unflatten(0, (4, 5)))
+    assert once.shape == (4, 5, 3) and convolved == [0]
+    torch.testing.assert_close(once, frames, rtol=1e-4, atol=1e-5)
+    for name, value in nets[1].state_dict().items():
+        torch.testing.assert_close(nets[0].state_dict()[name], value)
+    (once.square().sum() + frames.square().sum()).backward()
+    for mine, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-5 * theirs.grad.abs().max().item())
 
 
 def test_spikes_stay_channels_last():
-    net = SmallNet((1, 8, 8), (16, 32, "pool"), 10, backend=BACKEND)
+    net = ConvSNN((2, 8, 8), (16, 32, "pool"), 10, backend=BACKEND)
     strides = []
     for block in net.layers:
-        block.register_forward_hook(lambda module, inputs, output: strides.append(output.stride(2)))
-    net(torch.rand(2, 1, 8, 8)).sum().backward()
-    assert strides == [1, 1, 1]
+        block.register_forward_hook(lambda module, inputs, output: strides.append([t.stride(2) for t in output]))
+    net(torch.rand(4, 2, 2, 8, 8)).sum().backward()
+    assert strides == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(("checkpoint", "most"), [(False, 1.2), (True, 0.3)])
+def test_little_more_is_kept_than_the_convolutions_outputs(checkpoint, most):
+    net = ConvSNN((2, 16, 16), (64, 64, "pool", 128), 10, checkpoint=checkpoint, backend=BACKEND)
+    y = 4 * 8 * 4 * (2 * 64 * 16 * 16 + 128 * 8 * 8)
+    report = memory(net, torch.rand(4, 8, 2, 16, 16))
+    assert report.measured <= most * y
+    assert abs(report.agreement - 1) <= 0.05
+
+
+def test_checkpointed_networks_train_the_same():
+    torch.manual_seed(0)
+    nets = [ConvSNN((2, 8, 8), (16, "pool", 32), 5, checkpoint=checkpoint, backend=BACKEND) for checkpoint in (0, 1)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    frames = torch.rand(4, 3, 2, 8, 8)
+    for net in nets:
+        net(frames).square().sum().backward()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad) or BACKEND == "reference"

@@ -1,5 +1,5 @@
 """Networks built from the fused layers."""
 
-from trtkern.models.small import SmallNet
+from trtkern.models.conv import ConvSNN, vggsnn
 
-__all__ = ["SmallNet"]
+__all__ = ["ConvSNN", "vggsnn"]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from trtkern.data import Dataset, Split
-from trtkern.models import SmallNet
+from trtkern.models import ConvSNN
 from trtkern.nn import LossParts, SDTLoss, TETLoss, TRTLoss
+from trtkern.profiling import MemoryReport, memory
 from trtkern.training import checkpoint, run
 from trtkern.training.settings import Settings
 from trtkern.training.watch import StopSignal, Watch
@@ -70,15 +71,15 @@ class Result(NamedTuple):
     stopped: tuple[int, int] | None
 
 
-def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> SmallNet:
+def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> ConvSNN:
     """The network of the settings, initialised from their seed, on their device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = SmallNet(shape, settings.layers, classes, timesteps=settings.timesteps, backend=settings.backend)
+        model = ConvSNN(shape, settings.layers, classes, timesteps=settings.timesteps, backend=settings.backend)
     return model.to(settings.device)
 
 
-def build_loss(settings: Settings, model: SmallNet) -> TRTLoss | TETLoss | SDTLoss:
+def build_loss(settings: Settings, model: ConvSNN) -> TRTLoss | TETLoss | SDTLoss:
     """The loss of the settings."""
     options = settings.loss_options
     if settings.loss == "trt":
@@ -109,6 +110,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
+        self.kept: MemoryReport | None = None
 
     def _learning_rate(self, step: int) -> float:
         """A linear rise over the warm-up, then half a cosine down to 0; a factor of the settings' lr."""
@@ -120,9 +122,17 @@ class Trainer:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [T, B, C] in float32 of raw images; bfloat16 inside with ``amp``."""
-        device = torch.device(self.settings.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=self.settings.amp):
+        with self._autocast():
             return self.model(self.data.normalise(images)).float()
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.settings.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.settings.amp)
+
+    def memory(self) -> MemoryReport:
+        """What the network keeps for the backward pass of one step; nothing is changed by looking."""
+        with self._autocast():
+            return memory(self.model, self.data.normalise(self.data.train.images[: self.batch_size]))
 
     def run(self, folder: Path, observer: Observer | None = None) -> Result:
         """Train, writing config.json, metrics.jsonl and a checkpoint after each epoch into ``folder``.
@@ -134,7 +144,8 @@ class Trainer:
             OSError: the folder cannot be written.
         """
         observer = observer or Observer()
-        run.write_config(folder, self.settings, self.watch.backends)
+        self.kept = self.memory()
+        run.write_config(folder, self.settings, self.watch.backends, self.kept)
         rows: list[dict[str, Any]] = []
         stopped = None
         observer.start(self)

@@ -31,7 +31,9 @@ class Lines(Observer):
         self.parts: dict[str, str] = {}
 
     def start(self, trainer: Trainer) -> None:
-        """The header."""
+        """What a step keeps in memory, and the header."""
+        if trainer.kept is not None:
+            self._print(trainer.kept.summary(f" a step of {trainer.batch_size} images"))
         self.parts = PARTS[trainer.settings.loss]
         self.epochs, self.steps = trainer.settings.epochs, trainer.steps
         names = "".join(f"{name:>9}" for name in ("loss", *self.parts.values()))

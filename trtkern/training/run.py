@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trtkern import __version__
+from trtkern.profiling import MemoryReport
 from trtkern.training.settings import Settings
 
 METRICS, CONFIG, CURVES = "metrics.jsonl", "config.json", "curves.png"
@@ -73,11 +74,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_config(folder: Path, settings: Settings, layers: dict[str, str]) -> None:
-    """config.json: the resolved settings, versions, command line and the backend of each LIF layer."""
+def write_config(folder: Path, settings: Settings, layers: dict[str, str], kept: MemoryReport) -> None:
+    """config.json: the resolved settings, versions, command line, the backend of each LIF layer, memory of a step."""
     config = {
         "settings": settings.to_json(),
         "backends": layers,
+        "kept_for_backward": {
+            "bytes": kept.measured,
+            "predicted_bytes": kept.predicted,
+            "unknown_bytes": kept.unknown,
+            "neuron_steps": kept.neuron_steps,
+        },
         "versions": versions(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,

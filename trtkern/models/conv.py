@@ -1,0 +1,100 @@
+"""Plain convolutional spiking networks: the small ones that ``trtkern train`` uses by default, and VGGSNN."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
+
+
+class ConvSNN(nn.Module):
+    """3x3 convolutions, each with BatchNorm + LIF, 2x2 average pooling behind some, a linear readout of every step.
+
+    Spikes go from layer to layer with their bits: a convolution keeps those, not the dense spikes, and where there is
+    pooling nothing but pooled spikes is written.
+
+    Args:
+        shape: (C, H, W) of an image or frame.
+        layers: output channels of a convolution, or "pool" behind one, in order.
+        classes: number of classes.
+        timesteps: T; an image is shown T times (direct encoding), and convolved once.
+        checkpoint: keep no convolution's output; the backward pass convolves once more (``ConvBatchNormLIF``).
+        packed: keep bits instead of dense spikes.
+        lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``).
+
+    Raises:
+        ValueError: no layers, a first layer that is no convolution, pooling twice, or below one pixel.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        layers: Sequence[int | str],
+        classes: int,
+        *,
+        timesteps: int = 4,
+        checkpoint: bool = False,
+        packed: bool = True,
+        **lif: Any,
+    ) -> None:
+        super().__init__()
+        channels, height, width = shape
+        blocks: list[nn.Module] = []
+        for layer, following in itertools.pairwise((*layers, None)):
+            if layer == "pool":
+                height, width = height // 2, width // 2
+                continue
+            pool = 2 if following == "pool" else 1
+            if not isinstance(layer, int) or min(height, width) < pool:
+                raise _refusal(shape, layers)
+            conv = SpikeConv2d(channels, layer, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            norm = BatchNormLIF(layer, pool=pool, packed=packed, **lif)
+            blocks.append(ConvBatchNormLIF(conv, norm, checkpoint=checkpoint))
+            channels = layer
+        pooled = [i for i, layer in enumerate(layers) if layer == "pool"]
+        if not blocks or any(i == 0 or layers[i - 1] == "pool" for i in pooled):
+            raise _refusal(shape, layers)
+        self.timesteps = timesteps
+        self.layers = nn.Sequential(*blocks)
+        self.classifier = SpikeLinear(channels * height * width, classes)
+        # Convolutions run faster on a CPU in this layout, and the fused kernels take either as it is.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W], or sequences of frames [T, B, C, H, W] -> logits [T, B, classes]."""
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last).expand(self.timesteps, *x.shape)
+        else:
+            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+        spikes: Tensor | Spikes = self.layers(x)
+        return self.classifier(spikes)
+
+
+def _refusal(shape: tuple[int, int, int], layers: Sequence[int | str]) -> ValueError:
+    return ValueError(
+        f"ConvSNN: expected layers of channels, each followed by 'pool' at the most once, that fit {shape}, got "
+        f"{list(layers)}"
+    )
+
+
+VGGSNN = (64, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+"""The layers of VGGSNN."""
+
+
+def vggsnn(num_classes: int = 10, *, shape: tuple[int, int, int] = (2, 48, 48), **options: Any) -> ConvSNN:
+    """VGGSNN as the TRT paper trains it on event data: eight convolutions, 9,268,746 parameters for 10 classes.
+
+    64 - 128 - pool - 256 - 256 - pool - 512 - 512 - pool - 512 - 512 - pool - Linear(4608 -> num_classes).
+
+    Args:
+        num_classes: classes.
+        shape: (C, H, W) of a frame.
+        options: what ``ConvSNN`` takes.
+    """
+    return ConvSNN(shape, VGGSNN, num_classes, **options)

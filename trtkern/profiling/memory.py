@@ -1,0 +1,124 @@
+"""What a model keeps for its backward pass: predicted by the traffic model, and measured."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from trtkern.ops import _check
+from trtkern.profiling.ledger import Ledger
+from trtkern.profiling.report import MemoryReport
+
+
+def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None = None) -> MemoryReport:
+    """What one forward pass of a model keeps in memory for its backward pass, layer by layer.
+
+    Every layer's share is predicted by the formula of its kind (``trtkern.profiling.kept.FORMULAS``, for this project's
+    layers the traffic model) and measured: the storages that autograd saves while that layer's ``forward`` is the
+    innermost one, at the size that they have in memory. A storage counts once, at the layer that saved it first;
+    parameters and buffers of the model do not count, the input does where a layer keeps it. On a GPU the total is
+    measured by the allocator as well.
+
+    The model runs in training mode (with what is in evaluation mode left so, if the model itself is training) under the
+    autocast of the caller, not under hooks of the caller's for saved tensors (``packed_activations``, which reports
+    itself); what torch.compile compiled runs as it was. Nothing is changed by it: mode, buffers,
+    attributes and random state are put back, gradients are not touched. On a GPU the model runs twice, and the peak
+    statistics of the allocator begin anew.
+
+    Args:
+        model: any module; layers without a formula are reported as unknown, with what they were measured to keep.
+        input: what it is called with: a tensor, or a tuple of arguments.
+        loss: a function of the model's output, whose share is reported too: ``lambda out: criterion(out, target)``.
+
+    Raises:
+        TypeError, ValueError: no module, no tensor among the inputs, a model with lazy parameters.
+    """
+    inputs = input if isinstance(input, tuple) else (input,)
+    device = _check_call(model, inputs)
+
+    def forward() -> list[Any]:
+        out = model(*inputs)
+        if loss is not None:
+            out = (out, loss(out))
+        # The graph alone: what is not kept for the backward pass goes.
+        return [leaf.grad_fn for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+
+    ledger = Ledger(model, [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
+    with _unchanged(model, device), _uncompiled(), torch.enable_grad():
+        if device.type != "cuda":
+            with ledger.listening():
+                graph = forward()
+            return ledger.report(graph, str(device))
+        return _on_gpu(ledger, forward, device)
+
+
+def _on_gpu(ledger: Ledger, forward: Callable[[], list[Any]], device: torch.device) -> MemoryReport:
+    forward()  # workspaces of libraries and the like come with the first call and stay
+    gc.collect()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with ledger.listening():
+        graph = forward()
+    grown = torch.cuda.memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - before
+    report = ledger.report(graph, str(device))
+    del graph
+    # What outlives the graph belonged to somebody before: the input, a target. It is kept, but did not grow.
+    return report.allocated(grown + ledger.alive(), peak)
+
+
+def _check_call(model: nn.Module, inputs: tuple) -> torch.device:
+    """The device of the inputs, all of which are fit to run."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"memory: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise TypeError(f"memory: expected input to be a tensor or a tuple with tensors, got {_check.describe(inputs)}")
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"memory: expected a model with all its parameters, got a lazy one, {lazy[0]}; run it once before"
+        )
+    return tensors[0].device
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Inside, what torch.compile compiled runs as it was: it would compile the hooks as well."""
+    # Where nobody has the compiler, this would import it, which takes seconds.
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with stance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*there are global hooks on modules")
+        yield
+
+
+@contextmanager
+def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """In training mode inside; afterwards mode, attributes, buffers and random state are as before."""
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    values = [(b, b.detach().clone()) for held in buffers for b in held.values() if b is not None]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            if not model.training:
+                model.train()
+            yield
+        finally:
+            for module, had, held in zip(modules, attributes, buffers, strict=True):
+                vars(module).clear()
+                vars(module).update(had)
+                module._buffers.clear()
+                module._buffers.update(held)
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.data.copy_(value)  # no new version: a graph made before stays valid
+            torch.clear_autocast_cache()  # of the weights as they are now

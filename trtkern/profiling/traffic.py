@@ -1,0 +1,200 @@
+"""The traffic model: the bytes that each op moves and keeps, per neuron-step, term by term.
+
+A neuron-step is one neuron at one timestep. In the formulas ``e`` is the bytes of an element, ``T`` the timesteps and
+``w = ceil(T/8) / T`` the bytes of the packed words. Vectors with a few numbers a channel are left out of the traffic;
+what is kept of them is ``PER_CHANNEL``. Every function returns its terms; ``moved`` and ``kept`` add them up:
+
+>>> moved(lif_forward(4, 4)), moved(lif_backward(4, 4))
+(8.0, 12.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from trtkern.backends.base import CHUNK, PARAMS
+
+PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "rstd": 8, "affine": 3 * 4})
+"""Bytes a channel that BatchNorm + LIF keeps: statistics and rstd in float64; center, scale and shift in float32."""
+
+PARAMETERS = 4 * len(PARAMS)
+"""Bytes a channel that a neuron keeps when one of its parameters is a tensor: all of them, in float32."""
+
+Residual = Literal["dense", "packed"] | None
+
+
+class Term(NamedTuple):
+    """One tensor that an op touches."""
+
+    what: str
+    """Its name: "x", "s", "words", "edges", ..."""
+    access: Literal["read", "write", "keep"]
+    bytes: float
+    """Per neuron-step."""
+    formula: str
+    """The same in letters: "e", "e/4", "w", ..."""
+
+
+Terms = tuple[Term, ...]
+
+
+def moved(terms: Iterable[Term]) -> float:
+    """Bytes read and written, per neuron-step."""
+    return float(sum(term.bytes for term in terms if term.access != "keep"))
+
+
+def kept(terms: Iterable[Term]) -> float:
+    """Bytes kept for the backward pass, per neuron-step."""
+    return float(sum(term.bytes for term in terms if term.access == "keep"))
+
+
+def word_bytes(timesteps: int) -> float:
+    """w = ceil(T/8) / T: a bit a step, in whole bytes a neuron."""
+    return ((timesteps + 7) // 8) / timesteps
+
+
+def edge_bytes(timesteps: int) -> float:
+    """4 floor((T-1)/16) / T, at most 4/16: the float32 potentials that the backward pass restarts from."""
+    return 4 * ((timesteps - 1) // CHUNK) / timesteps
+
+
+def _dense(what: str, access: Literal["read", "write", "keep"], e: int) -> Term:
+    return Term(what, access, float(e), "e")
+
+
+def _input(what: str, access: Literal["read", "keep"], e: int, timesteps: int, static: bool) -> Term:
+    """A tensor that may be one step, the same at all times: then it is in memory, and moved, once."""
+    return Term(what, access, e / timesteps, "e/T") if static else _dense(what, access, e)
+
+
+def _spikes(what: str, access: Literal["read", "write"], e: int, pool: bool) -> Term:
+    return Term(what, access, e / 4, "e/4") if pool else _dense(what, access, e)
+
+
+def _words(access: Literal["read", "write", "keep"], timesteps: int) -> Term:
+    planes = (timesteps + 7) // 8
+    return Term("words", access, word_bytes(timesteps), f"{planes}/T")
+
+
+def _edges(access: Literal["read", "write", "keep"], timesteps: int) -> Terms:
+    count = (timesteps - 1) // CHUNK
+    return (Term("edges", access, edge_bytes(timesteps), f"{4 * count}/T"),) if count else ()
+
+
+def lif_forward(
+    e: int, timesteps: int, *, packed: bool = False, returns_v: bool = False, grad: bool = True, static: bool = False
+) -> Terms:
+    """Reads x, writes s: 2e; + e for a returned v, + w packed, + 4/16 when T exceeds 16 and a backward may follow."""
+    return (
+        _input("x", "read", e, timesteps, static),
+        _dense("s", "write", e),
+        *[_dense("v", "write", e)] * returns_v,
+        *[_words("write", timesteps)] * packed,
+        *(_edges("write", timesteps) if grad else ()),
+    )
+
+
+def lif_backward(e: int, timesteps: int, *, returns_v: bool = False, static: bool = False) -> Terms:
+    """Reads x and gs, writes gx: 3e; + e for the gradient of a returned v, + 4/16 when T exceeds 16."""
+    return (
+        _input("x", "read", e, timesteps, static),
+        _dense("gs", "read", e),
+        *[_dense("gv", "read", e)] * returns_v,
+        *_edges("read", timesteps),
+        _dense("gx", "write", e),
+    )
+
+
+def lif_kept(e: int, timesteps: int, *, static: bool = False) -> Terms:
+    """x: e; + 4/16 when T exceeds 16. Tensors among the parameters of the neuron: ``PARAMETERS`` a channel more."""
+    return _input("x", "keep", e, timesteps, static), *_edges("keep", timesteps)
+
+
+def batch_norm_lif_forward(
+    e: int,
+    timesteps: int,
+    *,
+    residual: Residual = None,
+    packed: bool = False,
+    pool: bool = False,
+    training: bool = True,
+    grad: bool = True,
+    static: bool = False,
+) -> Terms:
+    """Statistics read y, the fused pass reads y and writes s: 3e; 2e in evaluation, where there are no statistics.
+
+    + e for a residual (also a packed one comes with its dense spikes), + w packed, + 4/16 when T exceeds 16; pooled,
+    the spikes are e/4.
+    """
+    return (
+        *[_input("y", "read", e, timesteps, static)] * (2 if training else 1),
+        *[_dense("residual", "read", e)] * (residual is not None),
+        _spikes("s", "write", e, pool),
+        *[_words("write", timesteps)] * packed,
+        *(_edges("write", timesteps) if grad else ()),
+    )
+
+
+def batch_norm_lif_backward(
+    e: int,
+    timesteps: int,
+    *,
+    residual: Residual = None,
+    pool: bool = False,
+    training: bool = True,
+    static: bool = False,
+) -> Terms:
+    """Two passes that recompute, each reading y and gs, the second writing gy: 5e; 3e in evaluation, one pass.
+
+    With a residual 7e: the first pass reads it too and writes gx, which is its gradient; the second reads gx and y and
+    writes gy. A packed residual is unpacked before: + w + e. Pooled, gs is e/4; + 4/16 a pass that recomputes when T
+    exceeds 16.
+    """
+    recompute = (_input("y", "read", e, timesteps, static), _spikes("gs", "read", e, pool), *_edges("read", timesteps))
+    gy = _dense("gy", "write", e)
+    if residual is None:
+        return (*recompute * (2 if training else 1), gy)
+    unpacked = spikes_unpack(e, timesteps) if residual == "packed" else ()
+    first = (*recompute, _dense("residual", "read", e), _dense("gx", "write", e))
+    return (*unpacked, *first, _dense("gx", "read", e), _input("y", "read", e, timesteps, static), gy)
+
+
+def batch_norm_lif_kept(
+    e: int, timesteps: int, *, residual: Residual = None, checkpoint: bool = False, static: bool = False
+) -> Terms:
+    """y: e; + e for a dense residual or w for a packed one, + 4/16 when T exceeds 16; ``PER_CHANNEL`` a channel more.
+
+    With a block checkpoint y is made again, from what the convolution before would keep. The words of its own spikes
+    are kept by the layer that reads them (``spike_input_kept``).
+    """
+    beside: Terms = ()
+    if residual is not None:
+        beside = (_words("keep", timesteps) if residual == "packed" else _dense("residual", "keep", e),)
+    y = () if checkpoint else (_input("y", "keep", e, timesteps, static),)
+    return (*y, *beside, *_edges("keep", timesteps))
+
+
+def spike_input_kept(e: int, timesteps: int, *, packed: bool = True) -> Terms:
+    """What a convolution or a Linear keeps of the spikes that it reads, per neuron-step of theirs: w, or e if dense.
+
+    Of pooled spikes too the words are those of the neurons, before the average.
+    """
+    return (_words("keep", timesteps) if packed else _dense("input", "keep", e),)
+
+
+def spikes_pack(e: int, timesteps: int) -> Terms:
+    """Dense spikes to words: e + w."""
+    return _dense("s", "read", e), _words("write", timesteps)
+
+
+def spikes_unpack(e: int, timesteps: int, *, pool: bool = False) -> Terms:
+    """Words to dense spikes: w + e, or w + e/4 for 2x2 averages."""
+    return _words("read", timesteps), _spikes("s", "write", e, pool)
+
+
+def regularizer(e: int = 4, *, in_place: bool = True) -> Terms:
+    """Per parameter, not neuron-step: value, and gradient added in place: 2 reads, 1 write; a fresh one: 1 and 1."""
+    grad = _dense("grad", "read", e)
+    return (_dense("weight", "read", e), *[grad] * in_place, _dense("grad", "write", e))
