@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -10,20 +11,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trtkern.training.pages import keep_pages
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to time: ``run`` is called once a round; ``bytes`` is what it must move at the least."""
+    """Something to time: ``run`` is called once a round; ``bytes`` is what it must move at the least (0: not known)."""
 
     name: str
     run: Callable[[], object]
@@ -33,7 +36,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Times in milliseconds; ``limit`` is bytes at the copy rate of the same rounds."""
+    """One measurement. Times in milliseconds; ``limit`` is the time of ``baseline`` in the same rounds, for as many
+    bytes where they are known: the copy rate, or another network's step."""
 
     date: str
     commit: str
@@ -43,6 +47,7 @@ class Row:
     malloc: str
     case: str
     candidate: str
+    baseline: str
     rounds: int
     p20_ms: float
     p50_ms: float
@@ -95,7 +100,7 @@ def _warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> Non
 
 
 def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float], copy: Candidate, malloc: str) -> Row:
-    scale = candidate.bytes / copy.bytes
+    scale = candidate.bytes / copy.bytes if copy.bytes else 1.0
     ratios = [own / (limit * scale) for own, limit in zip(mine, copies, strict=True)]
     # The 90 % interval of a median, from order statistics: no distribution assumed.
     spread = 0.8224 / len(ratios) ** 0.5
@@ -109,6 +114,7 @@ def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float]
         malloc=malloc,
         case=case,
         candidate=candidate.name,
+        baseline=copy.name,
         rounds=len(mine),
         p20_ms=round(1e3 * quantile(mine, 0.2), 4),
         p50_ms=round(1e3 * p50, 4),
@@ -119,9 +125,7 @@ def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float]
         times_limit_low=round(quantile(ratios, max(0.0, 0.5 - spread)), 3),
         times_limit_high=round(quantile(ratios, min(1.0, 0.5 + spread)), 3),
         compile_s=round(candidate.compile_s, 1),
-        command=" ".join(["python", *(str(Path(a).name) if i == 0 else a for i, a in enumerate(sys.argv))]).replace(
-            "python run.py", "python bench/run.py"
-        ),
+        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     )
 
 
@@ -174,3 +178,35 @@ def show(rows: list[Row]) -> None:
             f"{row.candidate:34} {row.p20_ms:9.3f} {row.p50_ms:9.3f} {row.p80_ms:9.3f} {row.gb_per_s:7.1f} "
             f"{row.times_limit:8.2f}  {row.times_limit_low:.2f} to {row.times_limit_high:.2f}"
         )
+
+
+Build = Callable[[str, str], tuple[list[Candidate], Candidate]]
+"""From a case and a backend to what is timed, and what that is measured against."""
+
+
+def command_line(doc: str, cases: Mapping[str, Build], rounds: int = 25) -> None:
+    """What every program here understands: runs the cases that it is told to, shows their rows and appends them."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", default="", help="only cases whose name starts with this")
+    parser.add_argument("--backend", default="cpu", help="the backend to measure (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default: {rounds})")
+    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="keep pages, or glibc's defaults")
+    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results.csv", help="CSV to append rows to")
+    options = parser.parse_args()
+    chosen = [case for case in cases if case.startswith(options.case)]
+    if not chosen or options.rounds < 3:
+        parser.error(f"expected a case of {', '.join(cases)} and at least 3 rounds")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    malloc = "glibc default"
+    if options.malloc == "keep":
+        malloc = "keeps pages" if keep_pages() else "keeps pages was asked for, and the C library refused"
+    torch.manual_seed(0)
+    for case in chosen:
+        candidates, baseline = cases[case](case, options.backend)
+        rows = measure(case, candidates, baseline, options.rounds, malloc)
+        show(rows)
+        append([asdict(row) for row in rows], options.output)
+        del candidates, baseline
+        torch._dynamo.reset()

@@ -10,21 +10,17 @@ copy_, measured in the same rounds. A candidate whose results disagree with the 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from measure import ROOT, Candidate, append, measure, show
+from measure import Candidate, command_line
 from torch import Tensor
 
 from trtkern import nn, reference
 from trtkern.backends.base import RegularizerSpec
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.spec import LIFSpec
-from trtkern.training.pages import keep_pages
 
 LIF_CASES = {"lif-4": (4, 2_097_152), "lif-500": (500, 8192)}
 NUMBERS = (0.5, 1.0, 0.0, 1.0, 1.0, 0.0)
@@ -182,34 +178,6 @@ def regularizer_case(case: str, backend: str) -> tuple[list[Candidate], Candidat
     return candidates, Candidate("copy_", lambda: target.copy_(flat), 2 * size)
 
 
-def main() -> None:
-    """Run the cases that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", default="", help="only cases whose name starts with this")
-    parser.add_argument("--backend", default="cpu", help="the backend to measure (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=25, help="interleaved rounds (default: 25)")
-    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="keep pages, or glibc's defaults")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results.csv", help="CSV to append rows to")
-    options = parser.parse_args()
-    cases = [case for case in (*LIF_CASES, *REGULARIZER_CASES) if case.startswith(options.case)]
-    if not cases or options.rounds < 3:
-        parser.error(f"expected a case of {', '.join((*LIF_CASES, *REGULARIZER_CASES))} and at least 3 rounds")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    malloc = "glibc default"
-    if options.malloc == "keep":
-        malloc = "keeps pages" if keep_pages() else "keeps pages was asked for, and the C library refused"
-    torch.manual_seed(0)
-    for case in cases:
-        build = lif_case if case in LIF_CASES else regularizer_case
-        candidates, copy = build(case, options.backend)
-        rows = measure(case, candidates, copy, options.rounds, malloc)
-        show(rows)
-        append([asdict(row) for row in rows], options.output)
-        del candidates, copy
-        torch._dynamo.reset()
-
-
 if __name__ == "__main__":
-    main()
+    cases = {**dict.fromkeys(LIF_CASES, lif_case), **dict.fromkeys(REGULARIZER_CASES, regularizer_case)}
+    command_line(__doc__ or "", cases)
