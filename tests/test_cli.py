@@ -139,7 +139,7 @@ def test_nan_ends_training_with_status_1_and_names_step_and_layer(capsys, monkey
     monkeypatch.setattr(train, "load", lambda *_: part)
     assert cli.main(["train", *FAST]) == 1
     error = one_line(capsys)
-    assert "NaN or Inf in epoch 1, step 1, first in the membrane potential of layer layers.0.lif" in error
+    assert "NaN or Inf in epoch 1, step 1, first in the membrane potential of layer layers.0.norm" in error
     assert "no checkpoint was written" in error
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from trtkern import data
 from trtkern.backends import named
 from trtkern.data import Dataset, Split
-from trtkern.nn import LIF
+from trtkern.nn import LIF, BatchNormLIF
 from trtkern.training import checkpoint, plots, run, settings
 from trtkern.training.loop import Observer, Trainer
 from trtkern.training.watch import NonFiniteError, Watch
@@ -114,8 +114,8 @@ def test_bfloat16_reaches_the_kernels_and_the_losses_stay_float32(few, tmp_path)
     trainer = Trainer(resolve(epochs=1, amp=True), few)
     seen = []
     for module in trainer.model.modules():
-        if isinstance(module, LIF):
-            module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+        if isinstance(module, BatchNormLIF):
+            module.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0].dtype, out.spikes.dtype)))
     (row,) = trainer.run(tmp_path).rows
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     assert trainer.logits(few.test.images[:2]).dtype == torch.float32
@@ -152,7 +152,7 @@ def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
     order = torch.randperm(128, generator=torch.Generator().manual_seed(5))
     image, step = int(order[40]), 40 // 16 + 1
     trainer = Trainer(resolve(seed=5, batch_size=16, epochs=1), poisoned(few, image, value))
-    with pytest.raises(NonFiniteError, match=f"in epoch 1, step {step}, first in .* of layer layers.0.lif"):
+    with pytest.raises(NonFiniteError, match=f"in epoch 1, step {step}, first in .* of layer layers.0.norm"):
         trainer.run(tmp_path)
     assert not (tmp_path / checkpoint.NAME).exists()
     # Stopped before the update: the weights are still good.
@@ -162,8 +162,8 @@ def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
 @pytest.mark.parametrize(
     "weight, place",
     [
-        ("layers.0.conv.weight", "layer layers.0.lif"),
-        ("layers.1.conv.weight", "layer layers.1.lif"),
+        ("layers.0.conv.weight", "layer layers.0.norm"),
+        ("layers.1.conv.weight", "layer layers.1.norm"),
         ("classifier.weight", r"the loss \(every LIF layer stayed finite\)"),
     ],
 )
@@ -190,7 +190,7 @@ def test_spikes_hide_a_nan_that_the_flag_shows(few):
     images = poisoned(few, 0).train.images[:8]
     loss = trainer.loss(trainer.logits(images), few.train.labels[:8])
     assert torch.isfinite(loss)
-    with pytest.raises(NonFiniteError, match=r"layers\.0\.lif"):
+    with pytest.raises(NonFiniteError, match=r"layers\.0\.norm"):
         trainer.watch.check(loss, "here")
 
 
@@ -257,7 +257,7 @@ def test_run_folder_has_everything(few, tmp_path):
     assert rows == result.rows and [row["epoch"] for row in rows] == [1, 2]
     config = json.loads((tmp_path / run.CONFIG).read_text())
     assert settings.Settings.from_json(config["settings"]) == plan
-    assert list(config["backends"]) == ["layers.0.lif", "layers.1.lif"]
+    assert list(config["backends"]) == ["layers.0.norm", "layers.1.norm"]
     assert all(name.startswith(BACKEND) for name in config["backends"].values())
     assert config["versions"]["torch"] == torch.__version__
     plots.learning_curves(rows, "two epochs", tmp_path / run.CURVES)

@@ -105,7 +105,7 @@ class BatchNormLIF(nn.Module):
         """The normalisation of the next call."""
         training = self.training or self.running_mean is None
         group = None
-        if self.sync and training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.sync and self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             group = torch.distributed.group.WORLD
         tracked = (self.running_mean, self.running_var, self.num_batches_tracked)
         return BatchNorm(self.weight, self.bias, *tracked, self.eps, self.momentum, training, group)

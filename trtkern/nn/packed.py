@@ -95,8 +95,8 @@ def packed_activations() -> Iterator[PackedReport]:
 
     Where contexts are nested the inner one packs and counts. Inside ``torch.utils.checkpoint`` the inputs of a block
     are packed, and what is recomputed is not. What torch.compile compiles decides for itself what it keeps, and packs
-    nothing (gradients stay right): use ``SpikeConv2d`` and ``SpikeLinear`` there, around them this context. Neurons
-    make their words as long as any thread is inside; what is packed are the tensors that this thread saves.
+    nothing (gradients stay right): use ``SpikeConv2d`` and ``SpikeLinear`` there. Neurons make their words as long as
+    any thread is inside; what is packed are the tensors that this thread saves.
     """
     report = PackedReport()
     packing = Packing(report._count)

@@ -44,8 +44,8 @@ def listen(listener: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Whether anybody wants the words."""
-    return bool(_listeners)
+    """Whether anybody wants the words: never in compiled code, which would be compiled again for each answer."""
+    return not torch.compiler.is_compiling() and bool(_listeners)
 
 
 def announce(spikes: Tensor, words: Tensor) -> None:
