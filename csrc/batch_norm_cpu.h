@@ -3,7 +3,7 @@
 // Statistics go in two passes over a block in the caches: its mean, then the squared deviations from it, in float; then
 // the blocks are merged in double (Chan et al. 1983). So a large mean costs no digits, whatever element comes first.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h.
+// No include guard: each instruction set includes it inside a namespace of its own, after lif_sums_cpu.h.
 
 // Of n numbers: their mean and the sum of their squared deviations from it.
 struct Moments {
@@ -15,55 +15,48 @@ TK_INLINE Moments merged(const Moments& a, const Moments& b) {
 }
 // From the sums of n deviations from `around`, and of their squares.
 TK_INLINE Moments moments_around(double n, double around, double sum, double squares) {
-  const double m2 = squares - sum * sum / n;
-  return {n, around + sum / n, m2 < 0.0 ? 0.0 : m2};
+  const double mean = sum * (1.0 / n), m2 = squares - sum * mean;
+  return {n, around + mean, m2 < 0.0 ? 0.0 : m2};
 }
 
 // Sums go into kMomentLanes lanes whatever the width of a vector, so all instruction sets agree bitwise.
-constexpr int kMomentLanes = 32;
+constexpr int kMomentLanes = 32, kMomentVectors = kMomentLanes / kLanes;
 constexpr int64_t kMomentPiece = 4096;
-struct LaneSums {
-  vfloat lanes[kMomentLanes / kLanes] = {};
-  double total() const {
-    float each[kMomentLanes];
-    __builtin_memcpy(each, lanes, sizeof each);
-    double sums[4] = {};
-    for (int i = 0; i < kMomentLanes; ++i) sums[i % 4] += each[i];
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
-};
 
 // f(k, vector k of kMomentLanes elements) over n elements; those behind the last are `fill`.
 template <class D, class F>
 TK_INLINE void over_lanes(const typename D::Raw* x, int64_t n, vfloat fill, F f) {
-  constexpr int kVectorsOf = kMomentLanes / kLanes;
   int64_t i = 0;
   for (; i + kMomentLanes <= n; i += kMomentLanes)
 #pragma GCC unroll 8
-    for (int k = 0; k < kVectorsOf; ++k) f(k, i + k * kLanes, get<D>(x + i + k * kLanes));
+    for (int k = 0; k < kMomentVectors; ++k) f(k, i + k * kLanes, get<D>(x + i + k * kLanes));
   if (i == n) return;
-  typename D::Raw last[kMomentLanes] = {};
+  typename D::Raw last[kMomentLanes];
+  __builtin_memset(last, 0, sizeof last);
   __builtin_memcpy(last, x + i, sizeof(*x) * (n - i));
-  for (int k = 0; k < kVectorsOf; ++k) {
-    const vint place = lane_numbers() + (k * kLanes);
-    f(k, i, where_(place < (int)(n - i), get<D>(last + k * kLanes), fill));
-  }
+  for (int k = 0; k < kMomentVectors; ++k)
+    f(k, i, where_(lane_numbers() + k * kLanes < (int)(n - i), get<D>(last + k * kLanes), fill));
+}
+TK_INLINE double total(const vfloat* lanes) {
+  float each[kMomentLanes];
+  __builtin_memcpy(each, lanes, sizeof each);
+  return ordered_sum(each, kMomentLanes);
 }
 
 template <class D>
 TK_NOINLINE Moments piece_moments(const typename D::Raw* x, int64_t n) {
-  LaneSums sum, deviations, squares;
+  vfloat sum[kMomentVectors] = {}, deviations[kMomentVectors] = {}, squares[kMomentVectors] = {};
   over_lanes<D>(x, n, vfloat{}, [&](int k, int64_t, vfloat value) __attribute__((always_inline)) {
-    sum.lanes[k] += value;
+    sum[k] += value;
   });
-  const vfloat around = lit<vfloat>((float)(sum.total() / (double)n));
+  const vfloat around = lit<vfloat>((float)(total(sum) / (double)n));
   over_lanes<D>(x, n, around, [&](int k, int64_t i, vfloat value) __attribute__((always_inline)) {
-    prefetch(x + n + i);
+    if (k * kLanes * sizeof(*x) % 64 == 0) prefetch(x + n + i);
     const vfloat d = value - around;
-    deviations.lanes[k] += d;
-    squares.lanes[k] = fma_(d, d, squares.lanes[k]);
+    deviations[k] += d;
+    squares[k] = fma_(d, d, squares[k]);
   });
-  return moments_around((double)n, around[0], deviations.total(), squares.total());
+  return moments_around((double)n, around[0], total(deviations), total(squares));
 }
 
 template <class D>
@@ -82,36 +75,41 @@ inline void run_moments(const LifArgs& a, int64_t begin, int64_t end, double* mo
   for_dtype(a.dtype, [&](auto d) { run_moments_of<decltype(d)>(a, begin, end, moments); });
 }
 
-// Sums of `rows` elements below one another, `stride` apart: VECTORS vectors, the last of `count` lanes.
-template <class D, int VECTORS>
+// Sums of `rows` elements below one another, `stride` apart: VECTORS vectors, the last of `count` lanes. SQUARES: of the
+// deviations from `around` and of their squares; the rows that come next are prefetched.
+template <class D, int VECTORS, bool SQUARES>
 TK_INLINE void column_sums(const typename D::Raw* x, int64_t stride, int64_t rows, int count, const float* around,
-                           float* deviations, float* squares) {
+                           float* sums, float* squares) {
   vfloat sum[VECTORS] = {}, square[VECTORS] = {}, center[VECTORS] = {};
-  for (int k = 0; around && k < VECTORS; ++k) center[k] = load(around + k * kLanes);
+  for (int k = 0; SQUARES && k < VECTORS; ++k) center[k] = load(around + k * kLanes);
+  const int64_t ahead = rows * stride;
   for (int64_t r = 0; r < rows; ++r, x += stride)
 #pragma GCC unroll 4
     for (int k = 0; k < VECTORS; ++k) {
       typename D::Pack raw{};
       __builtin_memcpy(&raw, x + k * kLanes, VECTORS > 1 ? sizeof raw : sizeof(*x) * count);
-      const vfloat d = D::unpack(raw) - center[k];
+      vfloat d = D::unpack(raw);
+      if (SQUARES) {
+        if (k * kLanes * sizeof(*x) % 64 == 0) prefetch(x + k * kLanes + ahead);
+        d -= center[k];
+        square[k] = fma_(d, d, square[k]);
+      }
       sum[k] += d;
-      square[k] = fma_(d, d, square[k]);
     }
   for (int k = 0; k < VECTORS; ++k) {
-    store(deviations + k * kLanes, sum[k]);
-    if (squares) store(squares + k * kLanes, square[k]);
+    store(sums + k * kLanes, sum[k]);
+    if (SQUARES) store(squares + k * kLanes, square[k]);
   }
 }
-template <class D>
+template <class D, bool SQUARES>
 TK_NOINLINE void tile_sums(const typename D::Raw* x, int64_t stride, int64_t rows, int64_t columns, const float* around,
-                           float* deviations, float* squares) {
-  const auto at = [](auto* p, int64_t k) { return p ? p + k : nullptr; };
+                           float* sums, float* squares) {
   int64_t k = 0;
   for (; k + 4 * kLanes <= columns; k += 4 * kLanes)
-    column_sums<D, 4>(x + k, stride, rows, kLanes, at(around, k), deviations + k, at(squares, k));
+    column_sums<D, 4, SQUARES>(x + k, stride, rows, kLanes, around + k, sums + k, squares + k);
   for (; k < columns; k += kLanes) {
     const int count = columns - k < kLanes ? (int)(columns - k) : kLanes;
-    column_sums<D, 1>(x + k, stride, rows, count, at(around, k), deviations + k, at(squares, k));
+    column_sums<D, 1, SQUARES>(x + k, stride, rows, count, around + k, sums + k, squares + k);
   }
 }
 
@@ -125,9 +123,9 @@ void column_moments_of(const LifArgs& a, int64_t r0, int64_t r1, int64_t k0, int
     for (int64_t r = r0; r < r1; r += kRowTile) {
       const int64_t rows = r1 - r < kRowTile ? r1 - r : kRowTile;
       const typename D::Raw* x = (const typename D::Raw*)a.x + r * K + k;
-      tile_sums<D>(x, K, rows, columns, nullptr, around, nullptr);
+      tile_sums<D, false>(x, K, rows, columns, around, around, squares);
       for (int64_t i = 0; i < columns; ++i) around[i] /= (float)rows;
-      tile_sums<D>(x, K, rows, columns, around, deviations, squares);
+      tile_sums<D, true>(x, K, rows, columns, around, deviations, squares);
       double *mean = moments + k, *m2 = mean + K;
       const double n = (double)rows, before = (double)(r - r0);
       for (int64_t i = 0; i < columns; ++i) {
@@ -158,14 +156,14 @@ struct InputGradRow {
     const InputGradRow row = *this;
     for (int64_t i = from; i < from + n; i += kLanes) {
       const vfloat deviation = get<D>(row.in.x + i) - row.in.affine.row(kCenter, i);
-      put<STREAM>(row.gx + i, D::pack(input_gradient(row.coef, i, get<D>(row.g + i), deviation)));
+      put<STREAM>(row.gx + i, D::pack(input_gradient(triple(row.coef, i), get<D>(row.g + i), deviation)));
     }
   }
   TK_NOINLINE void part(int64_t from, int count) const {
     InputGradRow r = {in.at(from), coef.at(from), g + from, gx + from};
     Staged<Raw> new_x, new_g, new_gx;
     r.in.x = new_x.in(r.in.x, count), r.g = new_g.in(r.g, count), r.gx = new_gx.out(r.gx);
-    r.template whole<false>(0, kLanes);
+    r.template whole<false>(0, kSpan);
     new_gx.back(gx + from, count);
   }
 };

@@ -123,9 +123,13 @@ TK_INLINE Moments merge_segments(const LifArgs& a, const index::Tiles& t, int64_
 template <class E, int V>
 TK_INLINE void input_grad_thread(const LifArgs& a, int64_t n) {
   constexpr int K = 4;
-  Neuron<Real> unused[V];
-  Affine3 affine[V], coef[V];
-  Parameters<true>(a, n).next(a, unused, affine, coef);
+  int64_t channel[V];
+  Real center[V];
+  Affine3 coef[V];
+  Channels(a, n).next(a, channel);
+  TK_UNROLL
+  for (int j = 0; j < V; ++j) center[j] = load_row(a, a.affine, kCenter, channel[j]);
+  load_affine(a, a.coef, channel, coef);
   for (int64_t step = 0; step < a.T; step += K) {
     const int count = steps(a, step, K);
     const int64_t N = again(count, a.N), first = index::offset(step, n, a.N);
@@ -138,7 +142,7 @@ TK_INLINE void input_grad_thread(const LifArgs& a, int64_t n) {
       if (k >= count) break;
       Real out[V];
       TK_UNROLL
-      for (int j = 0; j < V; ++j) out[j] = input_gradient(g[k].get(j), x[k].get(j), affine[j], coef[j]);
+      for (int j = 0; j < V; ++j) out[j] = input_gradient(g[k].get(j), x[k].get(j) - center[j], coef[j]);
       g[k].set(out);
       g[k].store(at);
       at = address<E>(at, N);

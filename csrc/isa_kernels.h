@@ -15,6 +15,7 @@ namespace TK_ISA {
 #include "lif_forward_cpu.h"
 #include "lif_recompute_cpu.h"
 #include "lif_sums_cpu.h"
+#include "lif_backward_row_cpu.h"
 #include "lif_backward_cpu.h"
 #include "batch_norm_cpu.h"
 #include "regularizer_cpu.h"

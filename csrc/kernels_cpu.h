@@ -21,7 +21,7 @@ constexpr int kSums = kParams + 2;
 // Floats of scratch memory that one thread needs, 64-byte aligned.
 constexpr int64_t kForwardScratch = 4 * kForwardBlock + (kParams + kAffine) * kParameterStride + 512;
 constexpr int64_t kBackwardScratch =
-    (kChunk + 3 + kSums + 2) * (kBackwardBlock + kPad) + (kParams + 2 * kAffine) * kParameterStride + 512;
+    (kChunk + 4 + kSums + 2) * (kBackwardBlock + kPad) + (kParams + 2 * kAffine) * kParameterStride + 512;
 
 // Statistics of short channels: columns, C * inner of them, and rows that go through them together.
 constexpr int64_t kColumnTile = 256, kRowTile = 32;

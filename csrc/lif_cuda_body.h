@@ -66,8 +66,10 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
   Affine3 affine[FUSED ? V : 1];
   Parameters<FUSED> parameters(a, base);
   if constexpr (FUSED) {
-    Affine3 none[V];
-    parameters.next(a, p, affine, none);
+    int64_t channel[V];
+    Channels(a, base).next(a, channel);
+    parameters.of(a, channel, p);
+    load_affine(a, a.affine, channel, affine);
   } else {
     parameters.next(a, p);
   }
@@ -97,9 +99,10 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
 
 // ---- which kernel ----
 
-// Whether a call asks for more than a plain LIF.
+// Whether a call asks for more than a plain LIF, or, backward, for less: no gx.
 inline bool fused(const LifArgs& a) {
-  return (a.affine | a.residual | a.packed | a.coef | a.norm_sums) != 0 || a.x_stride != a.N || a.pool_row != 0;
+  const bool less = a.gx == 0 && (a.gv0 | a.gparams) != 0;
+  return (a.affine | a.residual | a.packed | a.coef | a.norm_sums) != 0 || a.x_stride != a.N || a.pool_row != 0 || less;
 }
 
 // Neurons a thread: 16 bytes' worth where every row of every tensor starts on a multiple of 16 bytes (packed: of a byte
@@ -124,13 +127,12 @@ inline int norm_rows(const LifArgs& a) { return fused(a) ? kNormSums : 0; }
 inline int sum_rows(const LifArgs& a) { return norm_rows(a) + (a.gparams != 0 ? kSums : 0); }
 inline index::Reduction reduction(const LifArgs& a) {
   const index::Tiles t = tiles(a);
-  if (t.groups == 0)
-    return fused(a) ? index::Reduction{a.N, a.C, a.inner} : index::reduction(a.N, a.C, a.inner, vec(a));
-  return {t.segments() * t.C(), t.C(), 1};
+  if (t.groups != 0) return {t.segments() * t.C(), t.C(), 1};
+  return fused(a) ? index::Reduction{a.N, a.C, a.inner} : index::reduction(a.N, a.C, a.inner, vec(a));
 }
 
 // Calls run(Class<V, K, LOOP>()) for the class that the sizes ask for. Up to 16 steps the loop runs once: a class of
-// their own would gain nothing. OCTETS: chunks of 8 steps at the most, a byte of packed spikes.
+// their own would gain nothing. OCTETS, for the fused kernels: 8 steps at the most, a byte of packed spikes.
 template <int V_, int K_, bool LOOP_>
 struct Class {
   static constexpr int V = V_, K = K_;

@@ -1,12 +1,14 @@
 // The LIF kernels and the choice among them, for one element type: included by lif_float32_cuda.cu and its likes, which
 // nvcc compiles side by side.
 //
-// Of each element type there are: forward, three chunk classes (T up to 4, up to 8, and chunks of 16 steps);
-// backward, the same three for each surrogate; and for rows that are not 16-byte aligned (N no multiple of the
-// vector, or a tensor that starts in the middle of one) the last class again with one neuron a thread. The fused
-// kernels (see FUSED in lif_cuda_body.h) are others, so that a plain LIF pays nothing for what they can; their
-// surrogate is chosen at run time, for compiling them six times would take as long as all the rest. Everything else
-// is decided at run time, uniformly.
+// Of each element type there are: forward, three chunk classes (T up to 4, up to 8, and chunks of 16 steps); backward,
+// the same three for each surrogate; and for rows that are not 16-byte aligned (N no multiple of the vector, or a
+// tensor that starts in the middle of one) the last class again with one neuron a thread. Everything else is decided at
+// run time, uniformly.
+//
+// The fused kernels (FUSED in lif_cuda_body.h) are others, so that a plain LIF pays nothing for what they can. They
+// choose their surrogate at run time, and there is none for T between 5 and 8 alone: built like the others they would
+// take as long to compile as all the rest.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -42,7 +44,7 @@ __device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t c
   constexpr int kWarps = index::kThreads / 32;
   __shared__ float warp_sums[ROWS][kWarps];
   for (int r = 0; r < rows; ++r) {
-    float sum = sum_of(slots, r).value;
+    float sum = sum_of(a, slots, r).value;
     for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     if (threadIdx.x % 32 == 0) warp_sums[r][threadIdx.x / 32] = sum;
   }
@@ -56,7 +58,7 @@ __device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t c
 template <class E, int V, int K, bool LOOP, int SURROGATE>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const Slots<E, V, K, false> slots{shared + threadIdx.x, index::kThreads};
+  const Slots<E, V, K, false> slots(shared + threadIdx.x, index::kThreads, 0);
   const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
   const bool learn = a.gparams != 0;
   if (learn) clear_sums(a, slots);
@@ -73,7 +75,8 @@ template <class E, int V, int K, bool LOOP>
 __global__ void __launch_bounds__(index::kThreads, kBlocks)
     lif_fused_backward(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t, int rows) {
   extern __shared__ uint32_t shared[];
-  const Slots<E, V, K, true> slots{shared + threadIdx.x, index::kThreads};
+  const int more = Slots<E, V, K, true>::more_rows(a);
+  const Slots<E, V, K, true> slots(shared + threadIdx.x, index::kThreads, more);
   const int64_t n =
       t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0) : index::first_neuron(blockIdx.x, threadIdx.x, V);
   clear_sums(a, slots);
@@ -86,11 +89,11 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
   } else {
     __syncthreads();
     const int outputs = t.outputs();
-    const Slots<E, V, K, true> first{shared, index::kThreads};
+    const Slots<E, V, K, true> first(shared, index::kThreads, more);
     for (int i = threadIdx.x; i < rows * outputs; i += index::kThreads) {
       const int r = i / outputs, o = i - r * outputs;
       const int64_t at = index::offset(r, t.place(blockIdx.x, o), t.segments() * t.C());
-      store_one(a.workspace, at, tile_sum(t, first, r, o));
+      store_one(a.workspace, at, tile_sum(a, t, first, r, o));
     }
   }
 }
@@ -118,7 +121,6 @@ void start_plain_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
     if (a.surrogate != SURROGATE) return start_plain_backward<E, C, SURROGATE + 1>(a);
     using S = Slots<E, C::V, C::K, false>;
-    static_assert(S::kEnd * sizeof(uint32_t) * index::kThreads < 48 * 1024, "more than a block has unasked");
     const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
     const size_t shared = S::words_of(a) * sizeof(uint32_t) * index::kThreads;
     lif_backward<E, C::V, C::K, C::LOOP, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
@@ -137,9 +139,8 @@ void start_fused_backward(const LifArgs& a) {
 
 template <class E>
 void start_backward(const LifArgs& a) {
-  choose<E, false>(a, [&a](auto c) {
-    fused(a) ? start_fused_backward<E, decltype(c)>(a) : start_plain_backward<E, decltype(c)>(a);
-  });
+  if (fused(a)) return choose<E, true>(a, [&a](auto c) { start_fused_backward<E, decltype(c)>(a); });
+  choose<E, false>(a, [&a](auto c) { start_plain_backward<E, decltype(c)>(a); });
 }
 
 }  // namespace cuda

@@ -78,13 +78,33 @@ TK_INLINE void load_steps(uint64_t base, int64_t first, int64_t N, int count, Pa
   }
 }
 
-// The three numbers of `affine` or of `coef` for a neuron.
-struct Affine3 {
-  Real row[kAffine];
+// The channels of one neuron after the other.
+struct Channels {
+  index::Channel at{0, 0};
+
+  TK_INLINE Channels(const LifArgs& a, int64_t n) {
+    if (a.C > 1) at = index::Channel::of(n, a.inner, a.C);
+  }
+  template <int G>
+  TK_INLINE void next(const LifArgs& a, int64_t (&channel)[G]) {
+    TK_UNROLL
+    for (int j = 0; j < G; ++j) {
+      channel[j] = at.channel;
+      if (a.C > 1) at.step(a.inner, a.C);
+    }
+  }
 };
 
+// Row `row` of [rows, C].
+TK_INLINE Real load_row(const LifArgs& a, uint64_t base, int row, int64_t channel) {
+  Pack<Float32, 1> value;
+  value.load(address<Float32>(base, index::offset(row, channel, a.C)));
+  return value.get(0);
+}
+
 // The parameters of one neuron after the other. Only one of reset_amount and v_reset is ever used: both name one
-// register, which is 0 where there is no reset. FUSED: also the neuron's numbers of `affine` and `coef`.
+// register, which is 0 where there is no reset. FUSED: the caller says of which channels, for it has more that has
+// them.
 template <bool FUSED>
 struct Parameters {
   Neuron<Real> shared;
@@ -92,29 +112,20 @@ struct Parameters {
   bool per_channel;
 
   TK_INLINE Parameters(const LifArgs& a, int64_t n) : per_channel(a.params != 0 && a.C > 1) {
-    if (per_channel || (FUSED && a.C > 1)) at = index::Channel::of(n, a.inner, a.C);
-    if (per_channel) return;
-    if (a.params != 0) {
+    if (per_channel) {
+      if (!FUSED) at = index::Channel::of(n, a.inner, a.C);
+    } else if (a.params != 0) {
       shared = load(a, 0);
     } else {
       const float reset = a.reset == kHard ? a.scalars[kVReset] : a.reset == kSoft ? a.scalars[kResetAmount] : 0.0f;
       shared = {a.scalars[kDecay], a.scalars[kGain], a.scalars[kBias], reset, a.scalars[kThreshold], reset};
     }
   }
-  TK_INLINE static Real row(const LifArgs& a, uint64_t base, int row, int64_t channel) {
-    Pack<Float32, 1> value;
-    value.load(address<Float32>(base, index::offset(row, channel, a.C)));
-    return value.get(0);
-  }
   TK_INLINE static Neuron<Real> load(const LifArgs& a, int64_t c) {
-    Real reset = row(a, a.params, a.reset == kHard ? kVReset : kResetAmount, c);
+    const auto row = [&a, c](int r) { return load_row(a, a.params, r, c); };
+    Real reset = row(a.reset == kHard ? kVReset : kResetAmount);
     if (a.reset == kNone) reset = 0.0f;
-    return {row(a, a.params, kDecay, c),     row(a, a.params, kGain, c),
-            row(a, a.params, kBias, c),      reset,
-            row(a, a.params, kThreshold, c), reset};
-  }
-  TK_INLINE static Affine3 three(const LifArgs& a, uint64_t base, int64_t c) {
-    return {{row(a, base, kCenter, c), row(a, base, kScale, c), row(a, base, kShift, c)}};
+    return {row(kDecay), row(kGain), row(kBias), reset, row(kThreshold), reset};
   }
   template <int G>
   TK_INLINE void next(const LifArgs& a, Neuron<Real> (&p)[G]) {
@@ -127,19 +138,33 @@ struct Parameters {
       at.step(a.inner, a.C);
     }
   }
-  // Without `affine`: center 0, scale 1 and shift -0, which change no bit of x.
   template <int G>
-  TK_INLINE void next(const LifArgs& a, Neuron<Real> (&p)[G], Affine3 (&affine)[G], Affine3 (&coef)[G]) {
+  TK_INLINE void of(const LifArgs& a, const int64_t (&channel)[G], Neuron<Real> (&p)[G]) const {
     TK_UNROLL
-    for (int j = 0; j < G; ++j) {
-      p[j] = shared, affine[j] = {{0.0f, 1.0f, -0.0f}};
-      if (per_channel) p[j] = load(a, at.channel);
-      if (a.affine != 0) affine[j] = three(a, a.affine, at.channel);
-      if (a.coef != 0) coef[j] = three(a, a.coef, at.channel);
-      if (a.C > 1) at.step(a.inner, a.C);
-    }
+    for (int j = 0; j < G; ++j) p[j] = shared;
+    if (!per_channel) return;
+    TK_UNROLL
+    for (int j = 0; j < G; ++j) p[j] = load(a, channel[j]);
   }
 };
+
+// The three numbers of `affine` or of `coef` for a neuron.
+struct Affine3 {
+  Real row[kAffine];
+};
+
+// Those of G neurons. Absent: center 0, scale 1 and shift -0, which change no bit of x.
+template <int G>
+TK_INLINE void load_affine(const LifArgs& a, uint64_t base, const int64_t (&channel)[G], Affine3 (&to)[G]) {
+  TK_UNROLL
+  for (int j = 0; j < G; ++j) to[j] = {{0.0f, 1.0f, -0.0f}};
+  if (base == 0) return;
+  TK_UNROLL
+  for (int j = 0; j < G; ++j) {
+    TK_UNROLL
+    for (int r = 0; r < kAffine; ++r) to[j].row[r] = load_row(a, base, r, channel[j]);
+  }
+}
 
 // The input current of the `count` steps from `step` on of V neurons, the first number n. FUSED: x is normalised, and
 // may be the same at every step; a residual is added to it.

@@ -27,26 +27,44 @@ struct ForwardRow {
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
-    const bool more = !s || v_out || words;
-    in.affine.base ? (more ? run<STREAM, true, true>(from, n) : run<STREAM, true, false>(from, n))
-                   : (more ? run<STREAM, false, true>(from, n) : run<STREAM, false, false>(from, n));
+    if (!s || v_out || words) return with_layout<STREAM, true>(from, n);
+    with_layout<STREAM, false>(from, n);
+  }
+  template <bool STREAM, bool MORE>
+  TK_INLINE void with_layout(int64_t from, int64_t n) const {
+    const bool normed = in.affine.base;
+    if (params.each) return normed ? run<STREAM, MORE, true, kEach>(from, n) : run<STREAM, MORE, false, kEach>(from, n);
+    if (!normed) return run<STREAM, MORE, false, kShared>(from, n);
+    in.affine.each ? run<STREAM, MORE, true, kSharedNeuron>(from, n) : run<STREAM, MORE, true, kShared>(from, n);
   }
   // MORE: not just s goes out.
-  template <bool STREAM, bool NORM, bool MORE>
+  template <bool STREAM, bool MORE, bool NORM, int LAYOUT>
   TK_NOINLINE void run(int64_t from, int64_t n) const {
     const ForwardRow r = at(from);
+    const Neuron<vfloat> same = neuron(r.params, 0);
+    const Rows rows = LAYOUT == kSharedNeuron ? r.in.affine.known_each() : r.in.affine;
+    const Triple affine = NORM ? triple(rows, 0) : Triple{};
     vfloat seen = load(bad);
-    for (int64_t i = 0; i < n; i += kLanes) {
-      prefetch(r.ahead + i);
-      const Neuron<vfloat> p = neuron(r.params, i);
-      const vfloat x = NORM ? current<D>(r.in, i) : get<D>(r.in.x + i);
-      const vfloat h = charge(p, load(r.v + i), x);
-      const vfloat after = reset_after(p, h, r.reset);
-      seen = fma_(h, vfloat{}, seen);
-      if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(fire(p, h)));
-      if (MORE && r.v_out) put<STREAM>(r.v_out + i, D::pack(after));
-      if (MORE && r.words) set_bits(r.words + i, h > p.threshold, r.bit);
-      store(r.v + i, after);
+    for (int64_t span = 0; span < n; span += kSpan) {
+      prefetch(r.ahead + span);
+#pragma GCC unroll 4
+      for (int k = 0; k < kSpanVectors; ++k) {
+        const int64_t i = span + k * kLanes;
+        const Neuron<vfloat> p = LAYOUT == kEach ? neuron(r.params, i) : same;
+        vfloat x;
+        if constexpr (NORM) {
+          x = current<D>(r.in, i, LAYOUT == kShared ? affine : triple(rows, i));
+        } else {
+          x = get<D>(r.in.x + i);
+        }
+        const vfloat h = charge(p, load(r.v + i), x);
+        const vfloat after = reset_after(p, h, r.reset);
+        seen = fma_(h, vfloat{}, seen);
+        if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(fire(p, h)));
+        if (MORE && r.v_out) put<STREAM>(r.v_out + i, D::pack(after));
+        if (MORE && r.words) set_bits(r.words + i, h > p.threshold, r.bit);
+        store(r.v + i, after);
+      }
     }
     store(r.bad, seen);
   }
@@ -61,7 +79,7 @@ struct ForwardRow {
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out);
     if (to_words) new_words.in(to_words, count), r.words = new_words.out(to_words);
-    r.template whole<false>(0, kLanes);
+    r.template whole<false>(0, kSpan);
     new_s.back(to_s, count), new_v.back(to_v, count), new_words.back(to_words, count);
     kept.restore(count);
   }

@@ -20,30 +20,44 @@ struct RecomputeRow {
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
-    in.affine.base ? with_reset<true>(from, n) : with_reset<false>(from, n);
+    const bool normed = in.affine.base;
+    if (params.each) return normed ? with_reset<true, kEach>(from, n) : with_reset<false, kEach>(from, n);
+    if (!normed) return with_reset<false, kShared>(from, n);
+    in.affine.each ? with_reset<true, kSharedNeuron>(from, n) : with_reset<true, kShared>(from, n);
   }
-  template <bool NORM>
+  template <bool NORM, int LAYOUT>
   TK_INLINE void with_reset(int64_t from, int64_t n) const {
-    if (before_reset == kHard) return run<NORM, kHard>(from, n);
-    if (before_reset == kSoft) return run<NORM, kSoft>(from, n);
-    run<NORM, kNone>(from, n);
+    if (before_reset == kHard) return run<NORM, LAYOUT, kHard>(from, n);
+    if (before_reset == kSoft) return run<NORM, LAYOUT, kSoft>(from, n);
+    run<NORM, LAYOUT, kNone>(from, n);
   }
-  template <bool NORM, int RESET>
+  template <bool NORM, int LAYOUT, int RESET>
   TK_NOINLINE void run(int64_t from, int64_t n) const {
     const RecomputeRow r = *this;
     const Neuron<vfloat> same = neuron(r.params, 0);
-    for (int64_t i = from; i < from + n; i += kLanes) {
-      prefetch(r.ahead + i);
-      const Neuron<vfloat> p = r.params.step ? neuron(r.params, i) : same;
-      const vfloat x = NORM ? current<D>(r.in, i) : get<D>(r.in.x + i);
-      store(r.h + i, charge(p, v_before(p, r.before, i, RESET), x));
+    const Rows rows = LAYOUT == kSharedNeuron ? r.in.affine.known_each() : r.in.affine;
+    const Triple affine = NORM ? triple(rows, 0) : Triple{};
+    for (int64_t span = from; span < from + n; span += kSpan) {
+      prefetch(r.ahead + span);
+#pragma GCC unroll 4
+      for (int k = 0; k < kSpanVectors; ++k) {
+        const int64_t i = span + k * kLanes;
+        const Neuron<vfloat> p = LAYOUT == kEach ? neuron(r.params, i) : same;
+        vfloat x;
+        if constexpr (NORM) {
+          x = current<D>(r.in, i, LAYOUT == kShared ? affine : triple(rows, i));
+        } else {
+          x = get<D>(r.in.x + i);
+        }
+        store(r.h + i, charge(p, v_before(p, r.before, i, RESET), x));
+      }
     }
   }
   TK_NOINLINE void part(int64_t from, int count) const {  // the lanes behind are padding
     RecomputeRow r = {params.at(from), in.at(from), before + from, before_reset, h + from, in.x};
     Staged<Raw> new_x, new_residual;
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
-    r.template whole<false>(0, kLanes);
+    r.template whole<false>(0, kSpan);
   }
 };
 

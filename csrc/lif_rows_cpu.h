@@ -9,7 +9,7 @@
 // scratch memory. One run, or with pooling a piece of two image rows (two runs), or a piece of the channels of two
 // places of two image rows (four, in twos `row` apart).
 struct Block {
-  int64_t at, length, runs = 1, pitch = 0, row = 0;
+  int64_t at = 0, length = 0, runs = 1, pitch = 0, row = 0;
   int64_t fold_row = 0, fold_inner = 0;  // with pooling: the rows and places that are pooled, as they lie in scratch
 
   TK_INLINE int64_t size() const { return runs * length; }
@@ -68,14 +68,15 @@ TK_INLINE void channel_runs(const LifArgs& a, const Block& b, Run run) {
     });
 }
 
-// Numbers of the neurons of a block, row by row, kParameterStride floats apart: a float a neuron (step 1), or one
-// vector for all (step 0). base is null where there are none.
+// Numbers of the neurons of a block, row by row, kParameterStride floats apart: a float a neuron (each is -1), or one
+// vector for all (0). base is null where there are none.
 struct Rows {
   const float* base = nullptr;
-  int64_t step = 0;
+  int64_t each = 0;
 
-  TK_INLINE vfloat row(int k, int64_t i) const { return load(base + k * kParameterStride + i * step); }
-  TK_INLINE Rows at(int64_t i) const { return {base + i * step, step}; }
+  TK_INLINE vfloat row(int k, int64_t i) const { return load(base + k * kParameterStride + (i & each)); }
+  TK_INLINE Rows at(int64_t i) const { return {base + (i & each), each}; }
+  TK_INLINE Rows known_each() const { return {base, -1}; }  // said to the compiler
 };
 
 TK_INLINE Neuron<vfloat> neuron(const Rows& rows, int64_t i) {
@@ -94,12 +95,12 @@ struct ChannelRows {
   ChannelRows(float* memory, int count) : memory(memory), count(count) {}
   // `per_channel`: `from` has C numbers a row, else one.
   const Rows& fill(const LifArgs& a, const Block& b, const float* from, bool per_channel) {
-    rows = {memory, per_channel && a.C > 1 && a.inner < kLongRun};
+    rows = {memory, per_channel && a.C > 1 && a.inner < kLongRun ? -1 : 0};
     const int64_t C = per_channel ? a.C : 1;
     fresh = true;
-    if (!rows.step) {
-      for (int k = 0; k < count; ++k)
-        store(memory + k * kParameterStride, lit<vfloat>(from[k * C + (C > 1 ? b.at / a.inner % C : 0)]));
+    if (!rows.each) {
+      const float* first = from + (C > 1 ? b.at / a.inner % C : 0);
+      for (int k = 0; k < count; ++k) store(memory + k * kParameterStride, lit<vfloat>(first[k * C]));
       return rows;
     }
     const bool same = a.inner == 1 && kept.at == b.at % C && kept.runs == b.runs && b.runs <= 2 &&
@@ -187,36 +188,50 @@ struct Current {
   TK_INLINE Current at(int64_t i) const { return {x + i, residual ? residual + i : nullptr, affine.at(i)}; }
 };
 
+// The three numbers of `affine` or `coef`.
+struct Triple {
+  vfloat a, b, c;
+};
+TK_INLINE Triple triple(const Rows& rows, int64_t i) { return {rows.row(0, i), rows.row(1, i), rows.row(2, i)}; }
+
+// The gradient of what was normalised, from that of the input current.
+TK_INLINE vfloat input_gradient(const Triple& coef, vfloat gx, vfloat deviation) {
+  return fma_(coef.a, gx, fma_(coef.b, deviation, coef.c));
+}
+
 // The input current of a vector of a normalised row.
 template <class D>
-TK_INLINE vfloat current(const Current<typename D::Raw>& in, int64_t i) {
-  const Rows& a = in.affine;
-  const vfloat x = current_of(get<D>(in.x + i), a.row(kCenter, i), a.row(kScale, i), a.row(kShift, i));
+TK_INLINE vfloat current(const Current<typename D::Raw>& in, int64_t i, const Triple& affine) {
+  const vfloat x = current_of(get<D>(in.x + i), affine.a, affine.b, affine.c);
   return in.residual ? x + get<D>(in.residual + i) : x;
 }
-// The gradient of what was normalised, from that of the input current.
-TK_INLINE vfloat input_gradient(const Rows& coef, int64_t i, vfloat gx, vfloat deviation) {
-  return fma_(coef.row(0, i), gx, fma_(coef.row(1, i), deviation, coef.row(2, i)));
+
+// Which numbers of a block are one vector for all neurons: all, those of the neuron, none (or it is not known).
+enum Layout : int { kShared, kSharedNeuron, kEach };
+inline Layout layout_of(const LifArgs& a) {
+  const bool each = a.C > 1 && a.inner < kLongRun;
+  return each && a.params ? kEach : each && a.affine ? kSharedNeuron : kShared;
 }
 
 constexpr int64_t kStride = kBackwardBlock + kPad;  // between the rows of scratch memory of the backward pass
+constexpr int kSpan = 16, kSpanVectors = kSpan / kLanes;            // neurons that a loop takes at a time, at most kPad
 
-// `row` of n neurons in whole vectors: the lanes before its output is aligned for streaming, what can be streamed, the
-// rest. Odd lanes pass through a small copy (Row::part) padded to a vector.
+// `row` of n neurons in whole spans: the neurons before its output is aligned for streaming, what can be streamed, the
+// rest. Odd neurons pass through a small copy (Row::part) padded to a span.
 template <bool STREAM, class Row>
 TK_INLINE void along(const Row& row, int64_t n) {
   int64_t head = 0;
   if constexpr (STREAM) head = row.to_aligned_output(n);
   if (head) row.part(0, (int)head);
-  const int64_t body = (n - head) / kLanes * kLanes;
+  const int64_t body = (n - head) / kSpan * kSpan;
   if (body) row.template whole<STREAM>(head, body);
   if (head + body < n) row.part(head + body, (int)(n - head - body));
 }
 
-// A vector's worth of tensor memory that may not be read or written beyond `count` elements. Null stays null.
+// A span of tensor memory that may not be read or written beyond `count` elements. Null stays null.
 template <class Raw>
 struct Staged {
-  Raw memory[kLanes] = {};
+  Raw memory[kSpan] = {};
   const Raw* in(const Raw* from, int count) {
     if (from) __builtin_memcpy(memory, from, sizeof(Raw) * count);
     return from ? memory : nullptr;
@@ -227,19 +242,18 @@ struct Staged {
   }
 };
 
-// `count` vectors of scratch memory, kStride apart, whose lanes from `lanes` on keep their values. Null stays null.
+// COUNT spans of scratch memory, `stride` apart, whose floats from `count` on are put back. Null stays null.
 template <int COUNT>
 struct Kept {
   float* at;
-  float memory[COUNT][kLanes];
-  explicit Kept(float* at) : at(at) {
-    for (int k = 0; at && k < COUNT; ++k) store(memory[k], load(at + k * kStride));
+  int64_t stride;
+  float memory[COUNT][kSpan];
+  explicit Kept(float* at, int64_t stride = 0) : at(at), stride(stride) {
+    for (int k = 0; at && k < COUNT; ++k) __builtin_memcpy(memory[k], at + k * stride, sizeof memory[k]);
   }
-  void restore(int lanes) const {
-    for (int k = 0; at && k < COUNT; ++k) {
-      float* to = at + k * kStride;
-      store(to, where_(lane_numbers() < lanes, load(to), load(memory[k])));
-    }
+  void restore(int count) const {
+    for (int k = 0; at && k < COUNT; ++k)
+      __builtin_memcpy(at + k * stride + count, memory[k] + count, sizeof(float) * (kSpan - count));
   }
 };
 

@@ -3,6 +3,8 @@
 //
 // No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h.
 
+constexpr int64_t kSumStride = kStride + 512;  // between the two: loads do not meet stores 4096 bytes before them
+
 // Adds to a vector of sums.
 TK_INLINE void add_to(float* sum, vfloat a) { store(sum, a + load(sum)); }
 TK_INLINE void add_to(float* sum, vfloat a, vfloat b) { store(sum, fma_(a, b, load(sum))); }
@@ -19,7 +21,7 @@ inline double ordered_sum(const float* from, int64_t n) {
   }
   even += odd;
   double sum = (even[0] + even[1]) + (even[2] + even[3]);
-  for (; i < n; ++i) sum += from[i];
+  for (int64_t left = n - i; left > 0; --left) sum += from[n - left];
   return sum;
 }
 
@@ -52,34 +54,33 @@ struct ParamSums {
   }
 };
 
-// The two sums of the norm. Where channels are long, 32 neurons in turn share a float, for one step of a block. Where
-// they are short, a float is a neuron's, kept while blocks start at the same channel. Either way kMostAdded numbers go
-// into one at the most.
+// The two sums of the norm. Where channels are long, kSpan neurons in turn share a float, for a block; where they are
+// short, a float is a neuron's, kept while blocks start at the same channel. Some kMostAdded numbers go into one.
 struct NormSums {
   float* rows;
   double* totals;  // [2, C]; null: not wanted
   int64_t mask = 0, added = 0;
-  Block block;
-  static constexpr int64_t kTurns = 32, kMostAdded = 128;
+  Block block{};
+  static constexpr int64_t kMostAdded = kBackwardBlock / kSpan;
 
   NormSums(float* rows, double* totals) : rows(rows), totals(totals) {}
-  // Before a step of a block; `fresh`: its channels are not those of the block before.
-  void begin(const LifArgs& a, const Block& b, bool uniform, bool fresh) {
+  // Before a step of a block that adds `count` to a float; `fresh`: its channels are not those of the block before.
+  void begin(const LifArgs& a, const Block& b, bool shared, bool fresh, int64_t count) {
     if (!totals) return;
-    if (fresh || added == 0 || added >= kMostAdded) {
+    if (fresh || added == 0 || added >= kMostAdded || b.size() > block.size()) {
       flush(a);
-      block = b, mask = uniform ? kTurns - 1 : -1;
+      block = b, mask = shared ? kSpan - 1 : -1;
       for (int k = 0; k < 2; ++k)
-        __builtin_memset(rows + k * kStride, 0, sizeof(float) * (uniform ? kTurns + kPad : kStride));
+        __builtin_memset(rows + k * kSumStride, 0, sizeof(float) * (shared ? kSpan : kStride));
     }
-    added += uniform ? b.size() / kTurns + 1 : 1;
+    added += count;
   }
   void flush(const LifArgs& a) {
     for (int k = 0; added && k < 2; ++k) {
       if (mask < 0) {
-        add_channels(a, block, rows + k * kStride, totals + k * a.C);
+        add_channels(a, block, rows + k * kSumStride, totals + k * a.C);
       } else {
-        totals[k * a.C + block.at / a.inner % a.C] += ordered_sum(rows + k * kStride, kTurns);
+        totals[k * a.C + block.at / a.inner % a.C] += ordered_sum(rows + k * kSumStride, kSpan);
       }
     }
     added = 0;

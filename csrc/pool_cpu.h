@@ -77,20 +77,16 @@ TK_NOINLINE void fold(const typename D::Raw* spikes, int64_t n, int64_t row, int
 template <class D>
 TK_NOINLINE void spread(const typename D::Raw* from, int64_t n, int64_t row, int64_t inner, typename D::Raw* out) {
   using Pack = typename D::Pack;
-  for (int64_t top = 0; top < n; top += 2 * row, from += row / 2) {
-    auto *above = out + top, *below = above + row;
-    if (inner == 1) {
-      for (int64_t j = 0; j < row / 2; j += kLanes) {
-        const Pack g = load_as<Pack>(from + j);
-        put<false>(above + 2 * j, twice_low(g)), put<false>(above + 2 * j + kLanes, twice_high(g));
-      }
-    } else {
-      const auto* g = from;
-      for (int64_t place = 0; place < row; place += 2 * inner, g += inner) {
-        __builtin_memcpy(above + place, g, sizeof(*g) * inner);
-        __builtin_memcpy(above + place + inner, g, sizeof(*g) * inner);
-      }
+  for (int64_t top = 0; top < n; top += row) {  // in the order of memory: vectors run over the ends
+    const auto* g = from + top / row / 2 * (row / 2);
+    auto* to = out + top;
+    for (int64_t j = 0; inner == 1 && j < row / 2; j += kLanes) {
+      const Pack two = load_as<Pack>(g + j);
+      put<false>(to + 2 * j, twice_low(two)), put<false>(to + 2 * j + kLanes, twice_high(two));
     }
-    __builtin_memcpy(below, above, sizeof(*above) * row);
+    for (int64_t place = 0; inner > 1 && place < row / 2; place += inner)
+      for (int64_t twin = 0; twin < 2; ++twin)
+        for (int64_t i = 0; i < inner; i += kLanes)
+          put<false>(to + 2 * place + twin * inner + i, load_as<Pack>(g + place + i));
   }
 }

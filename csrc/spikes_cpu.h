@@ -54,7 +54,7 @@ struct PackRow {
   TK_NOINLINE void part(int64_t from, int count) const {  // the bytes behind are padding
     Staged<Raw> new_s;
     const PackRow row = {new_s.in(s + from, count), words + from, bit};
-    row.template whole<false>(0, kLanes);
+    row.template whole<false>(0, kSpan);
   }
 };
 

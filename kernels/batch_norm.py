@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trtkern.kernels.channels import channel, combined, vectors
-from trtkern.kernels.launch import Launch, aligned, channel_class, classes, options, warp_size
+from trtkern.kernels.launch import FEWEST_COLUMNS, Launch, aligned, channel_class, classes, options, warp_size
 from trtkern.kernels.lif import load_rows
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
 
@@ -161,10 +161,9 @@ _INPUT = classes(input_gradient)
 
 
 def statistics_columns(total: int, period: int, wide: bool) -> int:
-    """The columns of the statistics: at least 2**17 (enough to fill a GPU) if there are as many elements, and of these
-    the fewest that are a multiple of the channels' period."""
+    """The columns of the statistics: a multiple of the channels' period, one element each if there are few."""
     unit = math.lcm(period, 16) if wide else period
-    return min(total, -(-(1 << 17) // unit) * unit)
+    return min(total, -(-FEWEST_COLUMNS // unit) * unit)
 
 
 def statistics_launches(x: Tensor, channels: int, inner: int, stats: Tensor) -> tuple[Launch, Launch]:

@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from trtkern.kernels.numerics import INTERPRETED
+
+FEWEST_COLUMNS = 1 << 17
+"""Enough lanes to fill a GPU."""
 
 _LOOSE_POINTERS = ("values", "affine", "coef", "flag")
 
@@ -49,9 +53,14 @@ def classes(function: Callable) -> tuple[Any, Any]:
 
 
 @cache
+def target() -> GPUTarget:
+    """What Triton compiles for; nothing in the interpreter."""
+    return GPUTarget("", 0, 32) if INTERPRETED.value else triton.runtime.driver.active.get_current_target()
+
+
 def warp_size() -> int:
     """Threads that run together: 32, or 64 on some AMD GPUs."""
-    return 32 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().warp_size
+    return target().warp_size
 
 
 def chunk_class(T: int) -> tuple[int, bool]:
@@ -70,7 +79,7 @@ def options(warps: int, roomy: bool = False) -> dict[str, Any]:
     roomy: all registers may be used. Left alone, NVIDIA's assembler spills a few to have more threads at a time.
     """
     chosen = {"num_warps": 8 if INTERPRETED.value else warps, "num_stages": 1, "enable_fp_fusion": False}
-    if roomy and not INTERPRETED.value and triton.runtime.driver.active.get_current_target().backend == "cuda":
+    if roomy and target().backend == "cuda":
         chosen["maxnreg"] = 255
     return chosen
 
@@ -111,10 +120,10 @@ def sum_columns(N: int, period: int, wide: bool) -> int:
     """The columns that sums over N neurons are kept in: a divisor of N, a multiple of the period of the channels.
 
     Their traffic is 8 bytes a sum and column (or for all columns of a thread, where they share a channel). An eighth of
-    N, but at least 2**17 (enough to fill a GPU), costs a few percent; the smallest possible number above that is taken,
+    N, but not too few, costs a few percent; the smallest possible number above that is taken,
     which is N itself where N has no such divisor.
     """
     repeats = N // period
-    least = -(-max(1 << 17, N // 8) // period)
+    least = -(-max(FEWEST_COLUMNS, N // 8) // period)
     divisors = {d for k in range(1, math.isqrt(repeats) + 1) if repeats % k == 0 for d in (k, repeats // k)}
     return period * min((d for d in divisors if d >= least and (not wide or d * period % 16 == 0)), default=repeats)

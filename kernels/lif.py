@@ -15,7 +15,7 @@ import triton.language as tl
 
 from trtkern.kernels.channels import channel, current, vectors
 from trtkern.kernels.numerics import bound, fma, inline, narrow
-from trtkern.kernels.pooling import first_neuron, image_shape, neurons, place, pooled, pooled_lanes, positions
+from trtkern.kernels.pooling import first_neuron, neurons, place, pooled, pooled_lanes, positions
 
 
 @inline
@@ -159,7 +159,7 @@ def _all_positions(
         counts = (zero, zero) if STEPS > 8 else (zero,)
         # Not unrolled: the positions must not compete for registers. The first v is always the one whose turn it is.
         for q in range(positions(POOL)):
-            offsets = place(first, shape, q, POOL, ALIGNED, LANES)
+            offsets = place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES)
             N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next
             v, poison, counts = _chunk(
                 inputs, outputs, edges, p, a, vs[0], poison, counts, offsets, mask, t0, T, N_here,
@@ -182,7 +182,7 @@ def lif_forward(
     """Writes s, v_all [T, N], v_final [N], edges [edges, N], packed [ceil(T / 8), N] bytes and flag, unless None.
 
     x [T, N], with STATIC [N]; v0 [N]; values: None, or the parameters [6, C] float32, else the six numbers after side;
-    affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side, C and inner are
+    affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side and inner are
     those of ``pooling.py``.
     """
     T = tl.cast(T, tl.int64)
@@ -190,8 +190,8 @@ def lif_forward(
     C = tl.cast(C, tl.int64)
     base = tl.program_id(0).to(tl.int64) * BLOCK
     mask = base + tl.arange(0, BLOCK) < N // positions(POOL)
-    shape = image_shape(half, side, POOL, ALIGNED, LANES)
-    first = first_neuron(base, shape, POOL, ALIGNED, BLOCK, LANES)
+    shape = (tl.cast(half, tl.int64), tl.cast(side, tl.int64))
+    first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
     p = parameters((decay, gain, bias, reset_amount, threshold, v_reset), values, c, C, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
@@ -199,7 +199,7 @@ def lif_forward(
     for q in tl.static_range(positions(POOL)):
         v = tl.zeros([BLOCK], tl.float32)
         if v0 is not None:
-            v = tl.load(v0 + place(first, shape, q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
+            v = tl.load(v0 + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
         vs = vs + (v,)  # noqa: RUF005
     poison = tl.zeros([BLOCK], tl.float32)
     inputs = (x, residual)
@@ -217,7 +217,7 @@ def lif_forward(
         )  # fmt: skip
     if v_final is not None:
         for q in tl.static_range(positions(POOL)):
-            tl.store(v_final + place(first, shape, q, POOL, ALIGNED, LANES), vs[q], mask=mask)
+            tl.store(v_final + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), vs[q], mask=mask)
     if flag is not None:
         # A thread sums its own lanes: nothing is exchanged.
         bad = tl.sum(tl.reshape(tl.where(mask, poison, 0.0), [BLOCK // LANES, LANES]), 1)

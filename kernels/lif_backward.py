@@ -14,7 +14,7 @@ import triton.language as tl
 from trtkern.kernels.channels import channel, combined, current, vectors
 from trtkern.kernels.lif import charge, load_rows, parameters, reset_after
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
-from trtkern.kernels.pooling import first_neuron, image_shape, neurons, place, pooled_lanes, positions, spread
+from trtkern.kernels.pooling import first_neuron, neurons, place, pooled_lanes, positions, spread
 
 
 @inline
@@ -164,7 +164,7 @@ def _all_positions(
         held = load_rows(streams[2], lanes, lanes < N // 4, j * STEPS, T, N // 4, 0, STEPS)
         # Not unrolled: the positions must not compete for registers. The first state is the one whose turn it is.
         for q in range(positions(POOL)):
-            offsets = place(first, shape, q, POOL, ALIGNED, LANES)
+            offsets = place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES)
             N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next
             carry, sums, moments = _chunk(
                 streams, edges, vectors, alpha, starts[0], held, (carries[0], sums, moments), offsets, mask, j, T,
@@ -185,7 +185,7 @@ def _load_places(
     for q in tl.static_range(positions(POOL)):
         value = tl.zeros([BLOCK], tl.float32)
         if pointer is not None:
-            value = tl.load(pointer + place(first, shape, q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
+            value = tl.load(pointer + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
         values = values + (value,)  # noqa: RUF005
     return values
 
@@ -216,7 +216,7 @@ def _neurons(
         )  # fmt: skip
     if gv0 is not None:
         for q in tl.static_range(positions(POOL)):
-            tl.store(gv0 + place(first, shape, q, POOL, ALIGNED, LANES), carries[q], mask=mask)
+            tl.store(gv0 + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), carries[q], mask=mask)
     return sums, moments
 
 
@@ -260,7 +260,7 @@ def lif_backward(
     N = neurons(n, POOL, ALIGNED)
     alpha = tl.cast(alpha, tl.float32)
     C = tl.cast(C, tl.int64)
-    shape = image_shape(half, side, POOL, ALIGNED, LANES)
+    shape = (tl.cast(half, tl.int64), tl.cast(side, tl.int64))
     base = tl.program_id(0).to(tl.int64) * BLOCK
     column = base + tl.arange(0, BLOCK)
     count = N // positions(POOL)
@@ -274,7 +274,7 @@ def lif_backward(
     sums = (zero, zero, zero, zero, zero, zero)
     moments = (zero, zero)
     if partial is None and partial_moments is None:
-        first = first_neuron(base, shape, POOL, ALIGNED, BLOCK, LANES)
+        first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
         _neurons(
             streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
             first, shape, pooled_lanes(base, POOL, BLOCK), column < count, T, N,
@@ -285,7 +285,7 @@ def lif_backward(
         S = tl.cast(columns, tl.int64) * (16 if ALIGNED else 1)
         for k in range(0, bound(count // S)):
             start = k * S + base
-            first = first_neuron(start, shape, POOL, ALIGNED, BLOCK, LANES)
+            first = first_neuron(start, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
             sums, moments = _neurons(
                 streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
                 first, shape, pooled_lanes(start, POOL, BLOCK), column < S, T, N,

@@ -76,7 +76,7 @@ def _lanes(x: Tensor, shape: _Shape, steps: int, normed: bool, learn: bool, sums
     long, places = steps > 8, shape.image.kind == "places"
     if not shape.wide:  # one element an access, each with an address of its own
         return 2 if learn or sums or shape.image.kind != "none" else 4
-    if long and ((learn and normed) or (places and sums)):
+    if (long and learn and normed) or (places and ((long and (sums or coef)) or (steps > 4 and learn))):
         return 2
     # Eight neurons, each with five sums or six parameters, do not fit: half precision then has 8-byte accesses. Nor do
     # 16 steps of h and of what is kept beside it.

@@ -74,40 +74,39 @@ def neurons(n, POOL: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @inline
-def image_shape(half, side, POOL: tl.constexpr, ALIGNED: tl.constexpr, LANES: tl.constexpr):
-    """half, row and side."""
-    half = tl.cast(half, tl.int64)
-    side = tl.cast(side, tl.int64)
-    if ALIGNED:
-        half = half * LANES
-        side = side * LANES
-    return half, half * 2 if POOL == "places" else half, side
+def _which(base, size, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+    """lane // (size * UNIT) of the BLOCK lanes at base: one 64-bit division a program, 32-bit ones for the lanes."""
+    base = base // UNIT
+    lane = (base % size).to(tl.int32) * UNIT + tl.arange(0, BLOCK)
+    return base // size + (lane // (size.to(tl.int32) * UNIT)).to(tl.int64)
 
 
 @inline
-def first_neuron(base, shape, POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr):
-    """The neurons of the BLOCK lanes at base, at their first position."""
-    half, row, side = shape
+def first_neuron(base, half, side, POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr):
+    """The neurons of the BLOCK lanes at base, at their first position; half and side as given."""
     lane = base + tl.arange(0, BLOCK)
     if POOL != "none":
-        # One 64-bit division a program, 32-bit ones for the lanes.
+        # A factor of LANES everywhere, or it is not provable that the lanes of a thread stay neighbours.
+        UNIT: tl.constexpr = LANES if ALIGNED else 1
         if POOL == "places":
-            lane += base // side * side + ((base % side).to(tl.int32) + tl.arange(0, BLOCK)) // side.to(tl.int32) * side
-        lane += base // half * row + ((base % half).to(tl.int32) + tl.arange(0, BLOCK)) // half.to(tl.int32) * row
-    if ALIGNED:
+            lane += _which(base, side, UNIT, BLOCK) * (side * UNIT)
+            lane += _which(base, half, UNIT, BLOCK) * (half * (2 * UNIT))
+        else:
+            lane += _which(base, half, UNIT, BLOCK) * (half * UNIT)
+    elif ALIGNED:
         # So it is, but Triton forgets it on the way.
         lane = tl.max_contiguous(tl.multiple_of(lane, LANES), LANES)
     return lane
 
 
 @inline
-def place(first, shape, q, POOL: tl.constexpr, ALIGNED: tl.constexpr, LANES: tl.constexpr):
-    """The neurons at position q."""
-    _half, row, side = shape
-    if POOL != "none":
-        first = first + ((q % 2) * side + (q // 2) * row if POOL == "places" else q * row)
-        if ALIGNED:
-            first = tl.max_contiguous(tl.multiple_of(first, LANES), LANES)
+def place(first, half, side, q, POOL: tl.constexpr, ALIGNED: tl.constexpr, LANES: tl.constexpr):
+    """The neurons at position q; half and side as given."""
+    UNIT: tl.constexpr = LANES if ALIGNED else 1
+    if POOL == "places":
+        first = first + ((q % 2) * side + (q // 2) * (half * 2)) * UNIT
+    elif POOL == "rows":
+        first = first + q * half * UNIT
     return first
 
 

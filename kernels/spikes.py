@@ -17,7 +17,6 @@ from trtkern.kernels.pooling import (
     POSITIONS,
     first_neuron,
     geometry,
-    image_shape,
     neurons,
     place,
     pooled,
@@ -58,14 +57,14 @@ def unpack_spikes(
     N = neurons(n, POOL, ALIGNED)
     base = tl.program_id(0).to(tl.int64) * BLOCK
     mask = base + tl.arange(0, BLOCK) < N // positions(POOL)
-    shape = image_shape(half, side, POOL, ALIGNED, LANES)
-    first = first_neuron(base, shape, POOL, ALIGNED, BLOCK, LANES)
+    shape = (tl.cast(half, tl.int64), tl.cast(side, tl.int64))
+    first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
     plane = start // 8 + tl.program_id(1)
     digits = tl.zeros([BLOCK], tl.int32)
     for q in tl.static_range(positions(POOL)):
-        word = tl.load(words + plane * N + place(first, shape, q, POOL, ALIGNED, LANES), mask=mask, other=0).to(
-            tl.int32
-        )
+        word = tl.load(
+            words + plane * N + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0
+        ).to(tl.int32)
         for i in tl.static_range(8):
             digits += ((word >> i) & 1) << (4 * i)
     digits = pooled(digits, POOL, BLOCK)

@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 
 from trtkern import surrogates
 from trtkern.kernels.launch import chunk_class, warp_size
+from trtkern.kernels.launch import target as compile_target
 from trtkern.kernels.pooling import POSITIONS
 
 TARGETS = {
@@ -103,7 +104,7 @@ def measured(target: str, launch: Launch, **more: Any) -> dict[str, Any]:
 def lif_row(target: str, direction: str, T: int, dtype: torch.dtype, N: int = 1024, **options: Any) -> dict[str, Any]:
     """One row for a kernel over neurons: a thread owns ``lanes`` neurons, of which it pools ``positions`` each."""
     driver.target = target
-    warp_size.cache_clear()
+    compile_target.cache_clear()
     asked = getattr(aot_launches, direction)(T, N, dtype, **options)
     names = dict(zip(asked.kernel.arg_names, asked.args, strict=True))
     threads = asked.options["num_warps"] * warp_size()
@@ -127,7 +128,7 @@ def all_rows(part: int, parts: int) -> list[dict[str, Any]]:
 def count_compiles() -> dict[str, list[int]]:
     """For each direction: the number of shapes, of different keys that Triton would compile, and of classes."""
     driver.target = "sm_90"
-    warp_size.cache_clear()
+    compile_target.cache_clear()
     shapes = [(1, 1), (1, 16), (2, 64), (3, 1009), (4, 4096), (4, 100), (5, 64), (7, 33), (8, 2**20), (9, 48), (12, 7)]
     shapes += [(16, 1024), (16, 1), (17, 16), (33, 640), (40, 1009), (500, 8192), (1000, 31)]
     shapes += [(4, 2**33), (64, 2**31 + 1)]

@@ -53,6 +53,15 @@ def _one_copy_of_the_kernels():
         raise RuntimeError("a test imported `kernels`; the package is trtkern.kernels")
 
 
+@pytest.fixture
+def two_threads():
+    """Two threads, whatever the run was started with: large enough problems are then split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=FUSED)
 def backend(request) -> str:
     """Each fused backend that can run here."""

@@ -86,6 +86,58 @@ static void sums(int64_t M, int64_t C, int64_t inner, int rows) {
   for (int count : written) EXPECT(count == 1, M, C, inner, count);
 }
 
+// Blocks that keep to channels: each number owned once, by a thread whose sums go to its channel, counted right.
+static void tiles(int64_t outer, int64_t C, int64_t inner, int vec, int threads, int rounds) {
+  const int64_t N = outer * C * inner;
+  const Tiles t = Tiles::of(N, C, inner, vec, threads, rounds);
+  const bool keeps = C == 1 ? N % vec == 0 : inner % vec == 0 || (inner == 1 && C % vec == 0);
+  EXPECT((t.groups != 0) == keeps, N, C, inner, vec);
+  if (t.groups == 0) return;
+  EXPECT(t.N() == N && t.C() == C, N, C, inner, vec);
+  std::vector<int> owned(N, 0), written(t.segments() * C, 0);
+  for (int64_t block = 0; block < t.blocks(); ++block) {
+    std::vector<int64_t> counts(t.outputs(), 0);
+    for (int o = 0; o < t.outputs(); ++o) ++written[t.place(block, o)];
+    for (int i = 0; i < threads * rounds; ++i) {
+      const int thread = i % threads, column = thread & ((1 << t.shift) - 1);
+      const int64_t n = t.first_neuron(block, thread, i / threads);
+      EXPECT(n <= N, N, C, inner, vec, n);
+      for (int j = 0; j < vec && n < N; ++j) {
+        const int o = column * t.lanes + (t.lanes == 1 ? 0 : j);
+        EXPECT(t.place(block, o) % C == (n + j) / inner % C, N, C, inner, vec, n + j);
+        ++owned[n + j], ++counts[o];
+      }
+    }
+    for (int64_t count : counts) EXPECT(count == t.count(t.segment(block)), N, C, inner, vec, block, count);
+  }
+  for (int count : owned) EXPECT(count == 1, N, C, inner, vec, count);
+  for (int count : written) EXPECT(count == 1, N, C, inner, vec, count);
+}
+
+// Pooling: each neuron belongs to one average, that of the place that it is in, and the packs of an average cover it.
+static void pools(int64_t images, int64_t height, int64_t width, int64_t inner, int vec) {
+  const Pool p{width * inner, inner};
+  const int64_t N = images * height * width * inner;
+  std::vector<int> members(N / 4, 0), covered(N, 0);
+  for (int64_t n = 0; n < N; ++n) {
+    const int64_t i = n % inner, x = n / inner % width, y = n / (inner * width);  // rows of all images
+    EXPECT(p.pooled(n) == ((y / 2) * (width / 2) + x / 2) * inner + i, N, width, inner, n);
+    ++members[p.pooled(n)];
+  }
+  for (int count : members) EXPECT(count == 4, N, width, inner, count);
+  if (!p.over(vec) && !p.beside(vec)) return;
+  for (int64_t m = 0; m < N / 4; m += vec) {
+    for (int q = 0; q < 4; ++q) {
+      for (int j = 0; j < vec; ++j) {
+        const int64_t n = p.first(m) + p.apart(q, vec) + j;
+        ++covered[n];
+        EXPECT(p.pooled(n) == (p.over(vec) ? m + j : m + (q & 1) * vec / 2 + j / 2), N, width, inner, vec, m, q, j);
+      }
+    }
+  }
+  for (int count : covered) EXPECT(count == 1, N, width, inner, vec, count);
+}
+
 int main() {
   for (int64_t N : {1, 2, 7, 63, 64, 65, 127, 1009, 4099}) owners(N, 1);
   for (int vec : {4, 8}) {
@@ -105,6 +157,21 @@ int main() {
     }
   }
   for (int64_t M : {1, 255, 4096, 4097, 20000}) sums(M, 1, 1, 5);
+  for (int vec : {1, 4, 8}) {
+    for (int64_t C : {1, 2, 3, 8, 12, 24, 64, 96}) {
+      for (int64_t inner : {1, 2, 4, 7, 8, 32, 100}) {
+        for (int64_t outer : {1, 3, 40}) {
+          tiles(outer * vec, C, inner, vec, kThreads, 1);
+          tiles(outer * vec, C, inner, vec, 256, 4);
+        }
+      }
+    }
+    for (int64_t width : {2, 6, 8, 16, 32}) {
+      for (int64_t inner : {1, 3, 4, 8, 24}) pools(3, 4, width, inner, vec);
+    }
+  }
+  const Tiles wide = Tiles::of(int64_t{3} << 40, 3, int64_t{1} << 40, 8, 256, 4);
+  EXPECT(wide.first_neuron(wide.blocks() - 1, 255, 3) == (int64_t{3} << 40) - 8, wide.blocks());
   const Channel far = Channel::of((int64_t{1} << 40) + 12345, int64_t{1} << 33, 7);
   EXPECT(far.channel == 128 % 7 && far.place == 12345, far.channel, far.place);
   return failures != 0;

@@ -42,17 +42,17 @@ void forward_grid(const LifArgs& a) {
 template <class S>
 void leave_sums(const LifArgs& a, const index::Tiles& t, int64_t block, const S& first) {
   const int rows = sum_rows(a);
-  const auto slots = [&first](int thread) { return S{first.words + thread, first.stride}; };
+  const auto slots = [&first](int thread) { return S(first.words + thread, first.stride, first.more); };
   if (t.groups == 0 && (a.C > 1 || fused(a))) return;  // the threads have written theirs
   for (int r = 0; r < rows; ++r) {
     if (t.groups != 0 && t.outputs() > 1) {
       for (int o = 0; o < t.outputs(); ++o) {
-        store_one(a.workspace, index::offset(r, t.place(block, o), t.segments() * t.C()), tile_sum(t, first, r, o));
+        store_one(a.workspace, index::offset(r, t.place(block, o), t.segments() * t.C()), tile_sum(a, t, first, r, o));
       }
       continue;
     }
     float sum = 0.0f;
-    for (int thread = 0; thread < index::kThreads; ++thread) sum += sum_of(slots(thread), r);
+    for (int thread = 0; thread < index::kThreads; ++thread) sum += sum_of(a, slots(thread), r);
     store_one(a.workspace, index::offset(r, t.groups != 0 ? t.place(block, 0) : block, reduction(a).M), sum);
   }
 }
@@ -68,14 +68,14 @@ void backward_grid(const LifArgs& a) {
     for (int64_t block = 0; block < blocks; ++block) {
       auto words = shared(S::words_of(a));
       for (int thread = 0; thread < index::kThreads; ++thread) {
-        const S slots{words.data() + thread, index::kThreads};
+        const S slots(words.data() + thread, index::kThreads, S::more_rows(a));
         const int64_t n = t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, C::V);
         clear_sums(a, slots);
         if (n >= a.N) continue;
         backward_thread<E, C::V, C::K, C::LOOP, SURROGATE, FUSED>(a, n, slots);
         if ((a.gparams | a.norm_sums) != 0 && t.groups == 0 && (a.C > 1 || FUSED)) store_sums(a, rows, n, slots);
       }
-      if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S{words.data(), index::kThreads});
+      if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S(words.data(), index::kThreads, S::more_rows(a)));
     }
   }
 }
@@ -100,7 +100,7 @@ static void reduce_grid(const LifArgs& a) {
 
 template <class E>
 void run_as(const LifArgs& a, bool backward) {
-  if (backward && fused(a)) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), true>(a); });
+  if (backward && fused(a)) return choose<E, true>(a, [&](auto c) { backward_grid<E, decltype(c), true>(a); });
   if (backward) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), false>(a); });
   if (fused(a)) return choose<E, true>(a, [&](auto c) { forward_grid<E, decltype(c), true>(a); });
   choose<E, false>(a, [&](auto c) { forward_grid<E, decltype(c), false>(a); });

@@ -1,4 +1,4 @@
-"""The threads of the CUDA kernels, compiled for the CPU, in the shape of ``trtkern._cuda`` (``test_cuda_threads.py``)."""
+"""The threads of the CUDA kernels, compiled for the CPU, in the shape of ``trtkern._cuda`` (``test_cuda_threads``)."""
 
 import ctypes
 import subprocess

@@ -5,12 +5,11 @@ machine code (SASS) that the assembler added none and split none.
 """
 
 import collections
+import importlib.util
 import re
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,44 +19,11 @@ from trtkern.backends import cuda, named, resolve
 from trtkern.backends.base import Case
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL = re.compile(r"lif_(forward|backward)I\w*?(Float32|BFloat16|Float16)E?Li(\d+)ELi(\d+)ELb(\d)E(?:Li(\d+)E)?")
-BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2}
-# What LifArgs begins with: addresses of 8 bytes each.
-POINTERS: tuple[str, ...] = ("x", "v0", "params", "s", "v", "v_final", "edges", "flag")
-POINTERS += ("gs", "gv", "gv_final", "gx", "gv0", "gparams", "workspace")
-
-
-class Kernel(NamedTuple):
-    """A kernel by its mangled name: neurons a thread, steps of a chunk, whether T may exceed it."""
-
-    direction: str
-    element: str
-    vec: int
-    steps: int
-    loop: bool
-    surrogate: int
-
-    @property
-    def row(self) -> int:
-        """Bytes of a thread's part of all steps of a chunk."""
-        return self.steps * self.vec * BYTES[self.element]
-
-
-class Access(NamedTuple):
-    """A global load or store: its bytes, and the tensors whose address it is made of."""
-
-    kind: str
-    bytes: int
-    tensors: tuple[str, ...]
-
-
-def kernel(name):
-    """The Kernel of a mangled name; None for the reduction."""
-    found = KERNEL.search(name)
-    if found is None:
-        return None
-    direction, element, vec, steps, loop, surrogate = found.groups()
-    return Kernel(direction, element, int(vec), int(steps), loop == "1", int(surrogate or 0))
+# cuda_ptx.py beside this file, which is no package.
+_spec = importlib.util.spec_from_file_location("cuda_ptx", Path(__file__).with_name("cuda_ptx.py"))
+cuda_ptx = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cuda_ptx)
+kernel, accesses, BYTES = cuda_ptx.kernel, cuda_ptx.accesses, cuda_ptx.BYTES
 
 
 def tool(name):
@@ -73,7 +39,7 @@ def tool(name):
 
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory):
-    """The built extension, or float32's kernels and the reduction compiled for sm_90."""
+    """The built extension, or float32's LIF kernels and the small ones compiled for sm_90."""
     built = sorted((ROOT / "trtkern").glob("_cuda*.so"))
     if built:
         return built[-1:]
@@ -85,7 +51,7 @@ def binary(tmp_path_factory):
     (folder / "trtkern_surrogates.h").write_text(dialect.cpp_header(functions))
     flags = ["-std=c++17", "-O3", "--fmad=false", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     jobs = {}
-    for unit in ("lif_cuda", "lif_float32_cuda"):
+    for unit in ("lif_cuda", "lif_float32_cuda", "batch_norm_lif_cuda"):
         command = [nvcc, *flags, f"-I{ROOT / 'csrc'}", f"-I{folder}", "-c", str(ROOT / "csrc" / f"{unit}.cu")]
         jobs[folder / f"{unit}.o"] = subprocess.Popen([*command, "-o", str(folder / f"{unit}.o")])
     assert all(job.wait() == 0 for job in jobs.values())
@@ -106,51 +72,6 @@ def ptx(binary):
     return {kernel(name): body for name, body in entries if kernel(name)}
 
 
-def accesses(body):
-    """The global accesses in the PTX of a kernel, each with the tensors that its address comes from."""
-    definitions = collections.defaultdict(list)
-    found = []
-    for line in body.splitlines():
-        text = re.sub(r"^@!?%\w+\s+", "", line.split("//")[0].strip().rstrip(";"))
-        operation, _, operands = text.partition(" ")
-        if re.match(r"(ld|st)\.(volatile\.)?(global|[vbuf]\d)", operation):
-            wide, bits = re.search(r"(?:\.v(\d))?\.[busf](\d+)$", operation).groups()
-            base = re.search(r"\[(%\w+)", operands)[1]
-            found.append((operation[:2], int(wide or 1) * int(bits) // 8, base))
-        elif not operation.startswith(("ld.shared", "st.", "bra", "setp")):
-            registers = re.findall(r"%\w+", operands)
-            if registers:
-                definitions[registers[0]].append((operation, operands, registers[1:]))
-
-    @cache
-    def offset(register):
-        """Bytes into LifArgs, for a register that points into it; None for another."""
-        for operation, operands, sources in definitions[register]:
-            if operation.startswith("mov") and "_param_0" in operands:
-                return 0
-            within = offset(sources[0]) if sources and operation.startswith(("mov", "add")) else None
-            if within is not None:
-                constant = re.search(r", (-?\d+)$", operands)
-                return within + (int(constant[1]) if constant else 0)
-        return None
-
-    def roots(register):
-        """The tensors whose address reaches a register."""
-        tensors, reached, todo = set(), {register}, [register]
-        while todo:
-            for operation, operands, sources in definitions[todo.pop()]:
-                if operation.startswith("ld."):
-                    base, plus = re.search(r"\[(%?\w+)(?:\+(-?\d+))?\]", operands).groups()
-                    at = int(plus or 0) + (0 if "_param_0" in base else offset(base))
-                    tensors |= {POINTERS[at // 8]} if at < 8 * len(POINTERS) else set()
-                else:
-                    todo += set(sources) - reached
-                    reached |= set(sources)
-        return tensors
-
-    return [Access(kind, size, tuple(sorted(roots(base)))) for kind, size, base in found]
-
-
 @pytest.fixture(scope="module")
 def traffic(ptx):
     """The accesses of each kernel."""
@@ -158,14 +79,22 @@ def traffic(ptx):
 
 
 def test_every_class_is_built(ptx, binary):
-    elements = {k.element for k in ptx}
+    def classes(direction, element, fused):
+        same = (k for k in ptx if (k.direction, k.element, k.fused) == (direction, element, fused))
+        return {k[2:6] for k in same}
+
+    elements = {k.element for k in ptx if k.direction == "backward"}
     assert elements == (set(BYTES) if binary[0].suffix == ".so" else {"Float32"})
     for element in elements:
         wide = 16 // BYTES[element]
-        classes = {(wide, 4, False), (wide, 8, False), (wide, 16, True), (1, 16, True)}
-        assert {k[2:5] for k in ptx if k.element == element and k.direction == "forward"} == classes
-        backward = {k[2:6] for k in ptx if k.element == element and k.direction == "backward"}
-        assert backward == {(*c, s) for c in classes for s in range(len(surrogates.BUILTIN))}
+        plain = {(wide, 4, False), (wide, 8, False), (wide, 16, True), (1, 16, True)}
+        assert classes("forward", element, False) == {(*c, 0) for c in plain}
+        assert classes("backward", element, False) == {(*c, s) for c in plain for s in range(len(surrogates.BUILTIN))}
+        for direction in ("forward", "backward"):
+            assert classes(direction, element, True) == {(wide, 4, False, 0), (wide, 8, True, 0), (1, 8, True, 0)}
+    for direction in ("statistics", "input_grad"):
+        found = {(k.element, k.vec) for k in ptx if k.direction == direction}
+        assert found == {(element, vec) for element, size in BYTES.items() for vec in (1, 16 // size)}
 
 
 def test_no_spills_and_no_stack(binary):
@@ -174,41 +103,79 @@ def test_no_spills_and_no_stack(binary):
     assert len({name for name, *_ in rows}) >= 30
     for name, registers, stack, shared, local in rows:
         assert (int(stack), int(local)) == (0, 0), f"{name} spills"
-        assert int(registers) <= 168 and int(shared) <= 2048, f"{name}: {registers} registers, {shared} bytes shared"
+        most = 20000 if "statistics" in name else 2048
+        assert int(registers) <= 168 and int(shared) <= most, f"{name}: {registers} registers, {shared} bytes shared"
+
+
+def plain_contract(k):
+    """Forward 2e a neuron-step (+ e for v when it is asked for), backward 3e (+ e for gv where it came), no more."""
+    row, once = k.row, 4 * k.vec
+    if k.direction == "forward":
+        want = {("ld", "x"): row, ("st", "s"): row, ("st", "v"): row, ("ld", "v0"): once}
+        return want | {("st", "v_final"): once, ("st", "flag"): 4} | ({("st", "edges"): once} if k.loop else {})
+    rounds = max(1, k.vec // (4 if k.steps <= 8 else 2))  # of the loop over a thread's neurons, one in the code
+    want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): row // rounds}
+    want |= {("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
+    return want | {("st", "workspace"): 5 * once + 4} | ({("ld", "edges"): once} if k.loop else {})
+
+
+def fused_contract(k):
+    """The same and e for the residual, a byte a neuron for packed spikes, 8 bytes a block for sums (7 numbers a neuron
+    where packs change channel within), e for each pass that the normalisation adds. What is pooled stands beside what
+    is not: one of the two runs."""
+    row, once = k.row, 4 * k.vec
+    if k.direction == "statistics":
+        return {("ld", "x"): row, ("st", "workspace"): 2 * 2 * 8}
+    if k.direction == "input_grad":
+        small = {("ld", "affine"): once, ("ld", "coef"): 3 * once}
+        return small | {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row}
+    edges = {("st" if k.direction == "forward" else "ld", "edges"): once} if k.loop else {}
+    if k.direction == "forward":
+        want = {("ld", "x"): row, ("ld", "residual"): row, ("st", "s"): 2 * row, ("st", "v"): row, ("st", "flag"): 4}
+        want |= {
+            ("ld", "v0"): 2 * once,
+            ("st", "v_final"): 2 * once,
+            ("st", "packed"): k.vec,
+            ("ld", "affine"): 3 * once,
+        }
+        return want | edges
+    at_a_time = min(k.vec, 2)
+    pooled = row + (row // 2 if k.vec > 1 else 0)  # each its own average, or two an average
+    want = {("ld", "x"): row, ("ld", "residual"): row, ("ld", "gs"): row + pooled, ("st", "gx"): row}
+    want |= {("ld", "gv"): row * at_a_time // k.vec, ("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
+    want |= {("ld", "affine"): 3 * 4 * at_a_time, ("ld", "coef"): 3 * 4 * at_a_time}
+    return want | {("st", "workspace"): 7 * once + 4 + 4} | edges
 
 
 def test_bytes_are_those_of_the_traffic_contract(traffic):
-    """Forward 2e a neuron-step (+ e for v when it is asked for), backward 3e (+ e for gv where it came), no more."""
     for k, found in traffic.items():
         total = collections.Counter()
         for access in found:
             assert len(access.tensors) == 1, f"{k}: an access of {access.tensors}"
             total[access.kind, access.tensors[0]] += access.bytes
-        row, once = k.row, 4 * k.vec
-        params = total.pop(("ld", "params"))
-        assert params == 5 * 4 * (1 + k.vec if k.direction == "forward" else 1 + min(k.vec, 4 if k.steps <= 8 else 2))
-        if k.direction == "forward":
-            want = {("ld", "x"): row, ("st", "s"): row, ("st", "v"): row, ("ld", "v0"): once}
-            want |= {("st", "v_final"): once, ("st", "flag"): 4} | ({("st", "edges"): once} if k.loop else {})
-        else:
-            rounds = max(1, k.vec // (4 if k.steps <= 8 else 2))  # of the loop over a thread's neurons, one in the code
-            want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): row // rounds}
-            want |= {("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
-            want |= {("st", "workspace"): 5 * once + 4} | ({("ld", "edges"): once} if k.loop else {})
-        assert total == want, k
+        params = total.pop(("ld", "params"), 0)
+        at_a_time = {"forward": k.vec, "backward": min(k.vec, 4 if k.steps <= 8 and not k.fused else 2)}
+        if k.direction in at_a_time:  # those that all neurons share, and each neuron's own
+            assert params == 5 * 4 * (1 + at_a_time[k.direction]), k
+        assert total == (fused_contract if k.fused else plain_contract)(k), k
 
 
 def test_accesses_are_16_bytes_wide(traffic):
+    small = ("params", "affine", "coef", "gv", "flag", "workspace")
     for k, found in traffic.items():
-        for access in found:
-            if access.tensors[0] not in ("params", "gv", "flag", "workspace"):
-                own = 4 if access.tensors[0] in ("v0", "v_final", "gv_final", "gv0", "edges") else BYTES[k.element]
-                assert access.bytes == (16 if k.vec > 1 else own), f"{k}: {access}"
+        for kind, size, (tensor,) in found:
+            own = 4 if tensor in ("v0", "v_final", "gv_final", "gv0", "edges") else BYTES[k.element]
+            widths = {16 if k.vec > 1 else own}
+            if tensor == "packed":
+                widths = {k.vec}
+            if tensor == "gs" and k.fused and k.vec > 1:
+                widths |= {8}  # of averages that stand for two neighbours each
+            assert tensor in small or size in widths, f"{k}: {kind} {size} {tensor}"
 
 
 def test_the_assembler_kept_every_access(binary, traffic):
     """As many global loads and stores of each width in the machine code as in the PTX, and no local memory."""
-    width = {"U16": 2, "64": 8, "128": 16}
+    width = {"U8": 1, "U16": 2, "64": 8, "128": 16}
     counts, current = collections.defaultdict(collections.Counter), None
     for line in dump(binary, "-sass", "-arch", "sm_90").splitlines():
         if "Function :" in line:
@@ -228,7 +195,7 @@ def test_arithmetic_is_not_contracted(ptx):
         operations = set(re.findall(r"\b((?:add|sub|mul|fma|mad|div)\.\S*f32)\b", body))
         exact = {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "fma.rn.f32"}
         assert operations <= exact | {"div.full.f32", "fma.rm.f32"}, k  # the latter in exp
-        assert k.direction == "backward" or operations <= exact, k
+        assert k.direction in ("backward", "statistics") or operations <= exact, k
 
 
 def test_without_a_gpu_it_says_so():
@@ -248,8 +215,13 @@ def test_a_launch_without_a_driver_raises():
     with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error 1 \(cudaErrorInvalidValue"):
         extension.lif_forward(args)
     args.T, args.N, args.x = 4, 64, 16
-    with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
-        extension.lif_forward(args)
+    for args.x_stride in (64, 0):
+        with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
+            extension.lif_forward(args)
+    with pytest.raises(RuntimeError, match=r"batch_norm_lif_input_grad: CUDA error 1 \(cudaErrorInvalidValue"):
+        extension.batch_norm_lif_input_grad(args)
+    with pytest.raises(RuntimeError, match=r"batch_norm_lif_statistics: CUDA error \d+ \(.*driver"):
+        extension.batch_norm_lif_statistics(args, 16, 16)
 
 
 def test_what_it_refuses():
@@ -257,4 +229,4 @@ def test_what_it_refuses():
     assert refuses(Case("lif", "cuda", torch.bfloat16, spec)) is None
     assert "not on cpu" in refuses(Case("lif", "cpu", torch.float32, spec))
     assert "float64" in refuses(Case("lif", "cuda", torch.float64, spec))
-    assert not named("cuda").holds("regularizer")
+    assert named("cuda").holds("batch_norm_lif") and not named("cuda").holds("regularizer")

@@ -102,6 +102,12 @@ def test_the_potential_equals_the_cpu_backend_bitwise(threads):
         outputs = [lif(x, **neuron, backend=name, return_state=True, return_v=True) for name in (NAME, "cpu")]
         for ours, theirs in list(zip(*outputs, strict=True))[:3]:
             assert torch.equal(ours, theirs)
+        norm = Norm(torch.tensor([[0.4, 0.1, -2.0], [1.3, 0.7, 0.2], [0.1, 0.3, 0.5]]), x.flip(0))
+        inp = LIFInputs(x.view(timesteps, -1), None, None, (0.7, 0.3, 0.1, 0.8, 1.0, 0.0), LIFSpec(reset), 24, norm)
+        states = [torch.full((144,), torch.nan) for _ in range(2)]
+        for backend, state in zip((cuda, cpu), states, strict=True):
+            backend.lif_forward(inp, LIFForward(None, None, state, None, None))
+        assert torch.equal(*states)
 
 
 @pytest.mark.parametrize("timesteps", [4, 7, 16, 40])
@@ -127,6 +133,11 @@ def test_traffic(threads, dtype, timesteps, neurons):
     assert {name: learning[name] for name in backward} == backward
     assert learning["workspace"][1] >= 5 * row and learning["gparams"] == (0, 6 * row)
 
+    with_x, decay.grad = decay.grad, None
+    spikes = lif(x.detach(), decay=decay, backend=NAME).spikes
+    spikes.backward(torch.ones_like(spikes))
+    assert torch.allclose(decay.grad, with_x)  # whether gx is written or not
+
 
 def test_a_neuron_that_is_not_finite_stays_alone(threads):
     for bad in (torch.nan, torch.inf, -torch.inf):
@@ -141,8 +152,7 @@ def test_a_neuron_that_is_not_finite_stays_alone(threads):
         assert torch.isfinite(state[0, others]).all() and torch.isfinite(x.grad[:, 0, others]).all()
         if bad != bad:
             assert torch.isnan(state[0, 17]) and torch.isnan(x.grad[3, 0, 17]) and spikes[3:, 0, 17].sum() == 0
-    flag = torch.zeros(1, dtype=torch.int32)
-    lif(torch.randn(20, 1, 40), backend=NAME, flag=flag)
+    lif(torch.randn(20, 1, 40), backend=NAME, flag=flag.zero_())
     assert flag.item() == 0
 
 
@@ -223,8 +233,9 @@ def test_statistics(threads, dtype, size):
         cuda.batch_norm_lif_statistics(x.view(steps, -1), channels, inner, stats)
         mean = x.double().mean((0, 1, 3))
         squares = (x.double() - mean.view(-1, 1)).square().sum((0, 1, 3))
-        assert torch.allclose(stats[0], mean, rtol=1e-9, atol=1e-7)
-        assert torch.allclose(stats[1], squares, rtol=2e-6, atol=1e-9)
+        # What a mean is off by is measured by the spread of the numbers.
+        assert ((stats[0] - mean).abs() <= 2e-7 * squares.sqrt()).all()
+        assert torch.allclose(stats[1], squares, rtol=2e-6, atol=0)
 
 
 NEURONS, CHANNELS = 192, 3

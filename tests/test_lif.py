@@ -42,7 +42,7 @@ def test_a_thousand_steps(backend, device):
     check(backend, Cell(timesteps=1000, shape=(1, 2, 3), learnable="channel"), device)
 
 
-def test_larger_than_a_block(backend, device):
+def test_larger_than_a_block(backend, device, two_threads):
     shape = (1, 7, 611) if backend == "triton" and device == "cpu" else (3, 7, 2011)
     for learnable, timesteps in (("none", 4), ("channel", 18)):
         check(backend, Cell(timesteps=timesteps, shape=shape, learnable=learnable), device)
