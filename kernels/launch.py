@@ -76,7 +76,7 @@ def aligned(N: int, tensors: Iterable[Tensor | None]) -> bool:
 def options(warps: int, roomy: bool = False) -> dict[str, Any]:
     """How Triton compiles; in the interpreter a program is as large as possible.
 
-    roomy: all registers may be used. Left alone, NVIDIA's assembler spills a few to have more threads at a time.
+    roomy: all registers may be used. Left alone, NVIDIA's assembler may spill some to have more threads at a time.
     """
     chosen = {"num_warps": 8 if INTERPRETED.value else warps, "num_stages": 1, "enable_fp_fusion": False}
     if roomy and target().backend == "cuda":

@@ -30,7 +30,7 @@ _FORWARD = classes(lif_forward)
 _BACKWARD = classes(lif_backward)
 
 
-def _options(steps: int, loop: bool, roomy: bool) -> dict[str, Any]:
+def _options(steps: int, loop: bool, roomy: bool = False) -> dict[str, Any]:
     # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
     return options(4 if steps == 4 else 1 if loop else 2, roomy)
 
@@ -98,7 +98,7 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     affine, residual = inp.norm or (None, None)
     shape = _shape("lif_forward", inp, [out.s, out.v, out.v_final, out.edges, out.packed])
     steps, loop = chunk_class(shape.T)
-    chosen = _options(steps, loop, inp.pool is not None)
+    chosen = _options(steps, loop)
     lanes = _lanes(x, shape, steps, affine is not None, False, False, False, False)
     block = chosen["num_warps"] * warp_size() * lanes
     n, half, side = shape.image.numbers(shape.N, lanes, shape.wide)
@@ -122,7 +122,7 @@ def backward_launch(
     steps, loop = chunk_class(shape.T)
     if loop and edges is None:
         raise ValueError(f"lif_backward: expected edges for T = {shape.T}, got None; the forward pass writes them")
-    chosen = _options(steps, loop, affine is not None or inp.pool is not None)
+    chosen = _options(steps, loop, inp.pool is not None and out.sums is not None)
     learn = out.params is not None
     lanes = _lanes(
         x, shape, steps, affine is not None, learn, out.sums is not None, grads.coef is not None, grads.v is not None

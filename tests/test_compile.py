@@ -38,8 +38,7 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
     y = torch.randn(4, 2, 3, 4, 6, device=device)
     affine, coef = torch.rand(3, 3, device=device), torch.rand(3, 3, device=device)
     token = LIFSpec().token
-    pool = named(backend).pools
-    call = (y, None, None, affine, torch.randn_like(y), SCALARS, token, 24, pool)
+    call = (y, None, None, affine, torch.randn_like(y), SCALARS, token, 24, True)
     torch.library.opcheck(torch.ops.trtkern.batch_norm_lif_statistics, (y, 3, 24, backend))
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, None, WANT_SPIKES + WANT_PACKED, backend))
     s, *_, edges, words = torch.ops.trtkern.lif_forward(*call, None, WANT_SPIKES + WANT_PACKED, backend)

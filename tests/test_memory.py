@@ -136,8 +136,6 @@ def test_bytes_of_a_spiking_network_by_hand(steps, dtype):
     expected += steps * neurons * E[dtype]  # y
     expected += words(steps) * neurons  # never pooled
     expected += 4 * ((steps - 1) // 16) * neurons + 36 * (8 + 8 + 16)
-    if not named("cpu").pools:
-        expected += steps * (pixels * 8 + pixels // 4 * 16) * E[dtype]
     assert report.measured == report.predicted == expected
     assert report.neuron_steps == steps * neurons
 

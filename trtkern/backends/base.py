@@ -120,8 +120,6 @@ class Backend:
     missing: Callable[[], str | None]
     refuses: Callable[[Case], str | None]
     ops: Mapping[str, Callable]
-    pools: bool = True
-    """Whether its neurons average their spikes in the same pass."""
 
     def holds(self, family: str) -> bool:
         """Whether it has the ops of that family at all, on any machine."""

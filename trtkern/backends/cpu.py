@@ -91,7 +91,7 @@ def spikes_pack(s: Tensor, words: Tensor) -> None:
 
 
 def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
-    """Steps ``start``, ... of the words into ``out`` [steps, N] as 0 and 1, or their averages [.., N / 4] with a pool."""
+    """Steps ``start``, ... of the words into ``out`` [steps, N] as 0 and 1, or with a pool averages [steps, N / 4]."""
     args = _args_of(out)
     args.s, args.packed, args.N = out.data_ptr(), words.data_ptr(), words[0].numel()
     if pool is not None:

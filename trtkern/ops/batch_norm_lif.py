@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
-from trtkern.backends import choose, named
+from trtkern.backends import choose
 from trtkern.backends.base import CHUNK
 from trtkern.ops import _check, _norm
 from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Recomputed, Source
@@ -115,8 +115,8 @@ def _fused(
     axis: int,
     source: Source | None,
 ) -> LIFOutput:
-    # Odd images, whose last row or column is dropped, and backends without it pool what they have written.
-    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0 and named(neuron.backend).pools
+    # The last row or column of an odd image is dropped: torch pools the dense spikes then.
+    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     y = _check.poolable(y) if inside else _check.dense(y)
     inner, channels = y.stride(axis), y.shape[axis]
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)

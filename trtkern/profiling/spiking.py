@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trtkern.backends import choose, named
+from trtkern.backends import choose
 from trtkern.nn import (
     LI,
     PLIF,
@@ -95,11 +95,10 @@ def _normed(
     device: str,
     checkpoint: bool = False,
 ) -> list[Kept] | None:
-    chosen = _backend(module, y, device)
-    if chosen == "reference":
+    if _backend(module, y, device) == "reference":
         return None
     e, channels = y.element_size(), y.shape[module.channel_dim]
-    inside = module.pool == 2 and y.shape[-1] % 2 == y.shape[-2] % 2 == 0 and named(chosen).pools
+    inside = module.pool == 2 and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     tensors: dict[str, Tensor | None] = {"y": y if _runs_as_it_is(y, inside) else None}
     kind: traffic.Residual = None
     if isinstance(residual, Spikes):
