@@ -46,9 +46,7 @@ TK_INLINE double total(const vfloat* lanes) {
 template <class D>
 TK_NOINLINE Moments piece_moments(const typename D::Raw* x, int64_t n) {
   vfloat sum[kMomentVectors] = {}, deviations[kMomentVectors] = {}, squares[kMomentVectors] = {};
-  over_lanes<D>(x, n, vfloat{}, [&](int k, int64_t, vfloat value) __attribute__((always_inline)) {
-    sum[k] += value;
-  });
+  over_lanes<D>(x, n, vfloat{}, [&](int k, int64_t, vfloat value) __attribute__((always_inline)) { sum[k] += value; });
   const vfloat around = lit<vfloat>((float)(total(sum) / (double)n));
   over_lanes<D>(x, n, around, [&](int k, int64_t i, vfloat value) __attribute__((always_inline)) {
     if (k * kLanes * sizeof(*x) % 64 == 0) prefetch(x + n + i);
@@ -75,8 +73,8 @@ inline void run_moments(const LifArgs& a, int64_t begin, int64_t end, double* mo
   for_dtype(a.dtype, [&](auto d) { run_moments_of<decltype(d)>(a, begin, end, moments); });
 }
 
-// Sums of `rows` elements below one another, `stride` apart: VECTORS vectors, the last of `count` lanes. SQUARES: of the
-// deviations from `around` and of their squares; the rows that come next are prefetched.
+// Sums of `rows` elements below one another, `stride` apart: VECTORS vectors, the last of `count` lanes. SQUARES: of
+// the deviations from `around` and of their squares; the rows that come next are prefetched.
 template <class D, int VECTORS, bool SQUARES>
 TK_INLINE void column_sums(const typename D::Raw* x, int64_t stride, int64_t rows, int count, const float* around,
                            float* sums, float* squares) {

@@ -22,8 +22,7 @@ namespace TK_ISA {
 }  // namespace TK_ISA
 
 extern const Kernels TK_KERNELS = {
-    TK_TEXT(TK_ISA),        TK_ISA::lif_forward, TK_ISA::lif_backward,  TK_ISA::run_moments,
-    TK_ISA::column_moments, TK_ISA::input_grad,  TK_ISA::spikes_pack,   TK_ISA::spikes_unpack,
-    TK_ISA::regularizer,
+    TK_TEXT(TK_ISA),    TK_ISA::lif_forward, TK_ISA::lif_backward,  TK_ISA::run_moments, TK_ISA::column_moments,
+    TK_ISA::input_grad, TK_ISA::spikes_pack, TK_ISA::spikes_unpack, TK_ISA::regularizer,
 };
 }  // namespace trtkern

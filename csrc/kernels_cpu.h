@@ -48,7 +48,8 @@ struct Kernels {
   void (*run_moments)(const LifArgs&, int64_t begin, int64_t end, double* moments);
   // Rows [r0, r1) and columns [k0, k1) of x as [T * N / K, K], K = C * inner: their means [K] and sums of squared
   // deviations [K], written.
-  void (*column_moments)(const LifArgs&, int64_t r0, int64_t r1, int64_t k0, int64_t k1, float* scratch, double* moments);
+  void (*column_moments)(const LifArgs&, int64_t r0, int64_t r1, int64_t k0, int64_t k1, float* scratch,
+                         double* moments);
   // gx from gs, the gradient of the input current; elementwise.
   void (*input_grad)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming);
   void (*spikes_pack)(const LifArgs&, int64_t begin, int64_t end, float* scratch, bool streaming);

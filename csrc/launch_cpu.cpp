@@ -79,7 +79,11 @@ struct Split {
     count = static_cast<int>(std::max<int64_t>(1, wanted));
   }
   Split(const LifArgs& a, int most)
-      : Split(a.N, a.pool_row ? 2 * a.pool_row : a.N >= 4096 ? 64 : 16, a.T * a.N, most) {}
+      : Split(a.N,
+              a.pool_row    ? 2 * a.pool_row
+              : a.N >= 4096 ? 64
+                            : 16,
+              a.T * a.N, most) {}
   int64_t begin(int i) const { return i == count ? size : size / grain * i / count * grain; }
 };
 
@@ -170,8 +174,8 @@ void run_statistics(const LifArgs& a, double* stats) {
   }
 }
 
-// Channels that are short: [rows, K] with a column for each of the C * inner neurons of an image. Each thread takes some
-// rows, or some columns where there are few rows.
+// Channels that are short: [rows, K] with a column for each of the C * inner neurons of an image. Each thread takes
+// some rows, or some columns where there are few rows.
 void column_statistics(const LifArgs& a, double* stats) {
   const Kernels& k = kernels();
   const int64_t K = a.C * a.inner, rows = a.T * a.N / K;
@@ -208,9 +212,13 @@ void cpu_batch_norm_lif_statistics(const LifArgs& a, uint64_t stats) {
   (a.C == 1 || a.inner >= kLongColumn ? run_statistics : column_statistics)(a, reinterpret_cast<double*>(stats));
 }
 
-void cpu_batch_norm_lif_input_grad(const LifArgs& a) { on_neurons(a, [&](auto... part) { kernels().input_grad(a, part...); }); }
+void cpu_batch_norm_lif_input_grad(const LifArgs& a) {
+  on_neurons(a, [&](auto... part) { kernels().input_grad(a, part...); });
+}
 
-void cpu_spikes_pack(const LifArgs& a) { on_neurons(a, [&](auto... part) { kernels().spikes_pack(a, part...); }); }
+void cpu_spikes_pack(const LifArgs& a) {
+  on_neurons(a, [&](auto... part) { kernels().spikes_pack(a, part...); });
+}
 
 void cpu_spikes_unpack(const LifArgs& a, int64_t first) {
   on_neurons(a, [&](auto... part) { kernels().spikes_unpack(a, first, part...); });

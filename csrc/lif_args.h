@@ -22,8 +22,8 @@ enum Affine : int { kCenter = 0, kScale = 1, kShift = 2, kAffine = 3 };
 // An address of 0 means: absent (v0, residual: zeros; gradients: zeros; outputs: not wanted).
 // Channel of neuron n: (n / inner) % C. With affine, params is absent or has the same C.
 //
-// With affine the input current is scale * (x - center) + shift (+ residual), in float32: fma(scale, x - center, shift),
-// then the residual added. With coef, what is written as gx is coef[0] * gx + coef[1] * (x - center) + coef[2].
+// With affine the input current is scale * (x - center) + shift (+ residual), in float32: fma(scale, x - center,
+// shift), then the residual added. With coef, what is written as gx is coef[0] * gx + coef[1] * (x - center) + coef[2].
 //
 // With pool_row, s and gs are [T, N / 4]: averages of 2 x 2 neurons, and their gradients. Neurons are rows of pool_row,
 // rows 2k and 2k + 1 make one row of pool_row / 2; pool_inner neurons lie side by side for each place in a row (1, or

@@ -86,7 +86,7 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
     b = block_at(a, n0, end, kBackwardBlock);
     row.params = m.params.parameters(a, b);
     row.in.affine = m.affine.affine(a, b, a.affine), row.coef = m.coef.affine(a, b, a.coef);
-    const int64_t added = in_turns && !row.in.affine.each ? b.size() / kSpan : 1;
+    const int64_t added = in_turns && !row.in.affine.each ? b.size() / kSpan + 1 : 1;
     read_row(m.carry, a.gv_final, 0, b);
     for (int64_t t0 = (a.T - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
       const int steps = (int)(a.T - t0 < kChunk ? a.T - t0 : kChunk);

@@ -2,9 +2,9 @@
 //
 // No include guard: each instruction set includes it inside a namespace of its own, after lif_sums_cpu.h.
 
-// What a row does: whatever its members say; or the plain cases, where gs alone comes in, the reset is not detached, and
-// the parameters have no gradients. kDirect: gx goes out. The others are normalised: kSum adds up for the norm, kSumWrite
-// writes gx besides, kCoef writes the gradient of what was normalised.
+// What a row does: whatever its members say; or the plain cases, where gs alone comes in, the reset is not detached,
+// and the parameters have no gradients. kDirect: gx goes out. The others are normalised: kSum adds up for the norm,
+// kSumWrite writes gx besides, kCoef writes the gradient of what was normalised.
 enum Kind : int { kAnything, kDirect, kSum, kSumWrite, kCoef };
 
 inline Kind kind_of(const LifArgs& a) {

@@ -112,8 +112,7 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
   for (int64_t r = 0; r < b.runs; ++r) {
     const int64_t at = t * a.N + b.start(r), i = r * b.length;
     row.params = shared.params.at(i);
-    row.in = {element<Raw>(a.x, t * a.x_stride + b.start(r)), element<Raw>(a.residual, at),
-              shared.in.affine.at(i)};
+    row.in = {element<Raw>(a.x, t * a.x_stride + b.start(r)), element<Raw>(a.residual, at), shared.in.affine.at(i)};
     row.s = a.pool_row ? (a.s ? m.spikes + i : nullptr) : element<Raw>(a.s, at);
     row.v_out = element<Raw>(a.v, at);
     row.words = a.packed ? m.words + i : nullptr;

@@ -63,9 +63,8 @@ TK_INLINE void channel_runs(const LifArgs& a, int64_t n0, int64_t n, Run run) {
 template <class Run>
 TK_INLINE void channel_runs(const LifArgs& a, const Block& b, Run run) {
   for (int64_t r = 0; r < b.runs; ++r)
-    channel_runs(a, b.start(r), b.length, [&](int64_t i, int64_t channel, int64_t length) {
-      run(r * b.length + i, channel, length);
-    });
+    channel_runs(a, b.start(r), b.length,
+                 [&](int64_t i, int64_t channel, int64_t length) { run(r * b.length + i, channel, length); });
 }
 
 // Numbers of the neurons of a block, row by row, kParameterStride floats apart: a float a neuron (each is -1), or one
@@ -103,8 +102,8 @@ struct ChannelRows {
       for (int k = 0; k < count; ++k) store(memory + k * kParameterStride, lit<vfloat>(first[k * C]));
       return rows;
     }
-    const bool same = a.inner == 1 && kept.at == b.at % C && kept.runs == b.runs && b.runs <= 2 &&
-                      b.pitch % C == 0 && (b.length == kept.length || (b.runs == 1 && b.length < kept.length));
+    const bool same = a.inner == 1 && kept.at == b.at % C && kept.runs == b.runs && b.runs <= 2 && b.pitch % C == 0 &&
+                      (b.length == kept.length || (b.runs == 1 && b.length < kept.length));
     fresh = !same;
     if (same) return rows;
     kept = b, kept.at = b.at % C;
@@ -213,8 +212,8 @@ inline Layout layout_of(const LifArgs& a) {
   return each && a.params ? kEach : each && a.affine ? kSharedNeuron : kShared;
 }
 
-constexpr int64_t kStride = kBackwardBlock + kPad;  // between the rows of scratch memory of the backward pass
-constexpr int kSpan = 16, kSpanVectors = kSpan / kLanes;            // neurons that a loop takes at a time, at most kPad
+constexpr int64_t kStride = kBackwardBlock + kPad;        // between the rows of scratch memory of the backward pass
+constexpr int kSpan = 16, kSpanVectors = kSpan / kLanes;  // neurons that a loop takes at a time, at most kPad
 
 // `row` of n neurons in whole spans: the neurons before its output is aligned for streaming, what can be streamed, the
 // rest. Odd neurons pass through a small copy (Row::part) padded to a span.

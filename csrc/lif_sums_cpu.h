@@ -1,5 +1,5 @@
-// Sums over steps and neurons on the CPU: of a few in float, then in double, in an order that the width of a vector does
-// not change.
+// Sums over steps and neurons on the CPU: of a few in float, then in double, in an order that the width of a vector
+// does not change.
 //
 // No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h.
 

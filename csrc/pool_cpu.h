@@ -1,5 +1,5 @@
-// 2 x 2 average pooling within scratch memory: `n` neurons in pairs of rows of `row`, `inner` of them at each place of a
-// row (csrc/lif_args.h, pool_row). A spike's average is exact in every element type.
+// 2 x 2 average pooling within scratch memory: `n` neurons in pairs of rows of `row`, `inner` of them at each place of
+// a row (csrc/lif_args.h, pool_row). A spike's average is exact in every element type.
 //
 // No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h. Vectors run
 // over the end of a row into what is written next, or into kPoolPad elements behind the memory.

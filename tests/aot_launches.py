@@ -139,10 +139,10 @@ def norm_cases() -> Iterator[tuple[tuple, dict[str, Any]]]:
         yield ("sm_90", "norm_sums", T, dtype), {}
         yield ("sm_90", "norm_sums", T, dtype), {"residual": True}
         yield ("sm_90", "norm_input", T, dtype), {}
-    for dtype, pool in itertools.product((f32, bf16), ("rows", "places")):
-        yield ("sm_90", "norm_forward", 8, dtype), {"residual": True, "packed": True, "pool": pool}
-        yield ("sm_90", "norm_sums", 8, dtype), {"residual": True, "pool": pool}
-        yield ("sm_90", "norm_input", 8, dtype), {"pool": pool}
+    for (T, dtype), pool in itertools.product(((8, f32), (16, f32), (8, bf16)), ("rows", "places")):
+        yield ("sm_90", "norm_forward", T, dtype), {"residual": True, "packed": True, "pool": pool}
+        yield ("sm_90", "norm_sums", T, dtype), {"residual": True, "pool": pool}
+        yield ("sm_90", "norm_input", T, dtype), {"pool": pool}
     for target, dtype in (("sm_90", f32), ("sm_90", bf16), ("sm_80", f32), ("gfx942", f32)):
         yield (target, "norm_statistics", 4, dtype), {}
         yield (target, "norm_input_grad", 4, dtype), {}
