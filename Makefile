@@ -41,10 +41,13 @@ format: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py
-	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.reference trtkern.selftest
+	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.ops.spikes trtkern.models trtkern.profiling trtkern.profiling.traffic trtkern.reference trtkern.selftest
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/norm.py
+	$(BIN)/python bench/step.py
+	$(BIN)/python bench/memory.py
 
 clean:
 	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV)
