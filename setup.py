@@ -4,7 +4,7 @@ A missing compiler or nvcc leaves that extension out and says so in one line.
 
     TRTKERN_CPU=1, TRTKERN_CUDA=1    that extension or an error; 0: do not build it
     TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2, for tests on machines without AVX-512
-    TRTKERN_CUDA_ARCHS="80;90"       GPU targets: a cubin for each, PTX for the highest
+    TRTKERN_CUDA_ARCHS="80;90"       GPU targets: a cubin for each, PTX of the lowest
     CXX, CUDA_HOME                   which compilers
 """
 
@@ -39,9 +39,11 @@ CXX_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
-CPU_SOURCES = {"csrc/bindings_cpu.cpp": [], "csrc/launch_cpu.cpp": ["-fopenmp"], "csrc/isa_baseline.cpp": []}
+CPU_SOURCES = {"csrc/bindings_cpu.cpp": BINDINGS, "csrc/launch_cpu.cpp": ["-fopenmp"], "csrc/isa_baseline.cpp": []}
 if X86:
+    CPU_SOURCES["csrc/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
     CPU_SOURCES["csrc/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
     CPU_SOURCES["csrc/isa_avx2.cpp"] = AVX2
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":  # the 16-lane code on AVX2: half a minute, for tests only
@@ -104,15 +106,14 @@ def find_nvcc() -> str:
 
 
 def gencode() -> list[str]:
-    """nvcc's targets: a cubin for each of TRTKERN_CUDA_ARCHS, PTX for the highest."""
+    """nvcc's targets: a cubin for each of TRTKERN_CUDA_ARCHS, made from the PTX of the lowest, which comes along."""
     text = os.environ.get("TRTKERN_CUDA_ARCHS", "80;90")
     archs = text.replace(",", ";").replace(" ", ";").split(";")
     archs = [a.strip().removeprefix("sm_").replace(".", "") for a in archs if a.strip()]
     if not archs or not all(a.rstrip("af").isdigit() for a in archs):
         raise SystemExit(f"TRTKERN_CUDA_ARCHS: expected numbers such as '80;90', got {text!r}")
-    highest = max(archs, key=lambda a: int(a.rstrip("af")))
-    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    return [*flags, f"-gencode=arch=compute_{highest},code=compute_{highest}"]
+    lowest = f"compute_{min(int(a.rstrip('af')) for a in archs)}"
+    return [f"-gencode=arch={lowest},code=[{','.join(f'sm_{a}' for a in archs)},{lowest}]"]
 
 
 def run(command: list[str]) -> None:
@@ -214,7 +215,7 @@ def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list
             command = [nvcc, *flags, *gencode(), *includes, "-c", str(ROOT / source), "-o", str(output)]
             units.append(Unit(output, command))
         else:
-            units.append(cxx_unit(cxx, source, objects, [*includes, "-isystem", str(toolkit / "include")]))
+            units.append(cxx_unit(cxx, source, objects, [*includes, *BINDINGS, "-isystem", str(toolkit / "include")]))
     return units, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
 
 

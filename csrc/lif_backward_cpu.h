@@ -44,6 +44,7 @@ void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardR
                    bool streaming) {
   using Raw = typename D::Raw;
   const Rows params = row.params, affine = row.in.affine, coef = row.coef;
+  float* const norm_sums = row.norm_sums;
   row.before_reset = j ? a.reset : kNone;
   for (int64_t r = 0; r < b.runs; ++r) {
     const int64_t start = b.start(r), at = t * a.N + start, i = r * b.length;
@@ -53,7 +54,7 @@ void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardR
     row.gs = a.pool_row && a.gs ? m.gs + i : element<Raw>(a.gs, at);
     row.gv = element<Raw>(a.gv, at), row.gx = element<Raw>(a.gx, at);
     row.carry = m.carry + i, row.param_sums = a.gparams ? m.param_sums + i : nullptr;
-    row.place = row.mask < 0 ? i : 0;
+    if (norm_sums) row.norm_sums = norm_sums + (row.shared_sums ? 0 : i);
     // Before this chunk comes the one before it; before the first, the next block.
     if (j && !a.pool_row) {
       row.ahead = a.gs ? element<Raw>(a.gs, at - a.N) : row.in.x - a.x_stride;
@@ -76,17 +77,16 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
   BackwardMemory<D> m(Scratch{scratch});
   const ParamSums param_sums{m.param_sums, a.gparams ? totals : nullptr};
   NormSums norm_sums(m.norm_sums, a.norm_sums ? totals + kParams * a.C : nullptr);
-  BackwardRow<D> row = {backward_run_of<D, 0, false>(a), backward_run_of<D, 0, true>(a)};
+  const Kind kind = kind_of(a, streaming);
+  BackwardRow<D> row = {backward_run_of<D, 0, false>(a, kind), backward_run_of<D, 0, true>(a, kind)};
   row.alpha = a.alpha, row.share = a.pool_row ? 0.25f : 1.0f;
   row.reset = a.reset, row.detach = a.detach != 0;
   row.norm_sums = a.norm_sums ? m.norm_sums : nullptr;
-  const bool in_turns = kind_of(a) == kAnything;  // the others add a row's in registers
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kBackwardBlock);
     row.params = m.params.parameters(a, b);
     row.in.affine = m.affine.affine(a, b, a.affine), row.coef = m.coef.affine(a, b, a.coef);
-    const int64_t added = in_turns && !row.in.affine.each ? b.size() / kSpan + 1 : 1;
     read_row(m.carry, a.gv_final, 0, b);
     for (int64_t t0 = (a.T - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
       const int steps = (int)(a.T - t0 < kChunk ? a.T - t0 : kChunk);
@@ -94,8 +94,8 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
       recompute_chunk<D>(a, row.params, row.in.affine, t0, steps, b, m.start, m.h);
       param_sums.clear(a);
       for (int j = steps - 1; j >= 0; --j) {
-        norm_sums.begin(a, b, !row.in.affine.each, m.affine.fresh && t0 + j + 1 == a.T, added);
-        row.mask = norm_sums.mask;
+        norm_sums.begin(a, b, !row.in.affine.each, m.affine.fresh && t0 + j + 1 == a.T);
+        row.shared_sums = norm_sums.shared;
         if (a.pool_row && a.gs) read_pooled<D>(a, t0 + j, n0, b, m);
         backward_step<D>(a, t0 + j, j, b, row, m, streaming);
       }

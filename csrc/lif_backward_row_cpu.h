@@ -7,7 +7,16 @@
 // kSumWrite writes gx besides, kCoef writes the gradient of what was normalised.
 enum Kind : int { kAnything, kDirect, kSum, kSumWrite, kCoef };
 
-inline Kind kind_of(const LifArgs& a) {
+// Whether this instruction set has the rows that do anything and no others: short to compile (setup.py).
+#if defined(TK_GENERAL_ROWS)
+constexpr bool kGeneralRows = true;
+#else
+constexpr bool kGeneralRows = false;
+#endif
+
+// Small outputs gain little from a function of their own, and each takes its time to compile.
+inline Kind kind_of(const LifArgs& a, bool streaming) {
+  if (kGeneralRows || !(streaming || (a.norm_sums && !a.gx))) return kAnything;
   if (!a.gs || a.gv || a.gparams || a.detach) return kAnything;
   if (!a.affine) return a.pool_row && a.dtype != kFloat32 ? kAnything : kDirect;
   if (layout_of(a) == kEach || a.reset == kNone) return kAnything;
@@ -32,14 +41,15 @@ struct BackwardRow {
   Raw* gx;
   float* carry;  // gradient of v after the step, then of v before it
   float *param_sums, *norm_sums;
-  int64_t place, mask;  // neuron i adds to the norm_sums of (place + i) & mask
+  bool shared_sums;  // kSpan neurons in turns share a float of norm_sums; else each has its own
   const Raw* ahead;
 
   TK_INLINE int64_t to_aligned_output(int64_t n) const { return to_aligned<typename D::Pack>(gx, n); }
   TK_INLINE void advance(int64_t i) {
     params = params.at(i), in = in.at(i), coef = coef.at(i);
-    h += i, before += i, carry += i, ahead += i, place += i;
+    h += i, before += i, carry += i, ahead += i;
     if (param_sums) param_sums += i;
+    if (norm_sums && !shared_sums) norm_sums += i;
     if (gs) gs += i;
     if (gv) gv += i;
     if (gx) gx += i;
@@ -66,7 +76,7 @@ struct BackwardRow {
     Staged<Raw> new_x, new_residual, new_gs, new_gv, new_gx;
     const Kept<1> kept(r.carry);
     const Kept<kParams> kept_params(r.param_sums, kStride);
-    const Kept<2> kept_norm(norm_sums ? norm_sums + (r.place & r.mask) : nullptr, kSumStride);
+    const Kept<2> kept_norm(r.norm_sums, kSumStride);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.gs = new_gs.in(r.gs, count), r.gv = new_gv.in(r.gv, count), r.gx = new_gx.out(r.gx);
     run(r, 0, kSpan);
@@ -97,6 +107,7 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
   const Neuron<vfloat> same = neuron(r.params, 0);
   const vfloat same_center = NORM ? r.in.affine.row(kCenter, 0) : vfloat{};
   const Triple same_coef = KIND == kCoef ? triple(r.coef, 0) : Triple{};
+  const bool shared_sums = ANY ? r.norm_sums && r.shared_sums : SUMS && LAYOUT == kShared;
   SpanSums sums{};
   for (int64_t span = 0; span < n; span += kSpan) {
     prefetch(r.ahead + span);
@@ -115,12 +126,11 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
       if (NORM || (ANY && r.in.affine.base)) {
         const vfloat center = LAYOUT == kShared ? same_center : r.in.affine.row(kCenter, i);
         const vfloat deviation = get<D>(r.in.x + i) - center;
-        if (SUMS && LAYOUT == kShared) {
+        if (shared_sums) {
           sums.gx[k] += gx;
           sums.moment[k] = fma_(gx, deviation, sums.moment[k]);
         } else if (SUMS || (ANY && r.norm_sums)) {
-          float* sum = r.norm_sums + ((r.place + i) & r.mask);
-          add_to(sum, gx), add_to(sum + kSumStride, gx, deviation);
+          add_to(r.norm_sums + i, gx), add_to(r.norm_sums + i + kSumStride, gx, deviation);
         }
         if (ANY ? r.coef.base != nullptr : KIND == kCoef)
           gx = input_gradient(LAYOUT == kShared ? same_coef : triple(r.coef, i), gx, deviation);
@@ -129,7 +139,7 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
       if (ANY && r.param_sums) r.add_params(i, p, g);
     }
   }
-  if (SUMS && LAYOUT == kShared) sums.store_to(r.norm_sums);
+  if (shared_sums) sums.store_to(r.norm_sums);
 }
 
 // The function for what a launch asks for.
@@ -146,16 +156,16 @@ typename BackwardRow<D>::Run backward_run_for(const LifArgs& a) {
   return backward_run_with<D, SURROGATE, STREAM, KIND, EACH>(a.reset);
 }
 template <class D, int SURROGATE, bool STREAM>
-typename BackwardRow<D>::Run backward_run_of(const LifArgs& a) {
+typename BackwardRow<D>::Run backward_run_of(const LifArgs& a, Kind kind) {
   if (a.surrogate != SURROGATE) {
-    if constexpr (SURROGATE + 1 < kSurrogates) return backward_run_of<D, SURROGATE + 1, STREAM>(a);
+    if constexpr (SURROGATE + 1 < kSurrogates) return backward_run_of<D, SURROGATE + 1, STREAM>(a, kind);
   }
-  const Kind kind = kind_of(a);
-  if (kind == kSum) return backward_run_for<D, SURROGATE, false, kSum>(a);
-  if (kind == kSumWrite) return backward_run_for<D, SURROGATE, STREAM, kSumWrite>(a);
-  if (kind == kCoef) return backward_run_for<D, SURROGATE, STREAM, kCoef>(a);
-  if constexpr (STREAM) {
+  if constexpr (!kGeneralRows && STREAM) {
+    if (kind == kSumWrite) return backward_run_for<D, SURROGATE, true, kSumWrite>(a);
+    if (kind == kCoef) return backward_run_for<D, SURROGATE, true, kCoef>(a);
     if (kind == kDirect) return backward_run_for<D, SURROGATE, true, kDirect>(a);
+  } else if constexpr (!kGeneralRows) {
+    if (kind == kSum) return backward_run_for<D, SURROGATE, false, kSum>(a);
   }
   return backward_run<D, SURROGATE, STREAM, kAnything, -1, kEach>;
 }

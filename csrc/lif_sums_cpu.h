@@ -59,28 +59,29 @@ struct ParamSums {
 struct NormSums {
   float* rows;
   double* totals;  // [2, C]; null: not wanted
-  int64_t mask = 0, added = 0;
+  bool shared = false;
+  int64_t added = 0;  // rows
   Block block{};
   static constexpr int64_t kMostAdded = kBackwardBlock / kSpan;
 
   NormSums(float* rows, double* totals) : rows(rows), totals(totals) {}
-  // Before a step of a block that adds `count` to a float; `fresh`: its channels are not those of the block before.
-  void begin(const LifArgs& a, const Block& b, bool shared, bool fresh, int64_t count) {
+  // Before a step of a block; `fresh`: its channels are not those of the block before.
+  void begin(const LifArgs& a, const Block& b, bool shared_by_span, bool fresh) {
     if (!totals) return;
     if (fresh || added == 0 || added >= kMostAdded || b.size() > block.size()) {
       flush(a);
-      block = b, mask = shared ? kSpan - 1 : -1;
+      block = b, shared = shared_by_span;
       for (int k = 0; k < 2; ++k)
         __builtin_memset(rows + k * kSumStride, 0, sizeof(float) * (shared ? kSpan : kStride));
     }
-    added += count;
+    ++added;
   }
   void flush(const LifArgs& a) {
     for (int k = 0; added && k < 2; ++k) {
-      if (mask < 0) {
-        add_channels(a, block, rows + k * kSumStride, totals + k * a.C);
-      } else {
+      if (shared) {
         totals[k * a.C + block.at / a.inner % a.C] += ordered_sum(rows + k * kSumStride, kSpan);
+      } else {
+        add_channels(a, block, rows + k * kSumStride, totals + k * a.C);
       }
     }
     added = 0;

@@ -187,7 +187,8 @@ def input_gradient_launch(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, i
     N = gx.numel() // T
     wide = aligned(N, (gx, x, out))
     chosen, lanes, block = _block(x, wide)
-    kind, C = channel_class("batch_norm_lif_input_grad", affine, inner, lanes, wide)
+    C = affine.shape[1]
+    kind = channel_class("batch_norm_lif_input_grad", C, inner, lanes, wide)
     args = (
         gx, x, affine, coef, out, T, N // 16 if wide else N, C, inner,
         T > 1 and x.stride(0) == 0, wide, kind, 4, block, lanes,

@@ -78,22 +78,23 @@ def options(warps: int, roomy: bool = False) -> dict[str, Any]:
 
     roomy: all registers may be used. Left alone, NVIDIA's assembler may spill some to have more threads at a time.
     """
+    return _options(warps, roomy and target().backend == "cuda")
+
+
+@cache
+def _options(warps: int, roomy: bool) -> dict[str, Any]:
     chosen = {"num_warps": 8 if INTERPRETED.value else warps, "num_stages": 1, "enable_fp_fusion": False}
-    if roomy and target().backend == "cuda":
-        chosen["maxnreg"] = 255
-    return chosen
+    return {**chosen, "maxnreg": 255} if roomy else chosen
 
 
-def channel_class(op: str, vector: Tensor | None, inner: int, lanes: int, wide: bool) -> tuple[str, int]:
-    """Which of the four ways to load per-channel vectors [rows, C], and C; lanes: neurons side by side in a thread."""
-    if vector is None:
-        return "none", 1
-    C = vector.shape[1]
+def channel_class(op: str, C: int, inner: int, lanes: int, wide: bool) -> str:
+    """Which of the four ways to load per-channel vectors [rows, C]; lanes: neurons side by side in a thread."""
+    if C < 2:
+        return "one" if C else "none"
     if inner >= 1 << 30 or C >= 1 << 30:
-        raise ValueError(
-            f"{op}: expected fewer than 2**30 channels and neurons a channel, got {C} and {inner}; use fewer"
-        )
-    return ("one", 1) if C == 1 else ("shared" if wide and inner % lanes == 0 else "many", C)
+        got = f"{C} and {inner}"
+        raise ValueError(f"{op}: expected fewer than 2**30 channels and neurons a channel, got {got}; use fewer")
+    return "shared" if wide and inner % lanes == 0 else "many"
 
 
 class Sums(NamedTuple):

@@ -176,7 +176,7 @@ def lif_forward(
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
     decay: tl.float32, gain: tl.float32, bias: tl.float32,
     reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32,
-    RESET: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr,
+    RESET: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr,
     ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Writes s, v_all [T, N], v_final [N], edges [edges, N], packed [ceil(T / 8), N] bytes and flag, unless None.

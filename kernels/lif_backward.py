@@ -1,10 +1,10 @@
 """The backward LIF kernel: recomputes the potentials h of a chunk, then goes back through its steps.
 
 Two things keep a chunk of 16 steps in registers (on sm_90 no spills in what the tests compile; parameter gradients with
-some other options spill up to 32 bytes). A branch around every four steps keeps the compiler from interleaving all of
-them. And some values are opaque: made again in a way that the compiler cannot see through (``t0 < T`` always holds, but
-it does not know). Otherwise it keeps the address of every row and v of every step from the first half of a chunk to the
-second, or hoists the addresses out of the loop.
+some other options spill up to 32 bytes, pooling with T > 16 up to 60). A branch around every four steps keeps the
+compiler from interleaving all of them. And some values are opaque: made again in a way that the compiler cannot see
+through (``t0 < T`` always holds, but it does not know). Otherwise it keeps the address of every row and v of every step
+from the first half of a chunk to the second, or hoists the addresses out of the loop.
 """
 
 from __future__ import annotations
@@ -240,11 +240,11 @@ def _store_sums(
 
 def lif_backward(
     x, v0, values, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
-    T: tl.int64, n: tl.int64, columns: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
+    T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
     decay: tl.float32, gain: tl.float32, bias: tl.float32,
     reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32, alpha: tl.float32,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    STATIC: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr,
+    LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
     """Writes gx [T, N], gv0 [N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -21,94 +22,104 @@ from trtkern.kernels.launch import (
 from trtkern.kernels.lif import lif_forward
 from trtkern.kernels.lif_backward import lif_backward
 from trtkern.kernels.numerics import derivative
-from trtkern.kernels.pooling import POSITIONS, Geometry, geometry
+from trtkern.kernels.pooling import POSITIONS, geometry
 
 if TYPE_CHECKING:
-    from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs
+    from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Pool
 
 _FORWARD = classes(lif_forward)
 _BACKWARD = classes(lif_backward)
 
 
-def _options(steps: int, loop: bool, roomy: bool = False) -> dict[str, Any]:
-    # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
-    return options(4 if steps == 4 else 1 if loop else 2, roomy)
+class _Load(NamedTuple):
+    """What a thread keeps beside the potentials: the norm, sums for parameters and for the norm, coef, gv."""
+
+    normed: bool
+    learn: bool = False
+    sums: bool = False
+    coef: bool = False
+    gv: bool = False
 
 
-class _Shape(NamedTuple):
-    """What both directions derive from their inputs."""
-
-    T: int
-    N: int
-    vector: Tensor | None
-    """One of the per-channel vectors."""
-    inner: int
-    """Of lanes, not of neurons."""
-    static: bool
-    image: Geometry
-    wide: bool
-
-    @property
-    def lanes(self) -> int:
-        """Lanes in all, each with one neuron at each position."""
-        return self.N // POSITIONS[self.image.kind]
-
-    @property
-    def many(self) -> bool:
-        """Whether there is more than one channel."""
-        return self.vector is not None and self.vector.shape[1] > 1
+_LOADS = {normed: _Load(normed) for normed in (False, True)}
 
 
-def _shape(op: str, inp: LIFInputs, tensors: list[Tensor | None]) -> _Shape:
-    x, inner = inp.x, inp.inner
-    T = x.shape[0]
-    N = x.numel() // T
-    vector, residual = inp.norm or (inp.params, None)
-    image = geometry(op, inp.pool)
-    if inp.pool is not None and inner >= 2 * inp.pool.row:  # the channels lie outside of the images
-        inner //= POSITIONS[image.kind]
-    wide = aligned(N, (x, inp.v0, residual, *tensors)) and image.suits(N, 16 // x.element_size())
-    return _Shape(T, N, vector, inner, T > 1 and x.stride(0) == 0, image, wide)
-
-
-def _lanes(x: Tensor, shape: _Shape, steps: int, normed: bool, learn: bool, sums: bool, coef: bool, gv: bool) -> int:
+def _lanes(steps: int, element: int, wide: bool, pool: str, C: int, inner: int, load: _Load) -> int:
     """Neurons of a thread: those of a 16-byte access, or fewer where their state does not fit in the registers."""
-    long, places = steps > 8, shape.image.kind == "places"
-    if not shape.wide:  # one element an access, each with an address of its own
-        return 2 if learn or sums or shape.image.kind != "none" else 4
+    normed, learn, sums, coef, gv = load
+    long, places = steps > 8, pool == "places"
+    if not wide:  # one element an access, each with an address of its own
+        return 2 if learn or sums or pool != "none" else 4
     if (long and learn and normed) or (places and ((long and (sums or coef)) or (steps > 4 and learn))):
         return 2
     # Eight neurons, each with five sums or six parameters, do not fit: half precision then has 8-byte accesses. Nor do
     # 16 steps of h and of what is kept beside it.
-    if learn and (shape.many or steps > 4):
+    if learn and (C > 1 or steps > 4):
         return 4
-    if long and (places or (normed and (sums or coef)) or (shape.many and gv)):
+    if long and (places or (normed and (sums or coef)) or (C > 1 and gv)):
         return 4
     if steps > 4 and places and (sums or coef):
         return 4
     # Six numbers of a channel, in every lane.
-    if steps > 4 and sums and coef and shape.inner % 8 > 0:
+    if steps > 4 and sums and coef and inner % 8 > 0:
         return 4
-    return 16 // x.element_size()
+    return 16 // element
+
+
+class _Plan(NamedTuple):
+    """What follows from sizes and options alone."""
+
+    wide: bool
+    block: int
+    lanes: int
+    """Neurons side by side in a thread."""
+    total: int
+    """Lanes in all."""
+    channels: str
+    sizes: tuple[int, ...]
+    """n, C, inner, half, side as the kernels are given them."""
+    constants: tuple[Any, ...]
+    """STEPS and all after it."""
+    options: dict[str, Any]
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    op: str, T: int, N: int, element: int, even: bool, C: int, inner: int, pool: Pool | None, load: _Load, warp: int
+) -> _Plan:
+    """even: N and all addresses are multiples of 16; element: its bytes; C: channels, 0 without per-channel vectors."""
+    steps, loop = chunk_class(T)
+    image = geometry(op, pool)
+    if pool is not None and inner >= 2 * pool.row:  # the channels lie outside of the images
+        inner //= POSITIONS[image.kind]
+    wide = even and image.suits(N, 16 // element)
+    lanes = _lanes(steps, element, wide, image.kind, C, inner, load)
+    # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
+    chosen = options(4 if steps == 4 else 1 if loop else 2, pool is not None and load.sums)
+    block = chosen["num_warps"] * warp * lanes
+    channels = channel_class(op, C, inner, lanes, wide)
+    n, half, side = image.numbers(N, lanes, wide)
+    sizes = (n, max(C, 1), inner, half, side)
+    constants = (steps, loop, image.kind, wide, channels, block, lanes)
+    return _Plan(wide, block, lanes, N // POSITIONS[image.kind], channels, sizes, constants, chosen)
 
 
 def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     """The forward pass: reads x, writes what ``out`` holds."""
     x = inp.x
+    T = x.shape[0]
+    N = x.numel() // T
     affine, residual = inp.norm or (None, None)
-    shape = _shape("lif_forward", inp, [out.s, out.v, out.v_final, out.edges, out.packed])
-    steps, loop = chunk_class(shape.T)
-    chosen = _options(steps, loop)
-    lanes = _lanes(x, shape, steps, affine is not None, False, False, False, False)
-    block = chosen["num_warps"] * warp_size() * lanes
-    n, half, side = shape.image.numbers(shape.N, lanes, shape.wide)
-    channels, C = channel_class("lif_forward", shape.vector, shape.inner, lanes, shape.wide)
+    vector = inp.params if affine is None else affine
+    even = aligned(N, (x, inp.v0, residual, out.s, out.v, out.v_final, out.edges, out.packed))
+    C = 0 if vector is None else vector.shape[1]
+    load = _LOADS[affine is not None]
+    plan = _plan("lif_forward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     args = (
         x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
-        shape.T, n, C, shape.inner, half, side, *inp.scalars,
-        inp.spec.reset, steps, loop, shape.static, shape.image.kind, shape.wide, channels, block, lanes,
+        T, *plan.sizes, *inp.scalars, inp.spec.reset, T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip
-    return Launch(_FORWARD[shape.wide], (-(-shape.lanes // block),), args, chosen)
+    return Launch(_FORWARD[plan.wide], (-(-plan.total // plan.block),), args, plan.options)
 
 
 def backward_launch(
@@ -116,36 +127,33 @@ def backward_launch(
 ) -> tuple[Launch, list[tuple[Sums, Tensor]]]:
     """The backward pass: reads x and ``grads``, writes what ``out`` holds; sums that are left to add up, and where."""
     x, spec = inp.x, inp.spec
+    T = x.shape[0]
+    N = x.numel() // T
+    if chunk_class(T)[1] and edges is None:
+        raise ValueError(f"lif_backward: expected edges for T = {T}, got None; the forward pass writes them")
     affine, residual = inp.norm or (None, None)
-    shape = _shape("lif_backward", inp, [edges, grads.s, grads.v, grads.v_final, out.x, out.v0])
-    wide = shape.wide
-    steps, loop = chunk_class(shape.T)
-    if loop and edges is None:
-        raise ValueError(f"lif_backward: expected edges for T = {shape.T}, got None; the forward pass writes them")
-    chosen = _options(steps, loop, inp.pool is not None and out.sums is not None)
-    learn = out.params is not None
-    lanes = _lanes(
-        x, shape, steps, affine is not None, learn, out.sums is not None, grads.coef is not None, grads.v is not None
+    vector = inp.params if affine is None else affine
+    even = aligned(N, (x, inp.v0, residual, edges, grads.s, grads.v, grads.v_final, out.x, out.v0))
+    C = 0 if vector is None else vector.shape[1]
+    load = _Load(
+        affine is not None, out.params is not None, out.sums is not None, grads.coef is not None, grads.v is not None
     )
-    block = chosen["num_warps"] * warp_size() * lanes
-    n, half, side = shape.image.numbers(shape.N, lanes, shape.wide)
-    channels, C = channel_class("lif_backward", shape.vector, shape.inner, lanes, wide)
-    columns = shape.lanes
-    if shape.many and (learn or out.sums is not None):
-        columns = sum_columns(columns, C * shape.inner, wide)
-    merged = lanes if channels == "shared" else 1
-    sums = [
-        None if total is None else partial_sums(x, rows, columns, block, C, shape.inner, merged)
-        for rows, total in ((6, out.params), (2, out.sums))
-    ]
+    plan = _plan("lif_backward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
+    columns = plan.total
+    sums: dict[int, Sums] = {}  # by the number of their rows
+    if load.learn or load.sums:
+        inner = plan.sizes[2]
+        if C > 1:
+            columns = sum_columns(columns, C * inner, plan.wide)
+        merged = plan.lanes if plan.channels == "shared" else 1
+        for rows in [6] * load.learn + [2] * load.sums:
+            sums[rows] = partial_sums(x, rows, columns, plan.block, C, inner, merged)
     args = (
         x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
-        *(s and s.partial for s in sums),
-        shape.T, n, columns // 16 if wide else columns, C, shape.inner, half, side,
-        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, derivative(spec.surrogate), steps, loop,
-        shape.static, shape.image.kind, wide, channels, block, lanes,
+        sums[6].partial if 6 in sums else None, sums[2].partial if 2 in sums else None,
+        T, *plan.sizes, columns // 16 if plan.wide else columns,
+        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, derivative(spec.surrogate),
+        T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip
-    left = [
-        (s, total) for s, total in zip(sums, (out.params, out.sums), strict=True) if s is not None and total is not None
-    ]
-    return Launch(_BACKWARD[wide], (-(-columns // block),), args, chosen), left
+    left = [(sums[total.shape[0]], total) for total in (out.params, out.sums) if total is not None]
+    return Launch(_BACKWARD[plan.wide], (-(-columns // plan.block),), args, plan.options), left

@@ -48,10 +48,13 @@ class Geometry(NamedTuple):
         return N // (16 if self.kind == "none" else 64), self.half // lanes, self.side // lanes
 
 
+_FLAT = Geometry()
+
+
 def geometry(op: str, pool: Pool | None) -> Geometry:
     """Where the neurons of an average lie."""
     if pool is None:
-        return Geometry()
+        return _FLAT
     row, side = pool
     if row >= 1 << 30:
         raise ValueError(f"{op}: expected rows of fewer than 2**30 neurons to pool, got {row}; use fewer")

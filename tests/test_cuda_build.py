@@ -25,6 +25,8 @@ cuda_ptx = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(cuda_ptx)
 kernel, accesses, BYTES = cuda_ptx.kernel, cuda_ptx.accesses, cuda_ptx.BYTES
 
+pytestmark = pytest.mark.xdist_group("cuda_build")
+
 
 def tool(name):
     """A program of the CUDA toolkit, of PATH or of Triton's package."""

@@ -27,7 +27,10 @@ _spec = importlib.util.spec_from_file_location("cuda_threads", Path(__file__).wi
 cuda_threads = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(cuda_threads)
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
+    pytest.mark.xdist_group("cuda_threads"),
+]
 
 
 @pytest.fixture(scope="module")

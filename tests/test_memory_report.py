@@ -182,7 +182,7 @@ def test_nothing_is_changed(training, fails):
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
     assert model.net[1].running_mean._version == version and not x.requires_grad and x.grad is None
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._has_any_global_hook()
 
 
 def test_nothing_stays_in_memory():

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._pytree import tree_leaves
 
 from trtkern.profiling.kept import Call, Kept, formula, span
@@ -84,6 +88,7 @@ class Ledger:
         finally:
             for hook in hooks:
                 hook.remove()
+                _global_forward_hooks_with_kwargs.pop(hook.id, None)  # which torch's remove() forgets
 
     def _row(self, name: str, kind: str, known: bool = False, container: bool = True) -> _Row:
         return self._rows.setdefault(name, _Row(kind, known, container))
