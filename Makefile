@@ -22,12 +22,12 @@ demo: $(VENV)/installed
 	$(BIN)/trtkern train --run-dir $(RUN)
 
 # The 16-lane vectors of AVX-512 are also built for AVX2, so that their code runs in the tests everywhere.
-# Two workers with one thread each: small parallel regions of two processes on two cores wait for each other. What is
-# compiled for a whole file (xdist_group) is compiled by one of them.
+# Two workers with one thread each: small parallel regions of two processes on two cores wait for each other. What a
+# file compiles is compiled once (loadfile).
 test: export TRTKERN_CPU_WIDE = 1
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 A missing compiler or nvcc leaves that extension out and says so in one line.
 
     TRTKERN_CPU=1, TRTKERN_CUDA=1    that extension or an error; 0: do not build it
-    TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2, for tests on machines without AVX-512
+    TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2 (float32), for tests on machines without AVX-512
     TRTKERN_CUDA_ARCHS="80;90"       GPU targets: a cubin for each, PTX of the lowest
     CXX, CUDA_HOME                   which compilers
 """
@@ -46,8 +46,12 @@ if X86:
     CPU_SOURCES["csrc/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
     CPU_SOURCES["csrc/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
     CPU_SOURCES["csrc/isa_avx2.cpp"] = AVX2
-if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":  # the 16-lane code on AVX2: half a minute, for tests only
-    CPU_SOURCES["csrc/isa_wide.cpp"] = AVX2
+if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
+    CPU_SOURCES["csrc/isa_wide.cpp"] = [
+        *AVX2,
+        "-O1",
+        "-DTK_FLOAT32_ONLY",
+    ]  # slow to compile: GCC takes its vectors apart
     CPU_SOURCES["csrc/launch_cpu.cpp"].append("-DTRTKERN_CPU_WIDE")
 
 

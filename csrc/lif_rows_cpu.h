@@ -265,7 +265,11 @@ TK_INLINE Raw* element(uint64_t tensor, int64_t at) {
 // f(element type) for a number of Dtype.
 template <class F>
 TK_INLINE void for_dtype(int dtype, F f) {
-  if (dtype == kFloat32) f(Float32{});
+  if (dtype == kFloat32) return f(Float32{});
+#if defined(TK_FLOAT32_ONLY)
+  __builtin_trap();
+#else
   if (dtype == kBFloat16) f(BFloat16{});
   if (dtype == kFloat16) f(Float16{});
+#endif
 }

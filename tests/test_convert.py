@@ -7,15 +7,12 @@ import warnings
 
 import pytest
 import torch
+from pairs import MODELS, B, C, H, T, convolutional, equal, hooked, made, same, snapshot
 from torch import nn
 
 from trtkern import nn as snn
-from trtkern.nn import Absorbed, UnfusedBatchNormLIF, convert_norm_lif, convert_state_dict, unfuse
-from trtkern.nn.block import ConvBatchNormLIF
-from trtkern.nn.spike_layers import SpikeConv2d
+from trtkern.nn import Absorbed, convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.time import OverTime, TimeSequential
-
-T, B, C, H = 4, 3, 2, 8
 
 
 @pytest.fixture(autouse=True)
@@ -25,109 +22,8 @@ def _no_warning():
         yield
 
 
-def convolutional(**settings):
-    return TimeSequential(
-        nn.Conv2d(C, 5, 3, padding=1, bias=False),
-        nn.BatchNorm2d(5, **settings),
-        snn.LIF(v_reset=None, surrogate="atan"),
-        nn.AvgPool2d(2),
-        OverTime(nn.Conv2d(5, 6, 3)),
-        OverTime(nn.BatchNorm2d(6)),
-        snn.PLIF(channels=6, decay_input=True, v_leak=nn.Parameter(torch.tensor(0.1))),
-        OverTime(nn.AvgPool2d(2, ceil_mode=True)),
-        nn.Flatten(),
-        nn.Linear(6, 7),
-    )
-
-
-def single(**settings):
-    return TimeSequential(nn.Conv2d(C, 5, 3), nn.BatchNorm2d(5, **settings), snn.LIF(), nn.AvgPool2d(2))
-
-
-def wrapped():
-    return nn.Sequential(
-        OverTime(nn.Conv2d(C, 5, 3)),
-        OverTime(nn.BatchNorm2d(5, eps=1e-3, momentum=None)),
-        snn.LIF(decay=nn.Parameter(torch.full((5,), 0.6)), v_threshold=0.8, detach_reset=True, channel_dim=-3),
-        OverTime(nn.AvgPool2d((2, 2), count_include_pad=False)),
-    )
-
-
-def features():
-    return TimeSequential(nn.Flatten(), nn.Linear(C * H * H, 9), nn.BatchNorm1d(9), snn.IF(gain=0.9), nn.Linear(9, 2))
-
-
-def unbatched():
-    """[T, C, H, W]: the BatchNorm's axis 1 is that of the channels."""
-    return nn.Sequential(nn.Conv2d(C, 5, 3), nn.BatchNorm2d(5), snn.LIF(decay=torch.rand(5), channel_dim=1))
-
-
-class Model(nn.Module):
-    """Pairs inside of somebody's module, and what is not one."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = TimeSequential(nn.Conv2d(C, 5, 3), nn.BatchNorm2d(5), snn.LIF(), timesteps=T)
-        self.blocks = nn.ModuleList([TimeSequential(nn.Conv2d(5, 5, 1), nn.BatchNorm2d(5), snn.PLIF())])
-        self.alone = OverTime(nn.BatchNorm2d(5))
-        self.lif = snn.LIF()
-
-    def forward(self, x):
-        x = self.stem(x)
-        return self.lif(self.alone(x + self.blocks[0](x)))
-
-
-MODELS = {
-    "convolutional": (convolutional, (T, B, C, H, H)),
-    "settings": (lambda: single(eps=1e-2, momentum=0.3, affine=False), (T, B, C, H, H)),
-    "no statistics": (lambda: single(track_running_stats=False), (T, B, C, H, H)),
-    "no bias": (lambda: single(bias=False), (T, B, C, H, H)),
-    "wrapped": (wrapped, (T, B, C, H, H)),
-    "features": (features, (T, B, C, H, H)),
-    "unbatched": (unbatched, (T, C, H, H)),
-    "module": (Model, (B, C, H, H)),
-    "volumes": (lambda: TimeSequential(nn.Conv3d(C, 3, 3), nn.BatchNorm3d(3), snn.LIF()), (T, B, C, 4, 4, 4)),
-    "sequences": (lambda: TimeSequential(nn.Conv1d(C, 3, 3), nn.BatchNorm1d(3), snn.LIF()), (T, B, C, 5)),
-}
-
-
-def made(name):
-    """A model of float64 with parameters and statistics of its own, and its input."""
-    make, shape = MODELS[name]
-    model = make().double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    x = torch.randn(shape, dtype=torch.float64)
-    model(x)
-    return model, x
-
-
 def fused_layers(model):
     return [module for module in model.modules() if isinstance(module, snn.BatchNormLIF)]
-
-
-def same(a, b, x):
-    """Outputs, gradients and buffers of two models; their parameters come in the same order."""
-    x, y = x.clone().requires_grad_(), x.clone().requires_grad_()
-    got, want = a(x), b(y)
-    g = torch.randn_like(want)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    grads = torch.autograd.grad(got, [x, *a.parameters()], g)
-    want_grads = torch.autograd.grad(want, [y, *b.parameters()], g)
-    for one, two in zip(grads, want_grads, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-    assert grads[0].abs().sum() > 0 and got.abs().sum() > 0
-    for one, two in zip(a.buffers(), b.buffers(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-
-
-def snapshot(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def equal(a, b):
-    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -233,11 +129,6 @@ class OwnNorm(nn.BatchNorm2d):
 class OwnNeuron(snn.LIF):
     def forward(self, x):
         return 1 - super().forward(x)
-
-
-def hooked(layer):
-    layer.register_forward_hook(lambda *args: None)
-    return layer
 
 
 def changed(layer, **attributes):
@@ -358,96 +249,6 @@ def test_one_neuron_in_several_places():
     same(net, want, x)
     net.load_state_dict(convert_state_dict(want.state_dict(), net))
     assert repr(unfuse(net)) == text and net[1] is net[4] is lif
-
-
-class Block(nn.Module):
-    """A model that was written with BatchNormLIF."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(C, C, 3, padding=1)
-        self.norm = snn.BatchNormLIF(C, momentum=None, neuron=snn.PLIF, channels=C)
-        self.out = ConvBatchNormLIF(SpikeConv2d(C, 4, 3), snn.BatchNormLIF(4, momentum=None, pool=2, packed=True))
-        self.rows = TimeSequential(nn.Conv1d(9, 4, 1), snn.BatchNormLIF(4, momentum=None))
-        self.last = snn.BatchNormLIF(4, momentum=None, channel_dim=-1, neuron=snn.IF, gain=torch.rand(4))
-
-    def forward(self, x):
-        v0 = torch.full_like(x[0], 0.1)
-        spikes, state = self.norm(OverTime(self.conv)(x), x, v0, return_state=True)
-        pooled = self.out(spikes + state)
-        assert isinstance(pooled, snn.Spikes) and pooled.pooled
-        return self.last(self.rows(pooled.spikes.flatten(-2).transpose(2, 3)).transpose(2, 3))
-
-
-def test_layers_that_were_never_pairs():
-    model = Block().double()
-    x = torch.randn(T, B, C, H, H, dtype=torch.float64)
-    want, text, before = copy.deepcopy(model), repr(model), snapshot(model)
-    unfuse(model)
-    layers = [model.norm, model.out.norm, model.rows[1], model.last]
-    assert all(type(layer) is UnfusedBatchNormLIF and isinstance(layer, TimeSequential) for layer in layers)
-    kinds = [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm1d]
-    assert [type(layer.norm) for layer in layers] == kinds
-    same(model, want, x)
-    same(model.eval(), want.eval(), x)
-    model.load_state_dict(convert_state_dict(before, model))
-    convert_norm_lif(model)
-    # The neuron of a packed layer has been told to pack by itself.
-    assert repr(model).replace("packed=True, time_dim", "time_dim") == text and equal(model.state_dict(), before)
-
-
-def test_a_layer_by_itself():
-    layer = snn.BatchNormLIF(3).double()
-    x = torch.randn(T, B, 3, 5, dtype=torch.float64)
-    apart = unfuse(layer, nn.BatchNorm1d)
-    assert torch.equal(apart(x), layer(x)) and list(apart._modules) == ["norm", "lif"]
-    assert type(unfuse(layer).norm) is nn.BatchNorm2d
-    assert type(unfuse(snn.BatchNormLIF(3, sync=True)).norm) is nn.SyncBatchNorm
-    again = convert_norm_lif(apart)
-    assert type(again) is snn.BatchNormLIF and again.weight is layer.weight
-    with pytest.raises(ValueError, match="expected 4D input"):
-        unfuse(layer)(x)
-    assert type(apart[:1]) is TimeSequential
-    last = nn.Sequential(snn.BatchNormLIF(5, channel_dim=-1)).double()
-    packed = TimeSequential(snn.LIF(packed=True), *last)
-    assert torch.equal(packed(x), unfuse(packed)(x))
-
-
-@pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        (lambda: snn.BatchNormLIF(3, channel_dim=1), "got channel_dim=1"),
-        # Its pair had the channels on axis 1, where a TimeSequential does not have them.
-        (lambda: TimeSequential(*convert_norm_lif(nn.Sequential(nn.BatchNorm2d(3), snn.LIF()))), "got channel_dim=1"),
-        (lambda: hooked(snn.BatchNormLIF(3)), "BatchNormLIF has hooks"),
-        (lambda: type("Own", (snn.BatchNormLIF,), {})(3), "Own is a class of its own"),
-    ],
-)
-def test_a_layer_that_differs_is_left_alone(model, why):
-    net = nn.Sequential(model())
-    before = list(net.modules())
-    with pytest.warns(UserWarning, match=rf"unfuse: '0(\.0)?' stays one layer: .*{why}"):
-        unfuse(net)
-    assert all(a is b for a, b in zip(net.modules(), before, strict=True))
-
-
-def test_a_checkpointing_block_stays_fused():
-    block = ConvBatchNormLIF(SpikeConv2d(2, 3, 3), snn.BatchNormLIF(3), checkpoint=True)
-    with pytest.warns(UserWarning, match="'norm' stays one layer: .*checkpoint=True"):
-        unfuse(block)
-    assert isinstance(block.norm, snn.BatchNormLIF)
-
-
-def test_after_a_change_by_hand_the_layers_do_not_go_back_wrongly():
-    net = convert_norm_lif(TimeSequential(nn.Conv2d(C, 3, 1), nn.BatchNorm2d(3), snn.LIF(), nn.AvgPool2d(2))).double()
-    x = torch.randn(T, B, C, H, H, dtype=torch.float64)
-    short = TimeSequential(*net[:3])
-    want = short(x)
-    assert torch.equal(unfuse(short)(x), want) and type(short[1]) is UnfusedBatchNormLIF
-    net = convert_norm_lif(TimeSequential(nn.Conv2d(C, 3, 1), nn.BatchNorm2d(3), snn.LIF(), nn.AvgPool2d(2))).double()
-    net[1].pool = 1
-    want = net(x)
-    assert torch.equal(unfuse(net)(x), want) and type(net[3]) is Absorbed
 
 
 def test_copies_of_a_fused_model():

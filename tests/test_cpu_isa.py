@@ -1,5 +1,6 @@
 """The instruction sets of the cpu backend agree bit for bit, streaming or not; TRTKERN_CPU_ISA chooses one."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from trtkern import LIFSpec, lif, surrogates
 from trtkern.backends import cpu
 from trtkern.backends.base import RegularizerSpec
+from trtkern.nn import PLIF, BatchNormLIF
 from trtkern.ops.regularizer import regularizer
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=f"cpu: {cpu.missing()}")
@@ -22,6 +24,10 @@ def extension():
     yield module
     module.use_isa("")
     module.stream_from(4 << 20)
+
+
+def isas(extension, dtype):
+    return [name for name in extension.isas() if name != "wide" or dtype == torch.float32]
 
 
 def results(shape, dtype, surrogate, reset, learnable):
@@ -40,7 +46,7 @@ def results(shape, dtype, surrogate, reset, learnable):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(4, 1, 3, 7), (1, 1, 1, 1), (18, 1, 5, 41), (5, 2, 3, 1009), (4, 1, 8, 64)], ids=str)
 def test_all_agree_bitwise(extension, dtype, shape):
-    names = extension.isas()
+    names = isas(extension, dtype)
     assert len(names) >= 2 or os.uname().machine != "x86_64"
     for surrogate, reset, learnable in zip(
         surrogates.BUILTIN, ("hard", "soft", "none") * 2, (True, False) * 3, strict=True
@@ -55,6 +61,40 @@ def test_all_agree_bitwise(extension, dtype, shape):
                     want = got
                 for a, b in zip(got, want, strict=True):
                     assert torch.equal(a, b), (name, threshold, surrogate, reset)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4, 2, 5, 7, 6), (3, 2, 3, 36, 40), (18, 1, 4, 4, 34), (5, 3, 70, 2, 2), (2, 40, 96, 1, 1)], ids=str
+)
+def test_batch_norm_lif_agrees_bitwise(extension, dtype, shape):
+    cases = itertools.product((False, True), (torch.contiguous_format, torch.channels_last), (1, 2), (False, True))
+    # Every third of them, which divides no axis.
+    for i, (residual, layout, pool, learn) in itertools.islice(enumerate(cases), shape[0] % 3, None, 3):
+        if pool > 1 and (shape[3] % 2 or shape[4] % 2):
+            continue
+        surrogate = surrogates.BUILTIN[i % len(surrogates.BUILTIN)]
+        want = None
+        for name, threshold in itertools.product(isas(extension, dtype), (1, 4 << 20)):
+            extension.use_isa(name)
+            extension.stream_from(threshold)
+            torch.manual_seed(i)
+            options = {"neuron": PLIF, "channels": shape[2]} if learn else {"v_reset": None if i % 2 else 0.0}
+            layer = BatchNormLIF(shape[2], pool=pool, surrogate=surrogate, backend="cpu", **options)
+            x, r = (
+                torch.randn(shape)
+                .flatten(0, 1)
+                .to(dtype, memory_format=layout)
+                .unflatten(0, shape[:2])
+                .requires_grad_()
+                for _ in range(2)
+            )
+            s = layer(x, r if residual else None)
+            inputs = [x, *layer.parameters(), *([r] if residual else [])]
+            got = [s.detach(), *layer.buffers(), *torch.autograd.grad(s, inputs, torch.randn(s.shape).to(s.dtype))]
+            want = want or got
+            for a, b in zip(got, want, strict=True):
+                assert torch.equal(a, b), (name, threshold, residual, layout, pool, learn)
 
 
 def test_the_regularizer_agrees_bitwise(extension):

@@ -5,7 +5,6 @@ machine code (SASS) that the assembler added none and split none.
 """
 
 import collections
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,19 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_ptx import BYTES, accesses, kernel
 
 from trtkern import LIFSpec, dialect, surrogates
 from trtkern.backends import cuda, named, resolve
 from trtkern.backends.base import Case
 
 ROOT = Path(__file__).resolve().parent.parent
-# cuda_ptx.py beside this file, which is no package.
-_spec = importlib.util.spec_from_file_location("cuda_ptx", Path(__file__).with_name("cuda_ptx.py"))
-cuda_ptx = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cuda_ptx)
-kernel, accesses, BYTES = cuda_ptx.kernel, cuda_ptx.accesses, cuda_ptx.BYTES
-
-pytestmark = pytest.mark.xdist_group("cuda_build")
 
 
 def tool(name):

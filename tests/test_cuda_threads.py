@@ -5,12 +5,11 @@ in for ``trtkern._cuda`` behind the real ``trtkern.backends.cuda``. What only a 
 sums within a block, and speed.
 """
 
-import importlib.util
 import itertools
 import shutil
 import subprocess
-from pathlib import Path
 
+import cuda_threads
 import pytest
 import torch
 
@@ -22,15 +21,8 @@ from trtkern.selftest import Cell, NormCell, cells, compare, compare_norm, norm_
 
 NAME = "cuda-threads"
 
-# cuda_threads.py beside this file, which is no package.
-_spec = importlib.util.spec_from_file_location("cuda_threads", Path(__file__).with_name("cuda_threads.py"))
-cuda_threads = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cuda_threads)
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
-    pytest.mark.xdist_group("cuda_threads"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
 @pytest.fixture(scope="module")

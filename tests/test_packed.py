@@ -1,79 +1,15 @@
 """packed_activations: the same gradients for any model, with words in place of the spikes that it would have kept."""
 
-import gc
-
 import pytest
 import torch
+from packing import POOLED, SPIKES, WORDS, Case, Net, equal, flat, gradients, in_channels_last, inputs
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from trtkern.nn import LIF, BatchNormLIF
 from trtkern.nn.packed import packed_activations
-from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
-from trtkern.ops.spikes import announce, listen, listening, pack
-
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled_yet():
-    torch._dynamo.reset()
-
-
-def flat(s):
-    return s.flatten(0, 1)
-
-
-def folded(layer, x):
-    return layer(flat(x)).unflatten(0, x.shape[:2])
-
-
-def in_channels_last(x):
-    return flat(x).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
-
-
-class Net(nn.Module):
-    """Plain torch around neurons: conv, LIF, conv, BatchNorm + LIF, average pooling, conv, LIF, Linear."""
-
-    def __init__(self, checkpointed=None):
-        super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(n, 8, 3, padding=1) for n in (2, 8, 8)])
-        self.first, self.second, self.third = LIF(), BatchNormLIF(8), LIF()
-        self.pool, self.linear = nn.AvgPool2d(2), nn.Linear(8 * 4 * 4, 5)
-        self.checkpointed = checkpointed
-
-    def block(self, s):
-        s = folded(self.pool, self.second(folded(self.convs[1], s)))
-        return self.third(4 * folded(self.convs[2], s))
-
-    def forward(self, x):
-        s = self.first(4 * folded(self.convs[0], x))
-        if self.checkpointed is None:
-            s = self.block(s)
-        else:
-            s = checkpoint(self.block, s, use_reentrant=self.checkpointed)
-        # Channels last: a view of memory as it is.
-        return self.linear(s.movedim(2, -1).flatten(2))
-
-
-STEPS, BATCH = 9, 2
-SPIKES = 4 * STEPS * BATCH * 8 * 8 * 8
-WORDS = 2 * BATCH * 8 * 8 * 8
-
-
-def inputs(layout=torch.contiguous_format):
-    x = torch.randn(STEPS, BATCH, 2, 8, 8)
-    return in_channels_last(x) if layout == torch.channels_last else x
-
-
-def gradients(net, y):
-    net.zero_grad()
-    y.float().sin().sum().backward()
-    return [parameter.grad for parameter in net.parameters()]
-
-
-def equal(got, want):
-    return all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(got, want, strict=True))
+from trtkern.ops.spikes import announce, pack
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
@@ -113,30 +49,6 @@ def test_the_dense_spikes_are_gone(layout):
     with packed_activations():
         packed = net(x)
         assert packed.requires_grad and len(made) == 3 and all(storage.expired() for storage in made)
-
-
-class Case:
-    """A neuron, a convolution of 1x1 whose gradients tell what was kept, and something between them."""
-
-    def __init__(self, timesteps=10, size=(4, 6), **lif):
-        self.lif, self.conv = LIF(**lif), nn.Conv2d(3, 4, 1)
-        self.x = (2 * torch.randn(timesteps, 2, 3, *size)).requires_grad_()
-        self.dense = 4 * self.x.numel()
-
-    def forward(self, between):
-        return self.conv(between(self.lif(self.x)))
-
-    def gradients(self, y):
-        return torch.autograd.grad(y.float().sin().sum(), [self.x, *self.conv.parameters()])
-
-    def check(self, between):
-        """Gradients with and without the context are the same; what the context reports."""
-        want = self.gradients(self.forward(between))
-        with packed_activations() as report:
-            y = self.forward(between)
-        got = self.gradients(y)
-        assert equal(got, want) and want[1].abs().sum() > 0
-        return report
 
 
 def test_the_report_reads_well():
@@ -307,16 +219,6 @@ def test_a_change_of_what_stays_dense_is_an_error_as_ever():
         y.sum().backward()
 
 
-POOLED = {
-    "layer": lambda s: nn.AvgPool2d(2)(flat(s)),
-    "function": lambda s: F.avg_pool2d(flat(s), (2, 2), stride=[2, 2], count_include_pad=False),
-    "slice": lambda s: F.avg_pool2d(flat(s[3:9]), 2),
-    "step": lambda s: F.avg_pool2d(s[7], 2),
-    "sliced twice": lambda s: F.avg_pool2d(flat(s[3:9]), 2).unflatten(0, (6, 2))[1:].flatten(0, 1),
-    "channels last": lambda s: F.avg_pool2d(flat(s), 2),
-}
-
-
 @pytest.mark.parametrize("pool", POOLED)
 def test_pooled_spikes_are_kept_as_the_words_that_they_came_from(pool):
     case = Case()
@@ -401,121 +303,3 @@ def test_words_are_shared_by_all_that_is_saved_of_them():
         ]
     words = {node._raw_saved_input.data.source.words.tensor.data_ptr() for node in nodes}
     assert len(words) == 1 and report.packed_bytes == 2 * 2 * 3 * 4 * 6
-
-
-def test_autocast():
-    net, x = Net(), inputs()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        want = gradients(net, net(x))
-        with packed_activations() as report:
-            y = net(x)
-    assert equal(gradients(net, y), want)
-    # Neurons after bfloat16 convolutions spike in bfloat16: nothing is cast but the input and the parameters.
-    assert report.dense_bytes == (2 * SPIKES + SPIKES // 4) // 2 and report.packed_bytes == 2 * WORDS
-    weights = sum(p.numel() for name, p in net.named_parameters() if "weight" in name and "second" not in name)
-    assert report.left_dense["cast copy"] == 2 * weights
-    case = Case()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        report = case.check(flat)
-    assert report.packed_tensors == 0
-    assert report.left_dense["cast copy"] == 2 * (case.x.numel() + case.conv.weight.numel())
-
-
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoint(reentrant, inside):
-    net, x = Net(checkpointed=reentrant), inputs()
-    net.second.eval()
-    want = gradients(net, net(x))
-    with packed_activations() as report:
-        y = net(x)
-        assert (report.packed_tensors, report.dense_bytes, report.packed_bytes) == (1, SPIKES, WORDS)
-        if inside:
-            got = gradients(net, y)
-    assert equal(got if inside else gradients(net, y), want)
-
-
-def test_torch_compile():
-    case = Case()
-    want = case.gradients(case.forward(POOLED["layer"]))
-    compiled = torch.compile(lambda: case.forward(POOLED["layer"]), fullgraph=True, backend="aot_eager")
-    with packed_activations() as report:
-        y = compiled()
-        assert equal(case.gradients(compiled()), want)
-    assert equal(case.gradients(y), want) and report.packed_tensors == 0
-    assert equal(case.gradients(compiled()), want)
-
-
-def test_around_the_layers_that_keep_words_themselves():
-    lif, conv, linear = LIF(packed=True), SpikeConv2d(3, 4, 3, padding=1), SpikeLinear(4 * 4 * 6, 5)
-    net = nn.Sequential(lif, conv, LIF(packed=True), linear)
-    x = 2 * torch.randn(10, 2, 3, 4, 6)
-    want = gradients(net, net(x))
-    with packed_activations() as report:
-        y = net(x)
-    assert equal(gradients(net, y), want)
-    assert report.packed_tensors == 2 and report.packed_bytes == 2 * 2 * (3 + 4) * 4 * 6
-    assert report.dense_bytes == 4 * 10 * 2 * (3 + 4) * 4 * 6
-    # What the second neuron keeps; the first needs no gradient.
-    assert report.left_dense == {"not spikes": 4 * 10 * 2 * 4 * 4 * 6}
-
-
-def test_the_inner_of_two_contexts_packs():
-    case = Case()
-    want = case.gradients(case.forward(flat))
-    with packed_activations() as outer:
-        with packed_activations() as inner:
-            s = case.lif(case.x)
-            first = case.conv(flat(s))
-        second = case.conv(flat(s))
-    assert inner.packed_tensors == outer.packed_tensors == 1 and outer.left_dense_bytes == 0
-    assert equal(case.gradients(first), want)
-    assert equal(torch.autograd.grad(second.sin().sum(), case.conv.weight), want[1:2])
-
-
-def test_an_error_inside_ends_it():
-    case = Case()
-    with pytest.raises(KeyError), packed_activations() as report:
-        raise KeyError
-    assert not listening()
-    case.forward(flat)
-    assert report.kept_bytes == 0
-
-
-def test_second_derivatives():
-    def penalty(between):
-        x = torch.linspace(-1, 2, 96, dtype=torch.float64).reshape(4, 2, 3, 4).requires_grad_()
-        linear = nn.Linear(4, 5, dtype=torch.float64)
-        for parameter in linear.parameters():
-            nn.init.constant_(parameter, 0.3)
-        with between():
-            y = linear(LIF(surrogate="atan", backend="reference")(x)).sin().sum()
-            (g,) = torch.autograd.grad(y, linear.weight, create_graph=True)
-        return torch.autograd.grad(g.square().sum(), [x, linear.weight, linear.bias])
-
-    want = penalty(torch.enable_grad)
-    assert equal(penalty(packed_activations), want) and want[0].abs().sum() > 0
-
-
-def test_outputs_that_are_saved_do_not_keep_themselves_alive():
-    gc.disable()
-    try:
-        with packed_activations():
-            out = torch.randn(4, requires_grad=True).exp()
-        storage = StorageWeakRef(out.untyped_storage())
-        del out
-        assert storage.expired()
-    finally:
-        gc.enable()
-
-
-def test_words_go_with_their_spikes():
-    """Inside the context too: what nobody saved is not kept."""
-    words = []
-    lif, x = LIF(), torch.randn(4, 2, 3)
-    with packed_activations():
-        with listen(lambda _, w: words.append(StorageWeakRef(w.untyped_storage()))):
-            for _ in range(3):
-                lif(x)
-        alive = lif(x)
-        assert len(words) == 3 and all(word.expired() for word in words) and alive.dim() == 3

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from packing import folded, in_channels_last
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
@@ -18,15 +19,6 @@ from trtkern.ops.spikes import Spikes, pack
 @pytest.fixture(autouse=True)
 def _nothing_compiled_yet():
     torch._dynamo.reset()
-
-
-def folded(layer, x):
-    """torch's layer on every step."""
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-def in_channels_last(x):
-    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
 
 
 def spikes(*shape, channels_last=False, pooled=False, dtype=torch.float32):
@@ -302,47 +294,6 @@ def test_a_second_derivative_is_refused_and_the_dense_spikes_have_one():
         (want,) = torch.autograd.grad(layer(x.spikes), layer.weight, g, create_graph=True)
         assert torch.equal(first, want)
         assert torch.autograd.grad(want.sum(), x.spikes)[0].abs().sum() > 0
-
-
-GOOD = torch.zeros(4, 2, 3, 8, 6)
-WORDS = torch.zeros(1, 2, 3, 8, 6, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        ("spikes", TypeError, "SpikeConv2d: expected a tensor or Spikes, got 'spikes'"),
-        (torch.zeros(4, 2, 2, 8, 6), ValueError, "3 channels on axis 2"),
-        (torch.zeros(2, 2, 8, 6), ValueError, "3 channels on axis 1"),
-        (torch.zeros(8, 6), ValueError, r"\[T, B, C, H, W\]"),
-        (Spikes(GOOD[:, :, :, 0], WORDS[:, :, :, 0]), ValueError, r"\[T, B, C, H, W\]"),
-        (Spikes(GOOD[:, :, :2], WORDS[:, :, :2]), ValueError, "3 channels"),
-        (Spikes(GOOD, WORDS.float()), TypeError, "uint8 words"),
-        (Spikes(GOOD, None), TypeError, "uint8 words, got .* None"),
-        (Spikes(GOOD, WORDS.expand(2, -1, -1, -1, -1)), ValueError, "words"),
-        (Spikes(GOOD, WORDS[..., :5]), ValueError, "words"),
-        (Spikes(GOOD[..., :4], WORDS), ValueError, "words"),
-    ],
-)
-def test_bad_input_of_a_convolution(x, error, message):
-    with pytest.raises(error, match=message):
-        SpikeConv2d(3, 4, 3)(x)
-
-
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        (None, TypeError, "SpikeLinear: expected a tensor or Spikes, got None"),
-        (torch.zeros(4, 2, 11), ValueError, "in_features=12"),
-        (torch.zeros(()), ValueError, "in_features=12"),
-        (Spikes(GOOD, WORDS), ValueError, "in_features=12"),
-        (Spikes(torch.zeros(9, 2, 12), torch.zeros(1, 2, 12, dtype=torch.uint8)), ValueError, "words"),
-        (Spikes(torch.zeros(12), torch.zeros(12, dtype=torch.uint8)), ValueError, "words"),
-    ],
-)
-def test_bad_input_of_a_linear(x, error, message):
-    with pytest.raises(error, match=message):
-        SpikeLinear(12, 5)(x)
 
 
 def test_layouts_with_no_name():

@@ -14,10 +14,7 @@ import pytest
 
 from trtkern.surrogates import BUILTIN
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
-    pytest.mark.xdist_group("triton_aot"),
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the traffic contract of docs/design.md

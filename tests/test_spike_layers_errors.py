@@ -1,0 +1,47 @@
+"""The layers that keep words: what they say to input that they cannot take."""
+
+import pytest
+import torch
+
+from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
+from trtkern.ops.spikes import Spikes
+
+GOOD = torch.zeros(4, 2, 3, 8, 6)
+WORDS = torch.zeros(1, 2, 3, 8, 6, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ("spikes", TypeError, "SpikeConv2d: expected a tensor or Spikes, got 'spikes'"),
+        (torch.zeros(4, 2, 2, 8, 6), ValueError, "3 channels on axis 2"),
+        (torch.zeros(2, 2, 8, 6), ValueError, "3 channels on axis 1"),
+        (torch.zeros(8, 6), ValueError, r"\[T, B, C, H, W\]"),
+        (Spikes(GOOD[:, :, :, 0], WORDS[:, :, :, 0]), ValueError, r"\[T, B, C, H, W\]"),
+        (Spikes(GOOD[:, :, :2], WORDS[:, :, :2]), ValueError, "3 channels"),
+        (Spikes(GOOD, WORDS.float()), TypeError, "uint8 words"),
+        (Spikes(GOOD, None), TypeError, "uint8 words, got .* None"),
+        (Spikes(GOOD, WORDS.expand(2, -1, -1, -1, -1)), ValueError, "words"),
+        (Spikes(GOOD, WORDS[..., :5]), ValueError, "words"),
+        (Spikes(GOOD[..., :4], WORDS), ValueError, "words"),
+    ],
+)
+def test_bad_input_of_a_convolution(x, error, message):
+    with pytest.raises(error, match=message):
+        SpikeConv2d(3, 4, 3)(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (None, TypeError, "SpikeLinear: expected a tensor or Spikes, got None"),
+        (torch.zeros(4, 2, 11), ValueError, "in_features=12"),
+        (torch.zeros(()), ValueError, "in_features=12"),
+        (Spikes(GOOD, WORDS), ValueError, "in_features=12"),
+        (Spikes(torch.zeros(9, 2, 12), torch.zeros(1, 2, 12, dtype=torch.uint8)), ValueError, "words"),
+        (Spikes(torch.zeros(12), torch.zeros(12, dtype=torch.uint8)), ValueError, "words"),
+    ],
+)
+def test_bad_input_of_a_linear(x, error, message):
+    with pytest.raises(error, match=message):
+        SpikeLinear(12, 5)(x)
