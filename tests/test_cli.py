@@ -70,14 +70,17 @@ def test_train_then_evaluate(fashion, capsys):
     assert lines[1][1] == f"{rows[1]['train']['loss']:.4f}"
     printed = accuracy(out)
     assert printed == f"{rows[1]['test']['accuracy']:.2%} ({round(20 * rows[1]['test']['accuracy'])} of 20)"
-    names = {checkpoint.NAME, run.METRICS, run.CONFIG, run.CURVES}
-    assert {path.name for path in folder.iterdir()} == names and all(name in out for name in names)
+    newest = checkpoint.found(folder)[0]
+    names = {newest.name, run.METRICS, run.CONFIG, run.CURVES}
+    assert all(name in out for name in names)
+    kept = {path.name for path in checkpoint.found(folder)}
+    assert {path.name for path in folder.iterdir()} == names | kept
     config = json.loads((folder / run.CONFIG).read_text())
     assert config["settings"]["timesteps"] == 2 and config["settings"]["lr"] == 1e-3
     assert set(config["backends"].values()) == {BACKEND}
 
     # The folder, then the file; data from where training had it.
-    for what in (folder, folder / checkpoint.NAME):
+    for what in (folder, newest):
         assert cli.main(["evaluate", str(what)]) == 0
         assert accuracy(capsys.readouterr().out) == printed
     assert cli.main(["evaluate", str(folder), "--data-dir", "elsewhere"]) == 2
@@ -110,7 +113,7 @@ def one_line(capsys) -> str:
         (["train", "--data", "fashion-mnist", "--data-dir", "gone"], "train-images-idx3-ubyte[.gz] (47,040,016 bytes"),
         (["train", "--run-dir", "/proc/nowhere"], "--run-dir: expected a folder that can be written"),
         (["train", "--run-dir", "full"], "--run-dir: expected an empty or new folder, got full"),
-        (["evaluate", "gone"], "expected a run folder with checkpoint.pt or such a file, got gone"),
+        (["evaluate", "gone"], "expected a run folder with checkpoint-*.safetensors or such a file, got gone"),
         (["evaluate", "full/file"], "expected a checkpoint of trtkern, got a damaged or different file"),
         (["evaluate"], "Missing argument"),
         (["fly"], "No such command 'fly'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 from pathlib import Path
 
@@ -16,47 +16,89 @@ def resolve(**options) -> settings.Settings:
     return settings.resolve(**{"device": "cpu", **options})
 
 
+def made(value, epoch=1):
+    return checkpoint.Checkpoint({"w": value}, {"epoch": epoch, "text": "ü"}, {"sums": torch.zeros(0)})
+
+
 def test_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, checkpoint.Checkpoint({"w": torch.arange(3.0)}, {"epoch": 1}))
+    path = checkpoint.save(tmp_path, made(torch.arange(3.0)), 7)
     before = path.read_bytes()
 
-    def interrupted(content, file):
-        file.write(b"half of it")
-        raise KeyboardInterrupt
+    def full(source, target):
+        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(torch, "save", interrupted)
-        checkpoint.save(path, checkpoint.Checkpoint({"w": torch.zeros(3)}, {"epoch": 2}))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", full)
+        checkpoint.save(tmp_path, made(torch.zeros(3), 2), 8)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    assert checkpoint.load(path).metadata == {"epoch": 1}
-    assert torch.equal(checkpoint.load(tmp_path).model["w"], torch.arange(3.0))
+    for place in (path, tmp_path):
+        read = checkpoint.load(place)
+        assert read.metadata == {"epoch": 1, "text": "ü"} and torch.equal(read.model["w"], torch.arange(3.0))
+        assert read.state["sums"].shape == (0,)
 
 
-class Payload:
-    """What a hostile checkpoint would hold."""
+def test_the_last_few_checkpoints_stay(tmp_path):
+    for step in (1, 20, 300, 4000, 50000):
+        checkpoint.save(tmp_path, made(torch.tensor(step), step), step)
+    steps = [int(path.stem.split("-")[1]) for path in checkpoint.found(tmp_path)]
+    assert steps == [50000, 4000, 300] and checkpoint.load(tmp_path).metadata["epoch"] == 50000
 
-    def __reduce__(self):
-        return (open, (str(Path(__file__).with_name("payload-ran")), "w"))
+
+def test_every_dtype_and_layout_comes_back(tmp_path):
+    tensors = {
+        str(dtype): torch.arange(24).to(dtype).view(2, 3, 2, 2)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+    }
+    tensors |= {"last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "scalar": torch.tensor(1.5)}
+    path = checkpoint.save(tmp_path, checkpoint.Checkpoint(tensors, {}, {}), 1)
+    read = checkpoint.load(path).model
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
-def test_checkpoint_runs_nothing_and_bad_files_are_named(tmp_path):
-    path = tmp_path / "bad.pt"
-    torch.save({"metadata": "{}", "model": Payload()}, path)
-    with pytest.raises(ValueError, match=r"damaged or different file .*bad\.pt"):
-        checkpoint.load(path)
-    assert not Path(__file__).with_name("payload-ran").exists()
-    good = tmp_path / "good.pt"
-    checkpoint.save(good, checkpoint.Checkpoint({"w": torch.zeros(300)}, {}))
-    for content in (good.read_bytes()[:-200], b"", b"nothing", pickle.dumps({"model": 1})):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path):
+    good = checkpoint.save(tmp_path, made(torch.arange(300.0), 1), 1)
+    path = checkpoint.save(tmp_path, made(torch.zeros(300), 2), 2)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    for content, why in (
+        (whole[:-200], "damaged or different file"), (b"", "damaged or different file"), (b"nothing", "damaged or dif"),
+        (pickle.dumps({"model": 1}), "damaged or different file"), (bytes(flipped), "expected the checksum"),
+    ):  # fmt: skip
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"damaged or different file .*bad\.pt"):
-            checkpoint.load(path)
-    with pytest.raises(FileNotFoundError, match=r"expected a run folder with checkpoint\.pt"):
+        for place in (path, tmp_path):
+            with pytest.raises(ValueError, match=rf"{why}.*{path.name}"):
+                checkpoint.load(place)
+        said = []
+        assert checkpoint.load(tmp_path, said.append).metadata["epoch"] == 1
+        assert len(said) == 1 and path.name in said[0] and good.name in said[0]
+    good.unlink()
+    with pytest.raises(ValueError, match=path.name):
+        checkpoint.load(tmp_path, said.append)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected a run folder with checkpoint-\*\.safetensors"):
         checkpoint.load(tmp_path)
-    torch.save({"metadata": json.dumps({"format": 99}), "model": {}}, path)
-    with pytest.raises(ValueError, match="expected format 1, got 99"):
+
+
+def test_another_format_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    path = checkpoint.save(tmp_path, made(torch.zeros(3)), 1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="expected format 2, got 99"):
         checkpoint.load(path)
+
+
+def test_metrics_are_cut_where_the_checkpoint_is(tmp_path):
+    rows = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, 5)]
+    for row in rows:
+        run.append_metrics(tmp_path, row)
+    with open(tmp_path / run.METRICS, "a") as file:
+        file.write('{"epoch": 5, "lo')
+    assert run.read_metrics(tmp_path) == rows
+    for epoch, last, left in ((3, rows[2], 3), (3, None, 2), (1, None, 0), (1, rows[0], 1)):
+        run.cut_metrics(tmp_path, epoch, last)
+        assert run.read_metrics(tmp_path) == rows[:left]
 
 
 def test_run_folders_are_numbered_and_never_reused(tmp_path, monkeypatch):

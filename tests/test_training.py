@@ -154,7 +154,7 @@ def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
     trainer = Trainer(resolve(seed=5, batch_size=16, epochs=1), poisoned(few, image, value))
     with pytest.raises(NonFiniteError, match=f"in epoch 1, step {step}, first in .* of layer layers.0.norm"):
         trainer.run(tmp_path)
-    assert not (tmp_path / checkpoint.NAME).exists()
+    assert not checkpoint.found(tmp_path)
     # Stopped before the update: the weights are still good.
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
@@ -197,12 +197,13 @@ def test_spikes_hide_a_nan_that_the_flag_shows(few):
 def test_weights_that_are_not_finite_are_not_saved(few, tmp_path):
     trainer = Trainer(resolve(epochs=1), few)
     trainer._save(tmp_path, 1, 2, None)
-    before = (tmp_path / checkpoint.NAME).read_bytes()
+    (path,) = checkpoint.found(tmp_path)
+    before = path.read_bytes()
     with torch.no_grad():
         trainer.model.layers[1].norm.running_var[0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"in layers\.1\.norm\.running_var"):
         trainer._save(tmp_path, 2, 2, None)
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+    assert checkpoint.found(tmp_path) == [path] and path.read_bytes() == before
 
 
 def test_watch_names_the_first_layer_of_the_forward_pass_not_of_the_constructor():
@@ -240,7 +241,7 @@ def test_signal_ends_the_run_after_its_step_with_a_checkpoint(few, tmp_path, num
     result = trainer.run(tmp_path, Impatient())
     assert result.stopped == (2, 3) and len(result.rows) == 1
     saved = checkpoint.load(tmp_path)
-    assert (saved.metadata["epoch"], saved.metadata["step"], saved.metadata["test"]) == (2, 3, None)
+    assert (saved.metadata["epoch"], saved.metadata["step"], saved.metadata["row"]) == (2, 3, None)
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(saved.model[name], tensor)
     assert signal.getsignal(number) is handler
@@ -270,7 +271,7 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_row(few, tmp_path):
     again = Trainer(settings.Settings.from_json(saved.metadata["settings"]), few)
     assert again.evaluate(few.test) != last
     again.restore(saved)
-    assert again.evaluate(few.test) == last == saved.metadata["test"]
+    assert again.evaluate(few.test) == last == saved.metadata["row"]["test"]
     # Nothing was learned from the test images: neither weights nor BatchNorm's statistics moved.
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(saved.model[name], tensor), name

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None is those of the process.
     """
-    missing = [module for module in ("typer", "rich") if find_spec(module) is None]
+    missing = [module for module in ("typer", "rich", "safetensors") if find_spec(module) is None]
     if missing:
         return _say(f"{' and '.join(missing)} not installed; type: pip install 'trtkern[train]'", 2)
     from trtkern.commands import app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -9,11 +10,11 @@ import typer
 
 from trtkern import backends
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
-from trtkern.data import DATASETS, load
+from trtkern.data import load
 from trtkern.training import checkpoint, run
 from trtkern.training.loop import Trainer
 from trtkern.training.pages import keep_pages
-from trtkern.training.settings import LOSSES, RECIPES, resolve
+from trtkern.training.settings import LOSSES, RECIPES, Settings, resolve, resolve_device
 from trtkern.training.watch import NonFiniteError
 
 
@@ -27,7 +28,8 @@ def _loss_defaults(name: str) -> str:
 
 
 def train(
-    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}. The digits come with the package.")] = (
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(RECIPES)}. The digits come with the package.")] = (
         "digits"
     ),
     data_dir: Annotated[
@@ -81,6 +83,10 @@ def train(
             show_default="runs/<data>-<loss>-seed<seed>, or that with -2, -3, ...",
         ),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with the run in that folder, with its settings and no other option."),
+    ] = None,
 ) -> int:
     """Train a small convolutional spiking network on images.
 
@@ -88,18 +94,58 @@ def train(
     after every epoch, metrics.jsonl, config.json and the learning curves. Ctrl-C ends the run with a checkpoint.
     """
     need("train", "matplotlib")
+    if resume is not None:
+        with user_errors():
+            _alone(context, "resume")
+        return _resume(Path(resume))
     with user_errors():
         settings = resolve(
             data=data, data_dir=data_dir, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
             backend=backend, device=device, threads=threads, seed=seed, epochs=epochs, batch_size=batch_size,
             lr=lr, amp=amp,
         )  # fmt: skip
-        torch.set_num_threads(settings.threads)
-        torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
-        keep_pages()
-        dataset = load(settings.data, settings.data_dir, download)
-        trainer = Trainer(settings, dataset)
+        trainer = _trainer(settings, download)
         folder = run.create(settings, run_dir)
+    return _run(trainer, folder)
+
+
+def _alone(context: typer.Context, option: str) -> None:
+    """Raise if another option was given besides that one."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name != option and source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{option}: expected no other option, got it with --{name.replace('_', '-')}")
+
+
+def _trainer(settings: Settings, download: bool = False) -> Trainer:
+    torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
+    keep_pages()
+    return Trainer(settings, load(settings.data, settings.data_dir, download))
+
+
+def _resume(folder: Path) -> int:
+    """Go on from the newest good checkpoint; without one, from the start."""
+    out = console()
+
+    def say(line: str) -> None:
+        out.print(f"--resume: {line}", highlight=False, soft_wrap=True, markup=False)
+
+    with user_errors():
+        settings = run.read_settings(folder)
+        resolve_device(settings.device)
+        trainer = _trainer(settings)
+        if checkpoint.found(folder):
+            saved = checkpoint.load(folder, say)
+            trainer.resume(saved)
+            epoch, step = saved.metadata["epoch"], saved.metadata["step"]
+            run.cut_metrics(folder, epoch, saved.metadata["row"])
+            say(f"goes on after epoch {epoch}, step {step} of {trainer.steps}")
+            if different := run.differences(saved.metadata["versions"]):
+                say(f"the same numbers to the last bit are not promised: {different}")
+        else:
+            run.cut_metrics(folder, 1, None)
+            say("there is no checkpoint yet; starts from the beginning")
     return _run(trainer, folder)
 
 
@@ -119,15 +165,15 @@ def _run(trainer: Trainer, folder: Any) -> int:
                 title = f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}"
                 plots.learning_curves(result.rows, title, folder / run.CURVES)
     except Quit as error:
-        saved = folder / checkpoint.NAME
-        kept = f"; the last good checkpoint is {saved}" if saved.is_file() else "; no checkpoint was written"
+        saved = checkpoint.found(folder)
+        kept = f"; the last good checkpoint is {saved[0]}" if saved else "; no checkpoint was written"
         raise Quit(f"{error}{kept}", error.status) from error
     if result.rows:
         out.print(progress.summary(trainer, result, folder))
     if result.stopped:
         epoch, step = result.stopped
         raise Quit(
-            f"stopped in epoch {epoch} after step {step} of {trainer.steps}, as asked; its weights are in "
-            f"{folder / checkpoint.NAME} (`trtkern evaluate {folder}` tries them)", INTERRUPTED,
+            f"stopped in epoch {epoch} after step {step} of {trainer.steps}, as asked; "
+            f"`trtkern train --resume {folder}` goes on, `trtkern evaluate {folder}` tries its weights", INTERRUPTED,
         )  # fmt: skip
     return 0

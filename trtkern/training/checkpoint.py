@@ -1,44 +1,68 @@
-"""Checkpoints: one file a save, written whole or not at all, read without running anything that it holds."""
+"""Checkpoints: one safetensors file a save, written whole or not at all, checked by a checksum, and only data.
+
+A run keeps its last few, ``checkpoint-<step>.safetensors``, so that there is one before a damaged one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import pickle
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
 from torch import Tensor
 
-NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
+KEPT = 3
+"""Files of a run that stay, the newest."""
+
+_NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+_MODEL, _STATE = "model.", "state."
 
 
 class Checkpoint(NamedTuple):
-    """A model's state and what it needs to be rebuilt (plain JSON types)."""
+    """A model's state, what it needs to be rebuilt (plain JSON types), and what a run needs to go on."""
 
     model: dict[str, Tensor]
     metadata: dict[str, Any]
+    state: dict[str, Tensor]
+    """Tensors of the optimiser and of the generators, by names of their own."""
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``path`` atomically: to a temporary file beside it, flushed to the disk, then renamed over it.
+def save(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
+    """Write ``checkpoint-<step>.safetensors`` atomically, and drop all but the newest ``KEPT`` files.
 
-    Whatever goes wrong, a checkpoint that was there before stays as it was.
+    To a temporary file beside it, flushed to the disk, then renamed. Whatever goes wrong, the checkpoints that were
+    there before stay as they were.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    content = {
-        "metadata": json.dumps({"format": FORMAT, **checkpoint.metadata}),
-        "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.model.items()},
-    }
+    tensors = {_MODEL + name: tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {_STATE + name: tensor for name, tensor in checkpoint.state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, **checkpoint.metadata})
+    content = serialise(tensors, {"trtkern": text, "sha256": _checksum(tensors, text)})
+    path = folder / f"checkpoint-{step:08d}.safetensors"
+    write(path, content)
+    for old in found(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, file and folder flushed to the disk."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -52,27 +76,68 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         os.close(folder)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, its tensors on the CPU. ``path`` may be the run folder that holds it.
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest first."""
+    steps = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """SHA-256 of the metadata and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
+    """Read a checkpoint, its tensors on the CPU.
+
+    Args:
+        path: a file, or the run folder, whose newest undamaged one is taken.
+        warn: told about each damaged one of a folder; without it, a damaged one is an error.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, no checkpoint, or of a later format.
+        FileNotFoundError: no such file, or none in the folder.
+        ValueError: the file is damaged, no checkpoint, or of another format.
     """
-    file = path / NAME if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint: expected a run folder with {NAME} or such a file, got {path}")
+    files = found(path) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise FileNotFoundError(
+            f"checkpoint: expected a run folder with checkpoint-*.safetensors or such a file, got {path}"
+        )
+    for file, before in zip(files, [*files[1:], None], strict=True):
+        try:
+            return _read(file)
+        except ValueError as error:
+            if warn is None or before is None:
+                raise
+            warn(f"{error}; going on from the one before it, {before}")
+    raise AssertionError("unreachable")
+
+
+def _read(file: Path) -> Checkpoint:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        metadata = json.loads(content["metadata"])
-        model = content["model"]
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            header = opened.metadata() or {}
+        text = header["trtkern"]
+        metadata = json.loads(text)
         version = metadata.pop("format")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"checkpoint: expected a checkpoint of trtkern, got a damaged or different file {file} "
             f"({type(error).__name__}: {reason})"
         ) from None
     if version != FORMAT:
-        raise ValueError(f"checkpoint: expected format {FORMAT}, got {version} in {file}; use a later trtkern")
-    return Checkpoint(model, metadata)
+        raise ValueError(f"checkpoint: expected format {FORMAT}, got {version} in {file}; use the trtkern that made it")
+    if _checksum(tensors, text) != header.get("sha256"):
+        raise ValueError(f"checkpoint: expected the checksum that {file} was written with, got another: it is damaged")
+    parts = [
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (_MODEL, _STATE)
+    ]
+    return Checkpoint(parts[0], metadata, parts[1])

@@ -14,10 +14,13 @@ from trtkern.data import Dataset, Split
 from trtkern.models import ConvSNN
 from trtkern.nn import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.profiling import MemoryReport, memory
-from trtkern.training import checkpoint, run
+from trtkern.training import checkpoint, run, snapshot
 from trtkern.training.settings import Settings
+from trtkern.training.tally import Begun, Tally
 from trtkern.training.watch import StopSignal, Watch
 
+SAVE_EVERY = 600.0
+"""Seconds between two checkpoints within an epoch."""
 EVALUATION_BATCH = 500
 """Images at once in an evaluation; fixed, so that one repeated later rounds in the same way."""
 
@@ -39,29 +42,6 @@ class Observer:
 
     def close(self) -> None:
         """At the end, however it comes."""
-
-
-class Tally:
-    """Running sums of the loss parts and of correct answers, on the device: adding never waits for it."""
-
-    NAMES = ("loss", "cross_entropy", "mse", "regularizer")
-
-    def __init__(self, device: str) -> None:
-        self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
-        self.images = 0
-
-    @torch.no_grad()
-    def add(self, parts: tuple[Tensor, ...], logits: Tensor, target: Tensor) -> None:
-        """One batch: its parts (means over the batch), its logits [T, B, C] and its labels [B]."""
-        count = target.numel()
-        correct = (logits.float().mean(0).argmax(1) == target).sum()
-        self._sums += torch.stack([*(part.double() * count for part in parts), correct.double()])
-        self.images += count
-
-    def read(self) -> dict[str, float]:
-        """Averages over the images, accuracy as a fraction."""
-        values = [value / self.images for value in self._sums.tolist()]
-        return dict(zip((*self.NAMES, "accuracy"), values, strict=True))
 
 
 class Result(NamedTuple):
@@ -110,6 +90,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
+        self._drawn = self._shuffle.get_state()  # before the order of the epoch was drawn
+        self._first, self._begun = 1, Begun()
+        self._resumed: checkpoint.Checkpoint | None = None
         self.kept: MemoryReport | None = None
 
     def _learning_rate(self, step: int) -> float:
@@ -137,28 +120,33 @@ class Trainer:
     def run(self, folder: Path, observer: Observer | None = None) -> Result:
         """Train, writing config.json, metrics.jsonl and a checkpoint after each epoch into ``folder``.
 
-        SIGINT and SIGTERM end it after the step that is under way, with a checkpoint.
+        Within a long epoch a checkpoint is written every ``SAVE_EVERY`` seconds. SIGINT and SIGTERM end it after the
+        step that is under way, with a checkpoint. After ``resume`` it goes on where that checkpoint was written.
 
         Raises:
             NonFiniteError: a NaN or Inf appeared; the last checkpoint written is a good one.
             OSError: the folder cannot be written.
         """
         observer = observer or Observer()
+        if self._resumed is None:
+            torch.manual_seed(self.settings.seed)
+        else:
+            snapshot.restore_random(self._resumed.state)
+        run.write_config(folder, self.settings, self.watch.backends)
+        rows = run.read_metrics(folder)
         self.kept = self.memory()
         run.write_config(folder, self.settings, self.watch.backends, self.kept)
-        rows: list[dict[str, Any]] = []
         stopped = None
         observer.start(self)
         try:
             with StopSignal() as stop:
-                for epoch in range(1, self.settings.epochs + 1):
-                    row, done = self._epoch(epoch, observer, stop)
+                for epoch in range(self._first, self.settings.epochs + 1):
+                    row, done = self._epoch(epoch, observer, stop, folder)
                     if done < self.steps:
                         stopped = (epoch, done)
-                        self._save(folder, epoch, done, None)
                         break
                     row["test"] = self.evaluate(self.data.test)
-                    self._save(folder, epoch, done, row["test"])
+                    self._save(folder, epoch, done, row)
                     rows.append(row)
                     run.append_metrics(folder, row)
                     observer.epoch(row)
@@ -169,19 +157,23 @@ class Trainer:
             observer.close()
         return Result(rows, stopped)
 
-    def _epoch(self, epoch: int, observer: Observer, stop: StopSignal) -> tuple[dict[str, Any], int]:
+    def _epoch(self, epoch: int, observer: Observer, stop: StopSignal, folder: Path) -> tuple[dict[str, Any], int]:
         """One epoch, or what there is of it when the user stops; its row and the steps made."""
         images, labels = self.data.train
+        self._drawn = self._shuffle.get_state()
         order = torch.randperm(images.shape[0], generator=self._shuffle)[: self.steps * self.batch_size]
         mirror = torch.rand(order.shape, generator=self._shuffle) < 0.5 if self.settings.flip else None
         order = order.to(images.device).view(self.steps, self.batch_size)
         mirror = None if mirror is None else mirror.to(images.device).view(order.shape)
         tally = Tally(self.settings.device)
+        begun, self._begun = self._begun, Begun()
+        if begun.sums is not None:
+            tally.restore(begun.sums)
         self.model.train()
-        rate = self.optimizer.param_groups[0]["lr"]
-        begin = shown = time.perf_counter()
-        step = 0
-        for step, index in enumerate(order, 1):
+        rate = self.settings.lr * self._learning_rate((epoch - 1) * self.steps)
+        shown = saved = time.perf_counter()
+        begin = shown - begun.seconds
+        for step, index in enumerate(order[begun.step :], begun.step + 1):
             batch = images[index]
             if mirror is not None:
                 batch = torch.where(mirror[step - 1].view(-1, 1, 1, 1), batch.flip(-1), batch)
@@ -192,6 +184,9 @@ class Trainer:
                 self.watch.check(total, f"by epoch {epoch}, step {step}")
                 averages = tally.read()
                 observer.step(epoch, step, {**averages, "samples_per_s": tally.images / (now - begin)})
+            if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
+                self._save(folder, epoch, step, None, Begun(step, tally.state(), now - begin))
+                saved = now
             if stop.requested:
                 break
         self.watch.check(total, f"by epoch {epoch}, step {step}")
@@ -240,15 +235,42 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(f"checkpoint: expected one for this network; {error}") from None
 
-    def _save(self, folder: Path, epoch: int, step: int, test: dict[str, float] | None) -> None:
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Take over a checkpoint of this run: the next ``run`` goes on bitwise, on a CPU with the same versions.
+
+        Raises:
+            ValueError: it belongs to another network, or the run is at its end.
+        """
+        epoch, step = saved.metadata["epoch"], saved.metadata["step"]
+        if epoch == self.settings.epochs and step == self.steps:
+            raise ValueError(f"--resume: expected a run that is not at its end, got one with all {epoch} epochs")
+        self.restore(saved)
+        snapshot.restore(saved, self.optimizer, self.schedule, self._shuffle)
+        self._resumed = saved
+        if step < self.steps:
+            self._first, self._begun = epoch, Begun(step, saved.state["sums"], saved.metadata["seconds"])
+        else:
+            self._first = epoch + 1
+
+    def _save(
+        self, folder: Path, epoch: int, step: int, row: dict[str, Any] | None, begun: Begun | None = None
+    ) -> None:
         self.watch.check_weights(f"in epoch {epoch}, step {step}")
+        # Within an epoch its order is drawn again when the run is resumed.
+        drawn = self._shuffle.get_state() if begun is None else self._drawn
+        state, loop = snapshot.capture(self.optimizer, self.schedule, drawn)
+        if begun is not None and begun.sums is not None:
+            state["sums"] = begun.sums
         metadata = {
             "settings": self.settings.to_json(),
             "shape": list(self.data.shape),
             "classes": list(self.data.classes),
             "epoch": epoch,
             "step": step,
-            "test": test,
+            "seconds": 0.0 if begun is None else begun.seconds,
+            "row": row,
+            "loop": loop,
             "versions": run.versions(),
         }
-        checkpoint.save(folder / checkpoint.NAME, checkpoint.Checkpoint(self.model.state_dict(), metadata))
+        made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
+        checkpoint.save(folder, made, (epoch - 1) * self.steps + step)

@@ -148,6 +148,6 @@ def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
         "model": f"{parameters:,} parameters, T={settings.timesteps}, {settings.loss} loss",
         "LIF backend": place(trainer),
         "run folder": str(folder),
-        "files": f"{checkpoint.NAME}, {run.METRICS}, {run.CURVES}, {run.CONFIG}",
+        "files": f"{checkpoint.found(folder)[0].name}, {run.METRICS}, {run.CURVES}, {run.CONFIG}",
     }
     return facts(f"{settings.data}, seed {settings.seed}", rows)

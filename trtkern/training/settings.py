@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from trtkern import backends
-from trtkern.data import DATASETS
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def resolve(
         ValueError: an option out of range or unknown; the message says what was expected.
         RuntimeError: a device or backend that this machine does not have.
     """
-    recipe = RECIPES[one_of("data", data, tuple(DATASETS))]
+    recipe = RECIPES[one_of("data", data, tuple(RECIPES))]
     options = _loss_options(loss, {"lam": lam, "delta": delta, "eta": eta})
     one_of("backend", backend, backends.NAMES)
     where = resolve_device(device)

@@ -1,0 +1,55 @@
+"""Trains on the digits and is killed again and again: ``python killed.py FOLDER KILLS SEED -- OPTIONS``.
+
+One process imports everything, without computing anything; children that it forks train, are killed with SIGKILL at
+random moments, and go on with ``--resume``. Prints how many died.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import trtkern.commands.train  # noqa: F401  what the children need
+from trtkern import cli
+from trtkern.training import checkpoint, run
+
+
+def child(arguments: list[str]) -> int:
+    """Forks one that runs the command; its process number."""
+    number = os.fork()
+    if number == 0:
+        os._exit(cli.main(arguments))
+    return number
+
+
+def main(folder: Path, kills: int, seed: int, options: list[str]) -> None:
+    """Kill, resume, kill, ...; then let it end."""
+    draw, died = random.Random(seed), 0
+    while True:
+        begun = (folder / run.CONFIG).exists()
+        number = child(["train", "--resume", str(folder)] if begun else ["train", "--run-dir", str(folder), *options])
+        if died < kills:
+            # Up to where a checkpoint more is written, most of the time: some must come, or it never ends.
+            files = checkpoint.found(folder) if folder.exists() else []
+            deadline = time.monotonic() + draw.uniform(0.02, 1.0)
+            while time.monotonic() < deadline and os.waitpid(number, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)
+                if draw.random() < 0.3 and folder.exists() and checkpoint.found(folder) != files:
+                    break
+            try:
+                os.kill(number, signal.SIGKILL)
+                _, status = os.waitpid(number, 0)
+            except (ProcessLookupError, ChildProcessError):
+                raise SystemExit(f"it ended by itself after {died} kills: more epochs are needed") from None
+            died += os.WIFSIGNALED(status)
+        else:
+            _, status = os.waitpid(number, 0)
+            print(f"{died} killed, status {os.waitstatus_to_exitcode(status)}")
+            return
+
+
+if __name__ == "__main__":
+    at = sys.argv.index("--")
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[at + 1 :])

@@ -1,0 +1,177 @@
+"""Runs that survive: what is resumed ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trtkern import cli, data
+from trtkern.backends import named
+from trtkern.data import Split
+from trtkern.training import checkpoint, loop, run, settings
+from trtkern.training.loop import Observer, Trainer
+
+# Not "auto": in Triton's interpreter a step takes minutes.
+BACKEND = "cpu" if named("cpu").missing() is None else "reference"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def few():
+    digits = data.load("digits")
+    splits = {name: Split(*(t[:n] for t in getattr(digits, name))) for name, n in (("train", 128), ("test", 60))}
+    return dataclasses.replace(digits, **splits)
+
+
+def plan(**options):
+    options = {"backend": BACKEND, "threads": 1, "device": "cpu", "epochs": 4, "batch_size": 32, **options}
+    # With the mirror, which draws from the same generator as the order.
+    return dataclasses.replace(settings.resolve(**options), flip=True, warmup=0.3)
+
+
+class Impatient(Observer):
+    """Ends the run after a step, as Ctrl-C does; 0 is after the epoch."""
+
+    interval = 0.0
+
+    def __init__(self, epoch, step):
+        self.at = epoch, step
+
+    def step(self, epoch, step, averages):
+        if (epoch, step) == self.at:
+            raise KeyboardInterrupt
+
+    def epoch(self, row):
+        if (row["epoch"], 0) == self.at:
+            raise KeyboardInterrupt
+
+
+def timeless(rows):
+    return [{name: v for name, v in row.items() if name not in ("seconds", "samples_per_s")} for row in rows]
+
+
+def newest(folder):
+    return checkpoint.load(folder)
+
+
+def same(a, b):
+    """Two checkpoints: weights, optimiser, generators, all but times."""
+    for one, two in ((a.model, b.model), (a.state, b.state)):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert torch.equal(one[name], two[name]), name
+    assert a.metadata["loop"] == b.metadata["loop"] and timeless([a.metadata["row"]]) == timeless([b.metadata["row"]])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return Trainer(plan(), few).run(folder).rows, newest(folder)
+
+
+@pytest.mark.parametrize(
+    ("at", "every"), [((1, 1), 600.0), ((1, 1), 0.0), ((1, 0), 600.0), ((2, 3), 0.0), ((3, 0), 0.0), ((4, 2), 600.0)]
+)
+def test_parts_of_a_run_are_the_run(few, tmp_path, undisturbed, monkeypatch, at, every):
+    """Crashed after some step or epoch; with a checkpoint of every step, or of epochs alone."""
+    monkeypatch.setattr(loop, "SAVE_EVERY", every)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(plan(), few).run(tmp_path, Impatient(*at))
+    torch.manual_seed(99)
+    again = Trainer(run.read_settings(tmp_path), few)
+    if checkpoint.found(tmp_path):
+        saved = newest(tmp_path)
+        again.resume(saved)
+        run.cut_metrics(tmp_path, saved.metadata["epoch"], saved.metadata["row"])
+    rows = again.run(tmp_path).rows
+    assert timeless(rows) == timeless(undisturbed[0]) == timeless(run.read_metrics(tmp_path))
+    same(newest(tmp_path), undisturbed[1])
+
+
+def test_a_signal_then_resume(few, tmp_path, undisturbed):
+    class Stopper(Observer):
+        interval = 0.0
+
+        def step(self, epoch, step, averages):
+            if (epoch, step) == (3, 2):
+                signal.raise_signal(signal.SIGTERM)
+
+    assert Trainer(plan(), few).run(tmp_path, Stopper()).stopped == (3, 2)
+    saved = newest(tmp_path)
+    again = Trainer(run.read_settings(tmp_path), few)
+    again.resume(saved)
+    assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
+    same(newest(tmp_path), undisturbed[1])
+
+
+def test_from_the_checkpoint_before_a_damaged_one(few, tmp_path, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(plan(), few).run(tmp_path, Impatient(3, 1))
+    path = checkpoint.found(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    said = []
+    saved = checkpoint.load(tmp_path, said.append)
+    assert saved.metadata["epoch"] == 1 and path.name in said[0]
+    again = Trainer(run.read_settings(tmp_path), few)
+    again.resume(saved)
+    run.cut_metrics(tmp_path, 1, saved.metadata["row"])
+    assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
+    same(newest(tmp_path), undisturbed[1])
+
+
+def test_what_cannot_be_resumed(few, tmp_path, undisturbed):
+    trainer = Trainer(plan(), few)
+    with pytest.raises(ValueError, match="expected a run that is not at its end, got one with all 4 epochs"):
+        trainer.resume(undisturbed[1])
+    saved = undisturbed[1]._replace(state={}, metadata={**undisturbed[1].metadata, "epoch": 1})
+    with pytest.raises(ValueError, match="weights alone; it cannot be resumed"):
+        trainer.resume(saved)
+
+
+FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", "nowhere"]) == 2
+    assert (
+        "--resume: expected a run folder with config.json, got nowhere; start the run anew" in capsys.readouterr().err
+    )
+    assert cli.main(["train", "--resume", "nowhere", "--lr", "1"]) == 2
+    assert "--resume: expected no other option, got it with --lr" in capsys.readouterr().err
+    assert cli.main(["train", "--epochs", "2", "--run-dir", "a", *FAST]) == 0
+    assert cli.main(["train", "--resume", "a"]) == 2
+    assert "expected a run that is not at its end" in capsys.readouterr().err
+    for path in checkpoint.found(Path("a"))[:1]:
+        path.write_bytes(b"")
+    assert cli.main(["train", "--resume", "a"]) == 0
+    out = capsys.readouterr().out
+    assert "going on from the one before it" in out and "goes on after epoch 1" in out and " 2/2 " in out
+
+
+def test_twenty_kills(tmp_path):
+    options = ["--epochs", "12", "--timesteps", "2", "--batch-size", "256", *FAST]
+    assert cli.main(["train", "--run-dir", str(tmp_path / "whole"), *options]) == 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    script = Path(__file__).with_name("killed.py")
+    command = [sys.executable, str(script), str(tmp_path / "killed"), "20", "1", "--", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "20 killed, status 0", done.stderr
+    same(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
+    rows = [run.read_metrics(tmp_path / name) for name in ("killed", "whole")]
+    assert len(rows[0]) == 12 and timeless(rows[0]) == timeless(rows[1])

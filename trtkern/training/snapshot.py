@@ -1,0 +1,75 @@
+"""What a run needs to go on bitwise besides its weights: the optimiser, the schedule, the generators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern.training.checkpoint import Checkpoint
+
+_OPTIMIZER = "optimizer."
+
+
+def capture(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, shuffle: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON of them; ``shuffle`` is the state of the generator that draws the order of the images."""
+    values = optimizer.state_dict()
+    tensors = {
+        f"{_OPTIMIZER}{index}.{name}": torch.as_tensor(value)
+        for index, state in values["state"].items()
+        for name, value in state.items()
+    }
+    tensors |= {"shuffle": shuffle, "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    return tensors, {"groups": values["param_groups"], "schedule": _plain(schedule.state_dict())}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, list, bool)) and value}
+
+
+def restore(
+    saved: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    shuffle: torch.Generator,
+) -> None:
+    """The inverse of ``capture``, but for the global generators.
+
+    Raises:
+        ValueError: the checkpoint holds weights alone, or the state of another optimiser.
+    """
+    loop = saved.metadata.get("loop")
+    if loop is None or "shuffle" not in saved.state:
+        raise ValueError("checkpoint: expected the state of a run, got weights alone; it cannot be resumed")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in saved.state.items():
+        if name.startswith(_OPTIMIZER):
+            index, _, what = name.removeprefix(_OPTIMIZER).partition(".")
+            states.setdefault(int(index), {})[what] = _laid_out(value, parameters[int(index)])
+    try:
+        groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in loop["groups"]]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint: expected one of this optimiser and network; {error}") from None
+    schedule.load_state_dict({**schedule.state_dict(), **loop["schedule"]})
+    shuffle.set_state(saved.state["shuffle"])
+
+
+def restore_random(state: dict[str, Tensor]) -> None:
+    """The global generators of a saved ``state``."""
+    torch.set_rng_state(state["random"])
+    if "random_cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's layout: a fused optimiser goes through memory, not through indices."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
