@@ -239,7 +239,7 @@ packages = find_namespace_packages(str(ROOT), include=["trtkern", "trtkern.*"], 
 setup(
     packages=[*packages, "trtkern.kernels"],
     package_dir={"trtkern.kernels": "kernels"},
-    package_data={"trtkern": ["data/*.gz", "data/*.txt", "py.typed"]},
+    package_data={"trtkern": ["data/*.gz", "data/*.txt", "recipes/*.toml", "recipes/controls/*.toml", "py.typed"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

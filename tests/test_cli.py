@@ -97,7 +97,7 @@ def one_line(capsys) -> str:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "--data", "cifar"], "--data: expected one of digits, fashion-mnist, got 'cifar'"),
+        (["train", "--data", "cifar"], "--data: expected one of digits, fashion-mnist, cifar10, cifar100, got 'cifar'"),
         (["train", "--loss", "l2"], "--loss: expected one of trt, tet, sdt"),
         (["train", "--backend", "numba"], "--backend: expected one of auto, cpu"),
         (["train", "--device", "tpu"], "--device: expected one of auto, cpu, cuda"),
@@ -153,9 +153,9 @@ def test_help_names_every_option(capsys):
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     flags = ("data", "data-dir", "download", "loss", "lam", "delta", "eta", "timesteps", "backend", "device")
-    for flag in (*flags, "threads", "seed", "epochs", "batch-size", "lr", "amp", "run-dir"):
+    for flag in (*flags, "recipe", "set", "resume", "threads", "seed", "epochs", "batch-size", "lr", "amp", "run-dir"):
         assert f"--{flag} " in text
-    for said in ("digits, fashion-mnist", "trt, tet, sdt", ", ".join(backends.NAMES), "15 for digits", "cuda:N"):
+    for said in ("digits, fashion-mnist", "trt, tet, sdt", ", ".join(backends.NAMES), "of the recipe", "cuda:N"):
         assert said in text
     assert cli.main(["--version"]) == 0
     assert re.fullmatch(r"trtkern \d+\.\d+\.\d+\n", capsys.readouterr().out)

@@ -39,8 +39,7 @@ def few():
 
 def plan(**options):
     options = {"backend": BACKEND, "threads": 1, "device": "cpu", "epochs": 4, "batch_size": 32, **options}
-    # With the mirror, which draws from the same generator as the order.
-    return dataclasses.replace(settings.resolve(**options), flip=True, warmup=0.3)
+    return settings.resolve(changes=["warmup=0.3", "augment=[{name='flip'}, {name='crop', padding=1}]"], **options)
 
 
 class Impatient(Observer):

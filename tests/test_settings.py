@@ -17,7 +17,7 @@ def resolve(**options) -> settings.Settings:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, got 'cifar'"),
+        ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, cifar10, cifar100, got 'cifar'"),
         ({"loss": "l2"}, "--loss: expected one of trt, tet, sdt, got 'l2'"),
         ({"backend": "numba"}, "--backend: expected one of auto, .*, got 'numba'"),
         ({"device": "tpu"}, "--device: expected one of auto, cpu, cuda, cuda:N, got 'tpu'"),
@@ -51,9 +51,9 @@ def test_device_that_is_not_there_is_refused():
 
 def test_defaults_are_the_recipe_and_the_loss():
     plan = settings.resolve(data="fashion-mnist", loss="tet")
-    assert (plan.epochs, plan.batch_size, plan.lr, plan.flip) == (5, 128, 4e-3, True)
+    assert (plan.epochs, plan.batch_size, plan.lr, plan.augment) == (5, 128, 4e-3, [{"name": "flip", "p": 0.5}])
     assert plan.loss_options == {"lam": 0.05}
-    assert resolve(eta=0.5).loss_options == {"lam": 1e-5, "delta": 0.25, "eta": 0.5}
+    assert resolve(eta=0.5).loss_options == {"lam": 1e-5, "delta": 0.25, "eta": 0.5, "exclude": []}
     assert resolve(lam=0.0).loss_options["lam"] == 0.0
 
 

@@ -281,7 +281,7 @@ def test_checkpoint_of_another_network_is_refused(few, tmp_path):
     trainer = Trainer(resolve(), few)
     trainer._save(tmp_path, 1, 1, None)
     saved = checkpoint.load(tmp_path)
-    other = Trainer(dataclasses.replace(resolve(), layers=(8, "pool")), few)
+    other = Trainer(dataclasses.replace(resolve(), model={"name": "conv", "layers": [8, "pool"]}), few)
     with pytest.raises(ValueError, match="expected one for this network"):
         other.restore(saved)
     saved.metadata["shape"] = [1, 28, 28]

@@ -10,28 +10,38 @@ import typer
 
 from trtkern import backends
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
-from trtkern.data import load
-from trtkern.training import checkpoint, run
+from trtkern.data import DATASETS, load
+from trtkern.training import checkpoint, recipes, run
 from trtkern.training.loop import Trainer
 from trtkern.training.pages import keep_pages
-from trtkern.training.settings import LOSSES, RECIPES, Settings, resolve, resolve_device
+from trtkern.training.settings import LOSSES, Settings, resolve, resolve_device
 from trtkern.training.watch import NonFiniteError
 
 
-def _defaults(name: str) -> str:
-    values = {data: getattr(recipe, name) for data, recipe in RECIPES.items()}
-    return ", ".join(f"{value:g} for {data}" for data, value in values.items() if value is not None)
-
-
 def _loss_defaults(name: str) -> str:
-    return ", ".join(f"{options[name]:g} for {loss}" for loss, options in LOSSES.items() if name in options)
+    values = ", ".join(f"{options[name]:g} for {loss}" for loss, options in LOSSES.items() if name in options)
+    return f"of the recipe, else {values}"
 
 
 def train(
     context: typer.Context,
-    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(RECIPES)}. The digits come with the package.")] = (
-        "digits"
-    ),
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[+CONTROL]",
+            help=f"{', '.join(recipes.names())}, or a .toml file; a control changes its loss: "
+            f"{', '.join(recipes.controls())}.",
+            show_default="as --data",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: lr=1e-3, model.width=16, loss.eta=0."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set: {', '.join(DATASETS)}. The digits come with the package.", show_default="digits"),
+    ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(
@@ -43,7 +53,7 @@ def train(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch missing files into --data-dir first; checked by SHA-256.")
     ] = False,
-    loss: Annotated[str, typer.Option(help=f"Loss: {', '.join(LOSSES)}.")] = "trt",
+    loss: Annotated[str | None, typer.Option(help=f"Loss: {', '.join(LOSSES)}.", show_default="of the recipe")] = None,
     lam: Annotated[
         float | None,
         typer.Option(
@@ -59,20 +69,23 @@ def train(
         float | None,
         typer.Option(help="trt: share of the squared error, 0 to 1.", show_default=_loss_defaults("eta")),
     ] = None,
-    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Time steps T that an image is shown for.")] = 4,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=_defaults("epochs"))] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images in a step.", show_default=_defaults("batch_size"))
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            "--timesteps", "-T", help="Time steps T that an image is shown for.", show_default="of the recipe"
+        ),
     ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="of the recipe")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.", show_default="of the recipe")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate; it falls as a cosine.", show_default=_defaults("lr")),
+        typer.Option(help="Highest learning rate; it falls as a cosine.", show_default="of the recipe"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights and of the order of the images.")] = 0,
     backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(backends.NAMES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", show_default=f"{_defaults('threads')}, else what torch takes")
+        int | None, typer.Option(help="CPU threads.", show_default="of the recipe, else what torch takes")
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where autocast deems it safe.")] = False,
     run_dir: Annotated[
@@ -100,9 +113,9 @@ def train(
         return _resume(Path(resume))
     with user_errors():
         settings = resolve(
-            data=data, data_dir=data_dir, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
-            backend=backend, device=device, threads=threads, seed=seed, epochs=epochs, batch_size=batch_size,
-            lr=lr, amp=amp,
+            recipe=recipe, changes=changes or (), data=data, data_dir=data_dir, loss=loss, lam=lam, delta=delta,
+            eta=eta, timesteps=timesteps, backend=backend, device=device, threads=threads, seed=seed, epochs=epochs,
+            batch_size=batch_size, lr=lr, amp=amp,
         )  # fmt: skip
         trainer = _trainer(settings, download)
         folder = run.create(settings, run_dir)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from trtkern.data import Dataset, Split
-from trtkern.models import ConvSNN
+from trtkern.data.augment import Pipeline
+from trtkern.models import SpikingNetwork
+from trtkern.models.build import build
 from trtkern.nn import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.profiling import MemoryReport, memory
 from trtkern.training import checkpoint, run, snapshot
@@ -51,19 +53,20 @@ class Result(NamedTuple):
     stopped: tuple[int, int] | None
 
 
-def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> ConvSNN:
+def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> SpikingNetwork:
     """The network of the settings, initialised from their seed, on their device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = ConvSNN(shape, settings.layers, classes, timesteps=settings.timesteps, backend=settings.backend)
+        options = {**settings.model, "timesteps": settings.timesteps, "backend": settings.backend}
+        model = build(options.pop("name"), shape, classes, **options)
     return model.to(settings.device)
 
 
-def build_loss(settings: Settings, model: ConvSNN) -> TRTLoss | TETLoss | SDTLoss:
+def build_loss(settings: Settings, model: SpikingNetwork) -> TRTLoss | TETLoss | SDTLoss:
     """The loss of the settings."""
     options = settings.loss_options
     if settings.loss == "trt":
-        return TRTLoss(model, lam=options["lam"], delta=options["delta"], eta=options["eta"])
+        return TRTLoss(model, **options)
     return TETLoss(lam=options["lam"]) if settings.loss == "tet" else SDTLoss()
 
 
@@ -91,6 +94,9 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
         self._drawn = self._shuffle.get_state()  # before the order of the epoch was drawn
+        self._augment = Pipeline.from_recipe(settings.augment)
+        self._changes = torch.Generator().manual_seed(settings.seed)
+        self._changes.manual_seed(int(torch.randint(2**62, (), generator=self._changes)))  # not those of the order
         self._first, self._begun = 1, Begun()
         self._resumed: checkpoint.Checkpoint | None = None
         self.kept: MemoryReport | None = None
@@ -162,9 +168,7 @@ class Trainer:
         images, labels = self.data.train
         self._drawn = self._shuffle.get_state()
         order = torch.randperm(images.shape[0], generator=self._shuffle)[: self.steps * self.batch_size]
-        mirror = torch.rand(order.shape, generator=self._shuffle) < 0.5 if self.settings.flip else None
         order = order.to(images.device).view(self.steps, self.batch_size)
-        mirror = None if mirror is None else mirror.to(images.device).view(order.shape)
         tally = Tally(self.settings.device)
         begun, self._begun = self._begun, Begun()
         if begun.sums is not None:
@@ -174,9 +178,7 @@ class Trainer:
         shown = saved = time.perf_counter()
         begin = shown - begun.seconds
         for step, index in enumerate(order[begun.step :], begun.step + 1):
-            batch = images[index]
-            if mirror is not None:
-                batch = torch.where(mirror[step - 1].view(-1, 1, 1, 1), batch.flip(-1), batch)
+            batch = self._augment(images[index], self._changes)
             total = self._step(batch, labels[index], tally, f"in epoch {epoch}, step {step}")
             now = time.perf_counter()
             if now - shown >= observer.interval or stop.requested:
@@ -245,7 +247,9 @@ class Trainer:
         if epoch == self.settings.epochs and step == self.steps:
             raise ValueError(f"--resume: expected a run that is not at its end, got one with all {epoch} epochs")
         self.restore(saved)
-        snapshot.restore(saved, self.optimizer, self.schedule, self._shuffle)
+        snapshot.restore(saved, self.optimizer, self.schedule)
+        self._shuffle.set_state(saved.state["shuffle"])
+        self._changes.set_state(saved.state["changes"])
         self._resumed = saved
         if step < self.steps:
             self._first, self._begun = epoch, Begun(step, saved.state["sums"], saved.metadata["seconds"])
@@ -258,7 +262,8 @@ class Trainer:
         self.watch.check_weights(f"in epoch {epoch}, step {step}")
         # Within an epoch its order is drawn again when the run is resumed.
         drawn = self._shuffle.get_state() if begun is None else self._drawn
-        state, loop = snapshot.capture(self.optimizer, self.schedule, drawn)
+        state, loop = snapshot.capture(self.optimizer, self.schedule)
+        state |= {"shuffle": drawn, "changes": self._changes.get_state()}
         if begun is not None and begun.sums is not None:
             state["sums"] = begun.sums
         metadata = {

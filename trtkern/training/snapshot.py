@@ -1,4 +1,4 @@
-"""What a run needs to go on bitwise besides its weights: the optimiser, the schedule, the generators."""
+"""What a run needs to go on bitwise besides its weights and its data: the optimiser, the schedule, the generators."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _OPTIMIZER = "optimizer."
 
 
 def capture(
-    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, shuffle: Tensor
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON of them; ``shuffle`` is the state of the generator that draws the order of the images."""
+    """Tensors and JSON of them, and of the global generators."""
     values = optimizer.state_dict()
     tensors = {
         f"{_OPTIMIZER}{index}.{name}": torch.as_tensor(value)
         for index, state in values["state"].items()
         for name, value in state.items()
     }
-    tensors |= {"shuffle": shuffle, "random": torch.get_rng_state()}
+    tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     return tensors, {"groups": values["param_groups"], "schedule": _plain(schedule.state_dict())}
@@ -36,7 +36,6 @@ def restore(
     saved: Checkpoint,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    shuffle: torch.Generator,
 ) -> None:
     """The inverse of ``capture``, but for the global generators.
 
@@ -44,7 +43,7 @@ def restore(
         ValueError: the checkpoint holds weights alone, or the state of another optimiser.
     """
     loop = saved.metadata.get("loop")
-    if loop is None or "shuffle" not in saved.state:
+    if loop is None or "random" not in saved.state:
         raise ValueError("checkpoint: expected the state of a run, got weights alone; it cannot be resumed")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
@@ -58,7 +57,6 @@ def restore(
     except (KeyError, ValueError) as error:
         raise ValueError(f"checkpoint: expected one of this optimiser and network; {error}") from None
     schedule.load_state_dict({**schedule.state_dict(), **loop["schedule"]})
-    shuffle.set_state(saved.state["shuffle"])
 
 
 def restore_random(state: dict[str, Tensor]) -> None:

@@ -1,0 +1,125 @@
+"""Recipes: every one builds what it says, a control changes its part, and what is wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trtkern import data
+from trtkern.backends import named
+from trtkern.data import Dataset, Split
+from trtkern.training import recipes, run, settings
+from trtkern.training.loop import Trainer, build_loss, build_model
+
+# Not "auto": in Triton's interpreter a step takes minutes.
+BACKEND = "cpu" if named("cpu").missing() is None else "reference"
+SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+PARAMETERS = {"cifar10": 12_630_858, "cifar100": 12_653_988, "fashion-mnist": 54_778, "digits": 9_978}
+
+
+def resolve(recipe, *changes, **options):
+    return settings.resolve(recipe=recipe, changes=changes, backend=BACKEND, device="cpu", threads=1, **options)
+
+
+def tiny(name, classes):
+    """A data set of that shape, of noise."""
+    splits = [Split(torch.randint(256, (8, *SHAPES[name]), dtype=torch.uint8), torch.arange(8) % classes)] * 2
+    return Dataset(name, *splits, tuple(map(str, range(classes))), 127.0, 64.0)
+
+
+def test_every_recipe_has_a_data_set():
+    assert set(recipes.names()) == set(data.DATASETS) == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_recipe_makes_two_steps(name, tmp_path):
+    plan = resolve(name, epochs=1, batch_size=4, timesteps=2)
+    trainer = Trainer(plan, tiny(name, 100 if name == "cifar100" else 10))
+    assert sum(p.numel() for p in trainer.model.parameters()) == PARAMETERS[name]
+    (row,) = trainer.run(tmp_path).rows
+    assert row["step"] == 2 and run.read_settings(tmp_path) == plan and plan.recipe == name
+
+
+def test_the_paper_s_settings():
+    plan = resolve("cifar10")
+    assert (plan.timesteps, plan.epochs, plan.batch_size, plan.lr, plan.warmup) == (6, 300, 64, 1e-3, 0.0)
+    assert plan.loss_options == {"lam": 1e-5, "delta": 0.25, "eta": 0.05, "exclude": []}
+    assert [step["name"] for step in plan.augment] == ["crop", "flip", "cutout"]
+
+
+def test_controls():
+    def loss(control):
+        plan = resolve(f"cifar10+{control}")
+        return plan.loss, plan.loss_options
+
+    full = {"lam": 1e-5, "delta": 0.25, "eta": 0.05, "exclude": []}
+    assert loss("sdt") == ("sdt", {}) and loss("tet") == ("tet", {"lam": 0.05})
+    assert loss("tet-mse") == ("trt", {**full, "lam": 0.0}) and loss("l2") == ("trt", {**full, "delta": 0.0})
+    assert loss("trt-narrow") == ("trt", {**full, "exclude": ["norm", "classifier"]})
+    assert set(recipes.controls()) == {"sdt", "tet", "tet-mse", "l2", "trt-narrow"}
+    plan = resolve("digits+trt-narrow")
+    model = build_model(plan, (1, 8, 8), 10)
+    chosen = [name for name, _ in build_loss(plan, model).regularized()]
+    assert chosen == ["layers.0.conv.weight", "layers.1.conv.weight"]
+
+
+def test_changes_and_options_go_over_the_recipe(tmp_path):
+    plan = resolve("digits", "lr=1e-2", "loss.eta=0.5", "model.layers=[8, 'pool']", "augment=[{name='flip', p=1.0}]")
+    assert (plan.lr, plan.loss_options["eta"], plan.model["layers"]) == (1e-2, 0.5, [8, "pool"])
+    assert plan.augment == [{"name": "flip", "p": 1.0}]
+    assert resolve("digits", "lr=1e-2", lr=1e-4).lr == 1e-4
+    assert resolve("digits", "loss.name=tet").loss_options == {"lam": 0.05}
+    assert resolve("cifar10", loss="tet").loss_options == {"lam": 0.05}
+    own = tmp_path / "own.toml"
+    own.write_text((recipes.FOLDER / "digits.toml").read_text().replace("epochs = 15", "epochs = 7"))
+    assert resolve(f"{own}+l2").epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        (
+            "cifar",
+            (),
+            "--recipe: expected one of cifar10, cifar100, digits, fashion-mnist, or a .toml file, got 'cifar'",
+        ),
+        ("digits+l1", (), r"--recipe: expected of l2, .* after a '\+', got 'l1'"),
+        ("digits", ("lr",), "--set: expected key=value, got 'lr'"),
+        ("digits", ("learning_rate=1",), "--set: expected of data, .*, got 'learning_rate'"),
+        ("digits", ("epochs=many",), "--set: expected epochs as int, got 'many'"),
+        ("digits", ("loss.beta=1",), "loss trt: expected of lam, delta, eta, exclude, got beta"),
+        ("digits", ("loss.lam=-1",), "--lam: expected a finite number of at least 0, got -1"),
+        ("digits", ("warmup=2.0",), "warmup: expected a number of 0 to 1, got 2.0"),
+        ("digits", ("augment=[{name='mixup'}]",), "augment: expected .* one of crop, .*mixup"),
+    ],
+)
+def test_what_is_wrong_is_named(recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(recipe, *changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("model={name='resnet'}", ValueError, "model: expected one of conv, .*, got 'resnet'"),
+        ("model={name='vggsnn', layers=[8]}", TypeError, "layers"),
+        ("model.depth=3", TypeError, "depth"),
+    ],
+)
+def test_a_model_that_is_wrong_is_named(change, error, message):
+    with pytest.raises(error, match=message):
+        build_model(resolve("digits", change), (1, 8, 8), 10)
+
+
+def test_files_that_are_wrong_are_named(tmp_path):
+    path = tmp_path / "own.toml"
+    for text, message in (
+        ("lr = ", "expected TOML, got .*own.toml"),
+        ("speed = 1", "expected of data, .*, got 'speed'"),
+        ("lr = 1", r"expected data, model, loss, .* in .*own.toml, got lr"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            recipes.load(str(path))
+    with pytest.raises(FileNotFoundError):
+        recipes.load(str(tmp_path / "gone.toml"))

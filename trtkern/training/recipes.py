@@ -1,0 +1,98 @@
+"""Recipes: what a run is made of, in TOML files. A control changes a part of one: "cifar10+l2"."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+# What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] what its loss takes.
+KEYS: dict[str, type] = {
+    "data": str, "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
+    "amp": bool, "augment": list, "model": dict, "loss": dict,
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def controls() -> list[str]:
+    """What may follow a "+"."""
+    return sorted(path.stem for path in (FOLDER / "controls").glob("*.toml"))
+
+
+def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
+    """The recipe of that name with its controls, and with changes "key=value" or "table.key=value".
+
+    Args:
+        name: one of ``names``, or a path of a .toml file; then controls, each after a "+".
+        changes: values in TOML's notation; what is none is a string.
+
+    Raises:
+        ValueError: an unknown name, key or control, a value of another type; the message lists the known ones.
+        OSError: a file cannot be read.
+    """
+    base, *added = name.split("+")
+    if base.endswith(".toml"):
+        recipe = _read(Path(base))
+    elif base in names():
+        recipe = _read(FOLDER / f"{base}.toml")
+    else:
+        raise ValueError(f"--recipe: expected one of {', '.join(names())}, or a .toml file, got {base!r}")
+    for control in added:
+        if control not in controls():
+            raise ValueError(f"--recipe: expected of {', '.join(controls())} after a '+', got {control!r}")
+        _merge(recipe, _read(FOLDER / "controls" / f"{control}.toml"))
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected key=value, got {change!r}")
+        table, dot, inner = key.strip().partition(".")
+        value = _value(text.strip())
+        part = {table: {inner: value}} if dot else {table: value}
+        _check(part, "--set")
+        _merge(recipe, part)
+    missing = [key for key in ("data", "model", "loss", "timesteps", "epochs", "batch_size", "lr") if key not in recipe]
+    if missing:
+        raise ValueError(f"--recipe: expected {', '.join(missing)} in {name}, got {', '.join(recipe) or 'nothing'}")
+    return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"--recipe: expected TOML, got {path} ({error})") from None
+    _check(recipe, f"--recipe: {path}")
+    return recipe
+
+
+def _check(recipe: dict[str, Any], where: str) -> None:
+    for key, value in recipe.items():
+        if key not in KEYS:
+            raise ValueError(f"{where}: expected of {', '.join(KEYS)}, got {key!r}")
+        wanted = (int, float) if KEYS[key] is float else KEYS[key]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and KEYS[key] is not bool):
+            raise ValueError(f"{where}: expected {key} as {KEYS[key].__name__}, got {value!r}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(recipe: dict[str, Any], part: dict[str, Any]) -> None:
+    """Tables key by key, unless they are of another name: another loss or model starts from its own defaults."""
+    for key, value in part.items():
+        old = recipe.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+            recipe[key] = {**old, **value}
+        else:
+            recipe[key] = value
