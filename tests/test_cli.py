@@ -185,6 +185,14 @@ def test_missing_extra_names_the_pip_line(capsys, monkeypatch, missing):
     assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
 
 
+def test_a_dry_run_shows_all_and_leaves_nothing(capsys):
+    assert cli.main(["train", "--recipe", "digits+l2", "--set", "model.layers=[8]", "--dry-run", *FAST]) == 0
+    out = capsys.readouterr().out
+    for said in ('"delta": 0.0', "ConvSNN(", "TRTLoss(lam=1e-05, delta=0", "5,218 parameters", "kept for backward: "):
+        assert said in out, said
+    assert not Path("runs").exists()
+
+
 def test_missing_matplotlib_is_said_before_any_work(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["train", *FAST]) == 2

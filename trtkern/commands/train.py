@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,12 +97,15 @@ def train(
             show_default="runs/<data>-<loss>-seed<seed>, or that with -2, -3, ...",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the settings, the network and the memory of a step; train nothing.")
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option(metavar="RUN", help="Go on with the run in that folder, with its settings and no other option."),
     ] = None,
 ) -> int:
-    """Train a small convolutional spiking network on images.
+    """Train a spiking network on images.
 
     Without options: the 8x8 handwritten digits with the TRT loss, in seconds. The run folder receives a checkpoint
     after every epoch, metrics.jsonl, config.json and the learning curves. Ctrl-C ends the run with a checkpoint.
@@ -118,8 +122,25 @@ def train(
             batch_size=batch_size, lr=lr, amp=amp,
         )  # fmt: skip
         trainer = _trainer(settings, download)
+        if dry_run:
+            return _show(trainer)
         folder = run.create(settings, run_dir)
     return _run(trainer, folder)
+
+
+def _show(trainer: Trainer) -> int:
+    """What a run would be."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    lines = [
+        json.dumps(trainer.settings.to_json(), indent=2),
+        str(trainer.model),
+        str(trainer.loss),
+        str(trainer.memory()),
+        f"{parameters:,} parameters, {trainer.steps} steps of {trainer.batch_size} images an epoch, "
+        f"{trainer.settings.epochs} epochs",
+    ]
+    console().print("\n\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _alone(context: typer.Context, option: str) -> None:
