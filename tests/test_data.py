@@ -8,6 +8,7 @@ import io
 import re
 import struct
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
 
 
 def test_missing_file_is_named_with_its_size_and_nothing_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx.urllib.request, "urlopen", lambda *_, **__: pytest.fail("went to the network unasked"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("went to the network unasked"))
     content = four_files()
     del content["t10k-labels-idx1-ubyte"]
     with pytest.raises(
@@ -167,7 +168,7 @@ def served(monkeypatch):
         return io.BytesIO(gzip.compress(content[url.rsplit("/", 1)[1].removesuffix(".gz")]))
 
     monkeypatch.setattr(idx, "FILES", files)
-    monkeypatch.setattr(idx.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     return content, asked
 
 
@@ -184,7 +185,9 @@ def test_download_fetches_what_is_missing(tmp_path, served):
 def test_download_with_the_wrong_checksum_keeps_nothing(tmp_path, served):
     content, _ = served
     content["train-images-idx3-ubyte"] = content["train-images-idx3-ubyte"][:-1] + b"\0"
-    with pytest.raises(ValueError, match=r"expected train-images-idx3-ubyte with SHA-256 .*got .* from http"):
+    with pytest.raises(
+        ValueError, match=r"expected train-images-idx3-ubyte\.gz with SHA-256 .*got SHA-256 .* from http"
+    ):
         data.load("fashion-mnist", str(tmp_path), download=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -193,7 +196,7 @@ def test_download_without_a_server_says_so(tmp_path, monkeypatch):
     def refuse(url, timeout):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(idx.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(OSError, match=r"could not download train-images-idx3-ubyte\.gz .*no route.*by hand"):
         data.load("fashion-mnist", str(tmp_path), download=True)
     with pytest.raises(ValueError, match="expected --data-dir DIR with --download"):
@@ -201,8 +204,60 @@ def test_download_without_a_server_says_so(tmp_path, monkeypatch):
 
 
 def test_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of digits, fashion-mnist, got 'cifar'"):
+    with pytest.raises(ValueError, match="expected one of digits, fashion-mnist, cifar10, cifar100, got 'cifar'"):
         data.load("cifar")
+
+
+def test_normalise_is_per_channel_where_mean_and_std_are():
+    images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.zeros(5, dtype=torch.int64))
+    mean, std = (10.0, 20.0, 30.0), (1.0, 2.0, 4.0)
+    dataset = Dataset("x", split, split, ("a",), mean, std)
+    values = dataset.to(torch.device("cpu")).normalise(images)
+    assert values.dtype == torch.float32
+    for channel in range(3):
+        assert torch.equal(values[:, channel], (images[:, channel].float() - mean[channel]) / std[channel])
+    frames = images.expand(2, *images.shape)  # [T, B, C, H, W]
+    assert torch.equal(dataset.normalise(frames), values.expand(2, *values.shape))
+    one = Dataset("x", split, split, ("a",), 10.0, 4.0)
+    assert torch.equal(one.normalise(images), (images.float() - 10.0) / 4.0)
+
+
+@pytest.mark.parametrize(
+    "mean, std, message",
+    [
+        ((1.0, 2.0), 1.0, r"data: x: expected mean as a finite number, or a tuple of 3, .*got \(1.0, 2.0\)"),
+        (0.0, (1.0, 0.0, 1.0), "expected std as a finite number above 0"),
+        (0.0, -1.0, "got -1.0"),
+        (float("nan"), 1.0, "got nan"),
+    ],
+)
+def test_mean_and_std_must_fit(mean, std, message):
+    split = Split(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=message):
+        Dataset("x", split, split, ("a",), mean, std)
+
+
+def test_shared_images_are_found():
+    images = torch.arange(2 * 6 * 4, dtype=torch.uint8).view(12, 1, 2, 2)
+    labels = torch.zeros(6, dtype=torch.int64)
+    train, test = Split(images[:6], labels), Split(images[6:].clone(), labels)
+    assert Dataset("x", train, test, ("a",), 0.0, 1.0).shared() == []
+    test.images[2], test.images[5] = images[4], images[0]
+    assert Dataset("x", train, test, ("a",), 0.0, 1.0).shared() == [(4, 2), (0, 5)]
+    half = [Split(split.images.bfloat16(), labels) for split in (train, test)]
+    assert Dataset("x", *half, ("a",), 0.0, 1.0).shared() == [(4, 2), (0, 5)]
+    assert data.load("digits").shared() == []
+
+
+def test_the_code_of_the_guide_runs():
+    page = Path(__file__).resolve().parent.parent / "docs" / "data.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert all(f"`{name}`" in page.read_text() for name in data.DATASETS)
 
 
 def test_stratified_takes_the_share_of_every_class():

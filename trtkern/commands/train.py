@@ -47,12 +47,12 @@ def train(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the files of the data set are: for fashion-mnist the four IDX files, plain or .gz.",
-            show_default="where Debian's package dataset-fashion-mnist puts them",
+            help="Where the files of the data set are: the four IDX files of fashion-mnist, the binary archive of cifar.",
+            show_default="for fashion-mnist where Debian's package puts them",
         ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch missing files into --data-dir first; checked by SHA-256.")
+        bool, typer.Option("--download", help="Fetch missing files into --data-dir first; checksums are verified.")
     ] = False,
     loss: Annotated[str | None, typer.Option(help=f"Loss: {', '.join(LOSSES)}.", show_default="of the recipe")] = None,
     lam: Annotated[

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import math
 import os
 import struct
-import urllib.request
-import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from trtkern.data import files
 
 # https://github.com/zalandoresearch/fashion-mnist lists the first; both serve the same gzip-packed files.
 DOWNLOAD_FROM = (
@@ -56,12 +54,8 @@ def read_idx(path: Path, dims: int) -> Tensor:
             message names the file, the size expected and what came.
         OSError: the file cannot be read.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            return _read(cast(BinaryIO, file), path, dims)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"data: expected a whole gzip file, got {error} in {path}; get the file again") from None
+    with files.opened(path, unpack=path.suffix == ".gz") as file:
+        return _read(file, path, dims)
 
 
 def _read(file: BinaryIO, path: Path, dims: int) -> Tensor:
@@ -122,34 +116,18 @@ def download(directory: str) -> Path:
         ValueError: what came is not the file (wrong checksum); nothing is kept of it.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         if _path(folder, file) is None:
-            packed = _fetch(file)
-            partial = folder / f"{file.name}.gz.part"
-            partial.write_bytes(packed)
-            partial.rename(folder / f"{file.name}.gz")
+            urls = [f"{base}{file.name}.gz" for base in DOWNLOAD_FROM]
+            files.fetch(folder / f"{file.name}.gz", urls, f"SHA-256 {file.sha256} unpacked", _sha256, limit=64 << 20)
     return folder
 
 
-def _fetch(file: IdxFile) -> bytes:
-    failures = []
-    for base in DOWNLOAD_FROM:
-        url = f"{base}{file.name}.gz"
-        try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
-                packed = answer.read(64 << 20)
-        except OSError as error:  # urllib.error.URLError is one
-            failures.append(f"{url}: {getattr(error, 'reason', error)}")
-            continue
-        try:
-            digest = hashlib.sha256(gzip.decompress(packed)).hexdigest()
-        except (EOFError, OSError, zlib.error):
-            digest = "a damaged gzip file"
-        if digest == file.sha256:
-            return packed
-        raise ValueError(f"data: expected {file.name} with SHA-256 {file.sha256}, got {digest} from {url}")
-    raise OSError(f"data: could not download {file.name}.gz ({'; '.join(failures)}); put the file there by hand")
+def _sha256(packed: Path) -> str:
+    try:
+        return f"SHA-256 {files.checksum(packed, 'sha256', unpack=True)} unpacked"
+    except ValueError:
+        return "a damaged gzip file"
 
 
 def _path(folder: Path, file: IdxFile) -> Path | None:

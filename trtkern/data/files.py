@@ -1,0 +1,103 @@
+"""Files from the network: whole and checked, or not there at all."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+BLOCK = 1 << 20
+"""Bytes read at once."""
+
+
+@contextmanager
+def opened(path: Path, unpack: bool) -> Iterator[BinaryIO]:
+    """A file to read bytes from, gzip-unpacked with ``unpack``.
+
+    Raises:
+        ValueError: a damaged gzip stream, met within; the message names the file.
+        OSError: the file cannot be read.
+    """
+    try:
+        with gzip.open(path, "rb") if unpack else open(path, "rb") as file:
+            yield cast(BinaryIO, file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"data: expected a whole gzip file, got {error} in {path}; get the file again") from None
+
+
+def checksum(path: Path, algorithm: str, unpack: bool = False) -> str:
+    """The checksum of a file in hexadecimal, of what is packed in it with ``unpack``.
+
+    Args:
+        path: the file.
+        algorithm: a name that ``hashlib.new`` knows, "md5" or "sha256".
+        unpack: the file is gzip-packed and the checksum is of its contents.
+
+    Raises:
+        ValueError: with ``unpack``, a damaged gzip stream; the message names the file.
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with opened(path, unpack) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(target: Path, urls: Sequence[str], expected: str, check: Callable[[Path], str], limit: int) -> None:
+    """Download a file to ``target``, which appears at once and checked, or not at all.
+
+    The bytes go to ``<target>.part`` beside it, which is checked, then renamed; whatever ends the download, no part
+    of it is left, and the next one starts anew.
+
+    Args:
+        target: where to; its folder is made.
+        urls: where from; the next one is tried when a server does not answer or breaks off.
+        expected: what ``check`` says of the right file, such as "MD5 c32a...".
+        check: says the same of the file that came.
+        limit: bytes of the file at most; no more is read.
+
+    Raises:
+        OSError: no server sent the file, or the folder cannot be written.
+        ValueError: what came is not the file; nothing is kept of it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.part")
+    failures = []
+    try:
+        for url in urls:
+            try:
+                _copy(url, partial, limit)
+            except (OSError, http.client.HTTPException) as error:  # urllib.error.URLError is an OSError
+                failures.append(f"{url}: {getattr(error, 'reason', error)}")
+                continue
+            if (came := check(partial)) != expected:
+                raise ValueError(
+                    f"data: expected {target.name} with {expected}, got {came} ({partial.stat().st_size:,} bytes) from "
+                    f"{url}; try again, or put the right file into {target.parent} by hand"
+                )
+            partial.rename(target)
+            return
+    finally:
+        partial.unlink(missing_ok=True)
+    raise OSError(
+        f"data: could not download {target.name} ({'; '.join(failures)}); put the file into {target.parent} by hand"
+    )
+
+
+def _copy(url: str, target: Path, limit: int) -> None:
+    with urllib.request.urlopen(url, timeout=30) as answer, open(target, "wb") as file:
+        while limit > 0:
+            block = answer.read(min(BLOCK, limit))
+            if not block:
+                if missing := getattr(answer, "length", None):
+                    raise ConnectionError(f"broke off {missing:,} bytes before the end")
+                break
+            file.write(block)
+            limit -= len(block)
