@@ -153,7 +153,21 @@ def test_help_names_every_option(capsys):
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     flags = ("data", "data-dir", "download", "loss", "lam", "delta", "eta", "timesteps", "backend", "device")
-    for flag in (*flags, "recipe", "set", "resume", "threads", "seed", "epochs", "batch-size", "lr", "amp", "run-dir"):
+    for flag in (
+        *flags,
+        "recipe",
+        "set",
+        "seeds",
+        "dry-run",
+        "resume",
+        "threads",
+        "seed",
+        "epochs",
+        "batch-size",
+        "lr",
+        "amp",
+        "run-dir",
+    ):
         assert f"--{flag} " in text
     for said in ("digits, fashion-mnist", "trt, tet, sdt", ", ".join(backends.NAMES), "of the recipe", "cuda:N"):
         assert said in text

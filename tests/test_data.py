@@ -265,3 +265,19 @@ def test_stratified_takes_the_share_of_every_class():
     mask = digits.stratified(labels, 0.2, seed=3)
     assert int(mask.sum()) == 17 and torch.bincount(labels[mask]).tolist() == [10, 6, 1]
     assert not torch.equal(mask, digits.stratified(labels, 0.2, seed=4))
+
+
+def test_fewer_images_are_stratified_and_drawn_by_the_seed():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100)]
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+    whole = Dataset("some", Split(images, labels), Split(images, labels), ("a", "b", "c"), 0.0, 1.0)
+    fewer = whole.fewer(17)
+    assert torch.bincount(fewer.train.labels).tolist() == [9, 5, 3]  # of 8.5, 5.1 and 3.4
+    index = fewer.train.images.flatten().long()
+    assert torch.equal(labels[index], fewer.train.labels) and index.unique().numel() == 17
+    assert torch.equal(whole.fewer(17).train.images, fewer.train.images) and fewer.test is whole.test
+    assert not torch.equal(whole.fewer(17, seed=1).train.images, fewer.train.images)
+    assert torch.equal(whole.fewer(100).train.images, images)
+    for count in (2, 101):
+        with pytest.raises(ValueError, match=f"expected 3 to 100 training images, got {count}"):
+            whole.fewer(count)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import plain
 import pytest
 import torch
 
 from trtkern.backends import named
 from trtkern.models import ConvSNN, vggsnn
 from trtkern.profiling import memory
-from trtkern.training import settings
+from trtkern.training import recipes
 
 # Not "auto": in Triton's interpreter a step takes minutes.
 BACKEND = "cpu" if named("cpu").missing() is None else "reference"
 
 
 def test_networks_have_the_sizes_of_their_recipes():
-    layers = settings.RECIPES["fashion-mnist"].layers
+    layers = recipes.load("fashion-mnist")["model"]["layers"]
     assert sum(p.numel() for p in ConvSNN((1, 28, 28), layers, 10).parameters()) == 54_778
     assert ConvSNN((1, 8, 8), (16, 32, "pool"), 10, timesteps=3)(torch.rand(2, 1, 8, 8)).shape == (3, 2, 10)
 
@@ -23,6 +24,12 @@ def test_networks_have_the_sizes_of_their_recipes():
 @pytest.mark.parametrize(("classes", "count"), [(10, 9_268_746), (101, 9_688_165)])
 def test_vggsnn_has_the_papers_size(classes, count):
     assert sum(p.numel() for p in vggsnn(classes).parameters()) == count
+
+
+def test_vggsnn_is_that_of_plain_torch():
+    net = plain.varied(plain.vggsnn(512))
+    model = vggsnn(shape=(2, 16, 16), backend="reference").double()
+    plain.compare(model, net, torch.rand(3, 1, 2, 16, 16, dtype=torch.float64), 10)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from trtkern import data
+from trtkern import cli, data
 from trtkern.backends import named
 from trtkern.data import Dataset, Split
-from trtkern.training import recipes, run, settings
+from trtkern.training import checkpoint, recipes, run, seeds, settings
 from trtkern.training.loop import Trainer, build_loss, build_model
 
 # Not "auto": in Triton's interpreter a step takes minutes.
@@ -123,3 +126,30 @@ def test_files_that_are_wrong_are_named(tmp_path):
             recipes.load(str(path))
     with pytest.raises(FileNotFoundError):
         recipes.load(str(tmp_path / "gone.toml"))
+
+
+def test_several_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--seeds", "3,5", "--epochs", "2", "-T", "2", "--set", "model.layers=[4,'pool']", "--run-dir", "both"]
+    options += ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
+    assert cli.main(["train", *options]) == 0
+    out = capsys.readouterr().out
+    summary = json.loads(Path("both", seeds.SUMMARY).read_text())
+    tests = [run.read_metrics(Path("both", f"seed{seed}"))[-1]["test"]["accuracy"] for seed in (3, 5)]
+    assert [row["test"] for row in summary["seeds"].values()] == tests
+    assert summary["mean"]["test"] == pytest.approx(sum(tests) / 2)
+    assert summary["sd"]["test"] == pytest.approx(abs(tests[0] - tests[1]) / 2**0.5)
+    assert f"{100 * summary['mean']['gap']:.2f} ± {100 * summary['sd']['gap']:.2f}" in out
+    # Again: what was lost is made again, to the same numbers; what is done stays.
+    before = [path.stat().st_mtime_ns for path in checkpoint.found(Path("both", "seed3"))]
+    for path in checkpoint.found(Path("both", "seed5")):
+        path.unlink()
+    assert cli.main(["train", *options]) == 0
+    assert json.loads(Path("both", seeds.SUMMARY).read_text()) == summary
+    assert [path.stat().st_mtime_ns for path in checkpoint.found(Path("both", "seed3"))] == before
+    capsys.readouterr()
+    assert cli.main(["train", *options, "--lr", "1"]) == 2
+    assert "--seeds: expected a run of these settings in both/seed3, got others" in capsys.readouterr().err
+    for wrong in ("0,0", "one", "1,", "-1"):
+        assert cli.main(["train", f"--seeds={wrong}"]) == 2
+        assert "--seeds: expected different integers" in capsys.readouterr().err

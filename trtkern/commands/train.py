@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from trtkern import backends
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
 from trtkern.data import DATASETS, load
 from trtkern.training import checkpoint, recipes, run
+from trtkern.training import seeds as series
 from trtkern.training.loop import Trainer
 from trtkern.training.pages import keep_pages
 from trtkern.training.settings import LOSSES, Settings, resolve, resolve_device
@@ -47,7 +49,7 @@ def train(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the files of the data set are: the four IDX files of fashion-mnist, the binary archive of cifar.",
+            help="Where the files of the data set are: the four IDX files of fashion-mnist, cifar's binary archive.",
             show_default="for fashion-mnist where Debian's package puts them",
         ),
     ] = None,
@@ -83,6 +85,14 @@ def train(
         typer.Option(help="Highest learning rate; it falls as a cosine.", show_default="of the recipe"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights and of the order of the images.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,2",
+            help="A run of each, in folders of the run folder, with mean and standard deviation at the end; the same "
+            "command goes on where it was stopped.",
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(backends.NAMES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
     threads: Annotated[
@@ -121,11 +131,46 @@ def train(
             eta=eta, timesteps=timesteps, backend=backend, device=device, threads=threads, seed=seed, epochs=epochs,
             batch_size=batch_size, lr=lr, amp=amp,
         )  # fmt: skip
-        trainer = _trainer(settings, download)
-        if dry_run:
-            return _show(trainer)
-        folder = run.create(settings, run_dir)
+        if seeds is not None and _given(context, "seed"):
+            raise ValueError("--seeds: expected no --seed beside it, got both")
+        plans = [] if seeds is None else [replace(settings, seed=number) for number in series.parse(seeds)]
+        if not plans or dry_run:
+            trainer = _trainer(settings, download)
+        if not plans and not dry_run:
+            folder = run.create(settings, run_dir)
+    if dry_run:
+        return _show(trainer)
+    if plans:
+        return _series(plans, Path(run_dir or f"runs/{settings.data}-{settings.loss}-seeds"), download)
     return _run(trainer, folder)
+
+
+def _series(plans: list[Settings], folder: Path, download: bool) -> int:
+    """Every plan in a folder of its own; those that are done are only evaluated again."""
+    from trtkern.training import progress
+
+    rows = {}
+    for plan in plans:
+        place = folder / f"seed{plan.seed}"
+        with user_errors():
+            trainer = _trainer(plan, download)
+            begun = (place / run.CONFIG).exists()
+            if begun and run.read_settings(place) != plan:
+                raise ValueError(
+                    f"--seeds: expected a run of these settings in {place}, got others; name another --run-dir"
+                )
+            if not begun:
+                run.create(plan, str(place))
+            elif _take_over(trainer, place):
+                begun = False
+        if not begun:
+            _run(trainer, place)
+        values = {name: trainer.evaluate(getattr(trainer.data, name))["accuracy"] for name in ("train", "test")}
+        rows[plan.seed] = {**values, "gap": values["train"] - values["test"]}
+    summary = series.summarise(rows)
+    series.write(folder, summary)
+    console().print(progress.series(summary, f"{plans[0].recipe}, {plans[0].loss} loss, {len(plans)} seeds"))
+    return 0
 
 
 def _show(trainer: Trainer) -> int:
@@ -143,11 +188,16 @@ def _show(trainer: Trainer) -> int:
     return 0
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _alone(context: typer.Context, option: str) -> None:
     """Raise if another option was given besides that one."""
     for name in context.params:
-        source = context.get_parameter_source(name)
-        if name != option and source is not None and source.name == "COMMANDLINE":
+        if name != option and _given(context, name):
             raise ValueError(f"--{option}: expected no other option, got it with --{name.replace('_', '-')}")
 
 
@@ -160,27 +210,39 @@ def _trainer(settings: Settings, download: bool = False) -> Trainer:
 
 def _resume(folder: Path) -> int:
     """Go on from the newest good checkpoint; without one, from the start."""
-    out = console()
-
-    def say(line: str) -> None:
-        out.print(f"--resume: {line}", highlight=False, soft_wrap=True, markup=False)
-
     with user_errors():
         settings = run.read_settings(folder)
         resolve_device(settings.device)
         trainer = _trainer(settings)
-        if checkpoint.found(folder):
-            saved = checkpoint.load(folder, say)
-            trainer.resume(saved)
-            epoch, step = saved.metadata["epoch"], saved.metadata["step"]
-            run.cut_metrics(folder, epoch, saved.metadata["row"])
-            say(f"goes on after epoch {epoch}, step {step} of {trainer.steps}")
-            if different := run.differences(saved.metadata["versions"]):
-                say(f"the same numbers to the last bit are not promised: {different}")
-        else:
-            run.cut_metrics(folder, 1, None)
-            say("there is no checkpoint yet; starts from the beginning")
+        if not _take_over(trainer, folder):
+            raise ValueError(
+                f"--resume: expected a run that is not at its end, got all {settings.epochs} epochs in {folder}"
+            )
     return _run(trainer, folder)
+
+
+def _take_over(trainer: Trainer, folder: Path) -> bool:
+    """Bring the trainer to where the run in ``folder`` is; whether there is something left to do."""
+    out = console()
+
+    def say(line: str) -> None:
+        out.print(f"resume: {line}", highlight=False, soft_wrap=True, markup=False)
+
+    if not checkpoint.found(folder):
+        run.cut_metrics(folder, 1, None)
+        say(f"there is no checkpoint in {folder} yet; starts from the beginning")
+        return True
+    saved = checkpoint.load(folder, say)
+    epoch, step = saved.metadata["epoch"], saved.metadata["step"]
+    if epoch == trainer.settings.epochs and step == trainer.steps:
+        trainer.restore(saved)
+        return False
+    trainer.resume(saved)
+    run.cut_metrics(folder, epoch, saved.metadata["row"])
+    say(f"goes on after epoch {epoch}, step {step} of {trainer.steps}")
+    if different := run.differences(saved.metadata["versions"]):
+        say(f"the same numbers to the last bit are not promised: {different}")
+    return True
 
 
 def _run(trainer: Trainer, folder: Any) -> int:

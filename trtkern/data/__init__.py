@@ -105,6 +105,27 @@ class Dataset:
         places = [known.get(hashlib.sha256(image.tobytes()).digest()) for image in test]
         return [(place, index) for index, place in enumerate(places) if place is not None]
 
+    def fewer(self, count: int, seed: int = 0) -> Dataset:
+        """The same with ``count`` training images, stratified: as many of each class as its share, drawn by the seed.
+
+        Where shares are no whole numbers, the classes with the largest remainders have one more.
+
+        Raises:
+            ValueError: fewer than one a class, or more than there are.
+        """
+        labels = self.train.labels.cpu()
+        total, classes = labels.numel(), labels.unique()
+        if not len(classes) <= count <= total:
+            raise ValueError(f"data: {self.name}: expected {len(classes)} to {total:,} training images, got {count:,}")
+        sizes = torch.bincount(labels)[classes] * count
+        each = sizes // total
+        each[(sizes % total).argsort(descending=True, stable=True)[: count - int(each.sum())]] += 1
+        generator = torch.Generator().manual_seed(seed)
+        places = [torch.nonzero(labels == label).flatten() for label in classes]
+        chosen = [p[torch.randperm(p.numel(), generator=generator)[:n]] for p, n in zip(places, each, strict=True)]
+        index = torch.cat(chosen).sort().values.to(self.train.labels.device)
+        return replace(self, train=Split(self.train.images[index], self.train.labels[index]))
+
     def to(self, device: torch.device) -> Dataset:
         """The same on ``device``."""
         train, test = (Split(split.images.to(device), split.labels.to(device)) for split in (self.train, self.test))

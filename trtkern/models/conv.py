@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
+from trtkern.models._blocks import Convolution, Style
+from trtkern.models._network import SpikingNetwork
+from trtkern.nn import SpikeLinear
 
 
-class ConvSNN(nn.Module):
+class ConvSNN(SpikingNetwork):
     """3x3 convolutions, each with BatchNorm + LIF, 2x2 average pooling behind some, a linear readout of every step.
 
     Spikes go from layer to layer with their bits: a convolution keeps those, not the dense spikes, and where there is
@@ -42,8 +43,8 @@ class ConvSNN(nn.Module):
         packed: bool = True,
         **lif: Any,
     ) -> None:
-        super().__init__()
         channels, height, width = shape
+        style = Style.of(checkpoint, packed, **lif)
         blocks: list[nn.Module] = []
         for layer, following in itertools.pairwise((*layers, None)):
             if layer == "pool":
@@ -52,28 +53,12 @@ class ConvSNN(nn.Module):
             pool = 2 if following == "pool" else 1
             if not isinstance(layer, int) or min(height, width) < pool:
                 raise _refusal(shape, layers)
-            conv = SpikeConv2d(channels, layer, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            norm = BatchNormLIF(layer, pool=pool, packed=packed, **lif)
-            blocks.append(ConvBatchNormLIF(conv, norm, checkpoint=checkpoint))
+            blocks.append(style.block(Convolution(channels, layer), pool=pool))
             channels = layer
         pooled = [i for i, layer in enumerate(layers) if layer == "pool"]
         if not blocks or any(i == 0 or layers[i - 1] == "pool" for i in pooled):
             raise _refusal(shape, layers)
-        self.timesteps = timesteps
-        self.layers = nn.Sequential(*blocks)
-        self.classifier = SpikeLinear(channels * height * width, classes)
-        # Convolutions run faster on a CPU in this layout, and the fused kernels take either as it is.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W], or sequences of frames [T, B, C, H, W] -> logits [T, B, classes]."""
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last).expand(self.timesteps, *x.shape)
-        else:
-            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
-        spikes: Tensor | Spikes = self.layers(x)
-        return self.classifier(spikes)
+        super().__init__(blocks, SpikeLinear(channels * height * width, classes), timesteps=timesteps)
 
 
 def _refusal(shape: tuple[int, int, int], layers: Sequence[int | str]) -> ValueError:

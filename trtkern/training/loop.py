@@ -83,6 +83,7 @@ class Trainer:
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
+        data = data if settings.train_images is None else data.fewer(settings.train_images)
         self.data = data.to(torch.device(settings.device))
         self.model = build_model(settings, data.shape, len(data.classes))
         self.loss = build_loss(settings, self.model)

@@ -118,6 +118,17 @@ def facts(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
+def series(summary: dict[str, Any], title: str) -> Table:
+    """Accuracies of the runs of several seeds, in evaluation mode, with mean and standard deviation."""
+    table = Table("seed", *(f"{name} (%)" for name in summary["mean"]), title=title, title_justify="left")
+    for seed, row in summary["seeds"].items():
+        table.add_row(seed, *(f"{100 * value:.2f}" for value in row.values()))
+    pairs = zip(summary["mean"].values(), summary["sd"].values(), strict=True)
+    table.add_section()
+    table.add_row("mean", *(f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}") for mean, sd in pairs))
+    return table
+
+
 def scores(values: dict[str, float], loss: str, images: int) -> dict[str, str]:
     """An evaluation as rows of a table: the accuracy with its counts, and the loss with its parts."""
     correct = round(values["accuracy"] * images)

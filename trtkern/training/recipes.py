@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 # What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] what its loss takes.
 KEYS: dict[str, type] = {
     "data": str, "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
-    "amp": bool, "augment": list, "model": dict, "loss": dict,
+    "amp": bool, "train_images": int, "augment": list, "model": dict, "loss": dict,
 }  # fmt: skip
 
 

@@ -30,6 +30,8 @@ class Settings:
     recipe: str
     data: str
     data_dir: str | None
+    train_images: int | None
+    """Of so many training images, stratified (``Dataset.fewer`` with seed 0); None is all."""
     model: dict[str, Any]
     """Its name and what its builder takes (``trtkern.models.build``)."""
     augment: list[dict[str, Any]]
@@ -119,9 +121,10 @@ def resolve(
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed: expected an integer of 0 to 2**63 - 1, got {seed}")
     return Settings(
-        recipe=name, data=data, data_dir=data_dir, model=plan["model"], augment=augment, loss=loss,
-        loss_options=options, timesteps=timesteps, backend=backend, device=where, threads=threads, seed=seed,
-        epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, amp=amp or plan.get("amp", False),
+        recipe=name, data=data, data_dir=data_dir, train_images=plan.get("train_images"), model=plan["model"],
+        augment=augment, loss=loss, loss_options=options, timesteps=timesteps, backend=backend, device=where,
+        threads=threads, seed=seed, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup,
+        amp=amp or plan.get("amp", False),
     )  # fmt: skip
 
 

@@ -1,0 +1,225 @@
+"""Building blocks of the networks: each takes [T, B, C, H, W] or packed spikes and gives spikes of every step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.nn import (
+    LIF,
+    BatchNormLIF,
+    ConvBatchNormLIF,
+    OverTime,
+    SpikeConv2d,
+    SpikeLinear,
+    Spikes,
+    TimeSequential,
+)
+from trtkern.nn.neurons import Spiking
+from trtkern.ops.spikes import pack
+
+
+class NarrowProjection(SpikeConv2d):
+    """A strided 1x1 convolution as that of every stride-th pixel; the spikes are kept dense.
+
+    For fewer than 16 channels in channels_last: the gradient of such a strided convolution's weight writes past its
+    workspace in oneDNN up to 3.12 at least (uxlfoundation/oneDNN#6035), which ends the process.
+    """
+
+    def forward(self, x: Tensor | Spikes) -> Tensor:
+        """As ``SpikeConv2d.forward``."""
+        return super().forward(x.spikes if isinstance(x, Spikes) else x)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        down, right = self.stride
+        return nn.functional.conv2d(input[..., ::down, ::right], weight, bias)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The numbers of a convolution without bias."""
+
+    channels: int
+    out: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+
+    def make(self) -> SpikeConv2d:
+        """The convolution, drawn from the Kaiming normal distribution (fan_out, relu) as in the TRT paper's code."""
+        narrow = (self.kernel, self.padding) == (1, 0) and self.stride > 1 and self.channels < 16
+        kind = NarrowProjection if narrow else SpikeConv2d
+        conv = kind(self.channels, self.out, self.kernel, self.stride, self.padding, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        return conv
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of what it makes of an image of that size; below 1 where the kernel does not fit."""
+        return windows(size, self.kernel, self.stride, self.padding)
+
+
+def windows(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """How many windows fit into (H, W): floor((H + 2 padding - kernel) / stride) + 1."""
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+    return height, width
+
+
+@dataclass(frozen=True)
+class Style:
+    """How all blocks of a network are made: what is kept for the backward pass, and the neurons.
+
+    Args:
+        checkpoint: keep no convolution's output (``ConvBatchNormLIF``).
+        packed: keep bits in place of dense spikes.
+        sync: share the statistics of the batch among the processes of torch.distributed.
+        neuron: ``LIF``, ``IF`` or ``PLIF``.
+        lif: what that neuron takes.
+    """
+
+    checkpoint: bool = False
+    packed: bool = True
+    sync: bool = False
+    neuron: type[Spiking] = LIF
+    lif: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] = LIF, **lif: Any
+    ) -> Style:
+        """The style that a network's options say."""
+        return cls(checkpoint, packed, sync, neuron, lif)
+
+    def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
+        """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""
+        norm = BatchNormLIF(
+            conv.out, pool=pool, sync=self.sync, packed=self.packed and packed, neuron=self.neuron, **self.lif
+        )
+        return ConvBatchNormLIF(conv.make(), norm, checkpoint=self.checkpoint)
+
+    def shortcut(self, conv: Convolution) -> TimeSequential:
+        """Convolution and BatchNorm over time, batch and space, without neurons."""
+        norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm2d)(conv.out)
+        return TimeSequential(OrderedDict(conv=conv.make(), norm=norm))
+
+
+class Pool(OverTime):
+    """Pooling of the dense spikes of every step; the maxima of spikes are spikes, and are packed again.
+
+    Args:
+        module: the pooling of one step.
+        packed: give ``Spikes``: for maxima only.
+    """
+
+    def __init__(self, module: nn.Module, *, packed: bool = False) -> None:
+        super().__init__(module)
+        self.packed = packed
+
+    def forward(self, x: Tensor | Spikes) -> Any:
+        """[T, B, C, H', W'] of x [T, B, C, H, W]."""
+        pooled = super().forward(x)
+        return Spikes(pooled, pack(pooled)) if self.packed and torch.is_grad_enabled() else pooled
+
+
+class ResidualBlock(nn.Module):
+    """LIF(BN(conv(LIF(BN(conv(x))))) + shortcut(x)): the residual is added before the neurons, in their pass.
+
+    Args:
+        first, second: the two convolutions.
+        shortcut: a 1x1 convolution with BatchNorm behind it; None for the identity.
+        style: how the blocks are made.
+        packed: give ``Spikes`` if the style says so.
+
+    State-dict prefixes: first, second, shortcut, each with conv and norm.
+    """
+
+    takes_time = True
+    takes_spikes = True
+
+    def __init__(
+        self,
+        first: Convolution,
+        second: Convolution,
+        shortcut: Convolution | None,
+        style: Style,
+        *,
+        packed: bool = True,
+    ) -> None:
+        super().__init__()
+        self.first = style.block(first)
+        self.second = style.block(second, packed=packed)
+        self.shortcut = None if shortcut is None else style.shortcut(shortcut)
+
+    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+        """Spikes [T, B, C', H', W'] of x [T, B, C, H, W]."""
+        residual: Tensor | Spikes = x.spikes if isinstance(x, Spikes) and x.pooled else x
+        if self.shortcut is not None:
+            residual = self.shortcut(x)
+        return self.second(self.first(x), residual)
+
+
+class SEWBlock(nn.Module):
+    """Spike-element-wise residual block (Fang et al. 2021, arXiv 2102.04159): g(s, i), s = two times LIF(BN(conv)).
+
+    i is the input, or LIF(BN(conv1x1(input))) where the shape changes. The result is dense: with "ADD" it is a small
+    integer, which has no bits to pack.
+
+    Args:
+        first, second: the two convolutions.
+        shortcut: the 1x1 convolution; None for the identity.
+        style: how the blocks are made.
+        connect: "ADD": s + i; "AND": s i; "IAND": i (1 - s).
+
+    State-dict prefixes: first, second, shortcut, each with conv and norm.
+    """
+
+    takes_time = True
+    takes_spikes = True
+
+    def __init__(
+        self, first: Convolution, second: Convolution, shortcut: Convolution | None, style: Style, connect: str = "ADD"
+    ) -> None:
+        super().__init__()
+        if connect not in CONNECT:
+            raise ValueError(f"SEWBlock: expected connect from {', '.join(CONNECT)}, got {connect!r}")
+        self.first = style.block(first)
+        self.second = style.block(second, packed=False)
+        self.shortcut = None if shortcut is None else style.block(shortcut, packed=False)
+        self.connect = connect
+
+    def forward(self, x: Tensor | Spikes) -> Tensor:
+        """[T, B, C', H', W'] of x [T, B, C, H, W]."""
+        s = self.second(self.first(x))
+        i = x if self.shortcut is None else self.shortcut(x)
+        return CONNECT[self.connect](s, i.spikes if isinstance(i, Spikes) else i)
+
+    def extra_repr(self) -> str:
+        """How s and i are connected."""
+        return f"connect={self.connect!r}"
+
+
+CONNECT = {
+    "ADD": lambda s, i: s + i,
+    "AND": lambda s, i: s * i,
+    "IAND": lambda s, i: i * (1 - s),
+}
+"""What a SEW block makes of its spikes s and its input i."""
+
+
+class LinearLIF(nn.Module):
+    """LIF(W x + b): [T, B, ...] with ``features`` numbers behind the batch axis -> spikes [T, B, out]."""
+
+    takes_time = True
+    takes_spikes = True
+
+    def __init__(self, features: int, out: int, style: Style) -> None:
+        super().__init__()
+        self.linear = SpikeLinear(features, out)
+        self.lif = style.neuron(packed=style.packed, **style.lif)
+
+    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+        """Spikes [T, B, out] of x [T, B, ...]."""
+        return self.lif(self.linear(x))

@@ -1,0 +1,66 @@
+"""What the networks share: how images and sequences of frames go in, and logits of every step come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.nn import SpikeLinear, Spikes
+from trtkern.ops import _check
+
+
+class SpikingNetwork(nn.Module):
+    """Layers over time and a linear readout of every step: images or frames -> logits [T, B, classes].
+
+    An image [B, C, H, W] is shown T times (direct encoding); the first convolution runs on it once. Frames are
+    [T, B, C, H, W]. Everything is in channels_last: convolutions run faster in it on a CPU, and the fused kernels
+    take either layout as it is.
+
+    Args:
+        layers: each takes [T, B, ...] or packed ``Spikes``.
+        classifier: the readout.
+        timesteps: T of an image.
+        topology: the string that ``from_topology`` makes this network of, or None.
+
+    Raises:
+        TypeError, ValueError: timesteps is no int >= 1.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], classifier: SpikeLinear, *, timesteps: int = 4, topology: str | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+            raise TypeError(f"{type(self).__name__}: expected timesteps as an int, got {timesteps!r}")
+        if timesteps < 1:
+            raise ValueError(f"{type(self).__name__}: expected timesteps >= 1, got {timesteps}")
+        self.timesteps, self.topology = timesteps, topology
+        self.layers = nn.Sequential(*layers)
+        self.classifier = classifier
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W], or sequences of frames [T, B, C, H, W] -> logits [T, B, classes].
+
+        Raises:
+            TypeError, ValueError: no tensor, or one of another rank or number of channels.
+        """
+        if not isinstance(x, Tensor) or x.dim() not in (4, 5):
+            kind = ValueError if isinstance(x, Tensor) else TypeError
+            raise kind(
+                f"{type(self).__name__}: expected images [B, C, H, W] or frames [T, B, C, H, W], got "
+                f"{_check.describe(x)}; one image needs image.unsqueeze(0)"
+            )
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last).expand(self.timesteps, *x.shape)
+        else:
+            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+        spikes: Tensor | Spikes = self.layers(x)
+        return self.classifier(spikes)
+
+    def extra_repr(self) -> str:
+        """T, and the topology where there is one."""
+        shown = "" if self.topology is None else f", topology={self.topology!r}"
+        return f"timesteps={self.timesteps}{shown}"

@@ -1,0 +1,122 @@
+"""Weights of the TRT paper's reference implementation, in the networks of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.models._blocks import LinearLIF, ResidualBlock, SEWBlock
+from trtkern.models._network import SpikingNetwork
+from trtkern.nn import ConvBatchNormLIF
+from trtkern.ops import _check
+
+_RESIDUAL = {"first": "conv2d_layer_1.module", "second": "conv2d_layer_2.module"}
+# Where the reference keeps what a block keeps under these names.
+_NAMES: dict[type[nn.Module], dict[str, str]] = {
+    ConvBatchNormLIF: {"": "conv2d_layer.module"},
+    ResidualBlock: {**_RESIDUAL, "shortcut": "downsample_layer.module"},
+    SEWBlock: {**_RESIDUAL, "shortcut": "downsample_layer.0.module"},
+    LinearLIF: {"linear": "fc.module"},
+}
+_PARTS = {"conv": "0", "norm": "1"}
+_LISTED = 8
+
+
+def reference_keys(model: SpikingNetwork) -> dict[str, str]:
+    """Which key of the reference implementation's state dict holds what the model has under a key: {model's: theirs}.
+
+    The reference counts its layers, with the flattening before its first Linear as one of them. Learned parameters of
+    the neurons (a PLIF's w) have no counterpart there, and are not in the result. To write a state dict for the
+    reference: ``{theirs: model.state_dict()[ours] for ours, theirs in reference_keys(model).items()}``.
+
+    Raises:
+        TypeError: no ``SpikingNetwork``, or one with a layer that the reference does not have.
+    """
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(f"reference_keys: expected a network of trtkern.models, got {type(model).__name__}")
+    keys: dict[str, str] = {}
+    index, flattened = 0, False
+    for name, block in model.layers.named_children():
+        if not any(True for _ in block.parameters()):
+            continue
+        if type(block) not in _NAMES:
+            raise TypeError(
+                f"reference_keys: expected layers of convolution or residual blocks and Linear, got {name!r} "
+                f"({type(block).__name__})"
+            )
+        if isinstance(block, LinearLIF) and not flattened:
+            index, flattened = index + 1, True
+        keys.update((f"layers.{name}.{ours}", f"layers.{index}.{theirs}") for ours, theirs in _of_block(block))
+        index += 1
+    index += not flattened
+    keys.update((f"classifier.{name}", f"layers.{index}.module.{name}") for name in ("weight", "bias"))
+    return keys
+
+
+def _of_block(block: nn.Module) -> Iterator[tuple[str, str]]:
+    for key in block.state_dict():
+        for name, theirs in _NAMES[type(block)].items():
+            prefix = f"{name}." if name else ""
+            if not key.startswith(prefix):
+                continue
+            part, _, rest = key.removeprefix(prefix).partition(".")
+            if isinstance(block, LinearLIF):
+                yield key, f"{theirs}.{part}"
+            elif "." not in rest:
+                yield key, f"{theirs}.{_PARTS[part]}.{rest}"
+
+
+def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tensor]) -> None:
+    """Give a network the weights and running statistics that the TRT paper's reference implementation saved.
+
+    The model is made by ``from_topology`` of the same topology, or by ``resnet19``, ``sew_resnet34``,
+    ``spiking_resnet34``, ``vggsnn``. The wrapper's "module" in a key is passed over: a first layer CONVEN, which has
+    none, and what ``DataParallel`` saved load alike.
+
+    Args:
+        model: what takes the weights, on its own device and in its own dtype.
+        state_dict: tensors by the reference's keys (``reference_keys``).
+
+    Raises:
+        TypeError: no state dict of tensors, or no ``SpikingNetwork``.
+        ValueError: keys that are missing, of no layer, or of another shape, all listed; the model is unchanged.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"load_reference_weights: expected a state dict, got {_check.describe(state_dict)}")
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"load_reference_weights: expected a state dict of tensors, got {_check.describe(value)} under "
+                f"{key!r}; pass the state dict inside a checkpoint"
+            )
+    given = {_bare(key): key for key in state_dict}
+    wanted = {_bare(theirs): (ours, theirs) for ours, theirs in reference_keys(model).items()}
+    mine = model.state_dict()
+    missing = [theirs for bare, (_, theirs) in wanted.items() if bare not in given]
+    unexpected = [key for bare, key in given.items() if bare not in wanted]
+    shapes = [
+        f"{given[bare]} {tuple(state_dict[given[bare]].shape)} for {tuple(mine[ours].shape)}"
+        for bare, (ours, _) in wanted.items()
+        if bare in given and state_dict[given[bare]].shape != mine[ours].shape
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(wrong.values()):
+        raise ValueError(
+            "load_reference_weights: expected the keys of this network's layers, got "
+            + "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in wrong.items() if keys)
+            + "; build the network of their topology, image and number of classes"
+        )
+    with torch.no_grad():
+        for bare, (ours, _) in wanted.items():
+            mine[ours].copy_(state_dict[given[bare]])
+
+
+def _bare(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part != "module")
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more
