@@ -1,26 +1,37 @@
-"""Whole training steps: a spiking network against the same network with BatchNorm + ReLU on the same T * B images.
+"""Whole training steps: a spiking network against what it should cost, and against what it costs elsewhere.
 
-    python bench/step.py                    every case; rows go to bench/results.csv
-    python bench/step.py --case vggsnn-4    one case
+    python bench/step.py                      every case; rows go to bench/results.csv
+    python bench/step.py --case vggsnn-4      VGGSNN against the same network with BatchNorm + ReLU
+    python bench/step.py --case resnet19-4    ResNet-19 with the TRT loss against the same in plain torch
 
-A step is forward, loss, backward and Adam. Both networks have the same convolutions, BatchNorms, pooling, readout and
-loss, see the same images in the same rounds, and run in channels_last. "x limit" is the ratio to the ReLU network.
+A step is forward, loss, backward and Adam. Both networks of a case have the same convolutions, BatchNorms, pooling,
+readout and loss and see the same images in the same rounds. VGGSNN and its ReLU network run in channels_last; plain
+torch runs its neurons over unbind and the penalty in a loop over T and the weights, in either layout. "x limit" is the
+ratio to the ReLU network, or to plain torch in channels_last.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from measure import Candidate, command_line
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trtkern.models import vggsnn
+from trtkern.models import load_reference_weights, resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
+from trtkern.nn import TRTLoss
 
-CASES = {"vggsnn-4": (4, 8)}
-"""T and the batch, of 2x48x48 frames."""
+# The network that the tests compare with: nothing of trtkern is in it.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+import plain
+
+CASES = {"vggsnn-4": (4, 8), "resnet19-4": (4, 8)}
+"""T and the batch, of 2x48x48 frames or 3x32x32 images."""
 
 
 class ReLUNet(nn.Module):
@@ -97,5 +108,41 @@ def build(case: str, backend: str) -> tuple[list[Candidate], Candidate]:
     return candidates, relu
 
 
+def trt_step(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Callable[[], float]:
+    """One training step with that loss."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        total = loss(model(x), y)
+        total.backward()
+        optimizer.step()
+        return total.item()
+
+    return run
+
+
+def build_resnet(case: str, backend: str) -> tuple[list[Candidate], Candidate]:
+    """ResNet-19 and its plain twins, of the same weights."""
+    timesteps, batch = CASES[case]
+    images, target = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
+    twin, last = plain.resnet19(), plain.resnet19()
+    twin.timesteps = last.timesteps = timesteps
+    last.load_state_dict(twin.state_dict())
+    last.to(memory_format=torch.channels_last)
+    model = resnet19(timesteps=timesteps, backend=backend)
+    load_reference_weights(model, twin.state_dict())
+    loss, few = TRTLoss(model), images[:2]
+    found = [f(net(few), target[:2]) for net, f in ((model, loss), (twin, partial(plain.trt_loss, twin)))]
+    error = abs(found[0].item() / found[1].item() - 1)
+    plainly = Candidate("plain torch, channels_last", trt_step(last, partial(plain.trt_loss, last), images, target), 0)
+    candidates = [Candidate("plain torch", trt_step(twin, partial(plain.trt_loss, twin), images, target), 0)]
+    if error < 1e-2:
+        candidates.append(Candidate(f"trtkern {backend}", trt_step(model, loss, images, target), 0))
+    else:
+        print(f"{case}: WRONG and not timed: losses differ by {error:.1e}")
+    return candidates, plainly
+
+
 if __name__ == "__main__":
-    command_line(__doc__ or "", dict.fromkeys(CASES, build), rounds=15)
+    command_line(__doc__ or "", {"vggsnn-4": build, "resnet19-4": build_resnet}, rounds=15)

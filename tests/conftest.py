@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,10 +54,20 @@ def _one_copy_of_the_kernels():
 
 
 @pytest.fixture
+def one_thread():
+    """One thread, whatever the run was started with."""
+    yield from _threads(1)
+
+
+@pytest.fixture
 def two_threads():
     """Two threads, whatever the run was started with: large enough problems are then split."""
+    yield from _threads(2)
+
+
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
 

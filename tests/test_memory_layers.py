@@ -18,12 +18,7 @@ FLOATS = [torch.float32, torch.bfloat16]
 E = {torch.float32: 4, torch.bfloat16: 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normed(channels: int, **options) -> BatchNormLIF:

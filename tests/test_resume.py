@@ -22,12 +22,7 @@ from trtkern.training.loop import Observer, Trainer
 BACKEND = "cpu" if named("cpu").missing() is None else "reference"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -42,12 +42,7 @@ def few(digits) -> Dataset:
     return part(digits, 128, 60)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def timeless(row: dict) -> dict:
