@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trtkern.nn import LIF, BatchNormLIF
 from trtkern.nn.packed import packed_activations
+from trtkern.ops.spikes import Spikes, pack
 
 
 def flat(s):
@@ -19,6 +20,16 @@ def folded(layer, x):
 
 def in_channels_last(x):
     return flat(x).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+
+
+def spikes(*shape, channels_last=False, pooled=False, dtype=torch.float32):
+    """Random ``Spikes`` whose dense part wants a gradient; ``shape`` is that of the words."""
+    s = (torch.rand(shape) < 0.3).to(dtype)
+    s[0, 0] = 1
+    s = in_channels_last(s) if channels_last else s
+    words = pack(s)
+    s = folded(nn.AvgPool2d(2), s) if pooled else s
+    return Spikes(s.requires_grad_(), words)
 
 
 class Net(nn.Module):

@@ -290,16 +290,3 @@ def test_spikes_that_need_no_gradient_are_packed():
     assert report.packed_tensors == 1 and report.left_dense_bytes == 0
     want = torch.autograd.grad(case.forward(flat).sum(), case.conv.weight)
     assert equal(torch.autograd.grad(y.sum(), case.conv.weight), want)
-
-
-def test_words_are_shared_by_all_that_is_saved_of_them():
-    case = Case()
-    with packed_activations() as report:
-        s = case.lif(case.x)
-        nodes = [
-            case.conv(flat(s)).grad_fn,
-            case.conv(flat(s[2:])).grad_fn,
-            case.conv(F.avg_pool2d(flat(s), 2)).grad_fn,
-        ]
-    words = {node._raw_saved_input.data.source.words.tensor.data_ptr() for node in nodes}
-    assert len(words) == 1 and report.packed_bytes == 2 * 2 * 3 * 4 * 6

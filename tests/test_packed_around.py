@@ -7,6 +7,7 @@ import torch
 from packing import POOLED, SPIKES, WORDS, Case, Net, equal, flat, gradients, inputs
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 
 from trtkern.nn import LIF
 from trtkern.nn.packed import packed_activations
@@ -123,6 +124,19 @@ def test_outputs_that_are_saved_do_not_keep_themselves_alive():
         assert storage.expired()
     finally:
         gc.enable()
+
+
+def test_words_are_shared_by_all_that_is_saved_of_them():
+    case = Case()
+    with packed_activations() as report:
+        s = case.lif(case.x)
+        nodes = [
+            case.conv(flat(s)).grad_fn,
+            case.conv(flat(s[2:])).grad_fn,
+            case.conv(F.avg_pool2d(flat(s), 2)).grad_fn,
+        ]
+    words = {node._raw_saved_input.data.source.words.tensor.data_ptr() for node in nodes}
+    assert len(words) == 1 and report.packed_bytes == 2 * 2 * 3 * 4 * 6
 
 
 def test_words_go_with_their_spikes():

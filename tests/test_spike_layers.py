@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from packing import folded, in_channels_last
+from packing import folded, in_channels_last, spikes
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
@@ -19,16 +19,6 @@ from trtkern.ops.spikes import Spikes, pack
 @pytest.fixture(autouse=True)
 def _nothing_compiled_yet():
     torch._dynamo.reset()
-
-
-def spikes(*shape, channels_last=False, pooled=False, dtype=torch.float32):
-    """Random ``Spikes`` whose dense part wants a gradient; ``shape`` is that of the words."""
-    s = (torch.rand(shape) < 0.3).to(dtype)
-    s[0, 0] = 1
-    s = in_channels_last(s) if channels_last else s
-    words = pack(s)
-    s = folded(nn.AvgPool2d(2), s) if pooled else s
-    return Spikes(s.requires_grad_(), words)
 
 
 def twins(kind, ours, *args, **options):
@@ -283,17 +273,6 @@ def test_a_training_step_is_torchs():
         return plain.linear(plain.second(3 * folded(plain.conv, plain.first(x))).flatten(2))
 
     assert all(torch.equal(a, b) for a, b in zip(step(net, net, x), step(plain, run, x), strict=True))
-
-
-def test_a_second_derivative_is_refused_and_the_dense_spikes_have_one():
-    for layer, x in ((SpikeConv2d(4, 6, 3), spikes(4, 2, 4, 8, 6)), (SpikeLinear(12, 5), spikes(4, 2, 12))):
-        g = torch.randn_like(layer(x)).requires_grad_()
-        (first,) = torch.autograd.grad(layer(x), layer.weight, g, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"first derivative.*Spikes\.spikes"):
-            first.sum().backward()
-        (want,) = torch.autograd.grad(layer(x.spikes), layer.weight, g, create_graph=True)
-        assert torch.equal(first, want)
-        assert torch.autograd.grad(want.sum(), x.spikes)[0].abs().sum() > 0
 
 
 def test_layouts_with_no_name():

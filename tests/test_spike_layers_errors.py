@@ -2,9 +2,22 @@
 
 import pytest
 import torch
+from packing import spikes
 
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops.spikes import Spikes
+
+
+def test_a_second_derivative_is_refused_and_the_dense_spikes_have_one():
+    for layer, x in ((SpikeConv2d(4, 6, 3), spikes(4, 2, 4, 8, 6)), (SpikeLinear(12, 5), spikes(4, 2, 12))):
+        g = torch.randn_like(layer(x)).requires_grad_()
+        (first,) = torch.autograd.grad(layer(x), layer.weight, g, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"first derivative.*Spikes\.spikes"):
+            first.sum().backward()
+        (want,) = torch.autograd.grad(layer(x.spikes), layer.weight, g, create_graph=True)
+        assert torch.equal(first, want)
+        assert torch.autograd.grad(want.sum(), x.spikes)[0].abs().sum() > 0
+
 
 GOOD = torch.zeros(4, 2, 3, 8, 6)
 WORDS = torch.zeros(1, 2, 3, 8, 6, dtype=torch.uint8)

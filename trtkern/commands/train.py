@@ -154,16 +154,16 @@ def _series(plans: list[Settings], folder: Path, download: bool) -> int:
         place = folder / f"seed{plan.seed}"
         with user_errors():
             trainer = _trainer(plan, download)
-            begun = (place / run.CONFIG).exists()
-            if begun and run.read_settings(place) != plan:
+            if not (place / run.CONFIG).exists():
+                run.create(plan, str(place))
+                left = True
+            elif run.read_settings(place) == plan:
+                left = _take_over(trainer, place)
+            else:
                 raise ValueError(
                     f"--seeds: expected a run of these settings in {place}, got others; name another --run-dir"
                 )
-            if not begun:
-                run.create(plan, str(place))
-            elif _take_over(trainer, place):
-                begun = False
-        if not begun:
+        if left:
             _run(trainer, place)
         values = {name: trainer.evaluate(getattr(trainer.data, name))["accuracy"] for name in ("train", "test")}
         rows[plan.seed] = {**values, "gap": values["train"] - values["test"]}
@@ -233,11 +233,11 @@ def _take_over(trainer: Trainer, folder: Path) -> bool:
         say(f"there is no checkpoint in {folder} yet; starts from the beginning")
         return True
     saved = checkpoint.load(folder, say)
-    epoch, step = saved.metadata["epoch"], saved.metadata["step"]
-    if epoch == trainer.settings.epochs and step == trainer.steps:
+    if trainer.finished(saved):
         trainer.restore(saved)
         return False
     trainer.resume(saved)
+    epoch, step = saved.metadata["epoch"], saved.metadata["step"]
     run.cut_metrics(folder, epoch, saved.metadata["row"])
     say(f"goes on after epoch {epoch}, step {step} of {trainer.steps}")
     if different := run.differences(saved.metadata["versions"]):

@@ -238,6 +238,10 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(f"checkpoint: expected one for this network; {error}") from None
 
+    def finished(self, saved: checkpoint.Checkpoint) -> bool:
+        """Whether the run was at its end when that checkpoint was written."""
+        return (saved.metadata["epoch"], saved.metadata["step"]) == (self.settings.epochs, self.steps)
+
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take over a checkpoint of this run: the next ``run`` goes on bitwise, on a CPU with the same versions.
 
@@ -245,7 +249,7 @@ class Trainer:
             ValueError: it belongs to another network, or the run is at its end.
         """
         epoch, step = saved.metadata["epoch"], saved.metadata["step"]
-        if epoch == self.settings.epochs and step == self.steps:
+        if self.finished(saved):
             raise ValueError(f"--resume: expected a run that is not at its end, got one with all {epoch} epochs")
         self.restore(saved)
         snapshot.restore(saved, self.optimizer, self.schedule)

@@ -29,7 +29,7 @@ def capture(
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, (int, float, list, bool)) and value}
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, list))}
 
 
 def restore(
