@@ -21,7 +21,6 @@ def row(folder: Path) -> dict[str, Any]:
     settings = config["settings"]
     if len(epochs) != settings["epochs"]:
         raise ValueError(f"{folder}: expected {settings['epochs']} epochs, got {len(epochs)}; let the run end first")
-    arguments = config["command"][1:]
     return {
         "date": today(),
         "commit": commit(),
@@ -38,7 +37,7 @@ def row(folder: Path) -> dict[str, Any]:
         "test_accuracy": round(epochs[-1]["test"]["accuracy"], 4),
         "train_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "samples_per_s": round(sum(epoch["samples_per_s"] for epoch in epochs) / len(epochs)),
-        "command": " ".join(["trtkern", *arguments]),
+        "command": " ".join(config["command"]),
     }
 
 

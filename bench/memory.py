@@ -1,23 +1,28 @@
-"""What a training step keeps for its backward pass, layer by layer: VGGSNN, checkpointed, unfused, and with ReLU.
+"""What a training step keeps for its backward pass, layer by layer.
 
-    python bench/memory.py                  rows go to bench/memory.csv
+    python bench/memory.py                      both cases; rows go to bench/memory.csv
+    python bench/memory.py --case vggsnn-4      VGGSNN, checkpointed, unfused, and with ReLU
+    python bench/memory.py --case resnet19-4    ResNet-19 with the TRT loss against the paper's formulation of both
 
-T = 4, a batch of 8, frames of 2x48x48, float32, channels last. "y" is the output of the convolutions alone.
+T = 4, a batch of 8, float32, channels last; frames of 2x48x48, images of 3x32x32. "y" is the output of the convolutions
+alone. The paper's formulation is plain torch: neurons over unbind, a penalty that loops over T and the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import ROOT, append, commit, machine, today
-from step import ReLUNet
+from step import ReLUNet, plain
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trtkern import nn as snn
-from trtkern.models import vggsnn
+from trtkern.models import resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
 from trtkern.profiling import memory
 
@@ -57,11 +62,8 @@ def block_of(layer: str, relu: bool) -> str:
     return str((sum(isinstance(kind, int) for kind in kinds[: int(number) + 1]) - 1) // 3)
 
 
-def main() -> None:
-    """Measure the four networks, append their rows, and show them side by side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "memory.csv", help="CSV to append rows to")
-    options = parser.parse_args()
+def vggsnn_rows() -> list[dict[str, Any]]:
+    """The four networks side by side; their rows."""
     torch.manual_seed(0)
     frames, target = torch.rand(TIMESTEPS, BATCH, *SHAPE), torch.randint(10, (BATCH,))
     networks: dict[str, nn.Module] = {
@@ -84,14 +86,6 @@ def main() -> None:
     for number, layer in enumerate(item for item in VGGSNN if isinstance(item, int)):
         outputs[str(number)] = TIMESTEPS * BATCH * layer * side * side * 4
         side //= 2 if number % 2 == 1 else 1
-    same = {"date": today(), "commit": commit(), "machine": machine(), "case": "vggsnn-4"}
-    rows = [
-        {**same, "network": name, "block": block, "bytes": found.get(block, 0), "y_bytes": outputs.get(block, 0)}
-        | {"command": "python bench/memory.py"}
-        for name, found in table.items()
-        for block in (*outputs, *(b for b in found if b not in outputs))
-    ]
-    append(rows, options.output)
     total = sum(outputs.values())
     print(f"{'block':>10} {'y MiB':>9}" + "".join(f"{name:>30}" for name in table))
     for block in (*outputs, "classifier", "(loss)"):
@@ -99,6 +93,60 @@ def main() -> None:
         print(f"{block:>10} {outputs.get(block, 0) / 2**20:9.3f}{line}")
     print(f"{'total':>10} {total / 2**20:9.3f}" + "".join(f"{sum(f.values()) / 2**20:30.3f}" for f in table.values()))
     print(f"{'x y':>10} {1:9.3f}" + "".join(f"{sum(found.values()) / total:30.3f}" for found in table.values()))
+    return [
+        {"network": name, "block": block, "bytes": found.get(block, 0), "y_bytes": outputs.get(block, 0)}
+        for name, found in table.items()
+        for block in (*outputs, *(b for b in found if b not in outputs))
+    ]
+
+
+def resnet_rows() -> list[dict[str, Any]]:
+    """ResNet-19 and its loss, here and in the paper's formulation; their rows."""
+    torch.manual_seed(0)
+    images, target = torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+    model, paper = resnet19(timesteps=TIMESTEPS), plain.resnet19()
+    paper.timesteps = TIMESTEPS
+    paper.to(memory_format=torch.channels_last)
+    loss = snn.TRTLoss(model)
+    candidates: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
+        # As the training loop has it: the penalty's gradient is added in place, and nothing is kept for it.
+        "trtkern": (model, lambda out: loss.parts(out, target, regularize=False).total),
+        "trtkern, checkpoint": (
+            resnet19(timesteps=TIMESTEPS, checkpoint=True), lambda out: loss.parts(out, target, regularize=False).total,
+        ),
+        "trtkern, penalty through autograd": (model, lambda out: loss(out, target)),
+        "paper's formulation": (paper, lambda out: plain.trt_loss(paper, out, target)),
+    }  # fmt: skip
+    rows = []
+    for name, (network, criterion) in candidates.items():
+        report = memory(network, images, loss=criterion)
+        penalty = sum(row.measured for row in report.rows if row.name == "(loss)")
+        rows += [
+            {"network": name, "block": "layers", "bytes": report.measured - penalty, "y_bytes": 0},
+            {"network": name, "block": "(loss)", "bytes": penalty, "y_bytes": 0},
+        ]
+    whole = rows[-2]["bytes"] + rows[-1]["bytes"]
+    print(f"{'network':>35} {'layers MiB':>11} {'loss MiB':>9} {'of the paper':>13}")
+    for layers, lost in zip(rows[::2], rows[1::2], strict=True):
+        together = layers["bytes"] + lost["bytes"]
+        mib = (layers["bytes"] / 2**20, lost["bytes"] / 2**20)
+        print(f"{layers['network']:>35} {mib[0]:11.2f} {mib[1]:9.2f} {together / whole:13.3f}")
+    return rows
+
+
+CASES = {"vggsnn-4": vggsnn_rows, "resnet19-4": resnet_rows}
+
+
+def main() -> None:
+    """Measure, show, and append the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, action="append", help="of these cases only")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "memory.csv", help="CSV to append rows to")
+    options = parser.parse_args()
+    for case in options.case or CASES:
+        same = {"date": today(), "commit": commit(), "machine": machine(), "case": case}
+        rows = CASES[case]()
+        append([{**same, **row, "command": f"python bench/memory.py --case {case}"} for row in rows], options.output)
 
 
 if __name__ == "__main__":

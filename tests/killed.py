@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import trtkern.commands.train  # noqa: F401  what the children need
+import trtkern.commands._runs  # noqa: F401  what the children need
 from trtkern import cli
-from trtkern.training import checkpoint, run
+from trtkern.training import checkpoint
+from trtkern.training.folder import PLAN
 
 
 def child(arguments: list[str]) -> int:
@@ -28,7 +29,7 @@ def main(folder: Path, kills: int, seed: int, options: list[str]) -> None:
     """Kill, resume, kill, ...; then let it end."""
     draw, died = random.Random(seed), 0
     while True:
-        begun = (folder / run.CONFIG).exists()
+        begun = (folder / PLAN).exists()
         number = child(["train", "--resume", str(folder)] if begun else ["train", "--run-dir", str(folder), *options])
         if died < kills:
             # Up to where a checkpoint more is written, most of the time: some must come, or it never ends.

@@ -196,15 +196,19 @@ def varied(net):
 
 
 def trt_loss(net, logits, target, lam=1e-5, delta=0.25, eps=1e-5, eta=0.05):
-    """1/T sum_t [ (1 - eta) CE + eta MSE + sum_w lam w^2 / (1 + (e^(delta t) - 1)(|w| + eps)) ], biases left out."""
+    """1/T sum_t [ (1 - eta) CE + eta MSE + sum_w lam / (1 + (e^(delta t) - 1)(|w| + eps)) w^2 ], biases left out.
+
+    A loop over the steps and, in each, over the weights, as the paper formulates it: autograd keeps three tensors of
+    the size of the weights for every step.
+    """
     onehot = F.one_hot(target, logits.shape[2]).to(logits.dtype)
     loss = 0
-    for output in logits.unbind(0):
+    for t, output in enumerate(logits.unbind(0)):
         loss = loss + (1 - eta) * F.cross_entropy(output, target) + eta * F.mse_loss(output, onehot)
-    for name, w in net.named_parameters():
-        if "bias" not in name:
-            share = sum(1 / (1 + (math.exp(delta * t) - 1) * (w.abs() + eps)) for t in range(len(logits)))
-            loss = loss + lam * (w.square() * share).sum()
+        for name, w in net.named_parameters():
+            if "bias" not in name:
+                factor = lam / (1 + (math.exp(delta * t) - 1) * (w.abs() + eps))
+                loss = loss + (factor * w**2).sum()
     return loss / len(logits)
 
 

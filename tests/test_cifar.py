@@ -8,42 +8,13 @@ import re
 import tarfile
 import urllib.error
 import urllib.request
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from data_files import COUNT, NAMES, VARIANTS, cifar_files, write
 
 from trtkern import data
 from trtkern.data import cifar, files
-
-NAMES = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "cifar100": tuple(f"class_{i}" for i in range(100)),
-}
-VARIANTS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
-COUNT = 4
-"""Records in a file."""
-
-
-def content(name: str) -> dict[str, bytes]:
-    """The files of a tiny data set: different images, and a line after the class names as in the archive."""
-    variant, rng = VARIANTS[name], np.random.default_rng(0)
-    made = {}
-    for number, file in enumerate((*variant.train, variant.test)):
-        first = np.arange(COUNT) + number * COUNT
-        labels = [*((first + 3) % classes for classes in variant.labels[:-1]), first % variant.labels[-1]]
-        pixels = rng.integers(0, 256, (COUNT, cifar.PIXELS))
-        made[file] = np.column_stack([*labels, pixels]).astype(np.uint8).tobytes()
-    made[variant.meta] = ("\n".join(NAMES[name]) + "\n\n").encode()
-    return made
-
-
-def write(folder: Path, made: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, raw in made.items():
-        (folder / name).write_bytes(raw)
-    return folder
 
 
 def pack(name: str, made: dict[str, bytes]) -> bytes:
@@ -61,7 +32,7 @@ def pack(name: str, made: dict[str, bytes]) -> bytes:
 def published(request, monkeypatch):
     """(name, files, archive): the tiny archive has the size and the checksum of the published one."""
     name = request.param
-    made = content(name)
+    made = cifar_files(name)
     archive = pack(name, made)
     variant = VARIANTS[name]._replace(size=len(archive), md5=hashlib.md5(archive).hexdigest())
     loader = data._cifar(variant, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
@@ -72,7 +43,7 @@ def published(request, monkeypatch):
 @pytest.mark.parametrize("inner", [False, True], ids=["there", "in-its-folder"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_unpacked_files_are_read(tmp_path, name, inner):
-    variant, made = VARIANTS[name], content(name)
+    variant, made = VARIANTS[name], cifar_files(name)
     write(tmp_path / variant.folder if inner else tmp_path, made)
     dataset = data.load(name, str(tmp_path))
     count = COUNT * len(variant.train)
@@ -93,7 +64,7 @@ def test_unpacked_files_are_read(tmp_path, name, inner):
 
 def test_mean_and_std_are_the_published_ones_in_raw_units(tmp_path):
     for name, mean, std in (("cifar10", 0.4914, 0.2023), ("cifar100", 0.5071, 0.2675)):
-        dataset = data.load(name, str(write(tmp_path / name, content(name))))
+        dataset = data.load(name, str(write(tmp_path / name, cifar_files(name))))
         assert isinstance(dataset.mean, tuple) and isinstance(dataset.std, tuple)
         images = dataset.train.images
         red = (images[:, 0] / 255 - mean) / std
@@ -101,7 +72,7 @@ def test_mean_and_std_are_the_published_ones_in_raw_units(tmp_path):
 
 
 def test_a_test_image_in_the_train_split_is_found(tmp_path):
-    made = content("cifar10")
+    made = cifar_files("cifar10")
     made["test_batch.bin"] = made["test_batch.bin"][:-3073] + made["data_batch_2.bin"][:3073]
     assert data.load("cifar10", str(write(tmp_path, made))).shared() == [(COUNT, COUNT - 1)]
 
@@ -162,7 +133,7 @@ def label(raw: bytes, record: int, column: int, value: int, size: int) -> bytes:
     ],
 )  # fmt: skip
 def test_damaged_file_is_named(tmp_path, name, file, damage, message):
-    made = content(name)
+    made = cifar_files(name)
     made[file] = damage(made[file])
     with pytest.raises(ValueError, match=message) as error:
         data.load(name, str(write(tmp_path, made)))
@@ -174,7 +145,7 @@ def test_missing_files_are_named_and_nothing_is_downloaded(tmp_path, monkeypatch
     with pytest.raises(FileNotFoundError, match=r"cifar-10-binary\.tar\.gz \(170,052,171 bytes\) in") as error:
         data.load("cifar10", str(tmp_path))
     assert "add --download" in str(error.value) and str(tmp_path) in str(error.value)
-    made = content("cifar10")
+    made = cifar_files("cifar10")
     del made["data_batch_4.bin"]
     write(tmp_path / "cifar-10-batches-bin", made)
     with pytest.raises(FileNotFoundError, match=r"got no data_batch_4\.bin \(30,730,000 bytes\) in .*batches-bin;"):
@@ -217,7 +188,7 @@ def test_download_fetches_the_archive_once(tmp_path, served):
 
 def test_download_leaves_unpacked_files_alone(tmp_path, served):
     name, _, asked = served
-    data.load(name, str(write(tmp_path, content(name))), download=True)
+    data.load(name, str(write(tmp_path, cifar_files(name))), download=True)
     assert asked == []
 
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import gzip
 import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from data_files import fashion_files, write
 
 from trtkern import backends, cli, data, selftest
-from trtkern.commands import evaluate, train
+from trtkern.commands import _runs
 from trtkern.data import Split
-from trtkern.training import checkpoint, run
+from trtkern.training import checkpoint, run, selection
+from trtkern.training.folder import PLAN
 
 # Not "auto": in Triton's interpreter a step takes minutes.
 BACKEND = "cpu" if backends.named("cpu").missing() is None else "reference"
@@ -33,8 +32,7 @@ def _workplace(tmp_path, monkeypatch):
     """Each test in a folder of its own, on one thread, at a wide terminal, without changing this process's malloc."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "150")
-    for program in (train, evaluate):
-        monkeypatch.setattr(program, "keep_pages", lambda: False)
+    monkeypatch.setattr(_runs, "keep_pages", lambda: False)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -43,15 +41,7 @@ def _workplace(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def fashion(tmp_path_factory) -> str:
     """A folder with the four files of a tiny Fashion-MNIST."""
-    folder = tmp_path_factory.mktemp("fashion")
-    rng = np.random.default_rng(0)
-    for stem, count in (("train", 32), ("t10k", 20)):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = rng.integers(0, 10, count, dtype=np.uint8)
-        for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
-            raw = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
-            (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
-    return str(folder)
+    return str(write(tmp_path_factory.mktemp("fashion"), fashion_files(120, 20), packed=True))
 
 
 def accuracy(text: str) -> str:
@@ -64,23 +54,25 @@ def test_train_then_evaluate(fashion, capsys):
     out = capsys.readouterr().out
     folder = Path("runs/fashion-mnist-tet-seed0")
     rows = [json.loads(line) for line in (folder / run.METRICS).read_text().splitlines()]
-    assert len(rows) == 2 and all(row["test"]["accuracy"] >= 0 for row in rows)
+    assert len(rows) == 2 and all(row["validation"]["accuracy"] >= 0 and "test" not in row for row in rows)
     lines = [line.split() for line in out.splitlines() if re.match(r" +[12]/2 ", line)]
     assert [line[0] for line in lines] == ["1/2", "2/2"]
     assert lines[1][1] == f"{rows[1]['train']['loss']:.4f}"
     printed = accuracy(out)
-    assert printed == f"{rows[1]['test']['accuracy']:.2%} ({round(20 * rows[1]['test']['accuracy'])} of 20)"
-    newest = checkpoint.found(folder)[0]
-    names = {newest.name, run.METRICS, run.CONFIG, run.CURVES}
+    reached = json.loads((folder / run.RESULT).read_text())
+    assert printed == f"{reached['test']['accuracy']:.2%} ({round(20 * reached['test']['accuracy'])} of 20)"
+    (best, *older) = checkpoint.found(folder, selection.BEST)
+    assert checkpoint.step_of(best) == rows[reached["epoch"] - 1]["step"]
+    names = {best.name, run.METRICS, run.CONFIG, run.CURVES, run.RESULT, run.REPORT}
     assert all(name in out for name in names)
-    kept = {path.name for path in checkpoint.found(folder)}
-    assert {path.name for path in folder.iterdir()} == names | kept
+    kept = {path.name for path in (*checkpoint.found(folder), *older)}
+    assert {path.name for path in folder.iterdir()} == names | kept | {PLAN}
     config = json.loads((folder / run.CONFIG).read_text())
     assert config["settings"]["timesteps"] == 2 and config["settings"]["lr"] == 1e-3
     assert set(config["backends"].values()) == {BACKEND}
 
     # The folder, then the file; data from where training had it.
-    for what in (folder, newest):
+    for what in (folder, best):
         assert cli.main(["evaluate", str(what)]) == 0
         assert accuracy(capsys.readouterr().out) == printed
     assert cli.main(["evaluate", str(folder), "--data-dir", "elsewhere"]) == 2
@@ -97,7 +89,7 @@ def one_line(capsys) -> str:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "--data", "cifar"], "--data: expected one of digits, fashion-mnist, cifar10, cifar100, got 'cifar'"),
+        (["train", "--data", "cifar"], "--data: expected one of digits, fashion-mnist, cifar10, cifar100, imagenet100"),
         (["train", "--loss", "l2"], "--loss: expected one of trt, tet, sdt"),
         (["train", "--backend", "numba"], "--backend: expected one of auto, cpu"),
         (["train", "--device", "tpu"], "--device: expected one of auto, cpu, cuda"),
@@ -136,10 +128,10 @@ def test_named_backend_that_cannot_run_is_refused_with_its_reason(capsys):
 
 def test_nan_ends_training_with_status_1_and_names_step_and_layer(capsys, monkeypatch):
     whole = data.load("digits")
-    images = whole.train.images[:64].float()
-    images[5, 0, 2, 2] = torch.nan
-    part = dataclasses.replace(whole, train=Split(images, whole.train.labels[:64]))
-    monkeypatch.setattr(train, "load", lambda *_: part)
+    images = whole.train.images[:200].float()
+    images[:, 0, 2, 2] = torch.nan
+    part = dataclasses.replace(whole, train=Split(images, whole.train.labels[:200]))
+    monkeypatch.setattr(_runs, "load", lambda *_, **__: part)
     assert cli.main(["train", *FAST]) == 1
     error = one_line(capsys)
     assert "NaN or Inf in epoch 1, step 1, first in the membrane potential of layer layers.0.norm" in error
@@ -166,6 +158,14 @@ def test_help_names_every_option(capsys):
         "batch-size",
         "lr",
         "amp",
+        "select",
+        "workers",
+        "compile",
+        "cuda-graphs",
+        "tensorboard",
+        "dvs-resize",
+        "cache-dir",
+        "class-list",
         "run-dir",
     ):
         assert f"--{flag} " in text
@@ -228,6 +228,7 @@ def test_ctrl_c_ends_the_program_with_a_checkpoint(fashion, capsys):
     assert process.returncode == 130, err
     assert re.fullmatch(r"trtkern: stopped in epoch \d+ after step 1 of 1, as asked; .*\n", err), err
     folder = "runs/fashion-mnist-trt-seed0"
-    assert Path(folder, run.CURVES).is_file() and "test accuracy" in out
+    assert Path(folder, run.CURVES).is_file() and "validation accuracy" in out and "test accuracy" not in out
+    assert not Path(folder, run.RESULT).exists()
     assert cli.main(["evaluate", folder]) == 0
-    assert accuracy(capsys.readouterr().out) == accuracy(out)
+    assert accuracy(capsys.readouterr().out)

@@ -15,8 +15,9 @@ import torch
 from trtkern import cli, data
 from trtkern.backends import named
 from trtkern.data import Split
-from trtkern.training import checkpoint, loop, run, settings
-from trtkern.training.loop import Observer, Trainer
+from trtkern.training import checkpoint, folder, loop, run, selection, settings
+from trtkern.training.loop import Trainer
+from trtkern.training.observer import Observer
 
 # Not "auto": in Triton's interpreter a step takes minutes.
 BACKEND = "cpu" if named("cpu").missing() is None else "reference"
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def few():
     digits = data.load("digits")
-    splits = {name: Split(*(t[:n] for t in getattr(digits, name))) for name, n in (("train", 128), ("test", 60))}
+    splits = {name: Split(*(t[:n] for t in getattr(digits, name))) for name, n in (("train", 144), ("test", 60))}
     return dataclasses.replace(digits, **splits)
 
 
@@ -55,7 +56,9 @@ class Impatient(Observer):
 
 
 def timeless(rows):
-    return [{name: v for name, v in row.items() if name not in ("seconds", "samples_per_s")} for row in rows]
+    return [
+        {name: v for name, v in row.items() if name not in ("seconds", "samples_per_s", "loader_share")} for row in rows
+    ]
 
 
 def newest(folder):
@@ -74,8 +77,8 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def undisturbed(few, tmp_path_factory):
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return Trainer(plan(), few).run(folder).rows, newest(folder)
+    place = tmp_path_factory.mktemp("undisturbed")
+    return Trainer(plan(), few).run(place).rows, newest(place)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +90,10 @@ def test_parts_of_a_run_are_the_run(few, tmp_path, undisturbed, monkeypatch, at,
     with pytest.raises(KeyboardInterrupt):
         Trainer(plan(), few).run(tmp_path, Impatient(*at))
     torch.manual_seed(99)
-    again = Trainer(run.read_settings(tmp_path), few)
+    again = Trainer(run.settings_of(tmp_path), few)
     if checkpoint.found(tmp_path):
         saved = newest(tmp_path)
-        again.resume(saved)
-        run.cut_metrics(tmp_path, saved.metadata["epoch"], saved.metadata["row"])
+        again.resume(saved, tmp_path)
     rows = again.run(tmp_path).rows
     assert timeless(rows) == timeless(undisturbed[0]) == timeless(run.read_metrics(tmp_path))
     same(newest(tmp_path), undisturbed[1])
@@ -107,8 +109,8 @@ def test_a_signal_then_resume(few, tmp_path, undisturbed):
 
     assert Trainer(plan(), few).run(tmp_path, Stopper()).stopped == (3, 2)
     saved = newest(tmp_path)
-    again = Trainer(run.read_settings(tmp_path), few)
-    again.resume(saved)
+    again = Trainer(run.settings_of(tmp_path), few)
+    again.resume(saved, tmp_path)
     assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
     same(newest(tmp_path), undisturbed[1])
 
@@ -121,20 +123,16 @@ def test_from_the_checkpoint_before_a_damaged_one(few, tmp_path, undisturbed):
     said = []
     saved = checkpoint.load(tmp_path, said.append)
     assert saved.metadata["epoch"] == 1 and path.name in said[0]
-    again = Trainer(run.read_settings(tmp_path), few)
-    again.resume(saved)
-    run.cut_metrics(tmp_path, 1, saved.metadata["row"])
+    again = Trainer(run.settings_of(tmp_path), few)
+    again.resume(saved, tmp_path)
     assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
     same(newest(tmp_path), undisturbed[1])
 
 
 def test_what_cannot_be_resumed(few, tmp_path, undisturbed):
-    trainer = Trainer(plan(), few)
-    with pytest.raises(ValueError, match="expected a run that is not at its end, got one with all 4 epochs"):
-        trainer.resume(undisturbed[1])
     saved = undisturbed[1]._replace(state={}, metadata={**undisturbed[1].metadata, "epoch": 1})
     with pytest.raises(ValueError, match="weights alone; it cannot be resumed"):
-        trainer.resume(saved)
+        Trainer(plan(), few).resume(saved, tmp_path)
 
 
 FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
@@ -143,9 +141,7 @@ FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", "nowhere"]) == 2
-    assert (
-        "--resume: expected a run folder with config.json, got nowhere; start the run anew" in capsys.readouterr().err
-    )
+    assert "--resume: expected a run folder with plan.json, got nowhere; start the run anew" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "nowhere", "--lr", "1"]) == 2
     assert "--resume: expected no other option, got it with --lr" in capsys.readouterr().err
     assert cli.main(["train", "--epochs", "2", "--run-dir", "a", *FAST]) == 0
@@ -156,6 +152,56 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "--resume", "a"]) == 0
     out = capsys.readouterr().out
     assert "going on from the one before it" in out and "goes on after epoch 1" in out and " 2/2 " in out
+
+
+def test_the_plan_is_there_before_torch(tmp_path, capsys):
+    """A process that dies while it imports leaves what --resume needs."""
+    options = ["--epochs", "1", "-T", "2", "--set", "model.layers=[4]", *FAST]
+    arguments = ["train", "--run-dir", str(tmp_path / "a"), *options]
+    code = f"import sys; sys.modules['torch'] = None; from trtkern import cli; cli.main({arguments!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert "import of torch halted" in done.stderr, done.stderr
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.PLAN]
+    assert cli.main(["train", "--resume", str(tmp_path / "a")]) == 0
+    assert "there is no checkpoint in" in capsys.readouterr().out
+    assert run.read_result(tmp_path / "a") and len(run.read_metrics(tmp_path / "a")) == 1
+    settings = run.settings_of(tmp_path / "a")
+    assert (settings.timesteps, settings.model["layers"], settings.backend) == (2, [4], BACKEND)
+
+
+def test_a_run_that_dies_before_its_report(few, tmp_path, undisturbed, monkeypatch):
+    trainer = Trainer(plan(), few)
+    monkeypatch.setattr(trainer, "finish", lambda folder: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(tmp_path)
+        signal.pause()
+    assert run.read_result(tmp_path) is None
+    again = Trainer(run.settings_of(tmp_path), few)
+    saved = newest(tmp_path)
+    assert again.finished(saved)
+    again.resume(saved, tmp_path)
+    result = again.run(tmp_path)
+    assert timeless(result.rows) == timeless(undisturbed[0])
+    assert run.read_result(tmp_path)["test"] == result.final.splits["test"]
+
+
+def test_weights_chosen_after_the_checkpoint_that_is_left_are_dropped(few, tmp_path, undisturbed):
+    """The newest checkpoint is lost, and with it an epoch that was the best."""
+    Trainer(plan(), few).run(tmp_path)
+    epochs = undisturbed[0]
+    last = max(range(4), key=lambda i: (epochs[i]["validation"]["accuracy"], -epochs[i]["validation"]["loss"]))
+    assert last > 1  # or this test says nothing
+    for path in checkpoint.found(tmp_path)[: 4 - last]:
+        path.unlink()
+    saved = newest(tmp_path)
+    again = Trainer(plan(), few)
+    again.resume(saved, tmp_path)
+    kept = [checkpoint.step_of(path) for path in checkpoint.found(tmp_path, selection.BEST)]
+    assert kept and max(kept) == again.best.step <= saved.metadata["epoch"] * 4
+    assert timeless(again.run(tmp_path).rows) == timeless(epochs)
+    assert again.best.epoch == last + 1
+    same(newest(tmp_path), undisturbed[1])
 
 
 def test_twenty_kills(tmp_path):

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trtkern.training import checkpoint, run, settings
-
-
-def resolve(**options) -> settings.Settings:
-    return settings.resolve(**{"device": "cpu", **options})
+from trtkern.training import checkpoint, folder, plan, run
 
 
 def made(value, epoch=1):
@@ -103,13 +99,27 @@ def test_metrics_are_cut_where_the_checkpoint_is(tmp_path):
 
 def test_run_folders_are_numbered_and_never_reused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = resolve(loss="tet", seed=7)
-    names = [str(run.create(plan, None)) for _ in range(3)]
+    made = plan.make(loss="tet", seed=7)
+    names = [str(folder.create(made, None)) for _ in range(3)]
     assert names == ["runs/digits-tet-seed7", "runs/digits-tet-seed7-2", "runs/digits-tet-seed7-3"]
-    assert run.create(plan, "runs/digits-tet-seed7-2") == Path("runs/digits-tet-seed7-2")  # empty: taken
-    (Path(names[0]) / "metrics.jsonl").touch()
+    assert all(folder.read_plan(Path(name)) == made for name in names)
+    Path("empty").mkdir()
+    assert folder.create(made, "empty") == Path("empty")
     with pytest.raises(ValueError, match="expected an empty or new folder, got runs/digits-tet-seed7,"):
-        run.create(plan, names[0])
+        folder.create(made, names[0])
+    folder.discard(Path(names[2]))
+    (Path(names[1]) / "metrics.jsonl").touch()
+    folder.discard(Path(names[1]))
+    assert not Path(names[2]).exists() and [path.name for path in Path(names[1]).iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_plan_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a run folder with plan.json, got .*; start the run anew"):
+        folder.read_plan(tmp_path)
+    for text in ("", "[]", '{"seed": '):
+        (tmp_path / folder.PLAN).write_text(text)
+        with pytest.raises(ValueError, match=r"expected the plan.json of a run, got "):
+            folder.read_plan(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "/proc/nowhere/run"])
@@ -117,4 +127,4 @@ def test_run_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, where
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     with pytest.raises(OSError, match=f"--run-dir: expected a folder that can be written, got {where}"):
-        run.create(resolve(), where)
+        folder.create(plan.make(), where)

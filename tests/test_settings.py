@@ -17,7 +17,7 @@ def resolve(**options) -> settings.Settings:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, cifar10, cifar100, got 'cifar'"),
+        ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, cifar10, cifar100, .*, got 'cifar'"),
         ({"loss": "l2"}, "--loss: expected one of trt, tet, sdt, got 'l2'"),
         ({"backend": "numba"}, "--backend: expected one of auto, .*, got 'numba'"),
         ({"device": "tpu"}, "--device: expected one of auto, cpu, cuda, cuda:N, got 'tpu'"),

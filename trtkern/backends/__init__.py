@@ -6,10 +6,10 @@ import torch
 
 from trtkern.backends import cpu, cuda, reference, triton
 from trtkern.backends.base import Backend, Case
+from trtkern.names import BACKENDS as NAMES
 from trtkern.spec import LIFSpec
 
 BACKENDS: tuple[Backend, ...] = (cpu.BACKEND, triton.BACKEND, cuda.BACKEND, reference.BACKEND)
-NAMES: tuple[str, ...] = ("auto", *sorted(backend.name for backend in BACKENDS))
 
 
 def named(name: str) -> Backend:

@@ -31,7 +31,7 @@ def quits(status: int, *errors: type[Exception]) -> Iterator[None]:
 
 def user_errors() -> AbstractContextManager[None]:
     """For the part of a command before its work: whatever is refused there, the user can put right."""
-    return quits(USER, ValueError, TypeError, OSError, RuntimeError)
+    return quits(USER, ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def need(extra: str, *modules: str) -> None:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-import torch
-from rich.table import Table
-from rich.text import Text
-
-from trtkern import selftest
 from trtkern.commands._common import FAILURE, Quit, console
-from trtkern.training.progress import facts
-from trtkern.training.run import versions
 
 RESULTS = {True: "[green]ok[/green]", False: "[red]FAILED[/red]", None: "not available"}
 
@@ -22,6 +15,13 @@ def doctor() -> int:
 
     Exit status 1 if a backend that is available computes something wrong.
     """
+    from rich.table import Table
+    from rich.text import Text
+
+    from trtkern import selftest
+    from trtkern.training.progress import facts
+    from trtkern.training.run import versions
+
     out = console()
     out.print(facts("Versions and devices", {**versions(), **_devices()}))
     rows = selftest.run()
@@ -36,6 +36,8 @@ def doctor() -> int:
 
 
 def _devices() -> dict[str, str]:
+    import torch
+
     rows = {"CPU": f"{_cpu_name()}, {os.cpu_count()} logical CPUs, torch takes {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(index)

@@ -12,6 +12,7 @@ margin is raw 0.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -255,8 +256,8 @@ class Pipeline:
         return cls(tuple(transforms))
 
     def to_recipe(self) -> list[dict[str, Any]]:
-        """The inverse of ``from_recipe``, every number written out."""
-        return [{"name": step.name, **asdict(step)} for step in self.transforms]
+        """The inverse of ``from_recipe``, every number written out, as plain JSON types."""
+        return [{"name": step.name, **json.loads(json.dumps(asdict(step)))} for step in self.transforms]
 
 
 def _check(images: Tensor, generator: torch.Generator) -> None:

@@ -9,14 +9,20 @@ from typing import Any
 from trtkern.models._network import SpikingNetwork
 from trtkern.models.conv import ConvSNN, vggsnn
 from trtkern.models.resnet import resnet19, sew_resnet34, spiking_resnet34
+from trtkern.models.topology import from_topology
 
 
 def _conv(classes: int, *, shape: tuple[int, int, int], layers: list[int | str], **options: Any) -> SpikingNetwork:
     return ConvSNN(shape, layers, classes, **options)
 
 
+def _topology(classes: int, *, layers: str, **options: Any) -> SpikingNetwork:
+    return from_topology(f"{layers}_L-{classes}", **options)
+
+
 BUILDERS: dict[str, Callable[..., SpikingNetwork]] = {
     "conv": _conv,
+    "topology": _topology,
     "vggsnn": vggsnn,
     "resnet19": resnet19,
     "sew_resnet34": sew_resnet34,
@@ -28,7 +34,8 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
     """The network of that name for images (C, H, W).
 
     Args:
-        name: a key of ``BUILDERS``: "conv" is ``ConvSNN`` (with ``layers``), the others the functions of that name.
+        name: a key of ``BUILDERS``: "conv" is ``ConvSNN`` (with ``layers``), "topology" is ``from_topology`` (with
+            ``layers``, a string without its readout), the others the functions of that name.
         shape: (C, H, W) of an image or frame.
         classes: number of classes.
         options: what the network takes: timesteps, checkpoint, packed, and settings of the neurons.

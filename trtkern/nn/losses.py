@@ -32,7 +32,16 @@ class LossParts(NamedTuple):
 
 
 class _TimestepLoss(nn.Module):
-    """What the losses share: the checks, the call, and a regulariser that is absent unless a loss has one."""
+    """What the losses share: the checks, the call, and a regulariser that is absent unless a loss has one.
+
+    Args:
+        label_smoothing: in [0, 1]; the cross entropy is taken against (1 - s) onehot(y) + s / C (Szegedy et al. 2016,
+            arXiv 1512.00567). The squared error keeps its target.
+    """
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__()
+        self.label_smoothing = _fraction(type(self).__name__, "label_smoothing", label_smoothing)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss, a 0-dim tensor in float32 (float64 for float64).
@@ -86,9 +95,9 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
             )
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """mean over t and b of the cross entropy of every step."""
-    return F.cross_entropy(logits.flatten(0, 1), target.repeat(logits.shape[0]))
+    return F.cross_entropy(logits.flatten(0, 1), target.repeat(logits.shape[0]), label_smoothing=label_smoothing)
 
 
 def _fraction(name: str, field: str, value: float) -> float:
@@ -98,10 +107,21 @@ def _fraction(name: str, field: str, value: float) -> float:
 
 
 class SDTLoss(_TimestepLoss):
-    """Standard direct training: the cross entropy of the mean output, CE(1/T sum_t O_t, y)."""
+    """Standard direct training: the cross entropy of the mean output, CE(1/T sum_t O_t, y).
+
+    Args:
+        label_smoothing: share of every label that is spread over all classes, in [0, 1].
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(label_smoothing)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
-        loss = F.cross_entropy(logits.mean(0), target)
+        loss = F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
         zero = loss.new_zeros(())
         return LossParts(loss, loss.detach(), zero, zero)
 
@@ -112,10 +132,11 @@ class TETLoss(_TimestepLoss):
     Args:
         means: what every output is drawn to; the threshold of the neurons.
         lam: weight of the mean squared error, in [0, 1] (0.05 on CIFAR, 0.001 on ImageNet and DVS data).
+        label_smoothing: share of every label that is spread over all classes, in [0, 1]; of the cross entropy alone.
     """
 
-    def __init__(self, means: float = 1.0, lam: float = 0.05) -> None:
-        super().__init__()
+    def __init__(self, means: float = 1.0, lam: float = 0.05, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(label_smoothing)
         self.lam = _fraction("TETLoss", "lam", lam)
         if isinstance(means, bool) or not isinstance(means, (int, float)) or not math.isfinite(means):
             raise ValueError(f"TETLoss: expected means to be a finite number, got {means!r}")
@@ -123,10 +144,11 @@ class TETLoss(_TimestepLoss):
 
     def extra_repr(self) -> str:
         """The settings."""
-        return f"means={self.means:g}, lam={self.lam:g}"
+        smoothed = f", label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
+        return f"means={self.means:g}, lam={self.lam:g}{smoothed}"
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
-        cross_entropy = _cross_entropy(logits, target)
+        cross_entropy = _cross_entropy(logits, target, self.label_smoothing)
         mse = (logits - self.means).square().mean()
         total = (1 - self.lam) * cross_entropy + self.lam * mse
         return LossParts(total, cross_entropy.detach(), mse.detach(), total.new_zeros(()))
@@ -150,6 +172,7 @@ class TRTLoss(_TimestepLoss):
         eps: >= 0, added to abs(w).
         eta: weight of the mean squared error, in [0, 1].
         exclude: what not to regularise: "norm" (scales of normalisation layers), "classifier" (the last Linear).
+        label_smoothing: share of every label that is spread over all classes, in [0, 1]; of the cross entropy alone.
         backend: of the penalty.
 
     A training loop that wants the fastest step uses ``parts(..., regularize=False)``, ``backward()``, then
@@ -168,9 +191,10 @@ class TRTLoss(_TimestepLoss):
         eta: float = 0.05,
         *,
         exclude: Iterable[str] = (),
+        label_smoothing: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         self.lam, self.delta, self.eps, self.backend = lam, delta, eps, backend
         self.eta = _fraction("TRTLoss", "eta", eta)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -193,11 +217,12 @@ class TRTLoss(_TimestepLoss):
         chosen = self.regularized()
         count = sum(p.numel() for _, p in chosen)
         settings = f"lam={self.lam:g}, delta={self.delta:g}, eps={self.eps:g}, eta={self.eta:g}"
+        settings += f", label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
         return f"{settings}, exclude={self.exclude}, regularizes {count:,} weights in {len(chosen)} tensors"
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
         self._timesteps = logits.shape[0]
-        cross_entropy = _cross_entropy(logits, target)
+        cross_entropy = _cross_entropy(logits, target, self.label_smoothing)
         onehot = F.one_hot(target, logits.shape[2]).to(logits.dtype)
         mse = (logits - onehot).square().mean()
         total = (1 - self.eta) * cross_entropy + self.eta * mse

@@ -1,15 +1,14 @@
 """Checkpoints: one safetensors file a save, written whole or not at all, checked by a checksum, and only data.
 
-A run keeps its last few, ``checkpoint-<step>.safetensors``, so that there is one before a damaged one.
+A run keeps its last few, ``checkpoint-<step>.safetensors``, so that there is one before a damaged one, and beside them
+the weights that it chose, ``best-<step>.safetensors``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from trtkern.training.folder import write
+
 FORMAT = 2
 KEPT = 3
 """Files of a run that stay, the newest."""
 
-_NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+_NAME = re.compile(r"[a-z]+-(\d+)\.safetensors")
 _MODEL, _STATE = "model.", "state."
 
 
@@ -36,8 +37,8 @@ class Checkpoint(NamedTuple):
     """Tensors of the optimiser and of the generators, by names of their own."""
 
 
-def save(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
-    """Write ``checkpoint-<step>.safetensors`` atomically, and drop all but the newest ``KEPT`` files.
+def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoint") -> Path:
+    """Write ``<kind>-<step>.safetensors`` atomically, and drop all but the newest ``KEPT`` of its kind.
 
     To a temporary file beside it, flushed to the disk, then renamed. Whatever goes wrong, the checkpoints that were
     there before stay as they were.
@@ -50,36 +51,23 @@ def save(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, **checkpoint.metadata})
     content = serialise(tensors, {"trtkern": text, "sha256": _checksum(tensors, text)})
-    path = folder / f"checkpoint-{step:08d}.safetensors"
+    path = folder / f"{kind}-{step:08d}.safetensors"
     write(path, content)
-    for old in found(folder)[KEPT:]:
+    for old in found(folder, kind)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, file and folder flushed to the disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def found(folder: Path) -> list[Path]:
+def found(folder: Path, kind: str = "checkpoint") -> list[Path]:
     """The checkpoints of a run folder, the newest first."""
-    steps = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    steps = {at: path for path in folder.glob(f"{kind}-*") if (at := step_of(path)) is not None}
     return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def step_of(path: Path) -> int | None:
+    """The step in the name of such a file."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match[1])
 
 
 def _checksum(tensors: dict[str, Tensor], text: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,62 +12,29 @@ from torch import Tensor
 
 from trtkern.data import Dataset, Split
 from trtkern.data.augment import Pipeline
-from trtkern.models import SpikingNetwork
-from trtkern.models.build import build
-from trtkern.nn import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.profiling import MemoryReport, memory
-from trtkern.training import checkpoint, run, snapshot
+from trtkern.profiling.activity import problems
+from trtkern.training import checkpoint, run, selection, snapshot
+from trtkern.training.build import build_loss, build_model, build_optimizer, rate_factor
+from trtkern.training.loader import Loader
+from trtkern.training.measure import Final, Measured, measure
+from trtkern.training.observer import Observer
+from trtkern.training.selection import Best
 from trtkern.training.settings import Settings
+from trtkern.training.step import DTYPES, CapturedStep, Step
 from trtkern.training.tally import Begun, Tally
 from trtkern.training.watch import StopSignal, Watch
 
 SAVE_EVERY = 600.0
 """Seconds between two checkpoints within an epoch."""
-EVALUATION_BATCH = 500
-"""Images at once in an evaluation; fixed, so that one repeated later rounds in the same way."""
-
-
-class Observer:
-    """What a loop tells while it runs; this one is deaf. ``progress.py`` has the ones that show something."""
-
-    interval = 0.25
-    """Seconds between two calls of ``step``; each reads the running sums, which on a GPU waits for it."""
-
-    def start(self, trainer: Trainer) -> None:
-        """Before the first epoch."""
-
-    def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
-        """Within an epoch: the averages so far, as in a row's "train"."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """After an epoch: the row of metrics.jsonl."""
-
-    def close(self) -> None:
-        """At the end, however it comes."""
 
 
 class Result(NamedTuple):
-    """How a run ended: the rows of its epochs, and (epoch, step) where the user stopped it."""
+    """How a run ended: the rows of its epochs, (epoch, step) where the user stopped it, else its report."""
 
     rows: list[dict[str, Any]]
     stopped: tuple[int, int] | None
-
-
-def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> SpikingNetwork:
-    """The network of the settings, initialised from their seed, on their device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        options = {**settings.model, "timesteps": settings.timesteps, "backend": settings.backend}
-        model = build(options.pop("name"), shape, classes, **options)
-    return model.to(settings.device)
-
-
-def build_loss(settings: Settings, model: SpikingNetwork) -> TRTLoss | TETLoss | SDTLoss:
-    """The loss of the settings."""
-    options = settings.loss_options
-    if settings.loss == "trt":
-        return TRTLoss(model, **options)
-    return TETLoss(lam=options["lam"]) if settings.loss == "tet" else SDTLoss()
+    final: Final | None
 
 
 class Trainer:
@@ -75,7 +42,8 @@ class Trainer:
 
     Args:
         settings: what to do.
-        data: the data set, on any device.
+        data: the data set, on any device. With ``settings.select`` "validation" a share of its training images is
+            held out first, then ``train_images`` are drawn from the rest.
 
     Raises:
         ValueError, RuntimeError: the backend that was asked for cannot run this model here.
@@ -83,52 +51,75 @@ class Trainer:
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
+        self.device = torch.device(settings.device)
+        held_out: Split | None = None
+        if settings.select == "validation":
+            data, held_out = data.hold_out(settings.validation)
         data = data if settings.train_images is None else data.fewer(settings.train_images)
-        self.data = data.to(torch.device(settings.device))
+        self.data = data.to(self.device)
+        self.splits = {"train": self.data.train, "test": self.data.test}
+        if held_out is not None:
+            self.splits["validation"] = Split(held_out.images.to(self.device), held_out.labels.to(self.device))
+        self.watched = "test" if held_out is None else "validation"
         self.model = build_model(settings, data.shape, len(data.classes))
         self.loss = build_loss(settings, self.model)
-        images = self.data.train.images
-        self.batch_size = min(settings.batch_size, images.shape[0])
-        self.steps = images.shape[0] // self.batch_size
-        self.watch = Watch(self.model, lambda: self.logits(images[:1]))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
+        count = len(self.data.train.labels)
+        self.batch_size = min(settings.batch_size, count)
+        self.steps = count // self.batch_size
+        self.optimizer = build_optimizer(settings, self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
+        self.loader = Loader(self.data.train, self.device, Pipeline.from_recipe(settings.augment), settings.workers)
+        self.watch = Watch(self.model, lambda: self.logits(self._sample(1)))
+        self._network = torch.compile(self.model) if settings.compile else self.model
+        kind = CapturedStep if settings.cuda_graphs else Step
+        self._step = kind(self._training_logits, self.loss, self.optimizer, self.scaler, settings.clip, self._look)
+        self._tally = Tally(settings.device)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
         self._drawn = self._shuffle.get_state()  # before the order of the epoch was drawn
-        self._augment = Pipeline.from_recipe(settings.augment)
         self._changes = torch.Generator().manual_seed(settings.seed)
         self._changes.manual_seed(int(torch.randint(2**62, (), generator=self._changes)))  # not those of the order
-        self._first, self._begun = 1, Begun()
+        self._first, self._begun, self._when = 1, Begun(), ""
         self._resumed: checkpoint.Checkpoint | None = None
+        self.best: Best | None = None
         self.kept: MemoryReport | None = None
 
-    def _learning_rate(self, step: int) -> float:
-        """A linear rise over the warm-up, then half a cosine down to 0; a factor of the settings' lr."""
-        total = self.steps * self.settings.epochs
-        warmup = round(total * self.settings.warmup)
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of the run, from 0."""
+        return self.settings.lr * rate_factor(step, self.steps * self.settings.epochs, self.settings.warmup)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [T, B, C] in float32 of raw images; bfloat16 inside with ``amp``."""
+        """Logits [T, B, C] in float32 of raw images, computed in the training's precision."""
         with self._autocast():
             return self.model(self.data.normalise(images)).float()
 
+    def _training_logits(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._network(self.data.normalise(images)).float()
+
     def _autocast(self) -> torch.autocast:
-        device = torch.device(self.settings.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.settings.amp)
+        return torch.autocast(self.device.type, DTYPES[self.settings.amp], enabled=self.settings.amp != "none")
+
+    def _look(self, total: Tensor) -> None:
+        """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""
+        if not total.is_cuda:
+            self.watch.check(total, self._when)
+
+    def _sample(self, count: int) -> Tensor:
+        """The first training images, as a batch."""
+        first = Split(self.data.train.images[:count], self.data.train.labels[:count])
+        return next(Loader(first, self.device).whole(count))[0]
 
     def memory(self) -> MemoryReport:
         """What the network keeps for the backward pass of one step; nothing is changed by looking."""
         with self._autocast():
-            return memory(self.model, self.data.normalise(self.data.train.images[: self.batch_size]))
+            return memory(self.model, self.data.normalise(self._sample(self.batch_size)))
 
     def run(self, folder: Path, observer: Observer | None = None) -> Result:
         """Train, writing config.json, metrics.jsonl and a checkpoint after each epoch into ``folder``.
 
         Within a long epoch a checkpoint is written every ``SAVE_EVERY`` seconds. SIGINT and SIGTERM end it after the
-        step that is under way, with a checkpoint. After ``resume`` it goes on where that checkpoint was written.
+        step that is under way, with a checkpoint. After ``resume`` it goes on where that checkpoint was written. At the
+        end the chosen weights are measured once, and stay in the model.
 
         Raises:
             NonFiniteError: a NaN or Inf appeared; the last checkpoint written is a good one.
@@ -143,7 +134,7 @@ class Trainer:
         rows = run.read_metrics(folder)
         self.kept = self.memory()
         run.write_config(folder, self.settings, self.watch.backends, self.kept)
-        stopped = None
+        stopped, final = None, None
         observer.start(self)
         try:
             with StopSignal() as stop:
@@ -152,78 +143,96 @@ class Trainer:
                     if done < self.steps:
                         stopped = (epoch, done)
                         break
-                    row["test"] = self.evaluate(self.data.test)
-                    self._save(folder, epoch, done, row)
+                    self._end_epoch(folder, row, observer)
                     rows.append(row)
                     run.append_metrics(folder, row)
                     observer.epoch(row)
                     if stop.requested:
                         stopped = (epoch, done)
                         break
+            if stopped is None:
+                final = self.finish(folder)
+                observer.final(self, final)
         finally:
             observer.close()
-        return Result(rows, stopped)
+        return Result(rows, stopped, final)
 
     def _epoch(self, epoch: int, observer: Observer, stop: StopSignal, folder: Path) -> tuple[dict[str, Any], int]:
         """One epoch, or what there is of it when the user stops; its row and the steps made."""
-        images, labels = self.data.train
         self._drawn = self._shuffle.get_state()
-        order = torch.randperm(images.shape[0], generator=self._shuffle)[: self.steps * self.batch_size]
-        order = order.to(images.device).view(self.steps, self.batch_size)
-        tally = Tally(self.settings.device)
+        plan = self.loader.draw(self.steps, self.batch_size, self._shuffle)
+        self._tally.clear()
         begun, self._begun = self._begun, Begun()
         if begun.sums is not None:
-            tally.restore(begun.sums)
+            self._tally.restore(begun.sums)
         self.model.train()
-        rate = self.settings.lr * self._learning_rate((epoch - 1) * self.steps)
-        shown = saved = time.perf_counter()
+        before = (epoch - 1) * self.steps
+        step, self.loader.waited = begun.step, 0.0
+        shown = saved = resumed = time.perf_counter()
         begin = shown - begun.seconds
-        for step, index in enumerate(order[begun.step :], begun.step + 1):
-            batch = self._augment(images[index], self._changes)
-            total = self._step(batch, labels[index], tally, f"in epoch {epoch}, step {step}")
-            now = time.perf_counter()
-            if now - shown >= observer.interval or stop.requested:
-                shown = now
-                self.watch.check(total, f"by epoch {epoch}, step {step}")
-                averages = tally.read()
-                observer.step(epoch, step, {**averages, "samples_per_s": tally.images / (now - begin)})
-            if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
-                self._save(folder, epoch, step, None, Begun(step, tally.state(), now - begin))
-                saved = now
-            if stop.requested:
-                break
+        with closing(self.loader.batches(plan, begun.step, self._changes)) as batches:
+            for step, (images, labels) in enumerate(batches, begun.step + 1):
+                self._when = f"in epoch {epoch}, step {step}"
+                self._step.set_rate(self.rate(before + step - 1))
+                total = self._step(images, labels, self._tally)
+                now = time.perf_counter()
+                if now - shown >= observer.interval or stop.requested:
+                    shown = now
+                    self.watch.check(total, f"by epoch {epoch}, step {step}")
+                    averages = {**self._tally.read(), "samples_per_s": self._tally.images / (now - begin)}
+                    observer.step(epoch, step, averages)
+                if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
+                    self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
+                    saved = now
+                if stop.requested:
+                    break
         self.watch.check(total, f"by epoch {epoch}, step {step}")
-        seconds = time.perf_counter() - begin
-        row = {"epoch": epoch, "step": (epoch - 1) * self.steps + step, "lr": rate, "train": tally.read()}
-        return {**row, "seconds": seconds, "samples_per_s": tally.images / seconds}, step
+        now = time.perf_counter()
+        row = {
+            "epoch": epoch, "step": before + step, "lr": self.rate(before), "train": self._tally.read(),
+            "seconds": now - begin, "samples_per_s": self._tally.images / (now - begin),
+            "loader_share": self.loader.waited / (now - resumed),
+        }  # fmt: skip
+        return row, step
 
-    def _step(self, images: Tensor, target: Tensor, tally: Tally, when: str) -> Tensor:
-        """Forward, backward, update; the total loss."""
-        logits = self.logits(images)
-        parts = self.loss.parts(logits, target, regularize=False)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()
-        penalty = parts.regularizer + self.loss.add_grad_()
-        total = parts.total.detach() + penalty
-        if not total.is_cuda:
-            self.watch.check(total, when)  # before the update: the weights stay good
-        self.optimizer.step()
-        self.schedule.step()
-        tally.add(LossParts(total, parts.cross_entropy, parts.mse, penalty), logits, target)
-        return total
+    def _end_epoch(self, folder: Path, row: dict[str, Any], observer: Observer) -> None:
+        """Measure the watched split, keep the weights if they are the best, write the checkpoint."""
+        measured = self._measure(self.splits[self.watched], watch=1)
+        row[self.watched] = measured.averages
+        row["firing"] = {name: layer.mean for name, layer in measured.rates.items()}
+        for line in problems(measured.rates):
+            observer.note(f"epoch {row['epoch']}: {line}")
+        if self.settings.select != "last" and (best := selection.better(self.best, row, self.watched)):
+            self.best = best
+            self.watch.check_weights(f"in epoch {row['epoch']}, step {self.steps}")
+            made = checkpoint.Checkpoint(self.model.state_dict(), self._metadata(row["epoch"], self.steps, row), {})
+            checkpoint.save(folder, made, row["step"], selection.BEST)
+        self._save(folder, row["epoch"], self.steps, row)
 
-    @torch.no_grad()
+    def finish(self, folder: Path) -> Final:
+        """Take the chosen weights of the run in ``folder``, which is at its end, and measure them once."""
+        self.restore(selection.chosen(folder, self.best))
+        test = self._measure(self.splits["test"], watch=None)
+        splits = {"test": test.averages}
+        if self.watched != "test":
+            splits[self.watched] = self.evaluate(self.splits[self.watched])
+        epoch = self.settings.epochs if self.best is None else self.best.epoch
+        final = Final(epoch, splits, test.confusion, test.rates)
+        run.write_result(folder, self.settings, final.epoch, final.splits)
+        return final
+
     def evaluate(self, split: Split) -> dict[str, float]:
         """Averages over a split in eval mode, of the same loss parts as in training."""
+        return self._measure(split, watch=0).averages
+
+    def _measure(self, split: Split, watch: int | None) -> Measured:
+        """A split in eval mode; the firing rates are those of the first ``watch`` batches, None being all."""
         self.model.eval()
-        tally = Tally(self.settings.device)
-        batches = (tensor.split(EVALUATION_BATCH) for tensor in split)
-        for images, target in zip(*batches, strict=True):
-            logits = self.logits(images)
-            parts = self.loss.parts(logits, target)
-            tally.add(parts, logits, target)
-        self.watch.check(parts.total, "in an evaluation")
-        return tally.read()
+        loader = Loader(split, self.device, workers=self.settings.workers)
+        tally = Tally(self.settings.device, len(self.data.classes))
+        measured = measure(self.logits, self.model, self.loss, loader, self.batch_size, tally, watch)
+        self.watch.check(measured.last, "in an evaluation")
+        return measured
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take over the weights of a checkpoint.
@@ -242,24 +251,38 @@ class Trainer:
         """Whether the run was at its end when that checkpoint was written."""
         return (saved.metadata["epoch"], saved.metadata["step"]) == (self.settings.epochs, self.steps)
 
-    def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Take over a checkpoint of this run: the next ``run`` goes on bitwise, on a CPU with the same versions.
+    def resume(self, saved: checkpoint.Checkpoint, folder: Path) -> None:
+        """Take over a checkpoint of the run in ``folder``: the next ``run`` goes on bitwise, on a CPU with the same
+        versions. What the folder holds from after that checkpoint is removed.
 
         Raises:
-            ValueError: it belongs to another network, or the run is at its end.
+            ValueError: it belongs to another network, or has no more than weights.
         """
         epoch, step = saved.metadata["epoch"], saved.metadata["step"]
-        if self.finished(saved):
-            raise ValueError(f"--resume: expected a run that is not at its end, got one with all {epoch} epochs")
         self.restore(saved)
-        snapshot.restore(saved, self.optimizer, self.schedule)
+        snapshot.restore(saved, self.optimizer, self.scaler)
         self._shuffle.set_state(saved.state["shuffle"])
         self._changes.set_state(saved.state["changes"])
         self._resumed = saved
+        self.best = None if saved.metadata["best"] is None else Best(*saved.metadata["best"])
+        selection.forget(folder, (epoch - 1) * self.steps + step)
+        run.cut_metrics(folder, epoch, saved.metadata["row"])
         if step < self.steps:
             self._first, self._begun = epoch, Begun(step, saved.state["sums"], saved.metadata["seconds"])
         else:
             self._first = epoch + 1
+
+    def _metadata(self, epoch: int, step: int, row: dict[str, Any] | None) -> dict[str, Any]:
+        """What rebuilds the network, and where the run is."""
+        return {
+            "settings": self.settings.to_json(),
+            "shape": list(self.data.shape),
+            "classes": list(self.data.classes),
+            "epoch": epoch,
+            "step": step,
+            "row": row,
+            "versions": run.versions(),
+        }
 
     def _save(
         self, folder: Path, epoch: int, step: int, row: dict[str, Any] | None, begun: Begun | None = None
@@ -267,20 +290,15 @@ class Trainer:
         self.watch.check_weights(f"in epoch {epoch}, step {step}")
         # Within an epoch its order is drawn again when the run is resumed.
         drawn = self._shuffle.get_state() if begun is None else self._drawn
-        state, loop = snapshot.capture(self.optimizer, self.schedule)
+        state, loop = snapshot.capture(self.optimizer, self.scaler)
         state |= {"shuffle": drawn, "changes": self._changes.get_state()}
         if begun is not None and begun.sums is not None:
             state["sums"] = begun.sums
         metadata = {
-            "settings": self.settings.to_json(),
-            "shape": list(self.data.shape),
-            "classes": list(self.data.classes),
-            "epoch": epoch,
-            "step": step,
+            **self._metadata(epoch, step, row),
             "seconds": 0.0 if begun is None else begun.seconds,
-            "row": row,
+            "best": self.best,
             "loop": loop,
-            "versions": run.versions(),
         }
         made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
         checkpoint.save(folder, made, (epoch - 1) * self.steps + step)

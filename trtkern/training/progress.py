@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from trtkern.training import checkpoint, run
-from trtkern.training.loop import Observer, Result, Trainer
+from trtkern.training import checkpoint, run, selection
+from trtkern.training.loop import Result, Trainer
+from trtkern.training.observer import Observer
 
 # Which parts a loss has besides its total.
 PARTS = {
@@ -19,6 +20,9 @@ PARTS = {
     "tet": {"cross_entropy": "CE", "mse": "MSE"},
     "sdt": {},
 }
+
+
+COLUMNS = {"validation": "val acc", "test": "test acc"}
 
 
 class Lines(Observer):
@@ -29,27 +33,35 @@ class Lines(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.parts: dict[str, str] = {}
+        self._noted: set[str] = set()
 
     def start(self, trainer: Trainer) -> None:
         """What a step keeps in memory, and the header."""
         if trainer.kept is not None:
             self._print(trainer.kept.summary(f" a step of {trainer.batch_size} images"))
         self.parts = PARTS[trainer.settings.loss]
-        self.epochs, self.steps = trainer.settings.epochs, trainer.steps
+        self.epochs, self.steps, self.watched = trainer.settings.epochs, trainer.steps, trainer.watched
         names = "".join(f"{name:>9}" for name in ("loss", *self.parts.values()))
-        self._print(f"{'epoch':>9}{names}{'train acc':>12}{'test acc':>11}{'samples/s':>12}", style="bold")
+        self._print(f"{'epoch':>9}{names}{'train acc':>12}{COLUMNS[self.watched]:>11}{'samples/s':>12}", style="bold")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """The line: training averages, then both accuracies."""
-        train, test = row["train"], row["test"]
+        train, watched = row["train"], row[self.watched]
         self._print(
             f"{row['epoch']:>4}/{self.epochs:<4}{self._losses(train, 9)}{train['accuracy']:>11.2%} "
-            f"{test['accuracy']:>10.2%} {row['samples_per_s']:>11,.0f}"
+            f"{watched['accuracy']:>10.2%} {row['samples_per_s']:>11,.0f}"
         )
 
     def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
         """How far the epoch is, with its averages so far."""
         self._print(f"{epoch:>4}/{self.epochs:<4} step {step}/{self.steps}: {self._state(averages)}")
+
+    def note(self, line: str) -> None:
+        """The line, once."""
+        what = line.partition(": ")[2]
+        if what not in self._noted:
+            self._noted.add(what)
+            self._print(f"     note: {line}", style="yellow")
 
     def _state(self, averages: dict[str, float]) -> str:
         parts = "  ".join(f"{label} {averages[name]:.4f}" for name, label in {"loss": "loss", **self.parts}.items())
@@ -130,7 +142,7 @@ def series(summary: dict[str, Any], title: str) -> Table:
 
 
 def scores(values: dict[str, float], loss: str, images: int) -> dict[str, str]:
-    """An evaluation as rows of a table: the accuracy with its counts, and the loss with its parts."""
+    """An evaluation of the test images as rows of a table: the accuracy with its counts, the loss with its parts."""
     correct = round(values["accuracy"] * images)
     rows = {"test accuracy": f"{values['accuracy']:.2%} ({correct:,} of {images:,})"}
     parts = ", ".join(f"{label} {values[name]:.4f}" for name, label in PARTS[loss].items())
@@ -146,19 +158,39 @@ def place(trainer: Trainer) -> str:
 
 
 def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
-    """The table at the end of a run."""
+    """The table at the end of a run; of one that was stopped, without what only the end has."""
     settings = trainer.settings
     last = result.rows[-1]
     seconds = sum(row["seconds"] for row in result.rows)
     images = len(result.rows) * trainer.steps * trainer.batch_size
+    waited = sum(row["seconds"] * row["loader_share"] for row in result.rows) / seconds
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    rows = {
-        **scores(last["test"], settings.loss, trainer.data.test.labels.numel()),
-        "train accuracy": f"{last['train']['accuracy']:.2%}",
-        "speed": f"{images / seconds:,.0f} samples/s ({seconds:.1f} s of training, {len(result.rows)} epochs)",
+    rows: dict[str, str] = {}
+    if result.final is not None:
+        rows |= scores(result.final.splits["test"], settings.loss, trainer.data.test.labels.numel())
+        rows["weights"] = f"of epoch {result.final.epoch}, {CHOICES[settings.select]}"
+    if "validation" in last:
+        chosen = last["validation"] if result.final is None else result.final.splits["validation"]
+        rows["validation accuracy"] = f"{chosen['accuracy']:.2%}"
+    elif result.final is None:
+        rows |= scores(last["test"], settings.loss, trainer.data.test.labels.numel())
+    rows |= {
+        "train accuracy": f"{last['train']['accuracy']:.2%} in epoch {last['epoch']}",
+        "speed": f"{images / seconds:,.0f} samples/s ({seconds:.1f} s of training, {len(result.rows)} epochs; "
+        f"{waited:.0%} of it waiting for data)",
         "model": f"{parameters:,} parameters, T={settings.timesteps}, {settings.loss} loss",
         "LIF backend": place(trainer),
         "run folder": str(folder),
-        "files": f"{checkpoint.found(folder)[0].name}, {run.METRICS}, {run.CURVES}, {run.CONFIG}",
+        "files": ", ".join(path.name for path in _files(folder)),
     }
     return facts(f"{settings.data}, seed {settings.seed}", rows)
+
+
+CHOICES = {"validation": "the best on the held-out images", "test": "the best on the test images", "last": "the last"}
+
+
+def _files(folder: Path) -> list[Path]:
+    """What a user looks for in a run folder."""
+    weights = checkpoint.found(folder, selection.BEST)[:1] or checkpoint.found(folder)[:1]
+    others = (folder / name for name in (run.METRICS, run.RESULT, run.REPORT, run.CURVES, run.CONFIG))
+    return [*weights, *(path for path in others if path.exists())]

@@ -9,10 +9,13 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
-# What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] what its loss takes.
+# What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] and [optimizer] what
+# trtkern.names has.
 KEYS: dict[str, type] = {
     "data": str, "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
-    "amp": bool, "train_images": int, "augment": list, "model": dict, "loss": dict,
+    "amp": str, "train_images": int, "augment": list, "model": dict, "loss": dict, "optimizer": dict, "clip": float,
+    "label_smoothing": float, "select": str, "validation": float, "workers": int, "dvs_resize": str, "compile": bool,
+    "cuda_graphs": bool,
 }  # fmt: skip
 
 

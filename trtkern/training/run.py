@@ -1,4 +1,4 @@
-"""The run folder: where it is, and what is written there."""
+"""What a run writes into its folder besides the checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,51 +14,11 @@ import torch
 
 from trtkern import __version__
 from trtkern.profiling import MemoryReport
-from trtkern.training import checkpoint
-from trtkern.training.settings import Settings
+from trtkern.training.folder import read_plan, write
+from trtkern.training.settings import Settings, settle
 
-METRICS, CONFIG, CURVES = "metrics.jsonl", "config.json", "curves.png"
-
-
-def create(settings: Settings, run_dir: str | None) -> Path:
-    """Make the run folder: ``run_dir``, or the first free runs/<data>-<loss>-seed<k>[-n]. Never one that holds a run.
-
-    Raises:
-        ValueError: ``run_dir`` holds something already.
-        OSError: it cannot be made or written.
-    """
-    if run_dir is not None:
-        folder = Path(run_dir)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"--run-dir: expected an empty or new folder, got {folder}, which holds files")
-        _make(folder, exist_ok=True)
-        return folder
-    base = Path("runs") / f"{settings.data}-{settings.loss}-seed{settings.seed}"
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        try:
-            _make(folder, exist_ok=False)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
-def _make(folder: Path, exist_ok: bool) -> None:
-    """``mkdir -p`` and a trial of writing there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError:
-        if not exist_ok and folder.is_dir():
-            raise
-        raise OSError(f"--run-dir: expected a folder that can be written, got {folder}, which is a file") from None
-    except OSError as error:
-        raise OSError(
-            f"--run-dir: expected a folder that can be written, got {folder} ({error.strerror}); name another"
-        ) from None
+METRICS, CONFIG, CURVES, RESULT = "metrics.jsonl", "config.json", "curves.png", "result.json"
+REPORT = "report.html"
 
 
 def versions() -> dict[str, str]:
@@ -95,23 +54,37 @@ def write_config(folder: Path, settings: Settings, layers: dict[str, str], kept:
         "versions": versions(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
-        "command": sys.argv,
+        "command": ["trtkern", *sys.argv[1:]],
     }
-    checkpoint.write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings of a run that was begun in ``folder``.
+def write_result(folder: Path, settings: Settings, epoch: int, splits: dict[str, dict[str, float]]) -> None:
+    """result.json: the chosen epoch, by what it was chosen, and what its weights reach."""
+    result = {"epoch": epoch, "select": settings.select, **splits, "versions": versions()}
+    write(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """result.json; None before the end of the run."""
+    path = folder / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings of a run that was begun in ``folder``: those of config.json, else of its plan.
 
     Raises:
-        ValueError: there is no run, or its config.json is not one.
+        ValueError: there is no run, or its files are damaged.
+        RuntimeError: a plan that was never begun wants a device that this machine does not have.
     """
+    path = folder / CONFIG
+    if not path.exists():
+        return settle(read_plan(folder))
     try:
-        return Settings.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["settings"])
-    except FileNotFoundError:
-        raise ValueError(f"--resume: expected a run folder with {CONFIG}, got {folder}; start the run anew") from None
+        return Settings.from_json(json.loads(path.read_text(encoding="utf-8"))["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume: expected the {CONFIG} of a run, got {folder / CONFIG} ({error})") from None
+        raise ValueError(f"--resume: expected the {CONFIG} of a run, got {path} ({error})") from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -129,7 +102,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def cut_metrics(folder: Path, epoch: int, last: dict[str, Any] | None) -> None:
     """Make metrics.jsonl end where a checkpoint does: no row from ``epoch`` on but ``last``, the one that it holds."""
     rows = [row for row in read_metrics(folder) if row["epoch"] < epoch] + ([] if last is None else [last])
-    checkpoint.write(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def differences(before: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a run needs to go on bitwise besides its weights and its data: the optimiser, the schedule, the generators."""
+"""What a run needs to go on bitwise besides its weights and its data: the optimiser, the scaler, the generators."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from trtkern.training.checkpoint import Checkpoint
 _OPTIMIZER = "optimizer."
 
 
-def capture(
-    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON of them, and of the global generators."""
     values = optimizer.state_dict()
     tensors = {
@@ -25,18 +23,11 @@ def capture(
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
-    return tensors, {"groups": values["param_groups"], "schedule": _plain(schedule.state_dict())}
+    groups = [{**group, "lr": float(group["lr"])} for group in values["param_groups"]]
+    return tensors, {"groups": groups, "scaler": scaler.state_dict()}
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, (int, float, list))}
-
-
-def restore(
-    saved: Checkpoint,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
+def restore(saved: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """The inverse of ``capture``, but for the global generators.
 
     Raises:
@@ -51,12 +42,17 @@ def restore(
         if name.startswith(_OPTIMIZER):
             index, _, what = name.removeprefix(_OPTIMIZER).partition(".")
             states.setdefault(int(index), {})[what] = _laid_out(value, parameters[int(index)])
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in loop["groups"]]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     except (KeyError, ValueError) as error:
         raise ValueError(f"checkpoint: expected one of this optimiser and network; {error}") from None
-    schedule.load_state_dict({**schedule.state_dict(), **loop["schedule"]})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):  # a tensor on the device stays that very tensor
+            group["lr"] = rate.fill_(group["lr"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(loop["scaler"])
 
 
 def restore_random(state: dict[str, Tensor]) -> None:

@@ -1,0 +1,62 @@
+"""Every recipe makes real steps on files in its true format, with the network that it is meant for."""
+
+from __future__ import annotations
+
+import math
+
+import data_files
+import pytest
+import torch
+
+from trtkern import data
+from trtkern.backends import named
+from trtkern.commands import _runs
+from trtkern.names import DATASETS
+from trtkern.training import recipes, run, settings
+
+# Not "auto": in Triton's interpreter a step takes minutes.
+BACKEND = "cpu" if named("cpu").missing() is None else "reference"
+
+# Parameters; those of the paper's networks for the classes of the tiny files, of which imagenet100 and imagenet have
+# 2 and 3 instead of 100 and 1000.
+PARAMETERS = {
+    "digits": 9_978,
+    "fashion-mnist": 54_778,
+    "cifar10": 12_630_858,
+    "cifar100": 12_653_988,
+    "imagenet100": 21_335_972 - 98 * 513,
+    "imagenet": 21_335_972 - 97 * 513,
+    "dvs-cifar10": 9_268_746,
+    "n-caltech101": 9_688_165,
+    "n-mnist": 25_482,
+    "dvs-gesture": 300_427,
+    "shd": 250_388,
+}
+STILL = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet100", "imagenet")
+
+
+def test_every_data_set_has_its_recipe():
+    assert set(recipes.names()) == set(data.DATASETS) == set(DATASETS) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_two_steps(name, tmp_path, monkeypatch, one_thread):
+    """Of one image, or of one sequence in two frames."""
+    monkeypatch.setattr(_runs, "keep_pages", lambda: False)
+    folder = data_files.make(name, tmp_path / "files")
+    changes = ["augment=[{name='resized_crop', size=64}, {name='flip'}]"] if name == "imagenet" else []
+    plan = settings.resolve(
+        recipe=name, data_dir=None if folder is None else str(folder), cache_dir=str(tmp_path / "cache"), epochs=1,
+        batch_size=1, timesteps=2, backend=BACKEND, device="cpu", threads=1, select="last", workers=1, changes=changes,
+    )  # fmt: skip
+    trainer = _runs.prepare(plan)
+    assert sum(p.numel() for p in trainer.model.parameters()) == PARAMETERS[name]
+    assert trainer.data.timesteps == (None if name in STILL else 2)
+    trainer.steps, trainer.splits["test"] = 2, data.Split(*(part[:2] for part in trainer.splits["test"]))
+    monkeypatch.setattr(trainer, "memory", lambda: None)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    (row,) = trainer.run(tmp_path).rows
+    assert row["step"] == 2 and all(map(math.isfinite, row["train"].values())) and row["train"]["regularizer"] > 0
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name, _ in trainer.loss.regularized()} | {"classifier.bias"} <= moved
+    assert run.settings_of(tmp_path) == plan and plan.recipe == name

@@ -1,0 +1,205 @@
+"""The report is one HTML file that says what the rows say; TensorBoard gets each epoch once."""
+
+import math
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from trtkern.profiling.activity import LayerActivity
+from trtkern.training import figures, report
+from trtkern.training.tensorboard import TensorBoard, scalars
+
+
+def averages(loss, accuracy):
+    return {"loss": loss, "cross_entropy": loss * 0.9, "mse": 0.1, "regularizer": 0.01, "accuracy": accuracy}
+
+
+def make_rows(count, split="test"):
+    return [
+        {
+            "epoch": epoch, "step": 10 * epoch, "lr": 1e-3 / epoch, "train": averages(2 / epoch, 1 - 0.5 / epoch),
+            split: averages(3 / epoch, 1 - 0.6 / epoch), "seconds": 2.0, "samples_per_s": 1000.0 * epoch,
+        }
+        for epoch in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def make_activity(layers, steps):
+    rate = torch.linspace(0.1, 0.3, steps, dtype=torch.float64)
+    return {f"layers.{i}.norm": LayerActivity("BatchNormLIF", rate, 0.25, 0.0, 64, 9) for i in range(layers)}
+
+
+class Page(HTMLParser):
+    """Tags as they open and close, the text, and the cells of the tables."""
+
+    VOID = ("meta", "br", "link", "img", "image", "use")
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.text, self.rows, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def written(path, **changes):
+    rows = changes.pop("rows", make_rows(2))
+    final = {"train": averages(1.0, 0.75), "test": averages(1.5, 0.7)} if rows else {}
+    given = {"title": "digits", "settings": {"lr": 1e-3}, "rows": rows, "final": final, "versions": {"torch": "2.13"}}
+    report.write(path, **{**given, **changes})
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_run_did(tmp_path):
+    counts = torch.tensor([[8, 2, 0], [1, 5, 4], [0, 0, 0]])
+    text = written(
+        tmp_path / "report.html",
+        settings={"lr": 0.001, "model": {"name": "conv", "layers": [8, "pool"]}, "data_dir": None},
+        confusion=counts, classes=["cat", "dog", "owl"], activity=make_activity(2, 3), memory="3.1 MiB a step",
+        command=["trtkern", "train", "--set", "a b"],
+    )  # fmt: skip
+    page = Page(text)
+    for row in (
+        ["test", "1.5", "1.35", "0.1", "0.01", "70.00%"],
+        ["dog", "owl", "4", "40.0%"],
+        ["cat", "dog", "2", "20.0%"],
+        ["dog", "10", "50.0%", "71.4%"],
+        ["owl", "0", "-", "0.0%"],
+        ["layers.1.norm", "BatchNormLIF", "64", "20.0%", "25.0%", "0.0%", "0.100", "0.200", "0.300"],
+        ["model.layers", '[8, "pool"]'],
+        ["model.name", "conv"],
+        ["data_dir", "null"],
+        ["torch", "2.13"],
+    ):
+        assert row in page.rows, row
+    shown = " ".join(page.text)
+    for words in ("3.1 MiB a step", "trtkern train --set 'a b'", "of 7 errors in 20", "2 epochs in 4.0 s"):
+        assert words in shown
+    assert "test accuracy after epoch 2: 70.00 %" in shown, "the text of a picture is text"
+    # Nothing from outside, and nothing to run.
+    assert not page.tags & {"script", "link", "img", "iframe", "object"} and text.count("<svg") == 5
+    assert not re.search(r'(?:src|href)="(?!#|data:)', text) and "url(http" not in text and "@import" not in text
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(svg)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "no temporary file stays"
+
+
+def test_the_same_input_gives_the_same_bytes_and_names_of_its_own(tmp_path):
+    again = [figures.svg(lambda axes: figures.accuracy(axes, make_rows(2)), (3, 2), salt) for salt in "aab"]
+    assert again[0] == again[1]
+    names = [set(re.findall(r' id="([^"]+)"', picture)) for picture in again]
+    assert names[0] and not names[0] & names[2]
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = "<script>alert('\"&')</script>$x_{"
+    layer = make_activity(1, 2)["layers.0.norm"]._replace(kind=evil, silent=1.0, rate=torch.zeros(2).double())
+    text = written(
+        tmp_path / "r.html", title=evil + "\x00", settings={evil: evil}, confusion=torch.ones(2, 2, dtype=torch.int64),
+        classes=[evil, "\x07猫\ud800"], activity={evil: layer}, versions={evil: evil}, memory=evil, command=[evil],
+    )  # fmt: skip
+    page = Page(text)
+    assert "script" not in page.tags and "\x00" not in text and "猫" in text
+    assert sum("alert" in cell for row in page.rows for cell in row) >= 6
+    assert "never fires" in text
+
+
+def test_one_epoch_and_a_validation_split():
+    rows = make_rows(1, "validation")
+    text = "".join(figures.svg(lambda axes, d=d: d(axes, rows), (4, 3), "x") for d in (figures.loss, figures.accuracy))
+    assert "validation accuracy after epoch 1: 40.00 %" in text and "validation loss" in text
+    assert "1.0" not in "".join(re.findall(r"<text.*?</text>", text)).replace("10.0", ""), "an epoch is a whole number"
+
+
+def test_no_epoch_at_all(tmp_path):
+    text = written(tmp_path / "r.html", rows=[])
+    assert "No epoch was finished" in text and "<svg" not in text
+
+
+def test_many_classes_layers_and_epochs_stay_small(tmp_path):
+    counts = torch.randint(0, 9, (101, 101))
+    path = tmp_path / "r.html"
+    text = written(
+        path, rows=make_rows(300), confusion=counts, classes=[f"class {i}" for i in range(101)],
+        activity=make_activity(36, 100),
+    )  # fmt: skip
+    assert path.stat().st_size < 1_000_000 and "class 100" in text
+    (head,) = (row for row in Page(text).rows if row[0] == "layer")
+    assert head[6:] == ["t=1", "t=2", "t=3", "t=4", "t=97", "t=98", "t=99", "t=100"]
+
+
+def test_losses_that_no_logarithm_takes():
+    rows = make_rows(2)
+    rows[1]["train"] = averages(0.0, 1.0)
+    assert "<svg" in figures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
+    rows[1]["train"] = averages(math.nan, 1.0)
+    assert "<svg" in figures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
+
+
+def test_what_is_refused(tmp_path):
+    for wrong in (torch.zeros(2, 3).long(), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"report: expected a confusion matrix of counts \[2, 2\]"):
+            written(tmp_path / "r.html", confusion=wrong, classes=["a", "b"])
+    with pytest.raises(ValueError, match="counts of at least 0"):
+        written(tmp_path / "r.html", confusion=-torch.eye(2).long(), classes=["a", "b"])
+    with pytest.raises(FileNotFoundError, match="report: expected a file in a folder that is there"):
+        written(tmp_path / "none" / "r.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scalars_of_a_row():
+    (row,) = make_rows(1)
+    row |= {"firing": {"layers.0.norm": 0.25}, "note": "x", "done": True}
+    found = dict(scalars(row))
+    assert found["train/loss"] == 2.0 and found["lr"] == 1e-3 and found["samples_per_s"] == 1000.0
+    assert found["firing/layers.0.norm"] == 0.25 and len(found) == 5 + 5 + 3 + 1
+    assert not {"epoch", "step", "note", "done"} & set(found)
+
+
+def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = make_rows(4)
+    for part in (rows[:3], [{**rows[1], "lr": 0.5}, *rows[2:]]):  # the second begins again at epoch 2
+        board = TensorBoard(tmp_path)
+        for row in part:
+            board.epoch(row)
+        board.close()
+        board.close()
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == {tag for tag, _ in scalars(rows[0])}
+    assert [event.value for event in read.Scalars("lr")] == pytest.approx([1e-3, 0.5, 1e-3 / 3, 1e-3 / 4], rel=1e-6)
+    assert [event.step for event in read.Scalars("test/accuracy")] == [1, 2, 3, 4]
+
+
+def test_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"expected the package tensorboard.*pip install tensorboard"):
+        TensorBoard(tmp_path)

@@ -1,0 +1,145 @@
+"""Tensors that take long to make, kept on the disk under a key of all that they depend on.
+
+An entry is one safetensors file, ``<name>-<SHA-256 of the key>.safetensors``. It holds the key and a checksum, is
+written whole or not at all, and is checked whenever it is read. A file may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def default_folder() -> Path:
+    """$XDG_CACHE_HOME/trtkern, or ~/.cache/trtkern."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trtkern"
+
+
+def fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 of the files' names below ``root``, sizes and times of change; their contents are not read.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    rows = []
+    for file in files:
+        status = file.stat()
+        rows.append([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+
+
+def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``make`` returns, from the folder if it was made before.
+
+    Args:
+        folder: made if it is missing. Several processes may use it at once: the one that ends last writes last.
+        key: all that the tensors depend on, plain JSON types; its "name", if any, begins the name of the file.
+        make: called if there is no such file, or if it is damaged, which is warned about.
+
+    Raises:
+        OSError: the folder cannot be written (this is tried before ``make`` is called), or the disk is full.
+            Nothing is left of a file that could not be written.
+        ImportError: safetensors is not installed.
+    """
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", str(key.get("name", "data")))
+    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    _require()
+    try:
+        return _read(path, text)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        warnings.warn(f"{error}; making it again", RuntimeWarning, stacklevel=2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+    _write(path, tensors, {"key": text, "sha256": _checksum(tensors, text)})
+    return tensors
+
+
+def _require() -> None:
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"data: expected safetensors for the cache, got none ({error}); pip install 'trtkern[events]'"
+        ) from None
+
+
+def _read(path: Path, text: str) -> dict[str, Tensor]:
+    """Raises FileNotFoundError: no such file; ValueError: not what was written under this key."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"data: expected a file of the cache, got a damaged one {path} ({reason})") from None
+    if header.get("key") != text:
+        raise ValueError(f"data: expected the key that names {path}, got another one in it")
+    if header.get("sha256") != _checksum(tensors, text):
+        raise ValueError(f"data: expected the checksum that {path} was written with, got another: it is damaged")
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(tensors, temporary, header)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)  # the rename itself
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(path.parent, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(folder: Path, error: Exception) -> OSError:
+    return OSError(
+        f"data: expected a folder for the cache that can be written and has room, got {folder} ({error}); name another "
+        f"one with --cache-dir"
+    )
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """SHA-256 of the key and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""What a network reaches on a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trtkern.profiling.activity import LayerActivity, firing_rates
+from trtkern.training.build import Loss
+from trtkern.training.loader import Loader
+from trtkern.training.tally import Tally
+
+LARGEST = 500
+"""Images at once, at most; a batch of training is allowed in any case."""
+VALUES = 2**23
+"""Values of images and frames at once, roughly."""
+
+
+class Measured(NamedTuple):
+    """A split in figures."""
+
+    averages: dict[str, float]
+    """Of the loss parts, and the accuracy."""
+    confusion: Tensor
+    """[classes, classes] int64 on the CPU: rows are the classes, columns the answers."""
+    rates: dict[str, LayerActivity]
+    last: Tensor
+    """The loss of the last batch."""
+
+
+class Final(NamedTuple):
+    """The one report at the end of a run: of the chosen weights, which the model has from then on."""
+
+    epoch: int
+    """Whose weights were chosen."""
+    splits: dict[str, dict[str, float]]
+    """Averages over "test", and over "validation" where there is one, in eval mode."""
+    confusion: Tensor
+    """[classes, classes] of the test images: rows are the classes, columns the answers."""
+    rates: dict[str, LayerActivity]
+    """How the layers fire on the test images."""
+
+
+@torch.no_grad()
+def measure(
+    logits: Callable[[Tensor], Tensor], model: nn.Module, loss: Loss, loader: Loader, batch: int, tally: Tally,
+    watch: int | None,
+) -> Measured:  # fmt: skip
+    """Run a split through a network.
+
+    Args:
+        logits: [T, B, C] of raw images, from ``model``, which is in eval mode.
+        model: whose firing rates are taken.
+        loss: its parts are averaged, with the penalty.
+        loader: of the split.
+        batch: images in a step of training.
+        tally: a new one, with the number of classes.
+        watch: batches, from the first on, that the firing rates are taken of; None is all.
+    """
+    size = min(LARGEST, max(batch, VALUES // math.prod(loader.images.shape[1:])))
+    with ExitStack() as watched, closing(loader.whole(size)) as batches:
+        rates = watched.enter_context(firing_rates(model)) if watch != 0 else None
+        for number, (images, target) in enumerate(batches):
+            if number == watch:
+                watched.close()
+            out = logits(images)
+            parts = loss.parts(out, target)
+            tally.add(parts, out, target)
+    return Measured(tally.read(), tally.confusion.cpu(), {} if rates is None else rates.layers, parts.total)

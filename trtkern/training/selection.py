@@ -1,0 +1,44 @@
+"""Which epoch's weights a run reports, and where they are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trtkern.training import checkpoint
+
+BEST = "best"
+"""``best-<step>.safetensors``: the weights of the best epoch so far, without what resuming needs."""
+
+
+class Best(NamedTuple):
+    """The best epoch so far, and by what."""
+
+    epoch: int
+    step: int
+    accuracy: float
+    loss: float
+
+
+def better(best: Best | None, row: dict[str, Any], split: str) -> Best | None:
+    """The row's epoch if it has the higher accuracy on ``split``, or the same one and the lower loss."""
+    here = Best(row["epoch"], row["step"], row[split]["accuracy"], row[split]["loss"])
+    return here if best is None or (here.accuracy, -here.loss) > (best.accuracy, -best.loss) else None
+
+
+def forget(folder: Path, step: int) -> None:
+    """Remove the weights that were chosen after ``step``: the run goes on from there, perhaps to other numbers."""
+    for path in checkpoint.found(folder, BEST):
+        if (checkpoint.step_of(path) or 0) > step:
+            path.unlink()
+
+
+def chosen(folder: Path, best: Best | None) -> checkpoint.Checkpoint:
+    """The weights of the best epoch; of the newest checkpoint where nothing was to be chosen.
+
+    Raises:
+        FileNotFoundError, ValueError: they are not there, or damaged.
+    """
+    if best is None:
+        return checkpoint.load(folder)
+    return checkpoint.load(folder / f"{BEST}-{best.step:08d}.safetensors")
