@@ -31,6 +31,7 @@ def prepare(settings: Settings, download: bool = False) -> Trainer:
     data = load(
         settings.data, settings.data_dir, download, timesteps=settings.timesteps, resize=settings.dvs_resize,
         cache=settings.cache_dir, class_list=settings.class_list, size=crops[0] if crops else 224,
+        progress=progress.Making(console()),
     )  # fmt: skip
     return Trainer(settings, data)
 

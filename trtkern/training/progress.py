@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ class Live(Lines):
     def close(self) -> None:
         """Removes the bar."""
         self._progress.stop()
+
+
+class Making:
+    """Says every few seconds how far the frames of a data set are."""
+
+    EVERY = 5.0
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """A line, if it is time for one."""
+        now = time.monotonic()
+        if now - self._said >= self.EVERY:
+            self._said = now
+            self._console.print(f"frames of {what}: {done:,} of {total:,} samples", highlight=False, soft_wrap=True)
 
 
 def observer(console: Console) -> Observer:
