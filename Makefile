@@ -6,15 +6,25 @@ RUN := runs/demo
 
 .PHONY: demo test lint format docs bench clean
 
-# The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
-$(VENV)/installed: setup.py pyproject.toml constraints.txt $(wildcard csrc/*) trtkern/surrogates.py trtkern/dialect.py
+# Files are compiled to bytecode when they are first imported, not thousands of them here.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+
+$(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train]"
+	$(INSTALL) torch
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,triton,dev]"
+# The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
+BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*) trtkern/surrogates.py trtkern/dialect.py
+
+$(VENV)/installed: $(BUILT)
+	$(INSTALL) --editable ".[train]"
+	@touch $@
+
+# Of what reads events the tests need three packages, without what those ask for.
+$(VENV)/installed-dev: $(BUILT)
+	$(INSTALL) --editable ".[train,triton,tensorboard,dev]"
+	$(INSTALL) --no-deps tonic aedat h5py
 	@touch $@
 
 demo: $(VENV)/installed

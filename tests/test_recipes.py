@@ -94,15 +94,19 @@ def test_a_model_that_is_wrong_is_named(change, error, message):
 def test_files_that_are_wrong_are_named(tmp_path):
     path = tmp_path / "own.toml"
     for text, message in (
-        ("lr = ", "expected TOML, got .*own.toml"),
+        ("lr = ", "expected a TOML file, got .*own.toml"),
         ("speed = 1", "expected of data, .*, got 'speed'"),
         ("lr = 1", r"expected data, model, loss, .* in .*own.toml, got lr"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             recipes.load(str(path))
-    with pytest.raises(FileNotFoundError):
-        recipes.load(str(tmp_path / "gone.toml"))
+    for gone in (str(tmp_path / "gone.toml"), f"{tmp_path}.toml"):
+        with pytest.raises(ValueError, match=r"expected a TOML file, got .*\.toml"):
+            recipes.load(gone)
+    path.write_text("data='digits'\nmodel={layers=[8]}\nloss={}\ntimesteps=2\nepochs=1\nbatch_size=8\nlr=1")
+    with pytest.raises(ValueError, match=r"expected name in \[model\] of .*own.toml, got layers"):
+        recipes.load(str(path))
 
 
 def test_several_seeds(tmp_path, capsys, monkeypatch):

@@ -171,11 +171,13 @@ def test_the_plan_is_there_before_torch(tmp_path, capsys):
 
 
 def test_a_run_that_dies_before_its_report(few, tmp_path, undisturbed, monkeypatch):
+    def die(folder):
+        raise KeyboardInterrupt
+
     trainer = Trainer(plan(), few)
-    monkeypatch.setattr(trainer, "finish", lambda folder: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer, "finish", die)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(tmp_path)
-        signal.pause()
     assert run.read_result(tmp_path) is None
     again = Trainer(run.settings_of(tmp_path), few)
     saved = newest(tmp_path)

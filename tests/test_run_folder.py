@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,20 @@ def test_run_folders_are_numbered_and_never_reused(tmp_path, monkeypatch):
     (Path(names[1]) / "metrics.jsonl").touch()
     folder.discard(Path(names[1]))
     assert not Path(names[2]).exists() and [path.name for path in Path(names[1]).iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_is_of_one_process(tmp_path):
+    made = plan.make()
+    place = folder.create(made, str(tmp_path / "a"))
+    folder.hold(place)  # this one has it already
+    code = f"from pathlib import Path; from trtkern.training import folder; folder.hold(Path({str(place)!r}))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "expected a run that no other process is at" in done.stderr and done.returncode == 1
+    folder.discard(place)
+    assert not place.exists()
+    place.mkdir()
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).returncode == 0
 
 
 def test_a_plan_that_is_none_is_named(tmp_path):

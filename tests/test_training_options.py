@@ -104,6 +104,18 @@ def test_label_smoothing_reaches_the_loss(few):
         assert Trainer(resolve("label_smoothing=0.1", loss=loss), few).loss.label_smoothing == 0.1
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_step_that_overflows_changes_nothing(few, name):
+    """Not even by what torch leaves uninitialised in the first step."""
+    trainer = Trainer(resolve(f"optimizer.name={name}", amp="fp16"), few)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
+    after = steps(trainer, 1)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    assert moments and not any(value.any() for value in moments)
+
+
 def test_float16_scales_the_loss_and_skips_a_step_that_overflows(few, tmp_path):
     trainer = Trainer(resolve(epochs=1, amp="fp16"), few)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -173,6 +185,9 @@ def test_a_compiled_network_makes_the_same_steps(few, monkeypatch):
         ((), {"select": "best"}, "--select: expected one of validation, test, last, got 'best'"),
         ((), {"amp": "fp8"}, "--amp: expected one of none, bf16, fp16, got 'fp8'"),
         ((), {"workers": -1}, "--workers: expected an integer of at least 0, got -1"),
+        (("model.timesteps=3",), {}, "model.timesteps: expected --timesteps, .*, got model.timesteps"),
+        (("loss.exclude=3",), {}, "loss.exclude: expected a list of names, got 3"),
+        (("model=conv",), {}, "expected model as dict, got 'conv'; a table is set as model.name="),
         ((), {"dvs_resize": "nearest"}, "--dvs-resize: expected one of bilinear, paper, got 'nearest'"),
     ],
 )
@@ -182,10 +197,13 @@ def test_what_is_wrong_is_named(changes, options, message):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("loss", ["trt", "tet", "sdt"])
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_a_captured_step_makes_the_same_steps(few, amp):
-    wanted = steps(Trainer(resolve(device="cuda", backend="auto", amp=amp), few), 8)
-    trainer = Trainer(resolve(device="cuda", backend="auto", amp=amp, cuda_graphs=True), few)
+def test_a_captured_step_makes_the_same_steps(few, amp, loss):
+    few = dataclasses.replace(few, mean=(4.0,), std=(6.0,))
+    options = {"device": "cuda", "backend": "auto", "amp": amp, "loss": loss}
+    wanted = steps(Trainer(resolve("clip=0.5", **options), few), 8)
+    trainer = Trainer(resolve("clip=0.5", **options, cuda_graphs=True), few)
     got = steps(trainer, 8)
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -211,7 +229,7 @@ def test_the_best_epoch_is_reported(few, tmp_path, select, monkeypatch):
     assert written["test"] == result.final.splits["test"] and written["epoch"] == best + 1
     assert [split is trainer.splits["test"] for split in seen].count(True) == (7 if select == "test" else 1)
     (path, *older) = checkpoint.found(tmp_path, selection.BEST)
-    assert checkpoint.step_of(path) == result.rows[best]["step"] and len(older) < checkpoint.KEPT
+    assert checkpoint.step_of(path) == result.rows[best]["step"] and len(older) <= checkpoint.KEPT
     for name, tensor in checkpoint.load(path).model.items():
         assert torch.equal(trainer.model.state_dict()[name], tensor)
     assert result.final.confusion.sum() == 60

@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = app(
             args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="trtkern", standalone_mode=False
         )
+    except KeyboardInterrupt:
+        return _say("stopped, as asked; a run that was begun goes on with `trtkern train --resume FOLDER`", 130)
     except Quit as quit_:
         return _say(str(quit_), quit_.status)
     except Exception as error:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, quits, user_errors
+from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
 from trtkern.data import load
+from trtkern.data.folder import DataError
 from trtkern.training import checkpoint, observer, plots, progress, report, run, selection
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
@@ -20,6 +20,9 @@ from trtkern.training.pages import keep_pages
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings, resolve_device, settle
 from trtkern.training.watch import NonFiniteError
+
+FAILURES = (NonFiniteError, OSError, DataError)
+"""What may befall a run, and says all that a user needs."""
 
 
 def prepare(settings: Settings, download: bool = False) -> Trainer:
@@ -49,7 +52,8 @@ def begin(plan: dict[str, Any], folder: Path, download: bool) -> int:
 
 def show(plan: dict[str, Any], download: bool) -> int:
     """What a run would be."""
-    trainer = prepare(settle(plan), download)
+    with user_errors():
+        trainer = prepare(settle(plan), download)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     lines = [
         json.dumps(trainer.settings.to_json(), indent=2),
@@ -66,7 +70,8 @@ def show(plan: dict[str, Any], download: bool) -> int:
 def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> int:
     """A run of every seed in a folder of its own; those that are done are only evaluated again."""
     rows = {}
-    plans = [{**plan, "seed": seed} for seed in several.parse(seeds)]
+    with user_errors():
+        plans = [{**plan, "seed": seed} for seed in several.parse(seeds)]
     for one in plans:
         place = folder / f"seed{one['seed']}"
         with user_errors():
@@ -76,6 +81,7 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
                 folders.create(one, str(place))
                 left = True
             elif run.settings_of(place) == settings:
+                folders.hold(place)
                 left = take_over(trainer, place)
             else:
                 raise ValueError(
@@ -83,10 +89,12 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
                 )
         if left:
             run_one(trainer, place)
-        values = {name: trainer.evaluate(trainer.splits[name])["accuracy"] for name in ("train", "test")}
+        with quits(FAILURE, *FAILURES):
+            values = {name: trainer.evaluate(trainer.splits[name])["accuracy"] for name in ("train", "test")}
         rows[one["seed"]] = {**values, "gap": values["train"] - values["test"]}
     summary = several.summarise(rows)
-    several.write(folder, summary)
+    with quits(FAILURE, OSError):
+        several.write(folder, summary)
     console().print(progress.series(summary, f"{plan['recipe']}, {plan['loss']} loss, {len(rows)} seeds"))
     return 0
 
@@ -94,8 +102,12 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
 def resume(folder: Path) -> int:
     """Go on from the newest good checkpoint; without one, from the start."""
     with user_errors():
+        folders.hold(folder)
         settings = run.settings_of(folder)
         resolve_device(settings.device)
+    if settings.tensorboard:
+        need("tensorboard", "tensorboard")
+    with user_errors():
         trainer = prepare(settings)
         if not take_over(trainer, folder):
             raise ValueError(
@@ -121,7 +133,7 @@ def take_over(trainer: Trainer, folder: Path) -> bool:
         return True
     saved = checkpoint.load(folder, say)
     trainer.resume(saved, folder)
-    if trainer.finished(saved) and run.read_result(folder) is not None:
+    if trainer.finished(saved) and run.read_result(folder) is not None and (folder / run.REPORT).exists():
         trainer.restore(selection.chosen(folder, trainer.best))
         return False
     epoch, step = saved.metadata["epoch"], saved.metadata["step"]
@@ -143,7 +155,7 @@ def run_one(trainer: Trainer, folder: Path) -> int:
     )  # fmt: skip
     title = f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}"
     try:
-        with quits(FAILURE, NonFiniteError, OSError):
+        with quits(FAILURE, *FAILURES):
             result = trainer.run(folder, _observers(trainer, folder))
             if result.rows:
                 plots.learning_curves(result.rows, title, folder / run.CURVES)
@@ -171,7 +183,7 @@ def _report(folder: Path, title: str, trainer: Trainer, result: Result) -> None:
         folder / run.REPORT, title=title, settings=trainer.settings.to_json(), rows=result.rows, final=final.splits,
         versions=run.versions(), confusion=final.confusion, classes=trainer.data.classes, activity=final.rates,
         memory=None if kept is None else kept.summary(f" a step of {trainer.batch_size} images"),
-        command=["trtkern", *sys.argv[1:]],
+        command=run.command(folder),
     )  # fmt: skip
 
 
@@ -201,4 +213,6 @@ def with_options(
         backend=settings.backend if backend is None else backend,
         device=resolve_device(settings.device if device is None else device),
         threads=settings.threads if threads is None else threads,
+        compile=False,  # an evaluation has no steps
+        cuda_graphs=False,
     )

@@ -11,7 +11,7 @@ from trtkern import names
 from trtkern.commands._common import need, user_errors
 from trtkern.training import folder as folders
 from trtkern.training import plan as plans
-from trtkern.training import recipes
+from trtkern.training import recipes, signals
 
 
 def _loss_defaults(name: str) -> str:
@@ -174,7 +174,8 @@ def train(
         with user_errors():
             _alone(context, "resume")
             folders.read_plan(Path(resume))
-        from trtkern.commands import _runs
+        with signals.waiting():
+            from trtkern.commands import _runs
 
         return _runs.resume(Path(resume))
     with user_errors():
@@ -182,23 +183,19 @@ def train(
             recipe=recipe, changes=changes or (), data=data, data_dir=data_dir, cache_dir=cache_dir,
             class_list=class_list, dvs_resize=dvs_resize, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
             select=select, backend=backend, device=device, threads=threads, workers=workers, seed=seed, epochs=epochs,
-            batch_size=batch_size, lr=lr, amp=amp, compile=compile, cuda_graphs=cuda_graphs, tensorboard=tensorboard,
+            batch_size=batch_size, lr=lr, amp=amp, compile=compile or None, cuda_graphs=cuda_graphs or None,
+            tensorboard=tensorboard,
         )  # fmt: skip
         if seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
-        if dry_run:
-            from trtkern.commands import _runs
-
-            return _runs.show(plan, download)
-        if seeds is not None:
-            from trtkern.commands import _runs
-
-            where = Path(run_dir or f"runs/{plan['data']}-{plan['loss']}-seeds")
-            return _runs.series(plan, seeds, where, download)
-        folder = folders.create(plan, run_dir)
-    from trtkern.commands import _runs
-
-    return _runs.begin(plan, folder, download)
+        folder = None if dry_run or seeds is not None else folders.create(plan, run_dir)
+    with signals.waiting():
+        from trtkern.commands import _runs
+    if folder is not None:
+        return _runs.begin(plan, folder, download)
+    if dry_run:
+        return _runs.show(plan, download)
+    return _runs.series(plan, seeds or "", Path(run_dir or f"runs/{plan['data']}-{plan['loss']}-seeds"), download)
 
 
 def _given(context: typer.Context, name: str) -> bool:

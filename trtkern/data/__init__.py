@@ -159,4 +159,8 @@ def load(name: str, directory: str | None = None, download: bool = False, **opti
     """
     if name not in DATASETS:
         raise ValueError(f"data: expected one of {', '.join(DATASETS)}, got {name!r}")
+    if options.get("class_list") is not None and not name.startswith("imagenet"):
+        raise ValueError(f"data: expected --class-list with imagenet100 or imagenet only, got it with {name}")
+    if options.get("resize", "bilinear") != "bilinear" and name != "dvs-cifar10":
+        raise ValueError(f"data: expected --dvs-resize with dvs-cifar10 only, got it with {name}")
     return DATASETS[name](Source(directory, download, **options))

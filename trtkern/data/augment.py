@@ -38,7 +38,10 @@ class Transform(ABC):
         """
         _check(images, generator)
         count, _, height, width = images.shape[-4:]
-        return self.apply(images, self.draw(count, height, width, generator).to(images.device))
+        drawn = self.draw(count, height, width, generator)
+        if images.is_cuda:  # from pageable memory the copy would wait for the GPU
+            drawn = drawn.contiguous().pin_memory()
+        return self.apply(images, drawn.to(images.device, non_blocking=True))
 
     @abstractmethod
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -91,17 +91,23 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(raw - mean) / std in float32, of images [..., C, H, W]."""
-        mean, std = (part.to(images.device) if isinstance(part, Tensor) else part for part in self._statistics)
+        mean, std = self._statistics(images.device)
         return (images.float() - mean) / std
 
+    def _statistics(self, device: torch.device) -> tuple[float | Tensor, ...]:
+        """Mean and std as ``normalise`` takes them: a number, or [C, 1, 1] on that device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = tuple(
+                torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1)
+                if isinstance(part, tuple)
+                else part
+                for part in (self.mean, self.std)
+            )
+        return self._copies[device]
+
     @cached_property
-    def _statistics(self) -> tuple[float | Tensor, ...]:
-        """Mean and std as ``normalise`` takes them: a number, or [C, 1, 1] on the device of the data."""
-        device = self.train.images.device
-        return tuple(
-            torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1) if isinstance(part, tuple) else part
-            for part in (self.mean, self.std)
-        )
+    def _copies(self) -> dict[torch.device, tuple[float | Tensor, ...]]:
+        return {}
 
     def shared(self) -> list[tuple[int, int]]:
         """(index in train, index in test) of the test images that the train split holds too, bit for bit.

@@ -27,6 +27,10 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 """Of an image's name, in either case; other files in a class folder are passed over."""
 
 
+class DataError(ValueError):
+    """A file that is not what it should be, met while a run goes on; the message names it."""
+
+
 class ImageFiles:
     """Images [N, 3, size, size] uint8 that are files: what stands for a tensor of them in a ``Split``.
 
@@ -212,13 +216,13 @@ def _decode(path: str) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except pillow.UnidentifiedImageError:
-        raise ValueError(f"data: expected an image, got a file of another kind: {path}; get it again") from None
+        raise DataError(f"data: expected an image, got a file of another kind: {path}; get it again") from None
     except Exception as error:  # for a damaged file it may be a SyntaxError, a struct.error, ...
         if isinstance(error, MemoryError):
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreadable("an image", path, error) from None
-        raise ValueError(f"data: expected a whole image, got {path} ({error}); get it again") from None
+        raise DataError(f"data: expected a whole image, got {path} ({error}); get it again") from None
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

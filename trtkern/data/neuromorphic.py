@@ -23,6 +23,7 @@ from trtkern.data import cache as disk
 from trtkern.data import event_sets, events
 from trtkern.data.event_sets import Source
 from trtkern.data.recordings import Recording
+from trtkern.names import DVS_RESIZE
 
 FORMAT = 1
 """Of the frames; raised when the same files, steps and resize come to give others."""
@@ -30,7 +31,6 @@ SHD_STOP = 1_400_000
 """Microseconds that the frames of SHD share; what comes later is dropped."""
 WORKERS = 4
 """Files read at once, at most."""
-RESIZES = ("bilinear", "paper")
 
 Progress = Callable[[str, int, int], None]
 
@@ -185,7 +185,7 @@ def _shd(sample: events.Events, timesteps: int, size: events.Size, resize: str) 
 
 
 KINDS: dict[str, Kind] = {
-    "dvs-cifar10": Kind(event_sets.dvs_cifar10, (2, 128, 128), _dvs_cifar10, RESIZES),
+    "dvs-cifar10": Kind(event_sets.dvs_cifar10, (2, 128, 128), _dvs_cifar10, DVS_RESIZE),
     "n-caltech101": Kind(event_sets.n_caltech101, (2, 180, 240), _n_caltech101),
     "n-mnist": Kind(event_sets.n_mnist, (2, 34, 34), _counts),
     "dvs-gesture": Kind(event_sets.dvs_gesture, (2, 128, 128), _counts),

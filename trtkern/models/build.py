@@ -49,4 +49,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
     missing = [p.name for p in wanted if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "shape"]
     if lacking := [option for option in missing if option not in options]:
         raise ValueError(f"model: {name}: expected {', '.join(lacking)}, got {', '.join(options) or 'no options'}")
-    return BUILDERS[name](classes, shape=shape, **options)
+    try:
+        return BUILDERS[name](classes, shape=shape, **options)
+    except TypeError as error:
+        raise TypeError(f"model: {name}: expected options that it takes, got {options}; {error}") from None

@@ -42,6 +42,7 @@ class _TimestepLoss(nn.Module):
     def __init__(self, label_smoothing: float) -> None:
         super().__init__()
         self.label_smoothing = _fraction(type(self).__name__, "label_smoothing", label_smoothing)
+        self._device: torch.device | None = None  # of the last logits
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss, a 0-dim tensor in float32 (float64 for float64).
@@ -61,6 +62,7 @@ class _TimestepLoss(nn.Module):
         _check_logits(name, logits, target)
         if logits.dtype != torch.float64:
             logits = logits.float()
+        self._device = logits.device
         return self._parts(logits, target, regularize)
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
@@ -69,7 +71,7 @@ class _TimestepLoss(nn.Module):
     @torch.no_grad()
     def add_grad_(self, scale: float = 1.0) -> Tensor:
         """Nothing to add: this loss has no regulariser. Returns 0."""
-        return torch.zeros(())
+        return torch.zeros((), device=self._device)
 
 
 def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:

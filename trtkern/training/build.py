@@ -41,7 +41,11 @@ def build_optimizer(settings: Settings, model: SpikingNetwork) -> torch.optim.Op
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     if settings.optimizer["name"] == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=settings.lr, fused=True, **options)
+        descent = torch.optim.SGD(model.parameters(), lr=settings.lr, fused=True, **options)
+        if options["momentum"]:  # torch leaves them uninitialised where the first step overflows
+            for weight in model.parameters():
+                descent.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return descent
     kind = torch.optim.AdamW if settings.optimizer["name"] == "adamw" else torch.optim.Adam
     rate: float | Tensor = settings.lr
     if settings.cuda_graphs:

@@ -37,8 +37,8 @@ class Checkpoint(NamedTuple):
     """Tensors of the optimiser and of the generators, by names of their own."""
 
 
-def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoint") -> Path:
-    """Write ``<kind>-<step>.safetensors`` atomically, and drop all but the newest ``KEPT`` of its kind.
+def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoint", kept: int = KEPT) -> Path:
+    """Write ``<kind>-<step>.safetensors`` atomically, and drop all but the newest ``kept`` of its kind.
 
     To a temporary file beside it, flushed to the disk, then renamed. Whatever goes wrong, the checkpoints that were
     there before stay as they were.
@@ -53,7 +53,7 @@ def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoin
     content = serialise(tensors, {"trtkern": text, "sha256": _checksum(tensors, text)})
     path = folder / f"{kind}-{step:08d}.safetensors"
     write(path, content)
-    for old in found(folder, kind)[KEPT:]:
+    for old in found(folder, kind)[kept:]:
         old.unlink(missing_ok=True)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
@@ -10,24 +11,29 @@ from typing import Any
 
 PLAN = "plan.json"
 """What the user asked for (``plan.make``)."""
+RUNS = Path("runs")
 
 
 def create(plan: dict[str, Any], run_dir: str | None) -> Path:
     """Make the run folder with its plan: ``run_dir``, or the first free runs/<data>-<loss>-seed<k>[-n].
 
-    Never one that holds a run.
+    Never one that holds a run; from then on it is this process's (``hold``).
 
     Raises:
-        ValueError: ``run_dir`` holds something already.
+        ValueError: ``run_dir`` holds something already, or another process has it.
         OSError: it cannot be made or written.
     """
     if run_dir is not None:
         folder = Path(run_dir)
-        if folder.is_dir() and any(folder.iterdir()):
+        if not folder.is_dir():
+            _make(folder, exist_ok=True)
+        hold(folder)
+        if any(folder.iterdir()):
             raise ValueError(f"--run-dir: expected an empty or new folder, got {folder}, which holds files")
         _make(folder, exist_ok=True)
     else:
-        folder = _free(Path("runs") / f"{plan['data']}-{plan['loss']}-seed{plan['seed']}")
+        folder = _free(RUNS / f"{plan['data']}-{plan['loss']}-seed{plan['seed']}")
+        hold(folder)
     write(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
     return folder
 
@@ -60,10 +66,46 @@ def _make(folder: Path, exist_ok: bool) -> None:
         ) from None
 
 
+_held: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes from this run, until this one ends, however it does.
+
+    Raises:
+        ValueError: another process has it.
+        OSError: there is no such folder.
+    """
+    if (place := folder.resolve()) in _held:
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"train: expected a run that no other process is at, got {folder}, which is in use; wait for that one, or "
+            f"end it"
+        ) from None
+    _held[place] = handle
+
+
+def _let_go() -> None:
+    """In a forked process: the run is its parent's, whose death must end the hold."""
+    for handle in _held.values():
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 def discard(folder: Path) -> None:
-    """Take back ``create``: of a folder with nothing but its plan; the folders above go where they are empty then."""
+    """Take back ``create``, of a folder with nothing but its plan; "runs" goes where it is empty then."""
     (folder / PLAN).unlink(missing_ok=True)
-    for place in (folder, folder.parent):
+    if (handle := _held.pop(folder.resolve(), None)) is not None:
+        os.close(handle)
+    for place in (folder, *([folder.parent] if folder.parent == RUNS else [])):
         try:
             place.rmdir()
         except OSError:
@@ -82,9 +124,14 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise ValueError(f"--resume: expected a run folder with {PLAN}, got {folder}; start the run anew") from None
     except ValueError as error:
         raise ValueError(f"--resume: expected the {PLAN} of a run, got {folder / PLAN} ({error})") from None
-    if not isinstance(plan, dict):
-        raise ValueError(f"--resume: expected the {PLAN} of a run, got {folder / PLAN}")
+    if not isinstance(plan, dict) or "device" not in plan or "recipe" not in plan:
+        raise ValueError(f"--resume: expected the {PLAN} of a run, got other contents in {folder / PLAN}")
     return plan
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The same error with the file that it befell."""
+    return OSError(error.errno, f"train: expected to write {path}, got {error.strerror}")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -96,8 +143,10 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise named(error, path) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
 from trtkern.data.folder import ImageFiles
+from trtkern.training import signals
 
 AHEAD = 2
 """Batches that each worker process decodes before they are asked for."""
@@ -61,6 +62,14 @@ class Loader:
         self._augment = Pipeline() if augment is None else augment
         if isinstance(self.images, ImageFiles):
             self._crop, self._augment = _split_off(self._augment, self.images.size)
+
+        one = torch.zeros(1, *self.images.shape[-3:], dtype=self.images.dtype)
+        changed = self._augment(one, torch.Generator())
+        if changed.shape != one.shape:
+            raise ValueError(
+                f"augment: expected changes that keep the size of the images, {list(one.shape[1:])}, got "
+                f"{list(changed.shape[1:])}; name no size, or that one"
+            )
 
     def draw(self, steps: int, batch: int, generator: torch.Generator) -> Plan:
         """The plan of an epoch of ``steps`` batches; no image comes twice.
@@ -177,12 +186,8 @@ def _start(decoder: _Decoder, places: Iterator[Any], workers: int, pin: bool) ->
         pin_memory=pin,
         generator=torch.Generator(),  # torch draws a number for the workers, else from the global one
     )
-    # Workers are born with these signals blocked, and take them up when they are ready.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
+    with signals.waiting():  # workers are born with them blocked, and take them up when they are ready
         return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _take_signals(worker: int) -> None:

@@ -52,6 +52,8 @@ class Trainer:
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # streams and graphs are those of the current one
         held_out: Split | None = None
         if settings.select == "validation":
             data, held_out = data.hold_out(settings.validation)
@@ -206,7 +208,7 @@ class Trainer:
             self.best = best
             self.watch.check_weights(f"in epoch {row['epoch']}, step {self.steps}")
             made = checkpoint.Checkpoint(self.model.state_dict(), self._metadata(row["epoch"], self.steps, row), {})
-            checkpoint.save(folder, made, row["step"], selection.BEST)
+            selection.keep(folder, made, row["step"])
         self._save(folder, row["epoch"], self.steps, row)
 
     def finish(self, folder: Path) -> Final:

@@ -14,97 +14,72 @@ HELD_OUT = 0.1
 """Share of the training images that chooses the epoch, unless a recipe says otherwise."""
 
 
-def make(
-    *,
-    recipe: str | None = None,
-    changes: Iterable[str] = (),
-    data: str | None = None,
-    data_dir: str | None = None,
-    cache_dir: str | None = None,
-    class_list: str | None = None,
-    dvs_resize: str | None = None,
-    loss: str | None = None,
-    lam: float | None = None,
-    delta: float | None = None,
-    eta: float | None = None,
-    timesteps: int | None = None,
-    select: str | None = None,
-    backend: str = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    workers: int | None = None,
-    seed: int = 0,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    amp: str | None = None,
-    compile: bool = False,
-    cuda_graphs: bool = False,
-    tensorboard: bool = False,
-) -> dict[str, Any]:
-    """A recipe with its ``changes`` (``recipes.load``) and options over it, as plain JSON types; None is the recipe's.
+# What a recipe and an option may both say, what only a recipe says, and what only an option does, with their defaults;
+# a recipe without a value for ... is refused.
+BOTH: dict[str, Any] = {
+    "data": ..., "dvs_resize": "bilinear", "select": "validation", "timesteps": ..., "threads": None, "workers": 0,
+    "epochs": ..., "batch_size": ..., "lr": ..., "amp": "none", "compile": False, "cuda_graphs": False,
+}  # fmt: skip
+RECIPE: dict[str, Any] = {
+    "train_images": None, "validation": HELD_OUT, "model": ..., "augment": [], "label_smoothing": 0.0, "warmup": 0.0,
+    "clip": None,
+}  # fmt: skip
+OPTION: dict[str, Any] = {
+    "data_dir": None, "cache_dir": None, "class_list": None, "backend": "auto", "device": "auto", "seed": 0,
+    "tensorboard": False,
+}  # fmt: skip
+LOSS = ("loss", "lam", "delta", "eta")
+CHOICES = {
+    "data": DATASETS, "dvs_resize": DVS_RESIZE, "select": SELECT, "backend": BACKENDS, "amp": AMP,
+}  # fmt: skip
+
+
+def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any) -> dict[str, Any]:
+    """A recipe with its ``changes`` (``recipes.load``) and options over it, as plain JSON types.
 
     Its keys are the fields of ``settings.Settings``; what only the machine can answer is still open: ``device`` may be
     "auto" and ``threads`` None.
 
     Args:
         recipe: its name; None is the one that is called as ``data`` is, the digits without.
-        data: the data set of another recipe.
+        given: the keys of ``BOTH`` and ``OPTION``, ``loss`` and its numbers; None is what the recipe says.
 
     Raises:
         ValueError: an option out of range or unknown; the message says what was expected.
+        TypeError: no such option.
     """
-    if data is not None:
-        one_of("data", data, DATASETS)
-    name = recipe or data or "digits"
+    if unknown := sorted(set(given) - {*BOTH, *OPTION, *LOSS}):
+        raise TypeError(f"plan: expected of {', '.join((*BOTH, *OPTION, *LOSS))}, got {unknown[0]}")
+    given = {key: value for key, value in given.items() if value is not None}
+    if "data" in given:
+        one_of("data", given["data"], DATASETS)
+    name = recipe or given.get("data", "digits")
     said = recipes.load(name, changes)
-
-    def over(key: str, value: Any, default: Any = None) -> Any:
-        return said.get(key, default) if value is None else value
-
-    loss_name, loss_options = _loss(said["loss"], loss, {"lam": lam, "delta": delta, "eta": eta})
+    loss, loss_options = _loss(said["loss"], given)
     plan = {
         "recipe": name,
-        "data": one_of("data", over("data", data), DATASETS),
-        "data_dir": _path(data_dir),
-        "cache_dir": _path(cache_dir),
-        "class_list": _path(class_list),
-        "dvs_resize": one_of("dvs-resize", over("dvs_resize", dvs_resize, "bilinear"), DVS_RESIZE),
-        "train_images": said.get("train_images"),
-        "select": one_of("select", over("select", select, "validation"), SELECT),
-        "validation": float(said.get("validation", HELD_OUT)),
-        "model": said["model"],
-        "augment": said.get("augment", []),
-        "loss": loss_name,
+        "loss": loss,
         "loss_options": loss_options,
-        "label_smoothing": float(said.get("label_smoothing", 0.0)),
-        "timesteps": over("timesteps", timesteps),
-        "backend": one_of("backend", backend, BACKENDS),
-        "device": device,
-        "threads": over("threads", threads),
-        "workers": over("workers", workers, 0),
-        "seed": seed,
-        "epochs": over("epochs", epochs),
-        "batch_size": over("batch_size", batch_size),
         "optimizer": _optimizer(said.get("optimizer", {})),
-        "lr": float(over("lr", lr)),
-        "warmup": float(said.get("warmup", 0.0)),
-        "clip": None if "clip" not in said else float(said["clip"]),
-        "amp": one_of("amp", over("amp", amp, "none"), AMP),
-        "compile": compile or said.get("compile", False),
-        "cuda_graphs": cuda_graphs or said.get("cuda_graphs", False),
-        "tensorboard": tensorboard,
     }
+    plan |= {key: given.get(key, said.get(key, default)) for key, default in BOTH.items()}
+    plan |= {key: said.get(key, default) for key, default in RECIPE.items()}
+    plan |= {key: given.get(key, default) for key, default in OPTION.items()}
+    for key, choices in CHOICES.items():
+        one_of(key.replace("_", "-"), plan[key], choices)
+    for key in ("lr", "warmup", "label_smoothing", "validation", "clip"):
+        plan[key] = None if plan[key] is None else float(plan[key])
+    for key in ("data_dir", "cache_dir", "class_list"):
+        plan[key] = None if plan[key] is None else str(Path(plan[key]).resolve())
     _check(plan)
     return plan
 
 
-def _path(name: str | None) -> str | None:
-    return None if name is None else str(Path(name).resolve())
-
-
 def _check(plan: dict[str, Any]) -> None:
     """The ranges of its numbers."""
+    for key in ("timesteps", "backend"):
+        if key in plan["model"]:
+            raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
     for key in ("timesteps", "threads", "epochs", "batch_size", "workers"):
         least = 0 if key == "workers" else 1
         if plan[key] is not None and plan[key] < least:
@@ -126,20 +101,22 @@ def _check(plan: dict[str, Any]) -> None:
         raise ValueError(f"--seed: expected an integer of 0 to 2**63 - 1, got {plan['seed']}")
 
 
-def _loss(said: dict[str, Any], wanted: str | None, given: dict[str, float | None]) -> tuple[str, dict[str, Any]]:
+def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The loss and what it takes: its defaults, over them the recipe's, over them the command line's."""
     own = said.get("name", "trt")
-    loss = one_of("loss", own if wanted is None else wanted, tuple(LOSSES))
+    loss = one_of("loss", given.get("loss", own), tuple(LOSSES))
     options = _table(f"--recipe: loss {loss}", LOSSES[loss], said if loss == own else {})
-    for name, value in given.items():
-        if value is None:
+    for name in LOSS[1:]:
+        if name not in given:
             continue
         if name not in options:
             takers = ", ".join(other for other, others in LOSSES.items() if name in others)
             raise ValueError(f"--{name}: expected with --loss {takers} only, got it with --loss {loss}")
-        options[name] = value
+        options[name] = given[name]
     for name, value in options.items():
         if name == "exclude":
+            if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+                raise ValueError(f"--set loss.exclude: expected a list of names, got {value!r}")
             continue
         share = (loss, name) in (("trt", "eta"), ("tet", "lam"))
         if not _number(value) or (share and value > 1):

@@ -63,14 +63,16 @@ def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
     missing = [key for key in ("data", "model", "loss", "timesteps", "epochs", "batch_size", "lr") if key not in recipe]
     if missing:
         raise ValueError(f"--recipe: expected {', '.join(missing)} in {name}, got {', '.join(recipe) or 'nothing'}")
+    if "name" not in recipe["model"]:
+        raise ValueError(f"--recipe: expected name in [model] of {name}, got {', '.join(recipe['model']) or 'nothing'}")
     return recipe
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"--recipe: expected TOML, got {path} ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--recipe: expected a TOML file, got {path} ({error})") from None
     _check(recipe, f"--recipe: {path}")
     return recipe
 
@@ -81,7 +83,8 @@ def _check(recipe: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: expected of {', '.join(KEYS)}, got {key!r}")
         wanted = (int, float) if KEYS[key] is float else KEYS[key]
         if not isinstance(value, wanted) or (isinstance(value, bool) and KEYS[key] is not bool):
-            raise ValueError(f"{where}: expected {key} as {KEYS[key].__name__}, got {value!r}")
+            table = f"; a table is set as {key}.name=..." if KEYS[key] is dict else ""
+            raise ValueError(f"{where}: expected {key} as {KEYS[key].__name__}, got {value!r}{table}")
 
 
 def _value(text: str) -> Any:

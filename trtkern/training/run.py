@@ -14,7 +14,7 @@ import torch
 
 from trtkern import __version__
 from trtkern.profiling import MemoryReport
-from trtkern.training.folder import read_plan, write
+from trtkern.training.folder import named, read_plan, write
 from trtkern.training.settings import Settings, settle
 
 METRICS, CONFIG, CURVES, RESULT = "metrics.jsonl", "config.json", "curves.png", "result.json"
@@ -54,9 +54,17 @@ def write_config(folder: Path, settings: Settings, layers: dict[str, str], kept:
         "versions": versions(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
-        "command": ["trtkern", *sys.argv[1:]],
+        "command": command(folder),
     }
     write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def command(folder: Path) -> list[str]:
+    """The command that began the run in ``folder``: that of config.json, or this one."""
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, KeyError):
+        return ["trtkern", *sys.argv[1:]]
 
 
 def write_result(folder: Path, settings: Settings, epoch: int, splits: dict[str, dict[str, float]]) -> None:
@@ -66,9 +74,11 @@ def write_result(folder: Path, settings: Settings, epoch: int, splits: dict[str,
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """result.json; None before the end of the run."""
-    path = folder / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """result.json; None before the end of the run, or if it is damaged."""
+    try:
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def settings_of(folder: Path) -> Settings:
@@ -113,5 +123,11 @@ def differences(before: dict[str, str]) -> str:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl."""
-    with open(folder / METRICS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    path = folder / METRICS
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise named(error, path) from None

@@ -41,4 +41,16 @@ def chosen(folder: Path, best: Best | None) -> checkpoint.Checkpoint:
     """
     if best is None:
         return checkpoint.load(folder)
-    return checkpoint.load(folder / f"{BEST}-{best.step:08d}.safetensors")
+    try:
+        return checkpoint.load(folder / f"{BEST}-{best.step:08d}.safetensors")
+    except (FileNotFoundError, ValueError) as error:
+        newest = checkpoint.found(folder)[0]
+        raise ValueError(
+            f"checkpoint: expected the chosen weights, those of epoch {best.epoch}; {error}; "
+            f"`trtkern evaluate {newest}` measures the newest ones"
+        ) from None
+
+
+def keep(folder: Path, weights: checkpoint.Checkpoint, step: int) -> None:
+    """Write the weights of the best epoch; those that a checkpoint which is kept may refer to stay."""
+    checkpoint.save(folder, weights, step, BEST, checkpoint.KEPT + 1)

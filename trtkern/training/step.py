@@ -19,9 +19,9 @@ DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Step:
     """Forward, loss, backward, penalty, clipping, update; nothing in it waits for a GPU.
 
-    Forward and loss run under autocast, backward and update outside. In float16 the loss is scaled; gradients are
-    unscaled before the penalty's gradient is added and before they are clipped, and a step whose gradients overflow
-    changes no weight.
+    The forward pass runs under autocast; loss, backward and update outside, in float32. In float16 the loss is scaled;
+    gradients are unscaled before the penalty's gradient is added and before they are clipped, and a step whose
+    gradients overflow changes no weight.
 
     Args:
         forward: logits [T, B, C] in float32 of raw images, under autocast.
@@ -101,7 +101,7 @@ class CapturedStep(Step):
             self._images, self._target = images.clone(), target.clone()
             self.optimizer.zero_grad(set_to_none=True)  # the graph's own gradients lie in its pool
             counted = tally.images
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders have threads
                 self._total = super().__call__(self._images, self._target, tally)
             tally.images = counted  # a capture computes nothing
         if images.shape != self._images.shape:
