@@ -37,7 +37,7 @@ def test_importing_loads_no_kernel_and_says_nothing():
 
 def test_importing_is_quick():
     code = "import time, torch; t = time.perf_counter(); import trtkern; print(time.perf_counter() - t)"
-    assert min(float(python(code)) for _ in range(3)) < 0.3
+    assert any(float(python(code)) < 0.3 for _ in range(3))
 
 
 def test_the_public_names():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trtkern import LIFSpec, lif, surrogates
 
 SETTINGS = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 ATOL = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
