@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, append, commit, machine, today
+from trtkern.bench.measure import ROOT, append, commit, machine, today
 
 
 def row(folder: Path) -> dict[str, Any]:
@@ -19,8 +19,9 @@ def row(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text())
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settings = config["settings"]
-    if len(epochs) != settings["epochs"]:
-        raise ValueError(f"{folder}: expected {settings['epochs']} epochs, got {len(epochs)}; let the run end first")
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{folder}: expected result.json, got {len(epochs)} epochs without it; let the run end first")
+    result = json.loads((folder / "result.json").read_text())
     return {
         "date": today(),
         "commit": commit(),
@@ -34,7 +35,7 @@ def row(folder: Path) -> dict[str, Any]:
         "seed": settings["seed"],
         "epochs": len(epochs),
         "train_accuracy": round(epochs[-1]["train"]["accuracy"], 4),
-        "test_accuracy": round(epochs[-1]["test"]["accuracy"], 4),
+        "test_accuracy": round(result["test"]["accuracy"], 4),
         "train_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "samples_per_s": round(sum(epoch["samples_per_s"] for epoch in epochs) / len(epochs)),
         "command": " ".join(config["command"]),

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ROOT, append, commit, machine, today
 from step import ReLUNet, plain
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trtkern import nn as snn
+from trtkern.bench.measure import ROOT, append, commit, machine, today
 from trtkern.models import resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
 from trtkern.profiling import memory

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from measure import Candidate, command_line
 from torch import Tensor, nn
 
 from trtkern import nn as snn
 from trtkern import reference
+from trtkern.bench.measure import Candidate, command_line
 from trtkern.spec import LIFSpec
 
 SHAPE = (4, 8, 128, 32, 32)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from measure import Candidate, command_line
 from torch import Tensor
 
 from trtkern import nn, reference
 from trtkern.backends.base import RegularizerSpec
+from trtkern.bench.measure import Candidate, command_line
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.spec import LIFSpec
 

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Candidate, command_line
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trtkern.bench.measure import Candidate, command_line
 from trtkern.models import load_reference_weights, resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
 from trtkern.nn import TRTLoss

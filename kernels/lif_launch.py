@@ -32,13 +32,14 @@ _BACKWARD = classes(lif_backward)
 
 
 class _Load(NamedTuple):
-    """What a thread keeps beside the potentials: the norm, sums for parameters and for the norm, coef, gv."""
+    """What a thread keeps beside the potentials: the norm, sums for parameters and for the norm, coef, gv, residual."""
 
     normed: bool
     learn: bool = False
     sums: bool = False
     coef: bool = False
     gv: bool = False
+    residual: bool = False
 
 
 _LOADS = {normed: _Load(normed) for normed in (False, True)}
@@ -46,7 +47,7 @@ _LOADS = {normed: _Load(normed) for normed in (False, True)}
 
 def _lanes(steps: int, element: int, wide: bool, pool: str, C: int, inner: int, load: _Load) -> int:
     """Neurons of a thread: those of a 16-byte access, or fewer where their state does not fit in the registers."""
-    normed, learn, sums, coef, gv = load
+    normed, learn, sums, coef, gv, _ = load
     long, places = steps > 8, pool == "places"
     if not wide:  # one element an access, each with an address of its own
         return 2 if learn or sums or pool != "none" else 4
@@ -95,7 +96,7 @@ def _plan(
     wide = even and image.suits(N, 16 // element)
     lanes = _lanes(steps, element, wide, image.kind, C, inner, load)
     # Short trains need more neurons a program to be worth their start; long ones spread over the processors better.
-    chosen = options(4 if steps == 4 else 1 if loop else 2, pool is not None and load.sums)
+    chosen = options(4 if steps == 4 else 1 if loop else 2, load.sums and (pool is not None or load.residual))
     block = chosen["num_warps"] * warp * lanes
     channels = channel_class(op, C, inner, lanes, wide)
     n, half, side = image.numbers(N, lanes, wide)
@@ -136,8 +137,9 @@ def backward_launch(
     even = aligned(N, (x, inp.v0, residual, edges, grads.s, grads.v, grads.v_final, out.x, out.v0))
     C = 0 if vector is None else vector.shape[1]
     load = _Load(
-        affine is not None, out.params is not None, out.sums is not None, grads.coef is not None, grads.v is not None
-    )
+        affine is not None, out.params is not None, out.sums is not None, grads.coef is not None, grads.v is not None,
+        residual is not None,
+    )  # fmt: skip
     plan = _plan("lif_backward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     columns = plan.total
     sums: dict[int, Sums] = {}  # by the number of their rows

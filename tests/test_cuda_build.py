@@ -12,24 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_ptx import BYTES, accesses, kernel
 
 from trtkern import LIFSpec, dialect, surrogates
 from trtkern.backends import cuda, named, resolve
 from trtkern.backends.base import Case
+from trtkern.profiling.inspect import cuda as inspected
+from trtkern.profiling.inspect import cuda_code, reading
+from trtkern.profiling.inspect.cuda_code import BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def tool(name):
-    """A program of the CUDA toolkit, of PATH or of Triton's package."""
-    found = shutil.which(name)
-    if found is None:
-        triton = pytest.importorskip("triton", reason=f"{name} is in no CUDA toolkit here, nor in Triton's package")
-        found = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-    if not Path(found).exists():
-        pytest.skip(f"no {name}: neither on PATH nor in Triton's package")
-    return found
+@pytest.fixture(scope="module", autouse=True)
+def _tools():
+    try:
+        reading.tool("cuobjdump")
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +52,16 @@ def binary(tmp_path_factory):
     return list(jobs)
 
 
-def dump(binary, *flags):
-    return "".join(
-        subprocess.run([tool("cuobjdump"), *flags, str(path)], capture_output=True, text=True, check=True).stdout
-        for path in binary
-    )
-
-
 @pytest.fixture(scope="module")
 def ptx(binary):
     """PTX text of each kernel."""
-    entries = re.findall(r"\.entry (\w+)\((.*?)\n}\n", dump(binary, "-ptx"), re.S)
-    return {kernel(name): body for name, body in entries if kernel(name)}
+    return {k: body for k, (_, body) in cuda_code.ptx(binary).items()}
 
 
 @pytest.fixture(scope="module")
 def traffic(ptx):
     """The accesses of each kernel."""
-    return {k: accesses(body) for k, body in ptx.items()}
+    return {k: cuda_code.accesses(body) for k, body in ptx.items()}
 
 
 def test_every_class_is_built(ptx, binary):
@@ -93,66 +84,18 @@ def test_every_class_is_built(ptx, binary):
 
 
 def test_no_spills_and_no_stack(binary):
-    usage = dump(binary, "--dump-resource-usage")
-    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    assert len({name for name, *_ in rows}) >= 30
-    for name, registers, stack, shared, local in rows:
-        assert (int(stack), int(local)) == (0, 0), f"{name} spills"
+    usage = reading.usage(cuda_code.dump(binary, "--dump-resource-usage"))
+    assert len(usage) >= 30
+    for name, used in usage.items():
+        assert (used["STACK"], used["LOCAL"]) == (0, 0), f"{name} spills"
         most = 20000 if "statistics" in name else 2048
-        assert int(registers) <= 168 and int(shared) <= most, f"{name}: {registers} registers, {shared} bytes shared"
-
-
-def plain_contract(k):
-    """Forward 2e a neuron-step (+ e for v when it is asked for), backward 3e (+ e for gv where it came), no more."""
-    row, once = k.row, 4 * k.vec
-    if k.direction == "forward":
-        want = {("ld", "x"): row, ("st", "s"): row, ("st", "v"): row, ("ld", "v0"): once}
-        return want | {("st", "v_final"): once, ("st", "flag"): 4} | ({("st", "edges"): once} if k.loop else {})
-    rounds = max(1, k.vec // (4 if k.steps <= 8 else 2))  # of the loop over a thread's neurons, one in the code
-    want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): row // rounds}
-    want |= {("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
-    return want | {("st", "workspace"): 5 * once + 4} | ({("ld", "edges"): once} if k.loop else {})
-
-
-def fused_contract(k):
-    """The same and e for the residual, a byte a neuron for packed spikes, 8 bytes a block for sums (7 numbers a neuron
-    where packs change channel within), e for each pass that the normalisation adds. What is pooled stands beside what
-    is not: one of the two runs."""
-    row, once = k.row, 4 * k.vec
-    if k.direction == "statistics":
-        return {("ld", "x"): row, ("st", "workspace"): 2 * 2 * 8}
-    if k.direction == "input_grad":
-        small = {("ld", "affine"): once, ("ld", "coef"): 3 * once}
-        return small | {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row}
-    edges = {("st" if k.direction == "forward" else "ld", "edges"): once} if k.loop else {}
-    if k.direction == "forward":
-        want = {("ld", "x"): row, ("ld", "residual"): row, ("st", "s"): 2 * row, ("st", "v"): row, ("st", "flag"): 4}
-        want |= {
-            ("ld", "v0"): 2 * once,
-            ("st", "v_final"): 2 * once,
-            ("st", "packed"): k.vec,
-            ("ld", "affine"): 3 * once,
-        }
-        return want | edges
-    at_a_time = min(k.vec, 2)
-    pooled = row + (row // 2 if k.vec > 1 else 0)  # each its own average, or two an average
-    want = {("ld", "x"): row, ("ld", "residual"): row, ("ld", "gs"): row + pooled, ("st", "gx"): row}
-    want |= {("ld", "gv"): row * at_a_time // k.vec, ("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
-    want |= {("ld", "affine"): 3 * 4 * at_a_time, ("ld", "coef"): 3 * 4 * at_a_time}
-    return want | {("st", "workspace"): 7 * once + 4 + 4} | edges
+        assert used["REG"] <= 168 and used["SHARED"] <= most, f"{name}: {used}"
 
 
 def test_bytes_are_those_of_the_traffic_contract(traffic):
     for k, found in traffic.items():
-        total = collections.Counter()
-        for access in found:
-            assert len(access.tensors) == 1, f"{k}: an access of {access.tensors}"
-            total[access.kind, access.tensors[0]] += access.bytes
-        params = total.pop(("ld", "params"), 0)
-        at_a_time = {"forward": k.vec, "backward": min(k.vec, 4 if k.steps <= 8 and not k.fused else 2)}
-        if k.direction in at_a_time:  # those that all neurons share, and each neuron's own
-            assert params == 5 * 4 * (1 + at_a_time[k.direction]), k
-        assert total == (fused_contract if k.fused else plain_contract)(k), k
+        assert all(len(access.tensors) == 1 for access in found), k
+        assert inspected.by_tensor(found) == inspected.allowed(k), k
 
 
 def test_accesses_are_16_bytes_wide(traffic):
@@ -170,18 +113,11 @@ def test_accesses_are_16_bytes_wide(traffic):
 
 def test_the_assembler_kept_every_access(binary, traffic):
     """As many global loads and stores of each width in the machine code as in the PTX, and no local memory."""
-    width = {"U8": 1, "U16": 2, "64": 8, "128": 16}
-    counts, current = collections.defaultdict(collections.Counter), None
-    for line in dump(binary, "-sass", "-arch", "sm_90").splitlines():
-        if "Function :" in line:
-            current = kernel(line)
-        elif current is not None and (found := re.search(r"\b(LDG?|STG?|LDL|STL)(\.E[\w.]*)", line)):
-            assert found[1] not in ("LDL", "STL"), f"{current}: {line}"
-            size = next((width[part] for part in found[2].split(".") if part in width), 4)
-            counts[current][found[1][:2].lower(), size] += 1
-    assert set(counts) == set(traffic)
+    kinds = {"ld": "load", "st": "store"}
+    machine = {cuda_code.kernel(name): found for name, found in cuda_code.machine_code(binary, "sm_90").items()}
+    assert set(machine) - {None} == set(traffic)
     for k, found in traffic.items():
-        assert counts[k] == collections.Counter((access.kind, access.bytes) for access in found), k
+        assert machine[k] == collections.Counter((kinds[access.kind], access.bytes) for access in found), k
 
 
 def test_arithmetic_is_not_contracted(ptx):

@@ -23,3 +23,13 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if not target.startswith("http"):
             assert (folder / target).exists(), target
+
+
+def test_the_results_are_the_rows(monkeypatch):
+    """The page is what bench/controls.py makes of bench/controls.csv, five seeds of five losses."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import controls
+
+    runs = controls.read()
+    assert list(runs) == list(controls.CONTROLS) and all(sorted(found) == [0, 1, 2, 3, 4] for found in runs.values())
+    assert controls.PAGE.read_text() == controls.page(runs)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__
-from trtkern.commands import doctor, evaluate, train
+from trtkern.commands import bench, doctor, evaluate, inspect, profile, train
 
 app = typer.Typer(
     help="Train spiking neural networks with Temporal Regularization Training, through fused kernels.",
@@ -18,6 +18,9 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.command()(bench.bench)
+app.command()(profile.profile)
+app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 
 

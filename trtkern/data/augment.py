@@ -6,8 +6,7 @@
 
 Each image has its own draw; the frames of a sequence share one. All draws come from the generator, on the CPU, so that
 a GPU sees the same images and ``generator.get_state()`` is all that a run needs to go on bitwise. A transform draws
-numbers first (``draw``) and then applies them (``apply``). Images may have any real dtype, which is kept; a hole or a
-margin is raw 0.
+numbers (``draw``), then applies them (``apply``). Images keep their dtype, any real one; a hole or a margin is raw 0.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class Transform(ABC):
         _check(images, generator)
         count, _, height, width = images.shape[-4:]
         drawn = self.draw(count, height, width, generator)
-        if images.is_cuda:  # from pageable memory the copy would wait for the GPU
-            drawn = drawn.contiguous().pin_memory()
+        drawn = drawn.contiguous().pin_memory() if images.is_cuda else drawn  # else the copy would wait for the GPU
         return self.apply(images, drawn.to(images.device, non_blocking=True))
 
     @abstractmethod
@@ -195,7 +193,7 @@ class ResizedCrop(Transform):
         wide, high = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
         fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
         first = fits.byte().argmax(0, keepdim=True)
-        wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]
+        wide, high = (side.gather(0, first)[0] for side in (wide, high))
         place = _below(torch.stack([height - high + 1, width - wide + 1]), count, generator)
         middle_wide = min(width, max(1, round(height * self.ratio[1])))
         middle_high = min(height, max(1, round(width / self.ratio[0])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from trtkern.profiling.activity import problems
 from trtkern.training import checkpoint, run, selection, snapshot
 from trtkern.training.build import build_loss, build_model, build_optimizer, rate_factor
 from trtkern.training.loader import Loader
-from trtkern.training.measure import Final, Measured, measure
+from trtkern.training.measure import Final, Measured, Result, measure
 from trtkern.training.observer import Observer
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings
@@ -27,14 +27,6 @@ from trtkern.training.watch import StopSignal, Watch
 
 SAVE_EVERY = 600.0
 """Seconds between two checkpoints within an epoch."""
-
-
-class Result(NamedTuple):
-    """How a run ended: the rows of its epochs, (epoch, step) where the user stopped it, else its report."""
-
-    rows: list[dict[str, Any]]
-    stopped: tuple[int, int] | None
-    final: Final | None
 
 
 class Trainer:

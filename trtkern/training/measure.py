@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,14 @@ class Final(NamedTuple):
     """[classes, classes] of the test images: rows are the classes, columns the answers."""
     rates: dict[str, LayerActivity]
     """How the layers fire on the test images."""
+
+
+class Result(NamedTuple):
+    """How a run ended: the rows of its epochs, (epoch, step) where the user stopped it, else its report."""
+
+    rows: list[dict[str, Any]]
+    stopped: tuple[int, int] | None
+    final: Final | None
 
 
 @torch.no_grad()

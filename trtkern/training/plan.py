@@ -56,7 +56,7 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     name = recipe or given.get("data", "digits")
     said = recipes.load(name, changes)
     loss, loss_options = _loss(said["loss"], given)
-    plan = {
+    plan: dict[str, Any] = {
         "recipe": name,
         "loss": loss,
         "loss_options": loss_options,

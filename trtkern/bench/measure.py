@@ -1,4 +1,4 @@
-"""Measuring: interleaved rounds, paired ratios, one row a candidate."""
+"""Measuring: interleaved rounds, paired ratios, quantiles; and the rows of the programs in ``bench/``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 
+from trtkern import __version__
 from trtkern.training.pages import keep_pages
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, where this is one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Candidate:
     run: Callable[[], object]
     bytes: int
     compile_s: float = 0.0
+    prepare: Callable[[], object] | None = None
+    """Called before ``run``, and not timed."""
+
+
+Timer = Callable[[Callable[[], object]], float]
+"""Calls a function; returns the seconds that it took."""
 
 
 @dataclass(frozen=True)
@@ -76,34 +84,91 @@ def measure(
     """Visit all candidates in random order, round after round; each ratio is taken to the copy of its own round."""
     everything = [copy, *candidates]
     for candidate in everything:
-        _warm_up(candidate)
-    shuffle = random.Random(seed)
-    times: dict[str, list[float]] = {candidate.name: [] for candidate in everything}
-    for done in range(rounds):
-        if sys.stderr.isatty():
-            print(f"\r{case}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-        for candidate in shuffle.sample(everything, len(everything)):
-            start = time.perf_counter()
-            candidate.run()
-            times[candidate.name].append(time.perf_counter() - start)
-    print(file=sys.stderr)
+        warm_up(candidate)
+    times = interleave(everything, [rounds] * len(everything), case, seed)
     return [_row(case, candidate, times[candidate.name], times[copy.name], copy, malloc) for candidate in everything]
 
 
-def _warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> None:
-    """Until the caches, the threads and the allocator (which takes some ten rounds to keep its pages) are settled."""
+def on_cpu(run: Callable[[], object]) -> float:
+    """Seconds on the clock."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def on_gpu(run: Callable[[], object]) -> float:
+    """Seconds between two CUDA events around the call, on the current stream."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleave(
+    candidates: Sequence[Candidate],
+    visits: Sequence[int],
+    label: str,
+    seed: int = 0,
+    timer: Timer = on_cpu,
+    times: dict[str, list[float]] | None = None,
+) -> dict[str, list[float]]:
+    """Visit the candidates in random order, round after round; the seconds of each visit by name, NaN where a round
+    leaves a candidate out.
+
+    Args:
+        visits: how often each is visited, spread evenly over as many rounds as the first (which is in every one) has.
+        times: filled as the rounds go, for whoever interrupts them; a fresh one otherwise.
+    """
+    times = {} if times is None else times
+    rounds, shuffle = visits[0], random.Random(seed)
+    for done in range(rounds):
+        if sys.stderr.isatty():
+            print(f"\r{label}: round {done + 1} of {rounds} ", end="", file=sys.stderr, flush=True)
+        found = dict.fromkeys((candidate.name for candidate in candidates), float("nan"))
+        for at in shuffle.sample(range(len(candidates)), len(candidates)):
+            if (done + 1) * visits[at] // rounds > done * visits[at] // rounds:
+                if (prepare := candidates[at].prepare) is not None:
+                    prepare()
+                found[candidates[at].name] = timer(candidates[at].run)
+        for name, seconds in found.items():
+            times.setdefault(name, []).append(seconds)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return times
+
+
+def warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> float:
+    """Until the caches, the threads and the allocator (which takes some ten rounds to keep its pages) are settled, or
+    the time is up; returns the seconds of the last call, what comes before it included."""
     start = time.perf_counter()
     for _ in range(calls):
+        begin = time.perf_counter()
+        if candidate.prepare is not None:
+            candidate.prepare()
         candidate.run()
-        if time.perf_counter() - start > seconds:
-            return
+        now = time.perf_counter()
+        if now - start > seconds:
+            break
+    return now - begin
+
+
+def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 1.0) -> tuple[float, float, float]:
+    """Median of mine / (theirs * scale) over the rounds that have both, and its 90 % interval."""
+    ratios = [a / (b * scale) for a, b in zip(mine, theirs, strict=True) if a == a and b == b]
+    # From order statistics: no distribution assumed.
+    spread = 0.8224 / len(ratios) ** 0.5
+    return (
+        statistics.median(ratios),
+        quantile(ratios, max(0.0, 0.5 - spread)),
+        quantile(ratios, min(1.0, 0.5 + spread)),
+    )
 
 
 def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float], copy: Candidate, malloc: str) -> Row:
     scale = candidate.bytes / copy.bytes if copy.bytes else 1.0
-    ratios = [own / (limit * scale) for own, limit in zip(mine, copies, strict=True)]
-    # The 90 % interval of a median, from order statistics: no distribution assumed.
-    spread = 0.8224 / len(ratios) ** 0.5
+    middle, low, high = median_ratio(mine, copies, scale)
     p50 = statistics.median(mine)
     return Row(
         date=today(),
@@ -121,9 +186,9 @@ def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float]
         p80_ms=round(1e3 * quantile(mine, 0.8), 4),
         bytes=candidate.bytes,
         gb_per_s=round(candidate.bytes / p50 / 1e9, 2),
-        times_limit=round(statistics.median(ratios), 3),
-        times_limit_low=round(quantile(ratios, max(0.0, 0.5 - spread)), 3),
-        times_limit_high=round(quantile(ratios, min(1.0, 0.5 + spread)), 3),
+        times_limit=round(middle, 3),
+        times_limit_low=round(low, 3),
+        times_limit_high=round(high, 3),
         compile_s=round(candidate.compile_s, 1),
         command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     )
@@ -149,12 +214,15 @@ def today() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured; a + says that files differ from it."""
+    """The commit that is measured; a + says that files differ from it. The version, outside of a checkout."""
+    if not (ROOT / ".git").exists():
+        return f"v{__version__}"
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "-uno", "--", ".", ":!bench/*.csv")  # rows beside this one do not count
+    own = (":!bench/*.csv", ":!bench/results/*.csv")  # rows beside this one do not count
+    changed = git("status", "--porcelain", "-uno", "--", ".", *own)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 

@@ -1,0 +1,180 @@
+"""What is measured: ops, shapes and the suites that name them; how large a case is, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trtkern.profiling import traffic
+
+OPS = ("lif", "bn-lif", "regularizer", "pack")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = {"lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N"}
+AXES = {"lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,)}
+"""How many numbers the shape of an op may have."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op on one shape. ``linear-lif`` is Linear(n, n) + LIF on [T, B, n]."""
+
+    op: str
+    shape: tuple[int, ...]
+    """T first."""
+    dtype: str = "float32"
+    layout: str = "contiguous"
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases: "lif 4x2097152 float32"."""
+        last = "" if self.layout == "contiguous" else f" {self.layout}"
+        return f"{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.shape[0]
+
+    @property
+    def elements(self) -> int:
+        """Neuron-steps; of the regulariser, weights."""
+        return math.prod(self.shape[1:] if self.op == "regularizer" else self.shape)
+
+    @property
+    def element_size(self) -> int:
+        """Bytes."""
+        return DTYPES[self.dtype].itemsize
+
+
+SUITES: dict[str, tuple[Case, ...]] = {
+    "default": (
+        Case("lif", (4, 2_097_152)),
+        Case("lif", (100, 32, 2048)),
+        Case("lif", (500, 16, 512)),
+        Case("bn-lif", (4, 8, 128, 32, 32)),
+        Case("bn-lif", (4, 8, 128, 32, 32), layout="channels_last"),
+        Case("regularizer", (6, 12_625_280)),
+        Case("pack", (4, 2_097_152)),
+    ),
+    "long": (
+        Case("lif", (100, 32, 2048)),
+        Case("lif", (500, 16, 512)),
+        Case("lif", (1000, 16, 256)),
+        Case("bn-lif", (100, 2, 64, 16, 16)),
+    ),
+    "open-neuromorphic": tuple(Case("linear-lif", (500, 16, n)) for n in (512, 1024, 2048, 4096)),
+}
+
+
+def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
+    """The cases that the command line asks for.
+
+    Args:
+        op: one of ``OPS``, or "all"; of the Open Neuromorphic suite it is always Linear + LIF.
+        shapes: "T,N" and so on; each goes to the ops that take so many axes. None: those of the suite.
+
+    Raises:
+        ValueError: an unknown op, dtype or suite, or a shape that no op takes.
+    """
+    for option, value, known in (("op", op, ("all", *OPS)), ("dtype", dtype, tuple(DTYPES)), ("suite", suite, SUITES)):
+        if value not in known:
+            raise ValueError(f"--{option}: expected one of {', '.join(known)}, got {value!r}")
+    linear = suite == "open-neuromorphic"
+    if linear and op not in ("all", "lif"):
+        raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")
+    ops = ("linear-lif",) if linear else OPS if op == "all" else (op,)
+    if not shapes:
+        of_suite = [case for case in SUITES[suite] if case.op in ops]
+        if not of_suite:
+            raise ValueError(f"--suite {suite}: it has no shapes of {op}; name one with --shape {SHAPES[op]}")
+        return [Case(case.op, case.shape, dtype, case.layout) for case in of_suite]
+    made = []
+    for text in shapes:
+        shape = parse_shape(text)
+        fits = [Case(each, shape, dtype) for each in ops if len(shape) in AXES[each]]
+        if not fits:
+            wanted = "; ".join(f"{each}: {SHAPES.get(each, 'T,B,n')}" for each in ops)
+            raise ValueError(f"--shape: expected {wanted}; got {text!r} with {len(shape)} numbers")
+        made += fits
+    return made
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """ "500,16,512" as numbers, all at least 1."""
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--shape: expected whole numbers such as 500,16,512, got {text!r}") from None
+    if min(shape) < 1:
+        raise ValueError(f"--shape: expected T, N and all others to be at least 1, got {text!r}")
+    return shape
+
+
+def least_bytes(case: Case, direction: str) -> int:
+    """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula (Linear)."""
+    e, steps = case.element_size, case.timesteps
+    if case.op == "linear-lif":
+        return 0
+    if case.op == "lif":
+        fwd = traffic.moved(traffic.lif_forward(e, steps, grad=direction != "fwd"))
+        bwd = traffic.moved(traffic.lif_backward(e, steps))
+    elif case.op == "bn-lif":
+        fwd = traffic.moved(traffic.batch_norm_lif_forward(e, steps, grad=direction != "fwd"))
+        bwd = traffic.moved(traffic.batch_norm_lif_backward(e, steps))
+    elif case.op == "pack":
+        fwd, bwd = traffic.moved(traffic.spikes_pack(e, steps)), traffic.moved(traffic.spikes_unpack(e, steps))
+    else:
+        # Value alone: one read; with its gradient: a read and a write, in one pass or in two.
+        fwd, bwd = float(e), float(e)
+    return round(case.elements * {"fwd": fwd, "train-fwd": fwd, "bwd": bwd, "both": fwd + bwd}[direction])
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The last cache: of the GPU its L2; of the CPU what Linux says, 32 MiB where it says nothing."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0))
+    return max(sizes) or 32 << 20
+
+
+def rotations(case: Case, device: torch.device) -> int:
+    """How many sets of inputs take turns so that none is in the cache when its turn comes: 1 for large ones, 16 at the
+    most."""
+    one = case.elements * case.element_size
+    return max(1, min(16, math.ceil(2 * cache_bytes(device) / max(one, 1))))
+
+
+def memory_needed(case: Case, device: torch.device) -> int:
+    """Bytes at the peak of a case: inputs, gradients, what an eager loop keeps (9 tensors, measured), the gate's, which
+    behind a BatchNorm is 14 in float64."""
+    tensors = 2 * rotations(case, device) + 12
+    exact = 112 if case.op == "bn-lif" else 8
+    weights = 12 * case.shape[-1] ** 2 if case.op == "linear-lif" else 0
+    return case.elements * (tensors * case.element_size + exact) + weights
+
+
+def memory_free(device: torch.device) -> int | None:
+    """Bytes that are free on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def check_memory(case: Case, device: torch.device) -> None:
+    """A ValueError if the case is larger than what is free."""
+    need, free = memory_needed(case, device), memory_free(device)
+    if free is not None and need > free:
+        raise ValueError(
+            f"bench: expected a shape that fits into {free / 2**30:.1f} GiB, which are free on {device}, got "
+            f"{case.name}, about {need / 2**30:.1f} GiB with all that is compared; take a smaller --shape"
+        )

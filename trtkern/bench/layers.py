@@ -1,0 +1,122 @@
+"""Layers that are compared: what each takes, and the neuron that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern import nn, reference
+from trtkern.backends import BACKENDS, resolve
+from trtkern.backends.base import Case as BackendCase
+from trtkern.spec import LIFSpec
+
+WHOLE_LOOP = 16
+"""T up to which a whole loop is compiled: each step adds about a second of compile time."""
+
+
+class Neuron(NamedTuple):
+    """A neuron as ``reference.lif`` takes it."""
+
+    numbers: tuple[float, float, float, float, float, float]
+    """decay, gain, bias, reset_amount, v_threshold, v_reset."""
+    spec: LIFSpec
+
+
+OWN = Neuron((0.5, 1.0, 0.0, 1.0, 1.0, 0.0), LIFSpec())
+"""The paper's neuron, hard reset and triangle, and the default here."""
+
+
+class Where(NamedTuple):
+    """What a layer is built for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    timesteps: int
+    neurons: int
+    """In one sample and step."""
+    compiled: bool
+    """Whether to offer layers that torch.compile makes."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A multi-step neuron of some library."""
+
+    name: str
+    run: Callable[[Tensor], Tensor]
+    """[T, B, ...] -> spikes of that shape; [B, T, ...] with ``batch_first``."""
+    neuron: Neuron
+    """What it computes, for the gate."""
+    batch_first: bool = False
+    flat: bool = False
+    """Takes three axes only."""
+    exact: bool = False
+    """Keeps its potential in float32 whatever x's dtype."""
+    compiled: bool = False
+    quadratic: bool = False
+    """Indexes its input step by step, so that the time of its backward pass grows with T squared."""
+    note: str = ""
+
+
+def loop(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, unbind: bool = True) -> Tensor:
+    """Spikes of a one-step function of (v, x[t]) over all steps, which come from ``unbind`` or by indexing."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for current in x.unbind(0) if unbind else (x[t] for t in range(len(x))):
+        s, v = step(v, current)
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+class _Triangle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * (1 - ctx.saved_tensors[0].abs()).clamp_min(0)
+
+
+def cell(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of ``OWN``, as users write it."""
+    h = 0.5 * v + x
+    s = _Triangle.apply(h - 1.0)
+    return s, h * (1 - s)
+
+
+def backends(name: str, op: str, where: Where) -> list[str]:
+    """The backends to measure: every one that takes the case here for "all", but not the reference, else that one.
+
+    Raises:
+        ValueError, RuntimeError: no such backend, or it cannot run the case here.
+    """
+    case = BackendCase(op, where.device.type, where.dtype, OWN.spec)
+    if name != "all":
+        return [resolve(name, case).name]
+    return [each.name for each in BACKENDS if each.name != "reference" and each.objection(case) is None]
+
+
+def own(names: list[str]) -> list[Layer]:
+    """This project's layer on each of the backends."""
+    return [Layer(f"trtkern {name}", nn.LIF(backend=name), OWN, exact=True) for name in names]
+
+
+def eager(where: Where) -> list[Layer]:
+    """The same neuron in plain torch: the readable reference, the loop that users write, and both compiled."""
+    made = [
+        Layer("eager loop, unbind", lambda x: loop(cell, x), OWN),
+        Layer("eager loop, x[t]", lambda x: loop(cell, x, unbind=False), OWN, quadratic=True),
+        Layer("reference.py", lambda x: reference.lif(x, None, OWN.numbers, OWN.spec).s, OWN),
+    ]
+    if where.compiled:
+        step = torch.compile(cell, dynamic=False)
+        made.append(Layer("torch.compile of the cell, unbind", lambda x: loop(step, x), OWN, compiled=True))
+        if where.timesteps <= WHOLE_LOOP:
+            whole = torch.compile(lambda x: loop(cell, x), dynamic=False)
+            made.append(Layer("torch.compile of the loop, unbind", whole, OWN, compiled=True))
+    return made

@@ -1,0 +1,60 @@
+"""What one call allocates at its peak."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trtkern.bench.measure import Candidate
+
+
+def peak(candidate: Candidate, device: torch.device) -> int:
+    """Bytes above what was allocated before, over ``prepare`` and ``run`` together.
+
+    On a GPU from the statistics of torch's allocator; on a CPU from the allocations that torch reports to its profiler,
+    which leaves out what a library allocates by itself.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        _call(candidate)
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with warnings.catch_warnings(), _silence():
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            _call(candidate)
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = highest = 0
+    for _, change in changes:
+        held += change
+        highest = max(highest, held)
+    return highest
+
+
+def _call(candidate: Candidate) -> None:
+    if candidate.prepare is not None:
+        candidate.prepare()
+    candidate.run()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the profiler's C++ writes to stderr: two lines a call in torch 2.13."""
+    sys.stderr.flush()
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)

@@ -1,0 +1,108 @@
+"""``docs/performance.md``, made of nothing but the rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trtkern.bench.plot import groups, picture
+from trtkern.bench.rows import Row, slug
+from trtkern.bench.table import DIRECTIONS, number, ordered
+
+HEAD = """# Performance
+
+Made by `{command}` from [the rows]({rows}). To measure on your machine, with the other libraries beside it:
+
+```
+python3 -m venv peers && peers/bin/pip install torch==2.13.0 '.[train]'
+peers/bin/pip install --no-deps -r bench/peers.txt
+peers/bin/trtkern bench --op lif
+peers/bin/trtkern bench --suite open-neuromorphic --budget 300
+```
+
+Times are medians of interleaved rounds, in milliseconds, with the 20th and 80th percentile. "Of copy" is the share of
+the rate of torch's `copy_`, measured in the same rounds, at which the least bytes of the case (the traffic model,
+[design.md](design.md)) are moved. "x trtkern" is the median of the paired ratios to this project's first candidate with
+its 90 % interval, above 1 where this project is faster. "Peak" is what one call allocates. Compile time is not in the
+times. Every candidate passed a comparison with float64, at its own library's settings, before it was timed; what did
+not is listed as WRONG. `unbind` and `x[t]` are the two ways in which a loop can take its steps: with indexing, autograd
+makes a gradient of the whole input at every step.
+"""
+
+
+def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[Path]:
+    """Write the page and one picture a machine beside it; what was written.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    machines: dict[str, list[Row]] = {}
+    for row in rows:
+        machines.setdefault(row.machine, []).append(row)
+    parts = [HEAD.format(command=command, rows=Path(os.path.relpath(source, path.parent)).as_posix())]
+    made = [path]
+    for name, mine in machines.items():
+        file = path.with_name(f"{path.stem}-{slug(name)}.png")
+        if any(row.status == "ok" for row in mine):
+            picture(mine, file)
+            made.append(file)
+        parts.append(_machine(name, mine, file.name))
+    path.write_text("\n".join(parts))
+    return made
+
+
+def _machine(name: str, rows: list[Row], file: str) -> str:
+    shown = groups(rows)
+    newest = [group[-1] for group in shown.values()]
+    said = sorted({f"{row.versions}, {row.threads} threads, malloc: {row.malloc}" for row in newest})
+    commands = dict.fromkeys(f"{row.date}, {row.commit}: `{row.command}`" for row in newest)
+    parts = [f"## {name}\n", *said, "", *(f"- {line}" for line in commands), "", *_losses(shown)]
+    parts += ["", f"![Times of every candidate, and the copy limit]({file})", ""]
+    for (case, direction), group in shown.items():
+        parts += [f"### {case}, {DIRECTIONS[direction]}\n", *_table(group), ""]
+    return "\n".join(parts)
+
+
+def _losses(shown: dict[tuple[str, str], list[Row]]) -> list[str]:
+    """Where somebody else is faster, BatchNorm + ReLU too, and where it cannot be told: before anything else."""
+    behind, level, compared = [], [], 0
+    for (case, direction), group in shown.items():
+        for row in group:
+            alone = row.candidate in ("copy_", "Linear alone", "BatchNorm alone") or "trtkern" in row.candidate
+            if row.status != "ok" or row.times_ours != row.times_ours or alone:
+                continue
+            compared += 1
+            words = (
+                f"- {case}, {DIRECTIONS[direction]}: {row.candidate}, {row.times_ours:.2f} of our time "
+                f"({row.times_ours_low:.2f} to {row.times_ours_high:.2f})"
+            )
+            if row.times_ours < 1:
+                behind.append(words)
+            elif row.times_ours_low < 1:
+                level.append(words)
+    first = f"Of {compared} comparisons with other implementations this project is behind in {len(behind)}"
+    more = f", and ahead by less than the noise in {len(level)}" if level else ""
+    return [f"{first}{more}{':' if behind or level else '.'}", *behind, *level]
+
+
+def _table(group: list[Row]) -> list[str]:
+    lines = [
+        "| candidate | library | ms (p20 to p80) | GB/s | of copy | x trtkern (90 %) | peak MiB | compile s | rounds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ordered(group):
+        note = f" ({row.note})" if row.note else ""
+        if row.status != "ok":
+            lines.append(f"| {row.candidate} | {row.library} | {row.status}: {row.note} | | | | | | |")
+            continue
+        bold = "**" if row.library == "trtkern" else ""
+        ratio = number(row.times_ours, ".2f")
+        ratio += f" ({row.times_ours_low:.2f} to {row.times_ours_high:.2f})" if ratio and row.rounds > 2 else ""
+        peak = f"{row.peak_bytes / 2**20:.1f}" if row.peak_bytes >= 0 else ""
+        lines.append(
+            f"| {bold}{row.candidate}{bold}{note} | {row.library} | {bold}{row.p50_ms:.3g}{bold} ({row.p20_ms:.3g} to "
+            f"{row.p80_ms:.3g}) | {number(row.gb_per_s, '.1f')} | {number(row.copy_share, '.0%')} | {ratio} | {peak} | "
+            f"{row.compile_s:.1f} | {row.rounds} |"
+        )
+    return lines

@@ -1,0 +1,55 @@
+"""Other libraries' neurons, one file each: ``layers(where)`` with the settings that the float64 gate can check.
+
+Each file has ``DISTRIBUTION`` (what pip calls it), ``MODULE`` (what Python imports) and ``layers``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from trtkern.bench.layers import Layer, Where
+
+NAMES = ("spikingjelly", "snntorch", "norse", "sinabs", "exodus", "rockpool")
+
+
+class Peer(NamedTuple):
+    """A library, and whether it can be measured."""
+
+    name: str
+    version: str
+    missing: str
+    """Why it is skipped; empty when it is installed."""
+
+    def layers(self, where: Where) -> list[Layer]:
+        """Its layers for that place."""
+        return import_module(f"{__name__}.{self.name}").layers(where)
+
+
+def choose(names: str) -> list[Peer]:
+    """The peers of "all", "none" or "snntorch,norse", those that are not installed among them.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    wanted = {"all": NAMES, "none": ()}.get(names) if names in ("all", "none") else tuple(names.split(","))
+    assert wanted is not None
+    for name in wanted:
+        if name not in NAMES:
+            raise ValueError(f"--peers: expected all, none or names of {', '.join(NAMES)}, got {name!r}")
+    return [_peer(name) for name in wanted]
+
+
+def _peer(name: str) -> Peer:
+    module = import_module(f"{__name__}.{name}")
+    try:
+        found = find_spec(module.MODULE) is not None
+    except ModuleNotFoundError:  # the package around it
+        found = False
+    if not found:
+        return Peer(name, "", f"not installed; pip install --no-deps {module.DISTRIBUTION}")
+    try:
+        return Peer(name, metadata.version(module.DISTRIBUTION), "")
+    except metadata.PackageNotFoundError:
+        return Peer(name, "of unknown version", "")

@@ -1,0 +1,39 @@
+"""sinabs-exodus: ``LIF`` in CUDA kernels, tau_mem = 1 / ln 2, reset by subtraction, Gaussian(sigma = 1)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from trtkern.bench.layers import Layer, Neuron, Where
+from trtkern.spec import LIFSpec
+
+DISTRIBUTION = "sinabs-exodus"
+MODULE = "sinabs.exodus"
+
+NEURON = Neuron((0.5, 1.0, 0.0, 1.0, 1.0, 0.0), LIFSpec("soft", "gaussian", 1.0))
+
+
+def layers(where: Where) -> list[Layer]:
+    """One layer, on a GPU only.
+
+    Raises:
+        RuntimeError: another device.
+    """
+    if where.device.type != "cuda":
+        raise RuntimeError("it runs on a CUDA GPU only")
+    from sinabs import activation
+    from sinabs.exodus import layers as neurons
+
+    lif = neurons.LIF(
+        1 / math.log(2), spike_fn=activation.SingleSpike, reset_fn=activation.MembraneSubtract(),
+        surrogate_grad_fn=activation.Gaussian(sigma=1.0), norm_input=False,
+    ).to(where.device)  # fmt: skip
+    lif.requires_grad_(False)
+
+    def run(x: Tensor) -> Tensor:
+        lif.reset_states()
+        return lif(x)
+
+    return [Layer("sinabs-exodus LIF", run, NEURON, batch_first=True)]

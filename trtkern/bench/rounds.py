@@ -1,0 +1,178 @@
+"""One case and direction: warm-up, peak memory, interleaved rounds within a share of the budget, rows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+import shlex
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trtkern.bench import contest, measure, memory, rows
+from trtkern.bench.cases import DTYPES, Case, least_bytes, rotations
+from trtkern.bench.measure import Candidate
+
+DIRECTIONS = ("fwd", "bwd", "both")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for all cases of a call."""
+
+    device: torch.device
+    backend: str = "all"
+    direction: str = "both"
+    suite: str = "default"
+    rounds: int = 25
+    budget: float = math.inf
+    """Seconds of all cases together, compiling and checking included."""
+    peers: str = "all"
+    compiled: bool = True
+    malloc: str = "default"
+    command: tuple[str, ...] = ()
+
+
+@dataclass
+class Ready:
+    """A contestant that has passed the gate."""
+
+    who: contest.Contestant
+    library: str
+    compile_s: float
+    seconds: float
+    """Of its last run."""
+    note: str = ""
+
+
+@dataclass
+class Bench:
+    """One case on its way."""
+
+    case: Case
+    options: Options
+    end: float
+    """On ``time.monotonic``: when its share of the budget is used up."""
+    share: float = math.inf
+    """Seconds of the budget."""
+    ready: list[Ready] = field(default_factory=list)
+    left_out: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Candidate, library, status, note."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user, with the rows of the rounds that were done."""
+
+    def __init__(self, done: list[rows.Row]) -> None:
+        super().__init__()
+        self.rows = done
+
+
+def _copy(case: Case, device: torch.device) -> Candidate:
+    """torch's copy_ of as many bytes as one tensor of the case has, read and written."""
+    sets = [
+        (torch.ones(case.elements, dtype=DTYPES[case.dtype], device=device),
+         torch.zeros(case.elements, dtype=DTYPES[case.dtype], device=device))
+        for _ in range(rotations(case, device))
+    ]  # fmt: skip
+    turns = itertools.cycle(sets)
+
+    def run() -> None:
+        source, target = next(turns)
+        target.copy_(source)
+
+    return Candidate("copy_", run, 2 * case.elements * case.element_size)
+
+
+def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
+    """The rows of one direction, its rounds fitted into ``share`` seconds."""
+    begin = time.monotonic()
+    device = bench.options.device
+    fit = [one for one in bench.ready if direction in one.who.directions]
+    least = least_bytes(bench.case, direction)
+    copy = _copy(bench.case, device)
+    candidates = [copy, *(_candidate(one, direction, least) for one in fit)]
+    peaks = {"copy_": 0}
+    seconds = []
+    for candidate in candidates:
+        cost = next((one.seconds for one in fit if one.who.name == candidate.name), 0.0)
+        seconds.append(cost)
+        each = share / (4 * len(candidates))
+        if 2 * cost < each:  # of a slow one the gate was the warm-up
+            seconds[-1] = measure.warm_up(candidate, seconds=min(2.0, each))
+        if candidate is not copy and 4 * cost < max(share, 1.0):
+            peaks[candidate.name] = memory.peak(candidate, device)
+    visits = planned(seconds, share - (time.monotonic() - begin), bench.options.rounds)
+    times: dict[str, list[float]] = {}
+    try:
+        timer = measure.on_gpu if device.type == "cuda" else measure.on_cpu
+        measure.interleave(candidates, visits, f"{bench.case.name} {direction}", timer=timer, times=times)
+    except KeyboardInterrupt:
+        if min(map(len, times.values()), default=0):
+            raise Interrupted(_rows(bench, direction, fit, candidates, times, peaks)) from None
+        raise
+    return _rows(bench, direction, fit, candidates, times, peaks)
+
+
+def _candidate(one: Ready, direction: str, least: int) -> Candidate:
+    who = one.who
+    run = {"fwd": who.inference, "train-fwd": who.forward, "bwd": who.backward, "both": who.both}[direction]
+    return Candidate(who.name, run, least, one.compile_s, who.forward if direction == "bwd" else None)
+
+
+def planned(seconds: list[float], share: float, rounds: int) -> list[int]:
+    """How often to visit each: ``rounds`` times if that fits; else what is cheap keeps its rounds, what is slow shares
+    the rest: once at the least, five times what takes less than a tenth of a second."""
+    visits, left = [rounds] * len(seconds), share
+    if not math.isfinite(share):
+        return visits
+    for done, at in enumerate(sorted(range(len(seconds)), key=lambda at: seconds[at])):
+        fair = max(0.0, left) / (len(seconds) - done)
+        least = min(rounds, 5) if seconds[at] < 0.1 else 1
+        visits[at] = max(least, min(rounds, int(fair / max(seconds[at], 1e-9))))
+        left -= visits[at] * seconds[at]
+    visits[0] = max(visits)  # the copy is in every round
+    return visits
+
+
+def _rows(
+    bench: Bench, direction: str, fit: list[Ready], candidates: list[Candidate], times: dict[str, list[float]],
+    peaks: dict[str, int],
+) -> list[rows.Row]:  # fmt: skip
+    case, options = bench.case, bench.options
+    copy = candidates[0]
+    first = next((one.who.name for one in fit if one.library == "trtkern"), "")
+    none = [math.nan] * len(times["copy_"])
+    same: dict[str, Any] = {
+        "date": measure.today(), "commit": measure.commit(), "machine": rows.machine(options.device),
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "threads": torch.get_num_threads(), "malloc": options.malloc, "suite": options.suite, "case": case.name,
+        "op": case.op, "shape": ",".join(map(str, case.shape)), "dtype": case.dtype, "direction": direction,
+        "command": shlex.join(options.command),
+    }  # fmt: skip
+    made = []
+    known = {one.who.name: one for one in fit}
+    for candidate in candidates:
+        mine = times[candidate.name]
+        if all(value != value for value in mine):
+            continue
+        one = known.get(candidate.name)
+        made.append(rows.Row(
+            **same, candidate=candidate.name, library=one.library if one else f"torch {torch.__version__}",
+            status="ok", note=one.note if one else "", peak_bytes=peaks.get(candidate.name, -1),
+            compile_s=round(candidate.compile_s, 1),
+            **rows.figures(mine, times["copy_"], times.get(first, none), candidate.bytes, copy.bytes),
+        ))  # fmt: skip
+    left_out = [
+        rows.Row(**same, candidate=name, library=library, status=status, note=note)
+        for name, library, status, note in bench.left_out
+    ]
+    return made + left_out

@@ -1,0 +1,192 @@
+"""``trtkern bench``. What is asked for is checked before anything is measured."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtkern import names
+from trtkern.commands._common import INTERRUPTED, Quit, console, need, user_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from trtkern.bench.cases import Case
+    from trtkern.bench.rounds import Options
+    from trtkern.bench.rows import Row
+
+ROWS = "trtkern-bench.csv"
+
+
+def bench(
+    op: Annotated[str, typer.Option(help="lif, bn-lif, regularizer, pack, all.")] = "all",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T,N", help="T,N or T,B,N; bn-lif: T,B,C,H,W. May be given again.", show_default="of the suite"
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    backend: Annotated[str, typer.Option(help=f"all, {', '.join(names.BACKENDS)}.")] = "all",
+    direction: Annotated[
+        str, typer.Option(help="fwd (without a graph), bwd, both (in one, as a training step has them).")
+    ] = "both",
+    suite: Annotated[
+        str,
+        typer.Option(help="default, long (T of 100 and more), open-neuromorphic (Linear + LIF, batch 16, T = 500)."),
+    ] = "default",
+    peers: Annotated[
+        str, typer.Option(help="all, none, or of spikingjelly, snntorch, norse, sinabs, exodus, rockpool.")
+    ] = "all",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also what torch.compile makes of the others.")
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 25,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Of everything together; what is slow gets fewer rounds or is left out."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="what torch takes")] = None,
+    csv: Annotated[Path, typer.Option(metavar="FILE", help="Rows are added to it as they come.")] = Path(ROWS),
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the rows of this call.")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Measure nothing: a page of the rows in --csv, a file or a folder."),
+    ] = None,
+) -> int:
+    """Measure the kernels against the eager loop, torch.compile, BatchNorm + ReLU and the SNN libraries installed here.
+
+    Each candidate is compared with float64 first; what disagrees is reported as WRONG and not timed.
+    """
+    if page is not None:
+        return _write_page(page, csv)
+    with user_errors():
+        _check_numbers(rounds, budget, threads)
+        if plot is not None:
+            need("bench", "matplotlib")
+            _check_folder(plot)
+        import torch
+
+        from trtkern.bench import cases, measure, rows
+        from trtkern.bench import peers as libraries
+        from trtkern.bench import rounds as timing
+
+        names.one_of("backend", backend, ("all", *names.BACKENDS))
+        names.one_of("direction", direction, timing.DIRECTIONS)
+        where = _device(device)
+        libraries.choose(peers)
+        chosen = _fitting(cases.select(op, shape or [], dtype, suite), where, bool(shape))
+        rows.check_writable(csv)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        malloc = "default"
+        if where.type == "cpu":
+            from trtkern.training import pages
+
+            malloc = "keeps pages" if pages.keep_pages() else "default"
+        options = timing.Options(
+            where, backend, direction, suite, rounds, math.inf if budget is None else budget, peers, compiled, malloc,
+            ("trtkern", *_arguments()),
+        )  # fmt: skip
+    found = _run(chosen, options, csv)
+    if plot is not None and found:
+        from trtkern.bench.plot import picture
+
+        with user_errors():
+            picture(found, plot)
+    written = [csv, *([plot] if plot is not None and found else [])]
+    console().print(f"rows of {measure.commit()}: {', '.join(map(str, written))}", soft_wrap=True)
+    return 0
+
+
+def _run(chosen: list[Case], options: Options, csv: Path) -> list[Row]:
+    """Measure; every table is printed and its rows are saved when they are there."""
+    from trtkern.bench import rows, runner
+    from trtkern.bench.table import table
+
+    out = console()
+    found: list[Row] = []
+
+    def sink(made: list[Row]) -> None:
+        if made:
+            rows.append(made, csv)
+            found.extend(made)
+            out.print(table(made))
+
+    try:
+        with user_errors():
+            runner.run(chosen, options, sink)
+    except KeyboardInterrupt:
+        raise Quit(f"stopped; the {len(found)} rows that were measured are in {csv}", INTERRUPTED) from None
+    return found
+
+
+def _check_numbers(rounds: int, budget: float | None, threads: int | None) -> None:
+    if rounds < 1:
+        raise ValueError(f"--rounds: expected at least 1, got {rounds}")
+    if budget is not None and not budget > 0:
+        raise ValueError(f"--budget: expected more than 0 seconds, got {budget}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads: expected an integer of at least 1, got {threads}")
+
+
+def _check_folder(path: Path) -> None:
+    """An error before the measurement if a picture cannot be written there."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"{path}: expected a folder that can be written, got {path.parent}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise ValueError(f"--device: expected a GPU that torch can use here, got {name!r}; see `trtkern doctor`")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def _fitting(chosen: list[Case], where: torch.device, named: bool) -> list[Case]:
+    """Those that fit into memory. A shape that was asked for by name and does not is an error; a suite goes without."""
+    from trtkern.bench import cases
+
+    kept = []
+    for case in chosen:
+        try:
+            cases.check_memory(case, where)
+            kept.append(case)
+        except ValueError as error:
+            if named:
+                raise
+            console().print(f"left out: {error}", soft_wrap=True)
+    return kept
+
+
+def _write_page(page: Path, csv: Path) -> int:
+    with user_errors():
+        need("bench", "matplotlib")
+        _check_folder(page)
+        from trtkern.bench import page as pages
+        from trtkern.bench import rows
+
+        made = pages.write(rows.read(csv), page, csv, shlex.join(("trtkern", *_arguments())))
+    console().print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
+    return 0
+
+
+def _arguments() -> list[str]:
+    """Of the command line, as it was given."""
+    return sys.argv[sys.argv.index("bench") :] if "bench" in sys.argv else ["bench"]

@@ -1,0 +1,266 @@
+"""``trtkern profile``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trtkern import names
+from trtkern.commands._common import FAILURE, USER, console, need, quits, user_errors
+from trtkern.training import recipes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trtkern.profiling.step_profile import StepProfile
+    from trtkern.profiling.subject import Subject
+
+NETWORKS: dict[str, tuple[int, ...]] = {
+    "vggsnn": (2, 48, 48), "resnet19": (3, 32, 32), "sew_resnet34": (3, 224, 224), "spiking_resnet34": (3, 224, 224),
+}  # fmt: skip
+"""(C, H, W) of what each network by name is profiled on; vggsnn takes frames, the others images."""
+BATCH, TIMESTEPS = 8, 4
+
+
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help=f"{', '.join(NETWORKS)}: on random images, with the TRT loss and Adam. A recipe of `trtkern train`, "
+            "such as cifar10+l2: with its data, loss and optimiser. Or module:factory, imported from this folder: a "
+            "function without arguments that gives a torch.nn.Module.",
+        ),
+    ] = "vggsnn",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="4,8,2,48,48",
+            help="Sizes of a random input: T,B,C,H,W of frames, B,C,H,W of images; of module:factory any.",
+            show_default="of the network",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a step.", show_default=f"of the recipe, else {BATCH}")
+    ] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option("--timesteps", "-T", help="Time steps T.", show_default=f"of the recipe, else {TIMESTEPS}"),
+    ] = None,
+    backward: Annotated[
+        bool, typer.Option("--backward/--no-backward", help="The whole training step, or an evaluation's forward pass.")
+    ] = True,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in `trtkern train`.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the files of a recipe's data set are.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(names.BACKENDS)}.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
+    amp: Annotated[
+        str | None,
+        typer.Option(help=f"Autocast: {', '.join(names.AMP)}.", show_default="of the recipe, else none"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="what torch takes")] = None,
+    steps: Annotated[int, typer.Option(help="Profiled steps; as many run without the profiler in between.")] = 5,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FILE.json", help="Write the last step for chrome://tracing or Perfetto.")
+    ] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a report on one page.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the roofline.")] = None,
+) -> int:
+    """Show where the time of a training step goes, layer by layer, and what bounds it.
+
+    Time forward and backward, bytes moved and kept, FLOP, the share of what memory and arithmetic of this machine allow
+    (both measured in the same rounds), firing rates; loss, optimiser and loader; and what no layer accounts for.
+    """
+    if html is not None or plot is not None:
+        need("train", "matplotlib")
+    with user_errors():
+        _check({"steps": steps, "threads": threads, "batch-size": batch_size, "timesteps": timesteps})
+        for option, file in (("trace", trace), ("html", html), ("plot", plot)):
+            _check_file(option, file)
+        names.one_of("backend", backend, names.BACKENDS)
+        if amp is not None:
+            names.one_of("amp", amp, names.AMP)
+        kind = _kind(model)
+        if kind == "recipe" and input is not None:
+            raise ValueError("--input: expected with a network or module:factory only, got it with a recipe")
+        if kind != "recipe" and (changes or data_dir is not None):
+            raise ValueError(f"--set, --data-dir: expected with a recipe only, got them with {model}")
+        sizes = None if input is None else _sizes(input)
+        if kind == "network":
+            sizes = _network_sizes(model, sizes, batch_size, timesteps)
+        elif kind == "factory" and (sizes is None or batch_size is not None or timesteps is not None):
+            raise ValueError(f"--input: expected the sizes of what {model} takes, and no --batch-size or -T beside it")
+        elif kind == "factory" and backend != "auto":
+            raise ValueError(f"--backend: expected it where {model} makes its layers, got --backend {backend}")
+
+        chosen = {"batch_size": batch_size, "timesteps": timesteps, "backend": backend, "amp": amp, "threads": threads,
+                  "device": device, "data_dir": data_dir, "changes": changes or ()}  # fmt: skip
+        subject = _subject(model, kind, sizes, chosen, backward)
+    from trtkern.profiling.profiler import profile_subject
+
+    out = console()
+    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(f"profiling {model}"):
+        found = profile_subject(subject, steps)
+    out.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    with user_errors():
+        _write(found, trace, html, plot)
+    return 0
+
+
+def _check(numbers: dict[str, int | None]) -> None:
+    for option, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{option}: expected an integer of at least 1, got {value}")
+
+
+def _check_file(option: str, name: str | None) -> None:
+    """Before the work, not after it."""
+    if name is None:
+        return
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--{option}: expected a file that can be written, in a folder that is there, got {name}")
+
+
+def _kind(model: str) -> str:
+    """What the argument is: "network", "recipe" or "factory"."""
+    if model in NETWORKS:
+        return "network"
+    if model.split("+")[0] in recipes.names() or model.split("+")[0].endswith(".toml"):
+        return "recipe"
+    if ":" in model:
+        return "factory"
+    raise ValueError(
+        f"profile: expected a network ({', '.join(NETWORKS)}), a recipe ({', '.join(recipes.names())}) or "
+        f"module:factory, got {model!r}"
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """The numbers of --input."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"--input: expected sizes of at least 1 with commas between, such as 4,8,2,48,48, got {text!r}"
+        )
+    return sizes
+
+
+def _network_sizes(
+    name: str, sizes: tuple[int, ...] | None, batch_size: int | None, timesteps: int | None
+) -> tuple[int, ...]:
+    """Frames [T, B, C, H, W] or images [B, C, H, W]."""
+    if sizes is not None:
+        if len(sizes) not in (4, 5):
+            raise ValueError(f"--input: expected T,B,C,H,W of frames or B,C,H,W of images for {name}, got {sizes}")
+        if batch_size is not None or (timesteps is not None and len(sizes) != 4):
+            raise ValueError("--input: expected T and the batch in it, or --timesteps and --batch-size, got both")
+        return sizes
+    time = (timesteps or TIMESTEPS,) if name == "vggsnn" else ()
+    return (*time, batch_size or BATCH, *NETWORKS[name])
+
+
+def _subject(model: str, kind: str, sizes: tuple[int, ...] | None, chosen: dict[str, Any], backward: bool) -> Subject:
+    """The step to profile, and this process set to it."""
+    import torch
+
+    from trtkern.training.pages import keep_pages
+    from trtkern.training.settings import resolve_device
+
+    chosen["device"] = resolve_device(chosen["device"])
+    if chosen["threads"] is not None:
+        torch.set_num_threads(chosen["threads"])
+    keep_pages()
+    if kind == "recipe":
+        return _recipe(model, chosen, backward)
+    assert sizes is not None
+    if kind == "network":
+        return _network(model, sizes, chosen, backward)
+    return _factory(model, sizes, chosen, backward)
+
+
+def _write(found: StepProfile, trace: str | None, html: str | None, plot: str | None) -> None:
+    """The files that were asked for."""
+    if trace is not None:
+        found.write_trace(Path(trace))
+    if plot is not None:
+        from trtkern.profiling import roofline
+
+        roofline.plot(found, Path(plot))
+    if html is not None:
+        from trtkern.profiling import page
+        from trtkern.training.run import versions
+
+        page.write(Path(html), found, versions(), ["trtkern", *sys.argv[1:]])
+
+
+def _network(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward: bool) -> Subject:
+    import torch
+
+    from trtkern.models.build import BUILDERS
+    from trtkern.profiling.training_step import of_network
+
+    torch.manual_seed(0)
+    options = {"timesteps": chosen["timesteps"] or TIMESTEPS, "backend": chosen["backend"]}
+    made = BUILDERS[name](shape=sizes[-3:], **options).to(chosen["device"])
+    return of_network(name, made, sizes, chosen["device"], amp=chosen["amp"] or "none", backward=backward)
+
+
+def _recipe(name: str, options: dict[str, Any], backward: bool) -> Subject:
+    from trtkern.commands import _runs
+    from trtkern.profiling.training_step import of_trainer
+    from trtkern.training import plan as plans
+    from trtkern.training.settings import settle
+
+    plan = {**plans.make(recipe=name, **options), "compile": False, "cuda_graphs": False}  # layers are seen eagerly
+    return of_trainer(_runs.prepare(settle(plan)), backward)
+
+
+def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward: bool) -> Subject:
+    import torch
+
+    from trtkern.profiling.subject import ModelStep
+    from trtkern.training.step import DTYPES
+
+    torch.manual_seed(0)
+    made = _made(name).to(chosen["device"])
+    weights = [weight for weight in made.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True) if weights and backward else None
+    low = None if chosen["amp"] in (None, "none") else DTYPES[chosen["amp"]]
+    step = ModelStep(made, torch.rand(sizes, device=chosen["device"]), None, optimizer, backward, low)
+    step.title = name
+    return step
+
+
+def _made(name: str) -> nn.Module:
+    """What module:factory gives."""
+    from importlib import import_module
+
+    from torch import nn
+
+    place, _, factory = name.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = getattr(import_module(place), factory)
+        made = found()
+    except Exception as error:
+        raise ValueError(
+            f"profile: expected {name} to be a function without arguments, in a module that can be imported from "
+            f"{folder}; got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"profile: expected {name}() to give a torch.nn.Module, got {type(made).__name__}")
+    return made

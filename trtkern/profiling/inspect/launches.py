@@ -1,0 +1,105 @@
+"""Launches of the Triton kernels as the ops ask for them, on tensors of the CPU: to compile them, not to run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool, RegularizerSpec
+from trtkern.kernels import batch_norm, lif_launch, regularizer, spikes
+from trtkern.kernels.launch import Launch
+from trtkern.spec import LIFSpec
+
+SCALARS = (0.5, 1.0, 0.0, 1.0, 1.0, 0.0)
+
+
+def edges_of(T: int, N: int) -> Tensor | None:
+    return torch.empty(max(-(-T // 16) - 1, 0), 1).expand(-1, N) if T > 16 else None
+
+
+def forward(
+    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None
+) -> Launch:
+    """The launch of a forward pass as training asks for it: spikes, edges if T > 16, the flag."""
+    if x is None:
+        x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
+    out = LIFForward(x, None, None, edges_of(T, N), torch.zeros(1, dtype=torch.int32))
+    return lif_launch.forward_launch(LIFInputs(x, None, None, scalars, LIFSpec(), 1), out)
+
+
+def backward(
+    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None,
+    channels: int = 0, surrogate: str = "triangle", reset: str = "hard",
+) -> Launch:  # fmt: skip
+    """The launch of a backward pass from the gradient of the spikes, with gradients of parameters if channels > 0."""
+    if x is None:
+        x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
+    params = torch.empty(6, channels) if channels else None
+    inputs = LIFInputs(x, None, params, scalars, LIFSpec(reset, surrogate), 1)
+    out = LIFBackward(x, None, params)
+    return lif_launch.backward_launch(inputs, edges_of(T, N), LIFGrads(x, None, None), out)[0]
+
+
+def normed(
+    T: int, N: int, dtype: torch.dtype, residual: bool = False, pool: str = "none", x: Tensor | None = None
+) -> tuple[LIFInputs, Norm]:
+    """Images of 16 x 16 in 16 channels behind a norm, without learnt parameters; pool "places": channels last."""
+    if x is None:
+        x = torch.empty(T, N, dtype=dtype)
+    shape = {"none": None, "rows": Pool(16, 1), "places": Pool(256, 16)}[pool]
+    norm = Norm(torch.empty(3, 16), x if residual else None)
+    return LIFInputs(x, None, None, SCALARS, LIFSpec(), 1 if pool == "places" else 256, norm, shape), norm
+
+
+def norm_forward(T: int, N: int, dtype: torch.dtype, packed: bool = False, **options: Any) -> Launch:
+    """Normalise (and add the residual), all steps, spikes (and the words)."""
+    inputs, _ = normed(T, N, dtype, **options)
+    words = torch.empty(1, 1, dtype=torch.uint8).expand(-(-T // 8), N) if packed else None
+    out = LIFForward(inputs.x, None, None, edges_of(T, N), torch.zeros(1, dtype=torch.int32), words)
+    return lif_launch.forward_launch(inputs, out)
+
+
+def norm_sums(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
+    """The first pass of the backward: sums for each channel, and the residual's gradient if there is one."""
+    inputs, norm = normed(T, N, dtype, **options)
+    gx = inputs.x if norm.residual is not None else None
+    out = LIFBackward(gx, None, None, torch.empty(2, 16, dtype=torch.float64))
+    return lif_launch.backward_launch(inputs, edges_of(T, N), LIFGrads(inputs.x, None, None), out)[0]
+
+
+def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
+    """The second pass of the backward: the gradient of what was normalised."""
+    inputs, norm = normed(T, N, dtype, **options)
+    grads = LIFGrads(inputs.x, None, None, norm.affine)
+    return lif_launch.backward_launch(inputs, edges_of(T, N), grads, LIFBackward(inputs.x, None, None))[0]
+
+
+def norm_input_grad(T: int, N: int, dtype: torch.dtype) -> Launch:
+    """The same behind a residual: elementwise."""
+    x, affine = torch.empty(T, N, dtype=dtype), torch.empty(3, 16)
+    return batch_norm.input_gradient_launch(x, x, affine, affine, 256, x)
+
+
+def spikes_packed(T: int, N: int, dtype: torch.dtype) -> Launch:
+    """Words from spikes."""
+    return spikes.pack_launch(torch.empty(T, N, dtype=dtype), torch.empty(-(-T // 8), N, dtype=torch.uint8))
+
+
+def spikes_unpacked(T: int, N: int, dtype: torch.dtype, pool: str = "none") -> Launch:
+    """Spikes, or their averages, from words."""
+    shape = {"none": None, "rows": Pool(16, 1), "places": Pool(256, 16)}[pool]
+    out = torch.empty(T, N // (1 if shape is None else 4), dtype=dtype)
+    return spikes.unpack_launch(torch.empty(-(-T // 8), N, dtype=torch.uint8), 0, shape, out)
+
+
+def norm_statistics(T: int, N: int, dtype: torch.dtype) -> Launch:
+    """The first of the two launches: all that reads x."""
+    return batch_norm.statistics_launches(torch.empty(T, N, dtype=dtype), 16, 256, torch.empty(2, 16).double())[0]
+
+
+def regularize(accumulate: bool) -> Launch:
+    """The launch over two tensors, one of them odd in size."""
+    weights = [torch.empty(5000), torch.empty(7)]
+    return regularizer.regularizer_launch(weights, RegularizerSpec(6, 1e-5, 0.25, 1e-5), weights, accumulate, 1.0)[0]

@@ -1,0 +1,52 @@
+"""A profile on one page: a single HTML file that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from trtkern.profiling import roofline
+from trtkern.profiling.step_profile import LEGEND, StepProfile
+from trtkern.training.figures import svg
+from trtkern.training.folder import write as write_whole
+from trtkern.training.report import STYLE, _figure, _origin, _table, _text
+
+
+def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:
+    """Write the page whole or not at all.
+
+    Args:
+        path: the file, in a folder that is there.
+        found: the profile.
+        versions: of what has a say in the numbers.
+        command: the command line.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    others = sum(1 for row in found.rows if row.bytes and not row.flops)
+    high = max(3.6, 1.2 + 0.22 * others)
+    drawn = {
+        "Time of the parts of the step.": (roofline.share, (5.2, max(3.0, 1 + 0.22 * min(20, len(found.rows))))),
+        "Roofline: rates measured in the same rounds.": (roofline.roofline, (5.2, 3.9)),
+        "Bytes per second where FLOP are not counted.": (roofline.bandwidth, (5.2, high)),
+    }
+    pictures = "".join(
+        _figure(svg(partial(draw, found=found), size, f"profile {i}"), caption)
+        for i, (caption, (draw, size)) in enumerate(drawn.items())
+    )
+    said = "".join(f"<p>{_text(line)}</p>" for line in (*found.verdict(), *found.notes()))
+    title = f"Profile of a step: {found.title}"
+    body = (
+        f"<section><h2>What bounds it</h2>{said}</section>"
+        f'<section><h2>Layer by layer</h2><div class="row">{pictures}</div>'
+        f"{_table(found.HEAD, found.table(), words=2)}<p>{_text(LEGEND)}.</p></section>"
+        f"{_origin(found.about, versions, found.kept, command)}"
+    )
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n"
+    )
+    write_whole(path, f"{head}<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n".encode())

@@ -1,0 +1,235 @@
+"""Profile a step: which layer, and which other part, takes how long, moves and computes how much."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+from torch.utils._pytree import tree_leaves
+
+from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
+from trtkern.nn._neuron import Neuron
+from trtkern.ops import _check
+from trtkern.profiling import timeline
+from trtkern.profiling.activity import FiringRates, firing_rates
+from trtkern.profiling.ledger import LOSS
+from trtkern.profiling.memory import _unchanged, _uncompiled
+from trtkern.profiling.ranges import INPUT, LOADER, METRICS, OPTIMIZER, PHASES, STEP, Ranges
+from trtkern.profiling.rates import Machine, wait
+from trtkern.profiling.report import MemoryReport
+from trtkern.profiling.step_profile import Part, PartTime, StepProfile
+from trtkern.profiling.subject import ModelStep, Subject
+from trtkern.profiling.timeline import Share, Timeline
+from trtkern.profiling.work import Work, counted
+
+WARM_UP, WARM_UP_SECONDS = 10, 2.0
+"""Steps before the first that is timed, at most, and until when: the allocator takes some ten to keep its pages."""
+
+GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
+    "convolutions": (nn.modules.conv._ConvNd,),
+    "linear layers": (nn.Linear,),
+    "neurons": (Neuron, BatchNormLIF, ConvBatchNormLIF),
+    "normalisation": (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm),
+}
+"""Kinds of layers that the verdict sums up."""
+SAID = {
+    LOADER: "the loader", INPUT: "preparing the input", LOSS: "the loss", METRICS: "the metrics",
+    OPTIMIZER: "the optimizer",
+}  # fmt: skip
+
+
+def profile(
+    model: nn.Module,
+    input: Any,
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    backward: bool = True,
+    amp: torch.dtype | None = None,
+    steps: int = 5,
+) -> StepProfile:
+    """Where the time of a training step goes: layer by layer, forward and backward, loss, optimiser and loader.
+
+    The step runs once untimed, to count what is computed, moved and spiked, then ``steps`` times under torch.profiler
+    and as often without it; in between the machine copies memory and multiplies matrices, which is the roofline. A
+    layer's time is that of its ``forward`` without the layers inside it, and of the nodes of autograd's graph that this
+    made; on a GPU it is that of the kernels launched there.
+
+    The model is put in training mode (with ``backward=False`` in evaluation mode, without gradients). Weights,
+    gradients, buffers, optimiser, random state and mode are as before afterwards; what torch.compile compiled runs as
+    it was. ``loss`` and what ``input`` draws from are the caller's.
+
+    Args:
+        model: any module.
+        input: what it is called with: a tensor, a tuple of arguments, or a function that gives either, which is timed
+            as the loader.
+        loss: of the model's output; None is the mean of its squares.
+        optimizer: of the model's parameters; None updates nothing.
+        backward: False profiles the forward pass alone.
+        amp: the dtype of autocast around the forward pass; None is none.
+        steps: profiled steps.
+
+    Raises:
+        TypeError, ValueError: no module, no tensor among the inputs, fewer than one step, an input that does not fit.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"profile: expected steps as an integer of at least 1, got {steps!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"profile: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+    return profile_subject(ModelStep(model, input, loss, optimizer, backward, amp), steps)
+
+
+def profile_subject(subject: Subject, steps: int) -> StepProfile:
+    """``profile`` of any step.
+
+    Raises:
+        ValueError: the model does not take its input.
+    """
+    device, gpu = subject.device, subject.device.type == "cuda"
+    ranges = Ranges(subject.model, nvtx=gpu)
+    with _quiet(), _put_back(subject), _unchanged(subject.model, device), _uncompiled(), torch.set_grad_enabled(True):
+        if not subject.backward:
+            subject.model.eval()
+        _try(subject)
+        kept = subject.kept() if subject.backward else None
+        with firing_rates(subject.model) as fired, counted(ranges) as work:
+            subject.step(ranges)
+        machine = Machine(device, subject.dtype)
+        begin = time.perf_counter()
+        for _ in range(WARM_UP):
+            _timed(subject, ranges)
+            if time.perf_counter() - begin > WARM_UP_SECONDS:
+                break
+        _traced(subject, ranges)  # what the profiler does once
+        plain, traced = [], []
+        for _ in range(steps):
+            plain.append(_timed(subject, ranges))
+            trace, line = _traced(subject, ranges)
+            traced.append(line)
+            machine.round()
+    rows = _rows(work, traced, kept, fired)
+    wall = sum(line.wall for line in traced) / steps
+    about = {**subject.about, "device": str(device), "dtype": str(subject.dtype).removeprefix("torch.")}
+    if not gpu:
+        about["threads"] = str(torch.get_num_threads())
+    return StepProfile(
+        subject.title, rows, wall, median(plain), steps, machine.rates(), gpu, about,
+        None if kept is None else kept.summary(), timeline.named(trace, traced[-1]),
+    )  # fmt: skip
+
+
+def _timed(subject: Subject, ranges: Ranges) -> float:
+    wait(subject.device)
+    begin = time.perf_counter()
+    subject.step(ranges)
+    wait(subject.device)
+    return time.perf_counter() - begin
+
+
+def _traced(subject: Subject, ranges: Ranges) -> tuple[dict[str, Any], Timeline]:
+    """A step under torch.profiler: its trace, and what that says."""
+    activities = [ProfilerActivity.CPU]
+    gpu = subject.device.type == "cuda"
+    if gpu:
+        activities.append(ProfilerActivity.CUDA)
+    wait(subject.device)
+    with torch.profiler.profile(activities=activities) as profiler, ranges.layers(), ranges.phase(STEP):
+        subject.step(ranges)
+        wait(subject.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding="utf-8"))
+    return trace, timeline.read(trace, ranges.place_of, gpu)
+
+
+def _rows(work: Work, traced: list[Timeline], kept: MemoryReport | None, fired: FiringRates) -> tuple[PartTime, ...]:
+    """A row for each layer that took time, in the order in which they first ran, then the other parts."""
+    saved = {} if kept is None else {row.name.replace("_orig_mod.", ""): row.measured for row in kept.rows}
+    rates = {name: layer.mean for name, layer in fired.layers.items()}
+    for name, block in work.kinds.items():
+        if issubclass(block, ConvBatchNormLIF) and f"{name}.norm" not in work.kinds and f"{name}.norm" in rates:
+            rates[name] = rates[f"{name}.norm"]  # which a checkpoint runs without calling it
+
+    def part(name: str, direction: timeline.Direction) -> Part:
+        share = Share(name, direction)
+        seconds = sum(line.seconds.get(share, 0.0) for line in traced) / len(traced)
+        return Part(seconds, work.bytes.get(share), work.flops.get(share, 0))
+
+    seen = {share.place for line in traced for share in line.seconds}
+    names = [name for name in work.order if name in seen] + [name for name in PHASES if name in seen]
+    rows = []
+    for name in names:
+        kind = work.kinds.get(name)
+        forward, backward = part(name, "forward"), part(name, "backward")
+        rows.append(
+            PartTime(
+                name, "" if kind is None else kind.__name__, _group(name, kind), forward, backward,
+                work.how.get(name, ""), saved.get(name), rates.get(name),
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _group(name: str, kind: type[nn.Module] | None) -> str:
+    if kind is None:
+        return SAID[name]
+    return next((group for group, kinds in GROUPS.items() if issubclass(kind, kinds)), "other layers")
+
+
+def _try(subject: Subject) -> None:
+    """Raise if the model does not take its input."""
+    try:
+        with torch.no_grad():
+            subject.forward()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        given = subject.about.get("input", "its batch")
+        raise ValueError(f"profile: expected an input that {subject.title} takes, got {given}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, torch.profiler does not announce each start and stop on stderr, unless the user wants that."""
+    if "KINETO_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["KINETO_LOG_LEVEL"] = "6"
+    try:
+        yield
+    finally:
+        del os.environ["KINETO_LOG_LEVEL"]
+
+
+@contextmanager
+def _put_back(subject: Subject) -> Iterator[None]:
+    """Afterwards weights, gradients and optimiser are as before."""
+    groups = [] if subject.optimizer is None else subject.optimizer.param_groups
+    weights = list(dict.fromkeys([*subject.model.parameters(), *(w for group in groups for w in group["params"])]))
+    gradients = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None  # the step would clear it in place, or add to it
+    state = {} if subject.optimizer is None else {key: dict(held) for key, held in subject.optimizer.state.items()}
+    tensors = [*weights, *(leaf for leaf in tree_leaves(list(state.values())) if isinstance(leaf, Tensor))]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.data.copy_(value)  # no new version: a graph made before stays valid
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        if subject.optimizer is not None:
+            subject.optimizer.state.clear()
+            subject.optimizer.state.update(state)
