@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test lint format docs bench gpu gpu-bundle gpu-rehearsal clean
 
 # Files are compiled to bytecode when they are first imported, not thousands of them here.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
@@ -59,6 +59,17 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python bench/norm.py
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/memory.py
+
+# On a machine with a CUDA GPU, with its own torch and Triton; no network. GPU_MINUTES: of everything together.
+GPU_MINUTES ?= 8
+gpu:
+	$(PYTHON) bench/gpu.py --minutes $(GPU_MINUTES)
+
+gpu-bundle:
+	$(PYTHON) bench/gpu.py --bundle
+
+gpu-rehearsal: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python bench/gpu.py --rehearse
 
 clean:
 	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV)

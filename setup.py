@@ -30,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-JOBS = 2  # translation units compiled at a time
+JOBS = max(2, min(8, (os.cpu_count() or 2) // 2))  # translation units compiled at a time
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # No -ffast-math (it loses NaN) and no contraction (every fma is written out, so that all targets agree bitwise).
 CXX_FLAGS = [

@@ -1,0 +1,155 @@
+"""``make gpu``: what becomes of stages that fail, hang or lack their tool; no real work, and no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "bench"))
+import gpu  # noqa: E402
+import gpu_bundle  # noqa: E402
+import gpu_only  # noqa: E402
+import gpu_stages  # noqa: E402
+from gpu_stages import CUT, FAILED, OK, SKIPPED, Stage  # noqa: E402
+
+
+def says(words, status=0):
+    return (sys.executable, "-S", "-c", f"print({words!r}); raise SystemExit({status})")
+
+
+def sleeps(before=""):
+    return (sys.executable, "-S", "-c", f"import time; print('begun', flush=True); {before}\ntime.sleep(60)")
+
+
+def run(tmp_path, *stages, seconds=60.0, grace=0.3):
+    told = []
+    outcomes = gpu_stages.run(stages, seconds, tmp_path / "logs", told.append, grace)
+    assert told == outcomes
+    return outcomes
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert gpu.main() == 2
+    assert "there is no CUDA GPU" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_is_reported_and_the_others_run(tmp_path):
+    stages = Stage("one", says("3 failed", 1), 1), Stage("two", says("== 5 passed in 1 s =="), 1)
+    failed, ok = run(tmp_path, *stages)
+    assert (failed.status, failed.words) == (FAILED, "exit status 1: 3 failed")
+    assert (ok.status, ok.words) == (OK, "5 passed in 1 s")
+    assert gpu_stages.exit_status([failed, ok]) == 1 and gpu_stages.exit_status([ok]) == 0
+    assert (tmp_path / "logs" / "one.log").read_text() == "3 failed\n"
+
+
+@pytest.mark.parametrize(("tests", "status"), [(False, CUT), (True, FAILED)])
+def test_a_stage_that_runs_out_is_cut_and_named(tmp_path, tests, status):
+    begin = time.monotonic()
+    (late,) = run(tmp_path, Stage("late", sleeps(), 1, tests=tests), seconds=1.5)
+    assert time.monotonic() - begin < 10
+    assert late.status == status and late.words.endswith("KeyboardInterrupt")
+    assert gpu_stages.exit_status([late]) == int(tests)
+
+
+def test_a_stage_that_ignores_the_interrupt_is_ended_with_its_children(tmp_path):
+    mark = tmp_path / "alive"
+    child = f"import time, pathlib\nwhile True:\n pathlib.Path({str(mark)!r}).touch(); time.sleep(0.05)"
+    deaf = (
+        "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"subprocess.Popen([sys.executable, '-S', '-c', {child!r}])"
+    )
+    (late,) = run(tmp_path, Stage("deaf", sleeps(deaf), 1), seconds=2.0)
+    assert late.status == CUT and mark.exists()
+    mark.unlink()
+    time.sleep(0.5)
+    assert not mark.exists()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    tool = Stage("tool", says("never"), 1, programs=("no-such-sanitizer",))
+    package = Stage("package", says("never"), 1, modules=("no_such_package",))
+    behind = Stage("behind", says("never"), 1, after=("package",))
+    broken = Stage("broken", ("/no/such/python",), 1)
+    outcomes = run(tmp_path, tool, package, behind, broken)
+    assert [outcome.status for outcome in outcomes] == [SKIPPED, SKIPPED, SKIPPED, FAILED]
+    assert [outcome.words for outcome in outcomes[:3]] == [
+        "no no-such-sanitizer on PATH", "the Python package no_such_package is not installed", "needs package",
+    ]  # fmt: skip
+    assert gpu_stages.exit_status(outcomes[:3]) == 0
+
+
+def test_a_stage_may_say_what_it_left_out(tmp_path):
+    (partly,) = run(tmp_path, Stage("partly", says("out of time: 7 tests\n12 passed"), 1))
+    assert (partly.status, partly.words) == (CUT, "out of time: 7 tests; 12 passed")
+
+
+def test_time_that_is_left_goes_to_the_others(tmp_path):
+    show = "import os, sys, time; print(sys.argv[1], round(float(os.environ['TRTKERN_UNTIL']) - time.time()))"
+    stages = [Stage(name, (sys.executable, "-S", "-c", show, "{seconds}"), 1) for name in ("one", "two")]
+    one, two = run(tmp_path, *stages, seconds=100.0)
+    assert 49 < one.allowed <= 50 and 90 < two.allowed < 100
+    assert one.words.split()[0] == "40" and 37 <= int(one.words.split()[1]) <= 40
+    (none,) = run(tmp_path, stages[0], seconds=0.0)
+    assert none.status == CUT and "GPU_MINUTES" in none.words
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_the_plan_has_every_part(tmp_path, rehearse):
+    stages = {stage.name: stage for stage in gpu.plan(tmp_path / "rows.csv", rehearse)}
+    wanted = {"build", "self-test", "tests of the GPU", "tests", "memcheck", "racecheck", *gpu.SUITES}
+    assert wanted < set(stages) and sum(name.startswith("step ") for name in stages) == (2 if rehearse else 4)
+    for stage in stages.values():
+        for part in stage.command:
+            path = part.removeprefix("--ignore=")
+            assert not path.endswith(".py") or (ROOT / path).exists(), part
+    assert stages["memcheck"].programs == ("compute-sanitizer",) and stages["tests"].tests
+    assert ("build" in stages["tests"].after) is not rehearse
+
+
+def test_the_summary_has_the_stages_without_rows(tmp_path):
+    outcome = gpu_stages.Outcome("memcheck", SKIPPED, 0.0, 30.0, "no compute-sanitizer | here")
+    path = tmp_path / "card.md"
+    assert "no page of the rows" in gpu.summary(path, tmp_path / "none.csv", "# Card", [outcome])
+    assert "| memcheck | skipped | 0 | 30 | no compute-sanitizer \\| here |" in path.read_text()
+
+
+def test_the_tests_of_a_gpu_are_chosen():
+    def item(*reasons, **params):
+        marks = [SimpleNamespace(kwargs={"reason": reason}) for reason in reasons]
+        callspec = {"callspec": SimpleNamespace(params=params)} if params else {}
+        return SimpleNamespace(iter_markers=lambda name: marks, **callspec)
+
+    assert gpu_only.wants(item(backend="triton")) and gpu_only.wants(item(device="cuda", n=3))
+    assert gpu_only.wants(item("no GPU"))
+    assert not gpu_only.wants(item(backend="cpu")) and not gpu_only.wants(item("no network"))
+
+
+def test_tests_stop_when_the_time_is_up(tmp_path):
+    """Also that what is skipped for time is counted, as a stage reads it."""
+    (tmp_path / "test_late.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('backend', ['cpu', 'triton'])\ndef test_a(backend): assert False\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), gpu_stages.UNTIL: "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_only", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 skipped, 1 deselected" in done.stdout
+    assert any(line.startswith(f"{gpu_stages.CUT_MARK}1 tests") for line in done.stdout.splitlines())
+
+
+def test_a_bundle_holds_names_and_no_options(tmp_path, monkeypatch):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "peers.txt").write_text("--extra-index-url X\n# words\nsnntorch==1.0.0  # why\n\n")
+    monkeypatch.setattr(gpu_bundle, "ROOT", tmp_path)
+    assert gpu_bundle.requirements() == ["snntorch==1.0.0", *gpu_bundle.TOOLS]
