@@ -116,7 +116,7 @@ def _one(stage: Stage, allowed: float, log: Path, grace: float) -> Outcome:
     with log.open("w") as output:
         try:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True
+                command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=_heed
             )
         except OSError as error:
             return Outcome(stage.name, FAILED, 0.0, allowed, str(error))
@@ -138,6 +138,11 @@ def _one(stage: Stage, allowed: float, log: Path, grace: float) -> Outcome:
     if left_out:
         return Outcome(stage.name, CUT, seconds, allowed, f"{left_out[-1]}; {last}" if last != left_out[-1] else last)
     return Outcome(stage.name, OK, seconds, allowed, last)
+
+
+def _heed() -> None:
+    """In a stage before it begins: Ctrl-C ends it, though this process may ignore it, as under nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen[bytes], grace: float) -> None:
