@@ -18,12 +18,11 @@ from torch import Tensor
 
 from trtkern import nn, reference
 from trtkern.backends.base import RegularizerSpec
+from trtkern.bench.layers import OWN, cell, loop
 from trtkern.bench.measure import Candidate, command_line
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
-from trtkern.spec import LIFSpec
 
 LIF_CASES = {"lif-4": (4, 2_097_152), "lif-500": (500, 8192)}
-NUMBERS = (0.5, 1.0, 0.0, 1.0, 1.0, 0.0)
 REGULARIZER_CASES = {"regularizer-6": 6, "regularizer-10": 10}
 
 
@@ -35,36 +34,9 @@ def forward_backward(layer: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) ->
     return s.detach()
 
 
-def loop(x: Tensor) -> Tensor:
+def readable(x: Tensor) -> Tensor:
     """The eager peer at its best: the reference loop, which takes its steps with unbind."""
-    return reference.lif(x, None, NUMBERS, LIFSpec()).s
-
-
-class _Triangle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * (1 - ctx.saved_tensors[0].abs()).clamp_min(0)
-
-
-def cell(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the same neuron, as users write it."""
-    h = 0.5 * v + x
-    s = _Triangle.apply(h - 1.0)
-    return s, h * (1 - s)
-
-
-def cell_loop(step: Callable, x: Tensor) -> Tensor:
-    """The loop around one step, with unbind."""
-    v, spikes = torch.zeros_like(x[0]), []
-    for current in x.unbind(0):
-        s, v = step(v, current)
-        spikes.append(s)
-    return torch.stack(spikes)
+    return reference.lif(x, None, OWN.numbers, OWN.spec).s
 
 
 def timed_compile(run: Callable[[], object]) -> float:
@@ -80,13 +52,13 @@ def lif_case(case: str, backend: str) -> tuple[list[Candidate], Candidate]:
     x = (0.5 + 0.8 * torch.randn(steps, neurons)).requires_grad_()
     g = torch.randn(steps, neurons)
     layers: dict[str, Callable[[Tensor], Tensor]] = {f"trtkern {backend}": nn.LIF(backend=backend)}
-    layers["eager loop, unbind"] = lambda x: cell_loop(cell, x)
-    layers["reference"] = loop
+    layers["eager loop, unbind"] = lambda x: loop(cell, x)
+    layers["reference"] = readable
     if steps <= 16:
-        whole = torch.compile(lambda x: cell_loop(cell, x), dynamic=False)
+        whole = torch.compile(lambda x: loop(cell, x), dynamic=False)
         layers["torch.compile of the unbind loop"] = whole
     step = torch.compile(cell, dynamic=False)
-    layers["compiled cell, unbind loop"] = lambda x: cell_loop(step, x)
+    layers["compiled cell, unbind loop"] = lambda x: loop(step, x)
     size = x.numel() * x.element_size()
     candidates = []
     want: tuple[Tensor, Tensor] | None = None

@@ -90,8 +90,11 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
         if left:
             run_one(trainer, place)
         with quits(FAILURE, *FAILURES):
-            values = {name: trainer.evaluate(trainer.splits[name])["accuracy"] for name in ("train", "test")}
-        rows[one["seed"]] = {**values, "gap": values["train"] - values["test"]}
+            train = trainer.evaluate(trainer.splits["train"])["accuracy"]
+        result = run.read_result(place)
+        assert result is not None
+        test = result["test"]["accuracy"]
+        rows[one["seed"]] = {"train": train, "test": test, "gap": train - test}
     summary = several.summarise(rows)
     with quits(FAILURE, OSError):
         several.write(folder, summary)

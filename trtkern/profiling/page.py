@@ -10,7 +10,7 @@ from trtkern.profiling import roofline
 from trtkern.profiling.step_profile import LEGEND, StepProfile
 from trtkern.training.figures import svg
 from trtkern.training.folder import write as write_whole
-from trtkern.training.report import STYLE, _figure, _origin, _table, _text
+from trtkern.training.report import _figure, _origin, _table, _text, document
 
 
 def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:
@@ -44,9 +44,4 @@ def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: 
         f"{_table(found.HEAD, found.table(), words=2)}<p>{_text(LEGEND)}.</p></section>"
         f"{_origin(found.about, versions, found.kept, command)}"
     )
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n"
-    )
-    write_whole(path, f"{head}<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n".encode())
+    write_whole(path, document(title, body))

@@ -75,11 +75,8 @@ def bandwidth(axes: Axes, found: StepProfile) -> None:
                     facecolor=color if filled else "white",
                 )  # fmt: skip
     axes.axvline(found.rates.copy / 1e9, color="#222", linewidth=1.2)
-    axes.set_yticks(range(len(rows)), [short(row.name, 24) for row in rows], fontsize=7, parse_math=False)
-    axes.invert_yaxis()
+    _name(axes, [short(row.name, 24) for row in rows])
     axes.set(xlabel="GB/s of the bytes to move (line: copy rate)", title="the others: filled forward, empty backward")
-    axes.grid(alpha=0.3, axis="x")
-    axes.set_axisbelow(True)
 
 
 def share(axes: Axes, found: StepProfile) -> None:
@@ -90,9 +87,14 @@ def share(axes: Axes, found: StepProfile) -> None:
         forward, backward = 1e3 * row.forward.seconds, 1e3 * row.backward.seconds
         axes.barh(index, forward, edgecolor=color, facecolor=color)
         axes.barh(index, backward, left=forward, edgecolor=color, facecolor="white")
-    axes.set_yticks(range(len(rows)), [short(row.name, 28) for row in rows], fontsize=7, parse_math=False)
-    axes.invert_yaxis()
+    _name(axes, [short(row.name, 28) for row in rows])
     axes.set(xlabel="ms", title="time: filled forward, empty backward")
+
+
+def _name(axes: Axes, names: list[str]) -> None:
+    """Bars with their names, the first on top, over a grid."""
+    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.set_axisbelow(True)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trtkern.profiling.activity import LayerActivity, problems
-from trtkern.training import checkpoint, figures
+from trtkern.training import figures
+from trtkern.training.folder import write as write_whole
 
 TOP = 10
 """Confusions that the table lists."""
@@ -83,13 +84,17 @@ def write(
     if activity:
         sections.append(_firing(activity))
     sections.append(_origin(settings, versions, memory, command))
+    write_whole(path, document(title, "\n".join(sections)))
+
+
+def document(title: str, body: str) -> bytes:
+    """The whole page: its head with the styles, its title and that body."""
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n"
     )
-    body = "\n".join(sections)
-    checkpoint.write(path, f"{head}<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n".encode())
+    return f"{head}<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n".encode()
 
 
 def _checked(confusion: Tensor, classes: Sequence[str]) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor
-
 from trtkern.bench.layers import Layer, Neuron, Where
+from trtkern.bench.peers.sinabs import stateless
 from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "sinabs-exodus"
@@ -26,14 +23,5 @@ def layers(where: Where) -> list[Layer]:
     from sinabs import activation
     from sinabs.exodus import layers as neurons
 
-    lif = neurons.LIF(
-        1 / math.log(2), spike_fn=activation.SingleSpike, reset_fn=activation.MembraneSubtract(),
-        surrogate_grad_fn=activation.Gaussian(sigma=1.0), norm_input=False,
-    ).to(where.device)  # fmt: skip
-    lif.requires_grad_(False)
-
-    def run(x: Tensor) -> Tensor:
-        lif.reset_states()
-        return lif(x)
-
+    run = stateless(neurons.LIF, activation.MembraneSubtract(), where)
     return [Layer("sinabs-exodus LIF", run, NEURON, batch_first=True)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +22,16 @@ def layers(where: Where) -> list[Layer]:
     from sinabs import activation
     from sinabs import layers as neurons
 
-    lif = neurons.LIF(
-        1 / math.log(2), spike_fn=activation.SingleSpike, reset_fn=activation.MembraneReset(),
+    run = stateless(neurons.LIF, activation.MembraneReset(), where)
+    return [Layer("sinabs LIF, x[:, t]", run, NEURON, batch_first=True, quadratic=True)]
+
+
+def stateless(kind: Callable[..., Any], reset: Any, where: Where) -> Callable[[Tensor], Tensor]:
+    """A LIF of sinabs or sinabs-exodus with that reset, which begins anew at each call."""
+    from sinabs import activation
+
+    lif = kind(
+        1 / math.log(2), spike_fn=activation.SingleSpike, reset_fn=reset,
         surrogate_grad_fn=activation.Gaussian(sigma=1.0), norm_input=False,
     ).to(where.device)  # fmt: skip
     lif.requires_grad_(False)
@@ -30,4 +40,4 @@ def layers(where: Where) -> list[Layer]:
         lif.reset_states()
         return lif(x)
 
-    return [Layer("sinabs LIF, x[:, t]", run, NEURON, batch_first=True, quadratic=True)]
+    return run
