@@ -83,18 +83,39 @@ def test_open_neuromorphic_has_forward_backward_and_peak_memory(capsys):
     assert [case.shape for case in cases.SUITES["open-neuromorphic"]] == [(500, 16, n) for n in (512, 1024, 2048, 4096)]
 
 
+def test_a_timed_forward_pass_lets_go_of_its_graph():
+    """Or every candidate would hold one while the others run."""
+    case = Case("linear-lif", (6, 2, 8))
+    for who in contest.behind_linear(case, CPU, [layers.Layer("ours", nn.LIF(), layers.OWN)]):
+        candidate = rounds._candidate(rounds.Ready(who, "", 0.0, 0.0), "train-fwd", 0)
+        candidate.run()
+        who.backward()  # there is a graph
+        candidate.call(measure.on_cpu)
+        with pytest.raises(AssertionError):
+            who.backward()
+
+
 def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
     call("--op", "lif", "--shape", "3,20", "--plot", "one.png", *FAST)
     (tmp_path / "results").mkdir()
     made = rows.read(_file())
     ours = next(row for row in made if row.library == "trtkern")
     made = [row if row is ours else replace(row, times_ours=3.0, times_ours_low=2.0) for row in made]
-    faster = replace(ours, candidate="somebody LIF", library="somebody 1", times_ours=0.5, times_ours_low=0.4)
+    faster = replace(
+        ours,
+        candidate="somebody LIF",
+        library="somebody 1",
+        times_ours=0.5,
+        times_ours_low=0.4,
+        p50_ms=2.0,
+        compile_s=3.0,
+    )
     wrong = replace(ours, candidate="nobody LIF", library="nobody 1", status="WRONG", note="1.0 of the spikes differ")
     rows.append([*made, faster, wrong], tmp_path / "results" / "here.csv")
     call("--page", "performance.md", "--csv", "results")
     text = (tmp_path / "performance.md").read_text()
     assert "this project is behind in 1" in text and "somebody LIF, 0.50 of our time" in text
+    assert "its 3.0 s of compiling take 1,500 calls to make up" in text
     assert "| nobody LIF | nobody 1 | WRONG: 1.0 of the spikes differ |" in text
     (picture,) = tmp_path.glob("performance-*.png")
     assert picture.name in text
@@ -168,15 +189,15 @@ def test_the_gate():
 
 
 def test_an_interrupted_bench_keeps_its_rows(monkeypatch, capsys):
-    calls, timer = [], measure.on_cpu
+    calls, interleave = [], measure.interleave
 
     def stopping(run):
         calls.append(run)
         if len(calls) > 20:
             raise KeyboardInterrupt
-        return timer(run)
+        return measure.on_cpu(run)
 
-    monkeypatch.setattr(measure, "on_cpu", stopping)
+    monkeypatch.setattr(measure, "interleave", lambda *a, **k: interleave(*a, **{**k, "timer": stopping}))
     with pytest.raises(Quit) as stop:
         call("--op", "lif", "--shape", "3,10", *FAST[:-6], "--rounds", "100", "--device", "cpu")
     made = rows.read(_file())

@@ -60,20 +60,26 @@ def test_defaults_are_the_recipe_and_the_loss():
 PAGES = """
 import resource, torch
 torch.set_num_threads(1)
-from trtkern.training.pages import keep_pages
-def faults():
+from trtkern.training.pages import keep_pages, mapping_anew
+def faults(blocks=1):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(33 << 20, dtype=torch.uint8).fill_(1)
+    [torch.empty(33 << 20, dtype=torch.uint8).fill_(1) for _ in range(blocks)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 default = faults()
 took = keep_pages()
 print(took, default, *(faults() for _ in range(24)))
+with mapping_anew():
+    print(*(faults(4) for _ in range(4)))
+print(*(faults(4) for _ in range(24)))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_pages_are_kept():
     done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
-    took, default, *kept = done.stdout.split()
+    first, anew, again = (line.split() for line in done.stdout.splitlines())
+    took, default, *kept = first
     assert took == "True" and max(map(int, kept[-4:])) < int(default) / 10, done.stdout
+    assert min(map(int, anew)) > 2 * int(default), "more than is kept: mapped at each call"
+    assert max(map(int, again[-4:])) < int(default) / 10, "kept again"

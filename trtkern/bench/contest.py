@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from trtkern import reference
 from trtkern.bench import gate
 from trtkern.bench.cases import DTYPES, Case, rotations
 from trtkern.bench.layers import OWN, Layer, Neuron
+from trtkern.training.pages import mapping_anew
 
 Run = Callable[[], Any]
 Sets = list[tuple[Tensor, Tensor]]
@@ -34,6 +36,8 @@ class Contestant:
     backward: Run
     check: Callable[[], gate.Verdict]
     """Runs both passes and judges the results."""
+    release: Run = lambda: None
+    """Lets go of the graph of a forward pass that no backward pass has taken."""
     probe: Callable[[], float] | None = None
     """Of what may take very long: the seconds of both passes, from a run on a share of the batch."""
     compiled: bool = False
@@ -80,10 +84,12 @@ class Passes:
         self.run, self.parameters, self.leaf = run, parameters, leaf
         self.turns = itertools.cycle(sets)
         self.out: Tensor | None = None
+        self.pages: Callable[[], AbstractContextManager[None]] = nullcontext
+        """How the memory of a call is taken: a loop that indexes would break up a heap that keeps its pages."""
 
     def inference(self) -> None:
         """Forward without a graph."""
-        with torch.no_grad():
+        with self.pages(), torch.no_grad():
             self.run(next(self.turns)[0])
 
     def forward(self, given: tuple[Tensor, Tensor] | None = None) -> None:
@@ -92,12 +98,18 @@ class Passes:
         self.x = x.requires_grad_() if self.leaf else x
         for tensor in (self.x, *self.parameters):
             tensor.grad = None
-        self.out = self.run(self.x)
+        with self.pages():
+            self.out = self.run(self.x)
 
     def backward(self) -> None:
         """Of the forward pass before."""
         assert self.out is not None
-        self.out.backward(self.g)
+        with self.pages():
+            self.out.backward(self.g)
+            self.out = None
+
+    def release(self) -> None:
+        """Lets go of the graph."""
         self.out = None
 
     def results(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -230,8 +242,10 @@ def _contestant(layer: Layer, passes: Passes, truths: _Truths, sets: Sets) -> Co
             torch.cuda.synchronize()
         return (time.perf_counter() - start) * sets[0][0].shape[axis]
 
+    if layer.quadratic:
+        passes.pages = mapping_anew
     long = layer.quadratic and sets[0][0].shape[0 if layer.batch_first else 1] > 1
     return Contestant(
-        layer.name, passes.inference, passes.forward, passes.backward, check, probe if long else None,
-        layer.compiled, layer.note,
+        layer.name, passes.inference, passes.forward, passes.backward, check, passes.release,
+        probe if long else None, layer.compiled, layer.note,
     )  # fmt: skip

@@ -26,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
 
 
+Timer = Callable[[Callable[[], object]], float]
+"""Calls a function; returns the seconds that it took."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Something to time: ``run`` is called once a round; ``bytes`` is what it must move at the least (0: not known)."""
@@ -36,10 +40,17 @@ class Candidate:
     compile_s: float = 0.0
     prepare: Callable[[], object] | None = None
     """Called before ``run``, and not timed."""
+    finish: Callable[[], object] | None = None
+    """Called after ``run``, and not timed: lets go of what it kept."""
 
-
-Timer = Callable[[Callable[[], object]], float]
-"""Calls a function; returns the seconds that it took."""
+    def call(self, timer: Timer) -> float:
+        """The seconds of one ``run``."""
+        if self.prepare is not None:
+            self.prepare()
+        seconds = timer(self.run)
+        if self.finish is not None:
+            self.finish()
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -129,9 +140,7 @@ def interleave(
         found = dict.fromkeys((candidate.name for candidate in candidates), float("nan"))
         for at in shuffle.sample(range(len(candidates)), len(candidates)):
             if (done + 1) * visits[at] // rounds > done * visits[at] // rounds:
-                if (prepare := candidates[at].prepare) is not None:
-                    prepare()
-                found[candidates[at].name] = timer(candidates[at].run)
+                found[candidates[at].name] = candidates[at].call(timer)
         for name, seconds in found.items():
             times.setdefault(name, []).append(seconds)
     if sys.stderr.isatty():
@@ -145,9 +154,7 @@ def warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> floa
     start = time.perf_counter()
     for _ in range(calls):
         begin = time.perf_counter()
-        if candidate.prepare is not None:
-            candidate.prepare()
-        candidate.run()
+        candidate.call(on_cpu)
         now = time.perf_counter()
         if now - start > seconds:
             break

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import torch
 
-from trtkern.bench.measure import Candidate
+from trtkern.bench.measure import Candidate, on_cpu
 
 
 def peak(candidate: Candidate, device: torch.device) -> int:
-    """Bytes above what was allocated before, over ``prepare`` and ``run`` together.
+    """Bytes above what was allocated before, over ``prepare``, ``run`` and ``finish`` together.
 
     On a GPU from the statistics of torch's allocator; on a CPU from the allocations that torch reports to its profiler,
     which leaves out what a library allocates by itself.
@@ -23,13 +23,13 @@ def peak(candidate: Candidate, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _call(candidate)
+        candidate.call(on_cpu)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with warnings.catch_warnings(), _silence():
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            _call(candidate)
+            candidate.call(on_cpu)
     assert profile.profiler is not None
     events = profile.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -38,12 +38,6 @@ def peak(candidate: Candidate, device: torch.device) -> int:
         held += change
         highest = max(highest, held)
     return highest
-
-
-def _call(candidate: Candidate) -> None:
-    if candidate.prepare is not None:
-        candidate.prepare()
-    candidate.run()
 
 
 @contextmanager

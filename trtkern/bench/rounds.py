@@ -125,7 +125,8 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
 def _candidate(one: Ready, direction: str, least: int) -> Candidate:
     who = one.who
     run = {"fwd": who.inference, "train-fwd": who.forward, "bwd": who.backward, "both": who.both}[direction]
-    return Candidate(who.name, run, least, one.compile_s, who.forward if direction == "bwd" else None)
+    prepare, finish = who.forward if direction == "bwd" else None, who.release if direction == "train-fwd" else None
+    return Candidate(who.name, run, least, one.compile_s, prepare, finish)
 
 
 def planned(seconds: list[float], share: float, rounds: int) -> list[int]:
