@@ -58,6 +58,8 @@ PYBIND11_MODULE(_cuda, m) {
       "Launches the backward pass; workspace: address of workspace_floats(args) float32 numbers, where args.gparams "
       "or args.norm_sums is set. RuntimeError: a CUDA error.");
   m.def("workspace_floats", &trtkern::cuda::workspace_floats, "Scratch that lif_backward needs for sums.");
+  m.def("lif_shared_bytes", &trtkern::cuda::lif_shared_bytes, py::arg("args"), py::arg("backward"),
+        "Bytes of shared memory that a block of the pass is launched with.");
   m.def(
       "batch_norm_lif_statistics",
       [](LifArgs a, uint64_t stats, uint64_t workspace) {

@@ -45,6 +45,7 @@ struct LifArgs {
   int dtype = kFloat32, reset = kHard, detach = 0, surrogate = 0;
   int threads = 1;      // CPU
   int device = 0;       // CUDA
+  int processors = 0;   // CUDA: the device's multiprocessors, which N fills or not; 0: not known
   uint64_t stream = 0;  // CUDA
 };
 

@@ -51,6 +51,11 @@ void start_reduction(const LifArgs& a) {
 
 int64_t workspace_floats(const LifArgs& a) { return index::workspace(reduction(a), sum_rows(a)); }
 
+int lif_shared_bytes(const LifArgs& a, bool backward) {
+  if (a.dtype == kFloat32) return shared_bytes<Float32>(a, backward);
+  return a.dtype == kBFloat16 ? shared_bytes<BFloat16>(a, backward) : shared_bytes<Float16>(a, backward);
+}
+
 int lif_forward(const LifArgs& a) {
   if (!valid(a)) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);

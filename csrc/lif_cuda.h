@@ -17,6 +17,9 @@ int lif_backward(const LifArgs& a);
 
 int64_t workspace_floats(const LifArgs& a);
 
+// Bytes of shared memory that a block of the pass is launched with.
+int lif_shared_bytes(const LifArgs& a, bool backward);
+
 // Of x [T, N]: stats, double [2, C], is the mean of each channel and the sum of squared deviations from it. Needs
 // `workspace`: statistics_workspace_floats(a) numbers.
 int batch_norm_lif_statistics(const LifArgs& a, uint64_t stats);

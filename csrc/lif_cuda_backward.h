@@ -125,6 +125,8 @@ TK_INLINE void recompute(const LifArgs& a, const Neuron<Real> (&p)[G], const Aff
   }
 }
 
+constexpr int kAnySurrogate = -1;  // in place of one
+
 // The surrogates of the K steps, chosen at run time, once for all of them.
 template <int ID, int K, int G>
 TK_INLINE void slopes(const LifArgs& a, const Neuron<Real> (&p)[G], const Real (&h)[K][G], Real (&sg)[K][G]) {
@@ -185,8 +187,9 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
   const bool hard = a.reset == kHard, attached = a.reset != kNone && a.detach == 0, learn = a.gparams != 0;
   const int64_t N = again(count, a.N);
   const Real share = FUSED && a.pool_row != 0 ? 0.25f : 1.0f;
-  Real sg[FUSED ? K : 1][G], gv[G], sum[kSums][G] = {}, norm[kNormSums][G] = {};
-  if constexpr (FUSED) slopes<0>(a, p, h, sg);
+  constexpr bool kAny = SURROGATE == kAnySurrogate;
+  Real sg[kAny ? K : 1][G], gv[G], sum[kSums][G] = {}, norm[kNormSums][G] = {};
+  if constexpr (kAny) slopes<0>(a, p, h, sg);
   TK_UNROLL
   for (int j = 0; j < G; ++j) gv[j] = slots.number(S::kGv + at + j);
   Part next = slots.template pack<Part>(S::g(first + K - 1) + word);
@@ -201,9 +204,9 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
     TK_UNROLL
     for (int j = 0; j < G; ++j) {
       Real slope, gradient = gs.get(j);
-      if constexpr (FUSED) {
+      if constexpr (FUSED) gradient = share * gradient;
+      if constexpr (kAny) {
         slope = sg[k][j];
-        gradient = share * gradient;
       } else {
         slope = surrogate<SURROGATE>(h[k][j] - p[j].threshold, lit<Real>(a.alpha));
       }
@@ -255,7 +258,7 @@ TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
 
 // All steps of the neurons n .. n + V - 1, last first. Nothing but x (and the edges) was saved: h is recomputed, for a
 // few neurons at a time, in a loop that stays one: all at once would not fit the registers (8 neurons of 16 steps), nor
-// its code the instruction cache. FUSED: SURROGATE is not used.
+// its code the instruction cache.
 template <class E, int V, int K, bool LOOP, int SURROGATE, bool FUSED>
 TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<E, V, K, FUSED>& slots) {
   using S = Slots<E, V, K, FUSED>;

@@ -15,20 +15,50 @@
 namespace trtkern {
 namespace cuda {
 
-// `count` steps of the neurons n .. n + V - 1, from step `step` on. A batch of loads is in flight together; that of the
-// largest fused kernel is half a chunk, or the residual would not fit the registers.
+// The input current of the `count` steps from `step` on of V neurons, the first number n. FUSED: x is normalised, and
+// may be the same at every step; a residual is added to it.
 template <class E, int V, int K, bool FUSED>
+struct Input {
+  Pack<E, V> x[K], residual[FUSED ? K : 1];
+
+  TK_INLINE Input(const LifArgs& a, int64_t step, int count, int64_t n) {
+    const int64_t first = index::offset(step, n, a.N), N = again(count, a.N);
+    if constexpr (FUSED) {
+      load_steps<E>(a.x, index::offset(step, n, a.x_stride), again(count, a.x_stride), count, x);
+      if (a.residual != 0) load_steps<E>(a.residual, first, N, count, residual);
+    } else {
+      load_steps<E>(a.x, first, N, count, x);
+    }
+  }
+  // Of a word a step, from shared memory.
+  TK_INLINE Input(const Words& from, int at) {
+    TK_UNROLL
+    for (int k = 0; k < K; ++k) x[k].words[0] = from.word(at + k);
+  }
+  TK_INLINE Real get(const LifArgs& a, const Affine3& affine, int k, int j) const {
+    const Real plain = x[k].get(j);
+    if constexpr (FUSED) {
+      const Real current = current_of(plain, affine.row[kCenter], affine.row[kScale], affine.row[kShift]);
+      return a.residual != 0 ? current + residual[k].get(j) : current;
+    }
+    return plain;
+  }
+};
+
+// `count` steps of the neurons n .. n + V - 1, from step `step` on. load(k): the Input of the BATCH steps from the
+// chunk's step k on.
+template <class E, int V, int K, bool FUSED, int BATCH, class Load>
 TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const Affine3 (&affine)[FUSED ? V : 1],
-                             int64_t step, int count, int64_t n, Real (&v)[V], Real& watch, Trains<E, V, K>& trains) {
-  constexpr int kBatch = FUSED && V > 4 ? 4 : K;
+                             int64_t step, int count, int64_t n, Real (&v)[V], Real& watch, Trains<E, V, K>& trains,
+                             const Load& load) {
   const bool hard = a.reset == kHard, dense = a.s != 0 && !(FUSED && a.pool_row != 0);
   const int64_t N = again(count, a.N);
   int64_t here = index::offset(step, n, a.N);
   TK_UNROLL
-  for (int first = 0; first < K; first += kBatch) {
-    const Input<E, V, kBatch, FUSED> input(a, step + first, count - first, n);
+  for (int first = 0; first < K; first += BATCH) {
+    const auto input = load(first);
     TK_UNROLL
-    for (int k = first; k < first + kBatch; ++k) {
+    for (int k = first; k < first + BATCH; ++k) {
       if (k >= count) return;
       Real s[V];
       TK_UNROLL
@@ -58,6 +88,9 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
 // `kept` then holds their v from chunk to chunk and the sums of their spikes: Trains::kKept words.
 template <class E, int V, int K, bool LOOP, bool FUSED>
 TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
+  // A batch of loads is in flight together; that of the largest fused kernel is half a chunk, or the residual would not
+  // fit the registers.
+  constexpr int kBatch = FUSED && V > 4 ? 4 : K;
   const bool pool = FUSED && a.pool_row != 0;
   const index::Pool pools{a.pool_row, a.pool_inner};
   const int64_t base = pool ? pools.first(n) : n;
@@ -85,7 +118,8 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
       const int64_t m = pool ? base + pools.apart(q, V) : n;
       if (pool && c == 0) load_floats(a.v0, m, v);
       if (pool && c != 0) kept.numbers(q * V, v);
-      forward_chunk<E, V, K, FUSED>(a, p, affine, c * K, count, m, v, watch, trains);
+      const auto load = [&](int k) { return Input<E, V, kBatch, FUSED>(a, c * K + k, count - k, m); };
+      forward_chunk<E, V, K, FUSED, kBatch>(a, p, affine, c * K, count, m, v, watch, trains, load);
       if (edge) store_floats(a.edges, index::offset(c / (kChunk / K), m, a.N), v);
       if constexpr (FUSED) trains.finish(a, c * K, m, q, kept);
       if (pool && c + 1 < chunks) kept.set_numbers(q * V, v);
@@ -97,57 +131,8 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
   return watch == watch;
 }
 
-// ---- which kernel ----
-
-// Whether a call asks for more than a plain LIF, or, backward, for less: no gx.
-inline bool fused(const LifArgs& a) {
-  const bool less = a.gx == 0 && (a.gv0 | a.gparams) != 0;
-  return (a.affine | a.residual | a.packed | a.coef | a.norm_sums) != 0 || a.x_stride != a.N || a.pool_row != 0 || less;
-}
-
-// Neurons a thread: 16 bytes' worth where every row of every tensor starts on a multiple of 16 bytes (packed: of a byte
-// a neuron), else 1.
-inline int vec(const LifArgs& a) {
-  const uint64_t rows = a.x | a.v0 | a.s | a.v | a.v_final | a.edges | a.gs | a.gv | a.gv_final | a.gx | a.gv0;
-  const int wide = a.dtype == kFloat32 ? 4 : 8;
-  if ((rows | a.residual) % 16 != 0 || a.packed % wide != 0 || a.N % wide != 0) return 1;
-  if (a.pool_row == 0) return wide;
-  const index::Pool pool{a.pool_row, a.pool_inner};
-  return a.N % (4 * wide) == 0 && (pool.over(wide) || pool.beside(wide)) ? wide : 1;
-}
-
-// How the blocks of a fused backward pass divide the neurons: by channels where there are sums and packs keep to them.
-inline index::Tiles tiles(const LifArgs& a) {
-  if (!fused(a) || (a.norm_sums == 0 && a.gparams == 0)) return index::Tiles{};
-  return index::Tiles::of(a.N, a.C, a.inner, vec(a), index::kThreads, 1);
-}
-
-// The rows of sums of a backward pass, those of a normalised x first; what it leaves to add up is [rows, M].
-inline int norm_rows(const LifArgs& a) { return fused(a) ? kNormSums : 0; }
-inline int sum_rows(const LifArgs& a) { return norm_rows(a) + (a.gparams != 0 ? kSums : 0); }
-inline index::Reduction reduction(const LifArgs& a) {
-  const index::Tiles t = tiles(a);
-  if (t.groups != 0) return {t.segments() * t.C(), t.C(), 1};
-  return fused(a) ? index::Reduction{a.N, a.C, a.inner} : index::reduction(a.N, a.C, a.inner, vec(a));
-}
-
-// Calls run(Class<V, K, LOOP>()) for the class that the sizes ask for. Up to 16 steps the loop runs once: a class of
-// their own would gain nothing. OCTETS, for the fused kernels: 8 steps at the most, a byte of packed spikes.
-template <int V_, int K_, bool LOOP_>
-struct Class {
-  static constexpr int V = V_, K = K_;
-  static constexpr bool LOOP = LOOP_;
-};
-template <class E, bool OCTETS, class Run>
-void choose(const LifArgs& a, const Run& run) {
-  constexpr int V = 16 / E::kBytes, K = OCTETS ? 8 : kChunk;
-  if (vec(a) == 1) return run(Class<1, K, true>());
-  if (a.T <= 4) return run(Class<V, 4, false>());
-  if constexpr (!OCTETS) {
-    if (a.T <= 8) return run(Class<V, 8, false>());
-  }
-  return run(Class<V, K, true>());
-}
-
 }  // namespace cuda
 }  // namespace trtkern
+
+#include "lif_cuda_ahead.h"
+#include "lif_cuda_choice.h"

@@ -117,6 +117,17 @@ TK_INLINE void write(uint64_t address, const uint32_t* words) {
     asm volatile("st.global.b8 [%0], %1;" ::"l"(address), "r"(words[0]));
   }
 }
+// Reading ahead into shared memory: fetch() asks for a word (its address a multiple of 4), fetch_end() closes a group
+// of them, fetched<N>() waits for all groups of this thread but its last N.
+TK_INLINE void fetch(uint32_t* to, uint64_t address) {
+  const auto place = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(place), "l"(address) : "memory");
+}
+TK_INLINE void fetch_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+TK_INLINE void fetched() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 TK_INLINE double load_double(uint64_t base, int64_t element) { return reinterpret_cast<const double*>(base)[element]; }
 TK_INLINE void store_double(uint64_t base, int64_t element, double value) {
   reinterpret_cast<double*>(base)[element] = value;

@@ -6,6 +6,8 @@
 // tensor that starts in the middle of one) the last class again with one neuron a thread. Everything else is decided at
 // run time, uniformly.
 //
+// For long sequences of few neurons there are two more (lif_cuda_ahead.h), with any surrogate.
+//
 // The fused kernels (FUSED in lif_cuda_body.h) are others, so that a plain LIF pays nothing for what they can. They
 // choose their surrogate at run time, and there is none for T between 5 and 8 alone: built like the others they would
 // take as long to compile as all the rest.
@@ -55,6 +57,16 @@ __device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t c
   reinterpret_cast<float*>(a.workspace)[index::offset(threadIdx.x, column, columns)] = sum;
 }
 
+// The sums of a plain LIF: of a block where all neurons share their parameters, else of each neuron.
+template <class E, int V, int K>
+__device__ void leave_sums(const LifArgs& a, const Slots<E, V, K, false>& slots, int64_t n) {
+  if (a.C == 1) {
+    block_sums<kSums>(a, slots, kSums, blockIdx.x, gridDim.x);
+  } else if (n < a.N) {
+    store_sums(a, kSums, n, slots);
+  }
+}
+
 template <class E, int V, int K, bool LOOP, int SURROGATE>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
@@ -63,12 +75,7 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const _
   const bool learn = a.gparams != 0;
   if (learn) clear_sums(a, slots);
   if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE, false>(a, n, slots);
-  if (!learn) return;
-  if (a.C == 1) {
-    block_sums<kSums>(a, slots, kSums, blockIdx.x, gridDim.x);
-  } else if (n < a.N) {
-    store_sums(a, kSums, n, slots);
-  }
+  if (learn) leave_sums(a, slots, n);
 }
 
 template <class E, int V, int K, bool LOOP>
@@ -80,7 +87,7 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
   const int64_t n =
       t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0) : index::first_neuron(blockIdx.x, threadIdx.x, V);
   clear_sums(a, slots);
-  if (n < a.N) backward_thread<E, V, K, LOOP, 0, true>(a, n, slots);
+  if (n < a.N) backward_thread<E, V, K, LOOP, kAnySurrogate, true>(a, n, slots);
   if ((a.norm_sums | a.gparams) == 0) return;
   if (t.groups == 0) {
     if (n < a.N) store_sums(a, rows, n, slots);
@@ -98,15 +105,40 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
   }
 }
 
+// Of the two kernels that read ahead there is one each: K is a chunk, and T exceeds it.
+template <class E, int V, int K, bool LOOP>
+__global__ void __launch_bounds__(index::kThreads, kBlocks) lif_ahead_forward(const __grid_constant__ LifArgs a) {
+  extern __shared__ uint32_t shared[];
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
+  if (n >= a.N) return;
+  const Words ring{shared + threadIdx.x, index::kThreads};
+  if (!forward_ahead<E, V>(a, n, ring) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
+}
+
+template <class E, int V, int K, bool LOOP>
+__global__ void __launch_bounds__(index::kThreads, kBlocks) lif_ahead_backward(const __grid_constant__ LifArgs a) {
+  extern __shared__ uint32_t shared[];
+  const RingOfSlots<E, V> ring(a, shared + threadIdx.x, index::kThreads);
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
+  ring.clear(a);
+  if (n < a.N) backward_ahead<E, V>(a, n, ring);
+  if (a.gparams == 0) return;
+  ring.add_up(a);
+  leave_sums(a, ring.first, n);
+}
+
 // ---- launch ----
 
 template <class E>
 void start_forward(const LifArgs& a) {
-  const bool pool = a.pool_row != 0;
-  const auto launch = [&a, pool](auto c, auto fuse) {
+  const int shared = shared_bytes<E>(a, false);
+  if (ahead(a)) {
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, kWord<E>));
+    return lif_ahead_forward<E, kWord<E>, kChunk, true><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+  }
+  const auto launch = [&a, shared](auto c, auto fuse) {
     using C = decltype(c);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(pool ? a.N / 4 : a.N, C::V));
-    const size_t shared = pool ? Trains<E, C::V, C::K>::kKept * sizeof(uint32_t) * index::kThreads : 0;
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, C::V));
     lif_forward<E, C::V, C::K, C::LOOP, fuse.value><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   };
   if (fused(a)) {
@@ -120,9 +152,8 @@ template <class E, class C, int SURROGATE = 0>
 void start_plain_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
     if (a.surrogate != SURROGATE) return start_plain_backward<E, C, SURROGATE + 1>(a);
-    using S = Slots<E, C::V, C::K, false>;
     const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
-    const size_t shared = S::words_of(a) * sizeof(uint32_t) * index::kThreads;
+    const int shared = shared_bytes<E>(a, true);
     lif_backward<E, C::V, C::K, C::LOOP, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
 }
@@ -132,13 +163,18 @@ void start_fused_backward(const LifArgs& a) {
   const auto kernel = lif_fused_backward<E, C::V, C::K, C::LOOP>;
   const index::Tiles t = tiles(a);
   const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
-  const int shared = Slots<E, C::V, C::K, true>::words_of(a) * sizeof(uint32_t) * index::kThreads;
+  const int shared = shared_bytes<E>(a, true);
   if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   kernel<<<static_cast<unsigned>(blocks), index::kThreads, shared, stream(a)>>>(a, t, sum_rows(a));
 }
 
 template <class E>
 void start_backward(const LifArgs& a) {
+  if (ahead(a)) {
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, kWord<E>));
+    const int shared = shared_bytes<E>(a, true);
+    return lif_ahead_backward<E, kWord<E>, kChunk, true><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+  }
   if (fused(a)) return choose<E, true>(a, [&a](auto c) { start_fused_backward<E, decltype(c)>(a); });
   choose<E, false>(a, [&a](auto c) { start_plain_backward<E, decltype(c)>(a); });
 }

@@ -166,30 +166,5 @@ TK_INLINE void load_affine(const LifArgs& a, uint64_t base, const int64_t (&chan
   }
 }
 
-// The input current of the `count` steps from `step` on of V neurons, the first number n. FUSED: x is normalised, and
-// may be the same at every step; a residual is added to it.
-template <class E, int V, int K, bool FUSED>
-struct Input {
-  Pack<E, V> x[K], residual[FUSED ? K : 1];
-
-  TK_INLINE Input(const LifArgs& a, int64_t step, int count, int64_t n) {
-    const int64_t first = index::offset(step, n, a.N), N = again(count, a.N);
-    if constexpr (FUSED) {
-      load_steps<E>(a.x, index::offset(step, n, a.x_stride), again(count, a.x_stride), count, x);
-      if (a.residual != 0) load_steps<E>(a.residual, first, N, count, residual);
-    } else {
-      load_steps<E>(a.x, first, N, count, x);
-    }
-  }
-  TK_INLINE Real get(const LifArgs& a, const Affine3& affine, int k, int j) const {
-    const Real plain = x[k].get(j);
-    if constexpr (FUSED) {
-      const Real current = current_of(plain, affine.row[kCenter], affine.row[kScale], affine.row[kShift]);
-      return a.residual != 0 ? current + residual[k].get(j) : current;
-    }
-    return plain;
-  }
-};
-
 }  // namespace cuda
 }  // namespace trtkern

@@ -42,7 +42,7 @@ struct Slots : Words {
 
   static TK_HD int more_rows(const LifArgs& a) { return FUSED && a.T > K ? kChunk - K : 0; }
   // Words that a launch needs of this.
-  static int words_of(const LifArgs& a) {
+  static TK_HD int words_of(const LifArgs& a) {
     const int steps = (K + more_rows(a)) * (kApart + (a.residual != 0 ? kRow : 0));
     return kSteps + steps + (a.gparams != 0 ? kSums * V : 0);
   }

@@ -16,95 +16,7 @@
 using namespace trtkern;
 using namespace trtkern::cuda;
 
-// ---- the grids ----
-
-// Shared memory comes with whatever was there: here NaN.
-static std::vector<uint32_t> shared(int words, int threads = index::kThreads) {
-  return std::vector<uint32_t>(static_cast<size_t>(words) * threads, 0x7fc00000u);
-}
-
-template <class E, class C, bool FUSED>
-void forward_grid(const LifArgs& a) {
-  const int64_t N = a.pool_row != 0 ? a.N / 4 : a.N;
-  for (int64_t block = 0; block < index::blocks(N, C::V); ++block) {
-    auto words = shared(a.pool_row != 0 ? Trains<E, C::V, C::K>::kKept : 0);
-    for (int thread = 0; thread < index::kThreads; ++thread) {
-      const int64_t n = index::first_neuron(block, thread, C::V);
-      if (n >= N) continue;
-      const Words kept{words.data() + thread, index::kThreads};
-      const uint32_t one = 1;
-      if (!forward_thread<E, C::V, C::K, C::LOOP, FUSED>(a, n, kept) && a.flag != 0) write<4>(a.flag, &one);
-    }
-  }
-}
-
-// The sums of a block, as the kernels add them up but for the order within a block.
-template <class S>
-void leave_sums(const LifArgs& a, const index::Tiles& t, int64_t block, const S& first) {
-  const int rows = sum_rows(a);
-  const auto slots = [&first](int thread) { return S(first.words + thread, first.stride, first.more); };
-  if (t.groups == 0 && (a.C > 1 || fused(a))) return;  // the threads have written theirs
-  for (int r = 0; r < rows; ++r) {
-    if (t.groups != 0 && t.outputs() > 1) {
-      for (int o = 0; o < t.outputs(); ++o) {
-        store_one(a.workspace, index::offset(r, t.place(block, o), t.segments() * t.C()), tile_sum(a, t, first, r, o));
-      }
-      continue;
-    }
-    float sum = 0.0f;
-    for (int thread = 0; thread < index::kThreads; ++thread) sum += sum_of(a, slots(thread), r);
-    store_one(a.workspace, index::offset(r, t.groups != 0 ? t.place(block, 0) : block, reduction(a).M), sum);
-  }
-}
-
-template <class E, class C, bool FUSED, int SURROGATE = 0>
-void backward_grid(const LifArgs& a) {
-  if constexpr (SURROGATE < kSurrogates) {
-    if (!FUSED && a.surrogate != SURROGATE) return backward_grid<E, C, FUSED, SURROGATE + 1>(a);
-    using S = Slots<E, C::V, C::K, FUSED>;
-    const index::Tiles t = tiles(a);
-    const int rows = sum_rows(a);
-    const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
-    for (int64_t block = 0; block < blocks; ++block) {
-      auto words = shared(S::words_of(a));
-      for (int thread = 0; thread < index::kThreads; ++thread) {
-        const S slots(words.data() + thread, index::kThreads, S::more_rows(a));
-        const int64_t n = t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, C::V);
-        clear_sums(a, slots);
-        if (n >= a.N) continue;
-        backward_thread<E, C::V, C::K, C::LOOP, SURROGATE, FUSED>(a, n, slots);
-        if ((a.gparams | a.norm_sums) != 0 && t.groups == 0 && (a.C > 1 || FUSED)) store_sums(a, rows, n, slots);
-      }
-      if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S(words.data(), index::kThreads, S::more_rows(a)));
-    }
-  }
-}
-
-static void reduce_grid(const LifArgs& a) {
-  const index::Reduction r = reduction(a);
-  const int rows = sum_rows(a);
-  for (int64_t block = 0; block < r.blocks(rows); ++block) {
-    const index::Reduction::Place place = r.place(block, rows);
-    float lanes[index::kReduceLanes] = {};
-    for (int thread = 0; thread < index::kReduceThreads; ++thread) {
-      lanes[r.narrow() ? thread % index::kReduceLanes : 0] += segment_sum(r, rows, a.workspace, block, thread);
-    }
-    for (int lane = 0; lane < (r.narrow() ? index::kReduceLanes : 1); ++lane) {
-      const int64_t channel = r.channel(place.tile, lane);
-      const int64_t row = place.segment * rows + place.row;
-      if (channel < r.C) store_one(a.workspace, rows * r.M + index::offset(row, channel, r.C), lanes[lane]);
-    }
-  }
-  for (int64_t i = 0; i < rows * r.C; ++i) finish_sum(a, r, rows, norm_rows(a), i);
-}
-
-template <class E>
-void run_as(const LifArgs& a, bool backward) {
-  if (backward && fused(a)) return choose<E, true>(a, [&](auto c) { backward_grid<E, decltype(c), true>(a); });
-  if (backward) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), false>(a); });
-  if (fused(a)) return choose<E, true>(a, [&](auto c) { forward_grid<E, decltype(c), true>(a); });
-  choose<E, false>(a, [&](auto c) { forward_grid<E, decltype(c), false>(a); });
-}
+#include "cuda_threads_grids.h"
 
 // A block's two passes over its numbers; the sums over a block go through shared memory here also where a GPU shuffles.
 template <class E, int V>
@@ -266,7 +178,8 @@ const char* layout() {
   TK_OFFSET(gv_final), TK_OFFSET(coef), TK_OFFSET(gx), TK_OFFSET(gv0), TK_OFFSET(gparams), TK_OFFSET(norm_sums);
   TK_OFFSET(workspace), TK_OFFSET(T), TK_OFFSET(N), TK_OFFSET(C), TK_OFFSET(inner), TK_OFFSET(x_stride);
   TK_OFFSET(pool_row), TK_OFFSET(pool_inner), TK_OFFSET(scalars), TK_OFFSET(alpha), TK_OFFSET(dtype), TK_OFFSET(reset);
-  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(stream);
+  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(processors);
+  TK_OFFSET(stream);
   text += "end " + std::to_string(sizeof(LifArgs));
   return text.c_str();
 }

@@ -1,20 +1,30 @@
 """The threads of the CUDA kernels, compiled for the CPU, in the shape of ``trtkern._cuda`` (``test_cuda_threads``)."""
 
 import ctypes
+import fcntl
+import hashlib
 import subprocess
 from pathlib import Path
 
+import trtkern.backends
 from trtkern import dialect, surrogates
+from trtkern.backends import _args, cuda
+from trtkern.backends.base import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
+NAME = "cuda-threads"
 SIZES = {"scalars": ctypes.c_float * 6, "alpha": ctypes.c_float}
-INTS = ("dtype", "reset", "detach", "surrogate", "threads", "device")
+INTS = ("dtype", "reset", "detach", "surrogate", "threads", "device", "processors")
+
+
+def dialect_header():
+    """The surrogates as C++."""
+    return dialect.cpp_header(surrogates.TABLE[name].function for name in surrogates.BUILTIN)
 
 
 def compiled(source, output, *flags):
     """Compile a file of tests/ with the headers of csrc/ and the printed surrogates."""
-    functions = (surrogates.TABLE[name].function for name in surrogates.BUILTIN)
-    (output.parent / "trtkern_surrogates.h").write_text(dialect.cpp_header(functions))
+    (output.parent / "trtkern_surrogates.h").write_text(dialect_header())
     includes = [f"-I{ROOT / 'csrc'}", f"-I{output.parent}"]
     command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-ffp-contract=off"]
     subprocess.run([*command, *flags, *includes, str(ROOT / "tests" / source), "-o", str(output)], check=True)
@@ -38,11 +48,16 @@ class Threads:
         assert offsets == {name: int(offset) for name, offset in self.layout.items()}
         self.LifArgs = lambda: struct(C=1, inner=1, alpha=1.0, threads=1)
 
+    def neurons_a_thread(self):
+        """Of the last LIF launch."""
+        return self.library.neurons_a_thread(ctypes.byref(self.args))
+
     def lif_forward(self, args):
+        self.args = args
         assert self.library.run(ctypes.byref(args), 0) == 0, "an access out of bounds, or not aligned"
 
     def lif_backward(self, args, workspace=0):
-        args.workspace = workspace
+        args.workspace, self.args = workspace, args
         assert self.library.run(ctypes.byref(args), 1) == 0, "an access out of bounds, or not aligned"
 
     def workspace_floats(self, args):
@@ -64,6 +79,32 @@ class Threads:
         return {name: (int(loaded), int(stored)) for name, loaded, stored in rows}
 
 
-def build(folder):
-    """The threads, compiled into that folder."""
-    return Threads(compiled("cuda_threads.cpp", folder / "threads.so", "-shared", "-fPIC"))
+def build():
+    """The threads, compiled once for a state of the sources: by whoever comes first, the others wait."""
+    sources = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "tests").glob("cuda_threads*")])
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + dialect_header().encode())
+    folder = ROOT / "build" / "cuda-threads"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{state.hexdigest()[:16]}.so"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            for old in folder.glob("*.so"):
+                old.unlink()  # who has it loaded keeps it
+            made = compiled("cuda_threads.cpp", folder / "threads.tmp", "-shared", "-fPIC")
+            made.rename(library)
+    return Threads(library)
+
+
+def as_backend(monkeypatch, processors=0):
+    """The threads as a backend of their own, NAME, on CPU tensors.
+
+    Args:
+        processors: multiprocessors of the GPU that they seem to be on; 0: not known, which reads nothing ahead.
+    """
+    library = build()
+    backend = Backend(NAME, lambda: None, lambda case: _args.refuses(case, "cpu"), cuda.BACKEND.ops)
+    monkeypatch.setattr(trtkern.backends, "BACKENDS", (*trtkern.backends.BACKENDS, backend))
+    monkeypatch.setattr(cuda, "_extension", lambda: library)
+    monkeypatch.setattr(cuda, "_place", lambda x: (0, 0, processors))
+    return library

@@ -65,8 +65,9 @@ def traffic(ptx):
 
 
 def test_every_class_is_built(ptx, binary):
-    def classes(direction, element, fused):
-        same = (k for k in ptx if (k.direction, k.element, k.fused) == (direction, element, fused))
+    def classes(direction, element, fused, ahead=False):
+        wanted = (direction, element, fused, ahead)
+        same = (k for k in ptx if (k.direction, k.element, k.fused, k.ahead) == wanted)
         return {k[2:6] for k in same}
 
     elements = {k.element for k in ptx if k.direction == "backward"}
@@ -78,6 +79,7 @@ def test_every_class_is_built(ptx, binary):
         assert classes("backward", element, False) == {(*c, s) for c in plain for s in range(len(surrogates.BUILTIN))}
         for direction in ("forward", "backward"):
             assert classes(direction, element, True) == {(wide, 4, False, 0), (wide, 8, True, 0), (1, 8, True, 0)}
+            assert classes(direction, element, False, ahead=True) == {(wide // 4, 16, True, 0)}
     for direction in ("statistics", "input_grad"):
         found = {(k.element, k.vec) for k in ptx if k.direction == direction}
         assert found == {(element, vec) for element, size in BYTES.items() for vec in (1, 16 // size)}
@@ -104,6 +106,8 @@ def test_accesses_are_16_bytes_wide(traffic):
         for kind, size, (tensor,) in found:
             own = 4 if tensor in ("v0", "v_final", "gv_final", "gv0", "edges") else BYTES[k.element]
             widths = {16 if k.vec > 1 else own}
+            if k.ahead:  # a word a thread and step; of numbers in float32 all that it owns
+                widths = {4, own * k.vec}
             if tensor == "packed":
                 widths = {k.vec}
             if tensor == "gs" and k.fused and k.vec > 1:

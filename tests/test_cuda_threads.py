@@ -12,33 +12,19 @@ import subprocess
 import cuda_threads
 import pytest
 import torch
+from cuda_threads import NAME
 
-import trtkern.backends
 from trtkern import LIFSpec, lif
-from trtkern.backends import _args, cpu, cuda
-from trtkern.backends.base import CHUNK, Backend, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
+from trtkern.backends import cpu, cuda
+from trtkern.backends.base import CHUNK, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
 from trtkern.selftest import Cell, NormCell, cells, compare, compare_norm, norm_cells
-
-NAME = "cuda-threads"
-
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The threads, compiled."""
-    return cuda_threads.build(tmp_path_factory.mktemp("cuda"))
-
-
 @pytest.fixture
-def threads(library, monkeypatch):
-    """The threads as a backend of their own, on CPU tensors."""
-    backend = Backend(NAME, lambda: None, lambda case: _args.refuses(case, "cpu"), cuda.BACKEND.ops)
-    monkeypatch.setattr(trtkern.backends, "BACKENDS", (*trtkern.backends.BACKENDS, backend))
-    monkeypatch.setattr(cuda, "_extension", lambda: library)
-    monkeypatch.setattr(cuda, "_place", lambda x: (0, 0))
-    return library
+def threads(monkeypatch):
+    return cuda_threads.as_backend(monkeypatch)
 
 
 def check(cell):

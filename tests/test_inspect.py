@@ -60,11 +60,13 @@ def test_cuda_kernels_keep_to_the_contract(rows):
 
 
 def test_other_chunks_and_elements(built):
-    """Chunks of 16 steps with edges between them, eight neurons a thread."""
-    forward, backward = cuda.rows(["lif"], "sm_90", 17, "bfloat16", built)
-    assert (forward.counted, backward.counted) == (4.25, 6.25)
+    """Chunks of 16 steps with edges between them: eight neurons a thread, and two where they are few."""
+    forward, backward, *ahead = cuda.rows(["lif"], "sm_90", 17, "bfloat16", built)
     assert forward.kernel == Kernel("forward", 2, 16, loop=True)
-    assert forward.problems == backward.problems == []
+    assert [row.kernel.label for row in ahead] == ["forward reading ahead", "backward reading ahead"]
+    for rows in ((forward, backward), ahead):
+        assert [row.counted for row in rows] == [4.25, 6.25] and not any(row.problems for row in rows)
+    assert [row.shared // row.threads for row in ahead] == [6 * 16 * 4, 4 * (2 * 2 + 2 * 16) * 4]
 
 
 def test_a_second_store_in_the_ptx_is_found(built, monkeypatch):

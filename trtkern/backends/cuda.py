@@ -50,7 +50,7 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
     """
     extension = _extension()
     args = _args.forward(extension, inp, out)
-    args.device, args.stream = _place(inp.x)
+    args.device, args.stream, args.processors = _place(inp.x)
     extension.lif_forward(args)
 
 
@@ -66,7 +66,7 @@ def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIF
         )
     extension = _extension()
     args = _args.backward(extension, inp, edges, grads, out)
-    args.device, args.stream = _place(inp.x)
+    args.device, args.stream, args.processors = _place(inp.x)
     if out.params is None and out.sums is None:
         extension.lif_backward(args)
         return
@@ -83,7 +83,7 @@ def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tenso
     extension = _extension()
     args = _args.forward(extension, _plain(x, inner, None), LIFForward(None, None, None, None, None))
     args.C, args.inner = channels, inner
-    args.device, args.stream = _place(x)
+    args.device, args.stream, args.processors = _place(x)
     workspace = _workspace(extension.statistics_workspace_floats(args), x)
     extension.batch_norm_lif_statistics(args, stats.data_ptr(), workspace.data_ptr())
 
@@ -97,7 +97,7 @@ def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tenso
     extension = _extension()
     grads, written = LIFGrads(gx, None, None, coef), LIFBackward(out, None, None)
     args = _args.backward(extension, _plain(x, inner, Norm(affine, None)), None, grads, written)
-    args.device, args.stream = _place(x)
+    args.device, args.stream, args.processors = _place(x)
     extension.batch_norm_lif_input_grad(args)
 
 
@@ -115,9 +115,15 @@ def _workspace(floats: int, x: Tensor) -> Tensor:
     return torch.empty(floats, dtype=torch.float32, device=x.device)
 
 
-def _place(x: Tensor) -> tuple[int, int]:
-    """The tensor's device and that device's current stream."""
-    return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
+def _place(x: Tensor) -> tuple[int, int, int]:
+    """The tensor's device, that device's current stream, and how many multiprocessors it has."""
+    device = x.get_device()
+    return device, torch.cuda.current_stream(device).cuda_stream, _processors(device)
+
+
+@cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 BACKEND = Backend(

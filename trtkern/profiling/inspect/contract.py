@@ -32,11 +32,13 @@ class Kernel(NamedTuple):
     """Channels of parameters that have gradients."""
     accumulate: bool = True
     """Of the regulariser: the gradient is added in place."""
+    ahead: bool = False
+    """Of the CUDA kernels: the one for long sequences of few neurons."""
 
     @property
     def label(self) -> str:
         """The name with its options."""
-        said = [self.name, *["residual"] * self.residual, *["packed"] * self.packed]
+        said = [self.name, *["reading ahead"] * self.ahead, *["residual"] * self.residual, *["packed"] * self.packed]
         said += (
             [] if self.pool == "none" else [f"pooled ({'channels last' if self.pool == 'places' else 'contiguous'})"]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,16 +90,17 @@ def excess(
     return {what: size for what, size in over.items() if size > 0}, max(0, moved - sum(found.values()))
 
 
-def shared_words(k: CudaKernel, timesteps: int, residual: bool) -> int:
-    """32-bit words of dynamic shared memory of a thread, as csrc/lif_cuda_kernels.h launches it: ``Slots::words_of``.
-
-    Without pooling and without gradients of parameters.
-    """
-    if k.direction != "backward":
+def shared_bytes(k: CudaKernel, timesteps: int, residual: bool) -> int:
+    """Dynamic shared memory of a block, as the launcher takes it, without pooling and gradients of parameters."""
+    if k.direction not in ("forward", "backward"):
         return 0
-    row = -(-k.vec * BYTES[k.element] // 4)
-    steps = CHUNK if k.fused and timesteps > k.steps else k.steps
-    return (4 if k.fused else 2) * k.vec + steps * (2 + residual) * row
+    native = import_module("trtkern._cuda")
+    args = native.LifArgs()
+    args.x = args.gx = 16
+    args.T, args.N, args.processors = timesteps, 1024, 1_000 if k.ahead else 0
+    args.x_stride, args.dtype = args.N, list(BYTES).index(k.element)
+    args.affine, args.residual = 16 * k.fused, 16 * residual
+    return native.lif_shared_bytes(args, k.direction == "backward")
 
 
 def extension() -> list[Path]:
@@ -132,12 +134,15 @@ CASES: dict[str, tuple[tuple[str, str, bool, bool], ...]] = {
 """Of each op the contract's kernel, the kernel of csrc/ that computes it, with a residual, with packed words."""
 
 
-def _chosen(kernels: Sequence[CudaKernel], direction: str, op: str, element: str, timesteps: int) -> CudaKernel:
+def _chosen(
+    kernels: Sequence[CudaKernel], direction: str, op: str, element: str, timesteps: int, ahead: bool
+) -> CudaKernel:
     """The kernel that the launcher takes for aligned rows and the default surrogate."""
-    surrogate = BUILTIN.index(LIFSpec().surrogate) if direction == "backward" and op == "lif" else 0
+    surrogate = BUILTIN.index(LIFSpec().surrogate) if direction == "backward" and op == "lif" and not ahead else 0
+    wanted = (direction, element, op != "lif", surrogate, ahead)
     same = [
         k for k in kernels
-        if (k.direction, k.element, k.fused, k.surrogate) == (direction, element, op != "lif", surrogate) and k.vec > 1
+        if (k.direction, k.element, k.fused, k.surrogate, k.ahead) == wanted and (k.vec > 1 or ahead)
     ]  # fmt: skip
     if not same:
         raise RuntimeError(f"inspect: trtkern._cuda holds no {direction} kernel of {element}; install trtkern again")
@@ -152,8 +157,10 @@ def rows(ops: Sequence[str], target: str, timesteps: int, dtype: str, binaries: 
         RuntimeError: no machine code for the target, or a program of the CUDA toolkit is missing.
     """
     found, usage = cuda_code.ptx(binaries), cuda_code.usage(binaries, target)
-    cases = [(op, case) for op in ops for case in CASES[op]]
-    chosen = [_chosen(list(found), case[1], op, ELEMENTS[dtype], timesteps) for op, case in cases]
+    cases = [(op, case, False) for op in ops for case in CASES[op]]
+    if timesteps > CHUNK:
+        cases += [(op, case, True) for op in ops if op == "lif" for case in CASES[op]]
+    chosen = [_chosen(list(found), case[1], op, ELEMENTS[dtype], timesteps, ahead) for op, case, ahead in cases]
     names = {found[k][0] for k in chosen}
     if not names <= set(usage):
         held = ", ".join(cuda_code.targets(binaries))
@@ -162,13 +169,13 @@ def rows(ops: Sequence[str], target: str, timesteps: int, dtype: str, binaries: 
             f"TRTKERN_CUDA_ARCHS naming it"
         )
     machine = cuda_code.machine_code(binaries, target, names)
-    for k, (_, (name, _, residual, packed)) in zip(chosen, cases, strict=True):
+    for k, (_, (name, _, residual, packed), ahead) in zip(chosen, cases, strict=True):
         mangled, body = found[k]
         over, added = excess(k, cuda_code.accesses(body), machine[mangled])
         why = [f"{size} bytes of {what}" for what, size in over.items()]
         why += [f"{added} bytes that the assembler added"] * (added > 0)
-        kernel = Kernel(name, BYTES[k.element], k.steps, timesteps > k.steps, residual, packed)
+        kernel = Kernel(name, BYTES[k.element], k.steps, timesteps > k.steps, residual, packed, ahead=ahead)
         read, threads = reading.of_sass(usage[mangled], machine[mangled]), cuda_code.threads(body)
-        shared = read.shared + 4 * threads * shared_words(k, timesteps, residual)
+        shared = read.shared + shared_bytes(k, timesteps, residual)
         extra = (sum(over.values()) + added) / (k.vec * k.steps)
         yield report.row("cuda", target, kernel, read, threads, shared, extra, ", ".join(why))

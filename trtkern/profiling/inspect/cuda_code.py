@@ -25,7 +25,8 @@ POINTERS += ("gs", "gv", "gv_final", "coef", "gx", "gv0", "gparams", "norm_sums"
 class CudaKernel(NamedTuple):
     """A kernel by its mangled name: neurons a thread, steps of a chunk, whether T may exceed it.
 
-    ``fused``: one that a plain LIF has no use for; it holds every surrogate, or none.
+    ``fused``: one that a plain LIF has no use for; it holds every surrogate, or none. ``ahead``: for long sequences of
+    few neurons (``csrc/lif_cuda_ahead.h``), with every surrogate too.
     """
 
     direction: str
@@ -35,6 +36,7 @@ class CudaKernel(NamedTuple):
     loop: bool
     surrogate: int
     fused: bool
+    ahead: bool = False
 
     @property
     def row(self) -> int:
@@ -57,7 +59,8 @@ def kernel(name: str) -> CudaKernel | None:
         return None
     direction, element, vec, steps, loop, surrogate, fused = found.groups()
     fused = fused == "1" or "fused" in name or steps is None
-    return CudaKernel(direction, element, int(vec), int(steps or 4), loop == "1", int(surrogate or 0), fused)
+    ahead = "lif_ahead" in name
+    return CudaKernel(direction, element, int(vec), int(steps or 4), loop == "1", int(surrogate or 0), fused, ahead)
 
 
 def _match(pattern: str, text: str) -> re.Match[str]:
@@ -78,6 +81,9 @@ def accesses(body: str) -> list[Access]:
             wide, bits = _match(r"(?:\.v(\d))?\.[busf](\d+)$", operation).groups()
             base = _match(r"\[(%\w+)", operands)[1]
             found.append((operation[:2], int(wide or 1) * int(bits) // 8, base))
+        elif operation.startswith("cp.async") and ".global" in operation:  # to shared memory: [there], [from], bytes
+            base, size = _match(r"\], \[(%\w+)(?:\+\d+)?\], (\d+)", operands).groups()
+            found.append(("ld", int(size), base))
         elif not operation.startswith(("ld.shared", "st.", "bra", "setp")):
             registers = re.findall(r"%\w+", operands)
             if registers:
