@@ -33,9 +33,10 @@ demo: $(VENV)/installed
 
 # The 16-lane vectors of AVX-512 are also built for AVX2, so that their code runs in the tests everywhere.
 # Two workers with one thread each: small parallel regions of two processes on two cores wait for each other. What a
-# file compiles is compiled once (loadfile).
+# file compiles is compiled once (loadfile). Where a test takes two threads they sleep while they wait (passive).
 test: export TRTKERN_CPU_WIDE = 1
 test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST)
 
@@ -55,8 +56,7 @@ docs: $(VENV)/installed-dev
 	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.ops.spikes trtkern.models trtkern.profiling trtkern.profiling.traffic trtkern.reference trtkern.selftest
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python bench/run.py
-	$(BIN)/python bench/norm.py
+	$(BIN)/trtkern bench --budget 600
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/memory.py
 

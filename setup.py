@@ -228,7 +228,7 @@ def extensions() -> list[Extension]:
     cpu = list(CPU_SOURCES)
     cuda = ["csrc/bindings_cuda.cpp", *sorted(f"csrc/{path.name}" for path in CSRC.glob("*_cuda.cu"))]
     found = []
-    for name, sources in (("_cpu", cpu), ("_cuda", cuda)):
+    for name, sources in (("_cuda", cuda), ("_cpu", cpu)):  # the longest first
         present = len(sources) > 1 and all((ROOT / source).exists() for source in sources)
         if present and os.environ.get(f"TRTKERN{name.upper()}") != "0":
             found.append(Extension(f"trtkern.{name}", sources, language="c++"))

@@ -14,11 +14,15 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gpu_bundle
 import gpu_stages
@@ -27,18 +31,30 @@ from gpu_stages import Outcome, Stage
 ROOT = gpu_bundle.ROOT
 WORK = ROOT / "build" / "gpu"
 ENVIRONMENT = WORK / "env"
-SELF_TEST = "import sys; from trtkern import selftest; sys.exit(any(row.ok is False for row in selftest.run()))"
-"""The short run for compute-sanitizer: every backend, a handful of cells."""
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--report-api-errors", "no", "--target-processes",
              "application-only", "--tool")  # fmt: skip
-SUITES = {  # name: options of trtkern bench, its shapes in a rehearsal, share
-    "bench": ((), ("4,4096", "4,2,4,6,6"), 12),
-    "bench bfloat16": (("--dtype", "bfloat16"), ("4,4096", "4,2,4,6,6"), 8),
-    "bench long": (("--suite", "long"), ("40,256",), 8),
-    "bench open-neuromorphic": (("--suite", "open-neuromorphic"), ("20,2,16",), 8),
+REFUSALS = ("Device not supported", "Unable to find injection library", "unsupported driver")
+"""Of compute-sanitizer where it is installed and cannot work."""
+UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Each tensor in an allocation of its own: in torch's cached segments memcheck would not see the end of one."""
+GRID = [f"{steps},{neurons}" for steps in (500, 1000) for neurons in (512, 1024, 2048, 4096, 8192, 16384)]
+"""Long sequences of few neurons: bound by latency, from far too little for a GPU to almost enough."""
+PLAIN = "--no-compile"
+SUITES = {  # name: options of trtkern bench, its shapes on a GPU (of the suite) and in a rehearsal, share
+    "bench": ((PLAIN,), (), ("4,4096", "4,2,4,6,6"), 8),
+    "bench bfloat16": (("--dtype", "bfloat16", PLAIN), (), ("4,4096", "4,2,4,6,6"), 5),
+    "bench long": (("--suite", "long", PLAIN), (), ("40,256",), 5),
+    "bench grid": (("--op", "lif", "--peers", "none", PLAIN), GRID, ("50,16", "100,16"), 6),
+    "bench open-neuromorphic": (("--suite", "open-neuromorphic", PLAIN), (), ("20,2,16",), 5),
+    "bench compiled": (("--op", "all", "--peers", "spikingjelly"), ("4,2097152", "4,8,128,32,32"), ("4,64",), 6),
 }
-STEPS = (("resnet19", "bfloat16", 8), ("resnet19", "float32", 8), ("vggsnn", "bfloat16", 5), ("vggsnn", "float32", 5))
-REHEARSED_STEPS = (STEPS[1], STEPS[3])
+STEPS = (
+    ("resnet19", "bfloat16", 20),
+    ("resnet19", "float32", 14),
+    ("vggsnn", "bfloat16", 10),
+    ("vggsnn", "float32", 10),
+)
+REHEARSED_STEPS = (("resnet19", "float32", 40), ("vggsnn", "float32", 25))
 REHEARSED_TESTS = ("tests/test_lif.py", "tests/test_batch_norm_lif.py", "-k",
                    "fires_strictly or nonfinite or no_neurons or two_runs or running_statistics")  # fmt: skip
 
@@ -51,62 +67,70 @@ def gpu_name() -> str | None:
 
 
 def plan(csv: Path, rehearse: bool) -> list[Stage]:
-    """All stages, in their order."""
-    # A rehearsal runs in the environment that it is called from; on a GPU the build makes one.
-    python = sys.executable if rehearse else str(gpu_bundle.python_of(ENVIRONMENT))
+    """All stages, in their order: what has to be right before what is to be fast."""
+    python = str(gpu_bundle.python_of(ENVIRONMENT))
     env = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "TRTKERN_REHEARSAL": "1"} if rehearse else {}
     reduced = ["--rehearse"] if rehearse else []
+    few = ["--rounds", "3"] if rehearse else []
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    pytest = (python, "-m", "pytest", "-q", "-p", "gpu_only")
-    build = () if rehearse else ("build",)
+    pytest = (python, "-m", "pytest", "-q", "-p", "gpu_only", "--durations", "8", "-o", "faulthandler_timeout=60")
 
-    def stage(name: str, command: Sequence[str], share: float, **options: object) -> Stage:
-        return Stage(name, command, share, after=build if name != "build" else (), env=env, **options)  # type: ignore[arg-type]
+    def stage(name: str, command: Sequence[str], share: float, modules: Sequence[str] = (), **options: Any) -> Stage:
+        options = {"after": ("build",), "env": env, **options}
+        return Stage(name, command, share, modules=(*modules, "torch"), **options)
 
     tests = REHEARSED_TESTS if rehearse else ("tests", "--ignore=tests/test_gpu.py", *workers())
     made = [
-        stage("build", (sys.executable, __file__, "--build", *reduced), 35),
-        stage("self-test", (python, "-m", "trtkern.cli", "doctor"), 10, modules=("typer", "rich")),
-        stage("tests of the GPU", (*pytest, "tests/test_gpu.py"), 10, modules=("pytest",), tests=True),
-        stage("tests", (*pytest, *tests), 25, modules=("pytest",), tests=True),
+        stage("build", (sys.executable, __file__, "--build", *reduced), 200, after=()),  # all else hangs on it
+        stage("self-test", (python, "-m", "trtkern.cli", "doctor"), 25, ("typer", "rich")),
+        stage("cells", (python, "bench/gpu_cells.py"), 12),
+        stage("tests of the GPU", (*pytest, "tests/test_gpu.py"), 24, ("pytest",), tests=True),
+        stage("tests", (*pytest, *tests), 70, ("pytest", "hypothesis"), tests=True),
     ]
     for tool in ("memcheck", "racecheck"):
-        command = (*SANITIZER, tool, python, "-c", SELF_TEST)
-        made.append(stage(tool, command, 10, programs=("compute-sanitizer",)))
+        under = stage(tool, (*SANITIZER, tool, python, "bench/gpu_cells.py", "--sparse"), 18)
+        made.append(replace(under, programs=SANITIZER[:1], refusals=REFUSALS, env={**env, **UNCACHED}))
     for case, dtype, share in REHEARSED_STEPS if rehearse else STEPS:
-        options = ("--case", case, "--dtype", dtype, "--csv", str(csv), "--budget", "{seconds}", *reduced)
-        made.append(stage(f"step {case} {dtype}", (python, "bench/gpu_steps.py", *options), share, modules=("rich",)))
-    for name, (options, shapes, share) in SUITES.items():
-        small = [word for shape in shapes for word in ("--shape", shape)] + ["--device", "cpu", "--no-compile"]
-        where = [*small, "--rounds", "3"] if rehearse else ["--device", "cuda"]
-        command = (python, "-m", "trtkern.cli", "bench", *options, *where, "--budget", "{seconds}", "--csv", str(csv))
-        made.append(stage(name, command, share, modules=("typer", "rich")))
+        words = ("--case", case, "--dtype", dtype, "--csv", str(csv), "--budget", "{seconds}", *few, *reduced)
+        made.append(stage(f"step {case} {dtype}", (python, "bench/gpu_steps.py", *words), share, ("rich",), rows=csv))
+    for name, (words, large, small, share) in SUITES.items():
+        shapes = [word for shape in (small if rehearse else large) for word in ("--shape", shape)]
+        where = ["--device", "cpu", PLAIN, *few] if rehearse else ["--device", "cuda"]
+        budget = ("--budget", "{seconds}", "--csv", str(csv))
+        command = (python, "-m", "trtkern.cli", "bench", *words, *shapes, *where, *budget)
+        made.append(stage(name, command, share, ("typer", "rich"), rows=csv))
     return made
 
 
 def workers() -> list[str]:
-    """Of pytest-xdist, where it is installed: most of a test's time on a GPU is Triton's compiler, on the CPU."""
-    count = min(8, (os.cpu_count() or 2) // 2)
-    return ["-n", str(count), "--dist", "worksteal"] if count > 1 and find_spec("xdist") else []
+    """Of pytest-xdist, where it is or will be installed: most of a test's time on a GPU is Triton's compiler, which
+    runs on the CPU."""
+    count = min(12, (os.cpu_count() or 2) * 3 // 4)
+    xdist = find_spec("xdist") or any(gpu_bundle.FOLDER.glob("pytest_xdist-*.whl"))
+    return ["-n", str(count), "--dist", "worksteal"] if count > 1 and xdist else []
 
 
-def summary(path: Path, csv: Path, head: str, outcomes: Sequence[Outcome]) -> str:
-    """Write the Markdown file: the stages, and the page of the rows behind them. What could not be written of it."""
+def summary(path: Path, head: str, outcomes: Sequence[Outcome], page: str = "") -> None:
+    """Write the Markdown file: the stages, and behind them the page of the rows."""
     lines = [head, "", "| stage | | s | of | |", "|---|---|---|---|---|"]
     for each in outcomes:
         said = each.words.replace("|", "\\|")
         lines.append(f"| {each.name} | {each.status} | {each.seconds:.0f} | {each.allowed:.0f} | {said} |")
-    missing = ""
-    try:
-        from trtkern.bench import page, rows
+    path.write_text("\n".join([*lines, *(["", page] if page else [])]) + "\n")
 
-        page.write(rows.read(csv), path, csv, f"trtkern bench --page {path.name} --csv {csv.name}")
-        lines += ["", path.read_text()]
-    except Exception as error:  # whatever it is: the stages are written
-        missing = f"no page of the rows: {type(error).__name__}: {error}"
-        lines += ["", missing]
-    path.write_text("\n".join(lines) + "\n")
-    return missing
+
+def page_of(csv: Path, path: Path) -> str:
+    """What ``trtkern bench --page`` makes of the rows, or why there is none."""
+    if not csv.exists():
+        return "No rows were measured."
+    files = ("--page", os.path.relpath(path), "--csv", os.path.relpath(csv))
+    command = (str(gpu_bundle.python_of(ENVIRONMENT)), "-m", "trtkern.cli", "bench", *files)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"No page of the rows in {csv.name}: {error}"
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return path.read_text() if not done.returncode else f"No page of the rows in {csv.name}: {' '.join(said[-1:])}"
 
 
 def facts(name: str, rehearse: bool) -> str:
@@ -178,12 +202,19 @@ def measured(name: str, options: argparse.Namespace) -> int:
     path = folder / ("rehearsal.md" if options.rehearse else f"{slug(name)}.md")
     csv, outcomes, begin = path.with_suffix(".csv"), [], time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    known = plan(csv.relative_to(ROOT), options.rehearse)
+    stages = [stage for stage in known if stage.name.startswith(("build", options.only))]
+    if len(stages) < 2 and options.only != "build":
+        names = ", ".join(stage.name for stage in known)
+        print(f"--only: expected the beginning of one of {names}; got {options.only!r}", file=sys.stderr)
+        return 2
     if options.rehearse:
         csv.unlink(missing_ok=True)
-    stages = [stage for stage in plan(csv, options.rehearse) if stage.name.startswith(("build", options.only))]
+    head = facts(name or "Rehearsal", options.rehearse)
 
     def done(outcome: Outcome) -> None:
         outcomes.append(outcome)
+        summary(path, head, outcomes)  # whoever ends this process keeps what there is
         print(
             f"[{time.monotonic() - begin:4.0f} s] {outcome.name}: {outcome.status} "
             f"({outcome.seconds:.0f} s of {outcome.allowed:.0f}): {outcome.words}", flush=True,
@@ -192,16 +223,19 @@ def measured(name: str, options: argparse.Namespace) -> int:
             print(tail(outcome.name), flush=True)
 
     os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the stage that runs is ended, too
     try:
         gpu_stages.run(stages, 60 * options.minutes, WORK / "logs", done)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     finally:
-        missing = summary(path, csv, facts(name or "Rehearsal", options.rehearse), outcomes)
+        summary(path, head, outcomes, page_of(csv, path))
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(missing or f"rows: {csv.relative_to(ROOT)}")
-        print(f"written: {path.relative_to(ROOT)}; {used.ru_utime + used.ru_stime:.0f} s of CPU time")
+        said = ", ".join(f"{sum(each.status == s for each in outcomes)} {s}" for s in gpu_stages.STATUS)
+        print(f"{said}; {time.monotonic() - begin:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time")
+        rows = f"rows: {csv.relative_to(ROOT)}" if csv.exists() else "no rows"
+        print(f"summary: {path.relative_to(ROOT)}; {rows}; logs: {(WORK / 'logs').relative_to(ROOT)}")
     return gpu_stages.exit_status(outcomes)
 
 

@@ -28,6 +28,8 @@ TOOLS = (
     "setuptools", "wheel",
 )  # fmt: skip
 """What the tests and the build need beside torch, numpy, safetensors and matplotlib."""
+LEAST = {"setuptools": 77, "pytest": 8, "rich": 13}
+"""Major versions, as pyproject.toml has them; an older one makes way for the bundle's."""
 
 
 def requirements() -> list[str]:
@@ -93,10 +95,20 @@ def make_environment(environment: Path) -> None:
     (environment / "lib" / version / "site-packages" / "machine.pth").write_text("\n".join([*lines, ""]))
 
 
+def outdated(name: str, version: str) -> bool:
+    """Whether a distribution of this interpreter is older than what the build or the tests take."""
+    first = version.partition(".")[0]
+    return name in LEAST and first.isdigit() and int(first) < LEAST[name]
+
+
 def install_wheels(environment: Path) -> None:
     """Those of the bundle that this interpreter lacks, without a network; says what is left out."""
     wheels = sorted(FOLDER.glob("*.whl"))
-    here = {dist.metadata["Name"].lower().replace("-", "_") for dist in metadata.distributions()}
+    here = {
+        name.lower().replace("-", "_")
+        for dist in metadata.distributions()
+        if (name := dist.metadata["Name"]) and not outdated(name.lower(), dist.version)
+    }
     lacking = [path for path in wheels if path.name.partition("-")[0].lower() not in here]
     if not wheels:
         print("no bundle: peers that are not installed here are left out (make gpu-bundle, before)", flush=True)
@@ -114,7 +126,8 @@ def build(environment: Path, archs: str, rehearse: bool) -> int:
     make_environment(environment)
     install_wheels(environment)
     if rehearse:
-        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(environment.parent / "lib")]
+        command = [str(python_of(environment)), "setup.py", "--quiet", "build_ext",
+                   "--build-lib", str(environment.parent / "lib")]  # fmt: skip
     else:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python_of(environment)),
                    "install", "-v", "--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]  # fmt: skip

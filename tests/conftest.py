@@ -60,6 +60,15 @@ def one_thread():
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs leave a report of one word and no curves: a second a run. The real ones: test_cli, test_report."""
+    from trtkern.commands import _runs
+
+    monkeypatch.setattr(_runs.report, "write", lambda path, **_: path.write_text("report"))
+    monkeypatch.setattr(_runs.plots, "learning_curves", lambda *_: None)
+
+
+@pytest.fixture
 def two_threads():
     """Two threads, whatever the run was started with: large enough problems are then split."""
     yield from _threads(2)
@@ -86,8 +95,8 @@ def device(backend) -> str:
 
 @pytest.fixture
 def share(backend, device) -> Callable:
-    """share(cases, every=5): all cases; in Triton's interpreter, which takes a quarter of a second for one, every
-    fifth: a number that divides no axis of the grid keeps each value of each axis in. ``docs/coverage.py`` runs the
-    whole grid there too."""
+    """share(cases, every=5, start=0): all cases; in Triton's interpreter, which takes a quarter of a second for one,
+    every fifth: a number that divides no axis of the grid keeps each value of each axis in, and another start takes
+    others. ``docs/coverage.py`` runs the whole grid there too."""
     interpreted = backend == "triton" and device == "cpu"
-    return lambda cases, every=5: list(cases)[:: every if interpreted else 1]
+    return lambda cases, every=5, start=0: list(cases)[start % every :: every] if interpreted else list(cases)

@@ -1,6 +1,7 @@
 """What BatchNormLIF refuses, before anything runs and with its statistics untouched; what processes share."""
 
 import copy
+import datetime
 
 import pytest
 import torch
@@ -77,28 +78,39 @@ def test_state_dicts_are_those_of_batch_norm():
     assert torch.equal(layer.running_var, norm.running_var)
 
 
-def _rank(rank, folder, backend):
+def _rank(rank, folder):
     """One of two processes: its half of the batch must give what the whole batch gives in one."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    y = torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 2
-    g = torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    whole, shared = snn.BatchNormLIF(3, backend=backend), snn.BatchNormLIF(3, sync=True, backend=backend)
-    mine = slice(0, 2) if rank == 0 else slice(2, 5)
-    full, part = y.clone().requires_grad_(), y[:, mine].clone().requires_grad_()
-    want, got = whole(full), shared(part)
-    want.backward(g)
-    got.backward(g[:, mine])
-    assert torch.equal(got, want[:, mine])
-    torch.testing.assert_close(part.grad, full.grad[:, mine], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(shared.running_mean, whole.running_mean)
-    torch.testing.assert_close(shared.running_var, whole.running_var)
-    summed = shared.weight.grad.clone()
-    torch.distributed.all_reduce(summed)
-    torch.testing.assert_close(summed, whole.weight.grad, rtol=1e-4, atol=1e-5)
+    meet, patience = f"file://{folder}/meet", datetime.timedelta(seconds=120)
+    torch.distributed.init_process_group("gloo", init_method=meet, timeout=patience, rank=rank, world_size=2)
+    for backend in ("auto", "reference"):
+        y = torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 2
+        g = torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+        whole, shared = snn.BatchNormLIF(3, backend=backend), snn.BatchNormLIF(3, sync=True, backend=backend)
+        mine = slice(0, 2) if rank == 0 else slice(2, 5)
+        full, part = y.clone().requires_grad_(), y[:, mine].clone().requires_grad_()
+        want, got = whole(full), shared(part)
+        want.backward(g)
+        got.backward(g[:, mine])
+        assert torch.equal(got, want[:, mine]), backend
+        torch.testing.assert_close(part.grad, full.grad[:, mine], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(shared.running_mean, whole.running_mean)
+        torch.testing.assert_close(shared.running_var, whole.running_var)
+        summed = shared.weight.grad.clone()
+        torch.distributed.all_reduce(summed)
+        torch.testing.assert_close(summed, whole.weight.grad, rtol=1e-4, atol=1e-5)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_processes_share_their_statistics(tmp_path, backend):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), backend), nprocs=2)
+def test_processes_share_their_statistics(tmp_path, one_thread):
+    """This process and another."""
+    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, str(tmp_path)))
+    other.start()
+    try:
+        _rank(0, str(tmp_path))
+        other.join(120)
+        assert other.exitcode == 0
+    finally:
+        other.kill()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

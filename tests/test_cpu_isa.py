@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from trtkern import LIFSpec, lif, surrogates
+from trtkern import LIFSpec, backends, cli, lif, selftest, surrogates
 from trtkern.backends import cpu
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import PLIF, BatchNormLIF
@@ -109,15 +109,15 @@ def test_the_regularizer_agrees_bitwise(extension):
             assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
 
 
-def doctor(isa):
-    return subprocess.run(
-        [sys.executable, "-m", "trtkern.cli", "doctor"],
-        capture_output=True, text=True, env={**os.environ, "TRTKERN_CPU_ISA": isa, "TRITON_INTERPRET": "0"},
-    )  # fmt: skip
-
-
-def test_the_environment_chooses_one_or_names_the_choices():
-    assert doctor("baseline").returncode == 0
-    wrong = doctor("avx9000")
+def test_the_environment_chooses_one_or_names_the_choices(extension, monkeypatch):
+    monkeypatch.setattr(selftest, "BACKENDS", [backends.named("cpu")])
+    monkeypatch.setenv("TRTKERN_CPU_ISA", "baseline")
+    chosen = []
+    monkeypatch.setattr(extension, "use_isa", lambda isa, use=extension.use_isa: (chosen.append(isa), use(isa)))
+    cpu._extension.cache_clear()
+    assert cli.main(["doctor"]) == 0 and chosen == ["baseline"]
+    environment = {**os.environ, "TRTKERN_CPU_ISA": "avx9000", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "trtkern.cli", "doctor"]
+    wrong = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert wrong.returncode in (1, 2) and "avx9000" in wrong.stdout + wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from trtkern import reference
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import BatchNormLIF
@@ -97,6 +98,27 @@ def test_packing_past_31_bits(gpu):
     dense = torch.empty(4, neurons, dtype=torch.bfloat16, device=DEVICE).bernoulli_(0.25)
     words = torch.ops.trtkern.spikes_pack(dense, gpu)
     assert torch.equal(torch.ops.trtkern.spikes_unpack(words, 0, 4, False, torch.bfloat16, gpu), dense)
+
+
+@pytest.mark.parametrize("sizes", [(2**31 + 4103,), (2**30 + 5, 67, 2**30 + 2055)])
+def test_regularizer_past_31_bits(sizes):
+    """One tensor, and several together; float32, which is what the fused kernel takes."""
+    if (reason := named("triton").missing()) is not None:
+        pytest.skip(reason)
+    room(30)
+    spec = RegularizerSpec(3, 1e-5, 0.25, 1e-5)
+    weights = [torch.empty(large(size), device=DEVICE).normal_(std=0.1).requires_grad_() for size in sizes]
+    assert sum(w.numel() for w in weights) > 2**31 or REHEARSAL
+    value = add_regularizer_grad_(weights, spec, scale=2.0, backend="triton")
+    exact = 0.0
+    for w in weights:
+        for part, grad in zip(w.detach().split(2**26), w.grad.split(2**26), strict=True):
+            leaf = part.double().requires_grad_()
+            term = reference.regularizer([leaf], spec)
+            (wanted,) = torch.autograd.grad(term, leaf)
+            torch.testing.assert_close(grad.double(), 2 * wanted, rtol=2e-6, atol=0.0)
+            exact += term.item()
+    assert value.item() == pytest.approx(exact, rel=2e-6)
 
 
 def test_the_same_bits_as_on_the_cpu(gpu):

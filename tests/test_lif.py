@@ -24,12 +24,18 @@ def test_grid(backend, device, share, dtype, surrogate):
         check(backend, cell, device)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("timesteps", [1, 5, 16, 17, 40])
+LAYOUTS = ["contiguous", "channels_last", "strided"]
+TIMESTEPS = [1, 5, 16, 17, 40]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("timesteps", TIMESTEPS)
 def test_layouts_and_chunks(backend, device, share, layout, timesteps):
     dtypes, shapes = (torch.float32, torch.bfloat16), ((1, 1, 1), (2, 3, 5, 7), (1, 4, 4, 4), (1, 1009))
     grid = itertools.product(dtypes, shapes, ("none", "channel"))
-    for dtype, shape, learnable in share(grid, every=3):
+    # In the interpreter the layouts share each number of steps among them: all shapes, dtypes and ways to learn.
+    start = TIMESTEPS.index(timesteps) + 2 * LAYOUTS.index(layout)
+    for dtype, shape, learnable in share(grid, every=7, start=start):
         if layout == "channels_last" and len(shape) < 3:
             continue
         check(backend, Cell(dtype, "triangle", "soft", False, learnable, timesteps, shape, layout), device)
@@ -43,7 +49,7 @@ def test_a_thousand_steps(backend, device):
 
 
 def test_larger_than_a_block(backend, device, two_threads):
-    shape = (1, 7, 611) if backend == "triton" and device == "cpu" else (3, 7, 2011)
+    shape = (1, 7, 147) if backend == "triton" and device == "cpu" else (3, 7, 2011)
     for learnable, timesteps in (("none", 4), ("channel", 18)):
         check(backend, Cell(timesteps=timesteps, shape=shape, learnable=learnable), device)
 
@@ -73,7 +79,7 @@ def test_fires_strictly_above_the_threshold(backend, device):
 @pytest.mark.parametrize("reset", ["hard", "soft", "none"])
 @pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
 def test_nan_stays_in_its_neuron(backend, device, reset, surrogate):
-    clean = torch.randn(6, 1, 3, 5)
+    clean = torch.randn(4, 1, 3, 5)
     x = clean.clone()
     x[2, 0, 1, 3] = torch.nan
     spec = LIFSpec(reset, surrogate)
@@ -89,7 +95,7 @@ def test_nan_stays_in_its_neuron(backend, device, reset, surrogate):
     assert (spikes[2:, 0, 1, 3] == 0).all()
     assert v[2:, 0, 1, 3].isnan().all()
     assert gx[:, 0, 1, 3].isnan().all()
-    others = torch.ones(6, 1, 3, 5, dtype=torch.bool)
+    others = torch.ones(4, 1, 3, 5, dtype=torch.bool)
     others[:, 0, 1, 3] = False
     for got, want in zip(results["nan"], results["clean"], strict=True):
         assert torch.equal(got[others], want[others])

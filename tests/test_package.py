@@ -25,19 +25,19 @@ def python(code, **env):
     return done.stdout
 
 
-def test_importing_loads_no_kernel_and_says_nothing():
+def test_importing_is_quick_loads_no_kernel_and_says_nothing():
     code = (
-        "import sys, torch; before = set(sys.modules); threads = torch.get_num_threads(); import trtkern;"
+        "import sys, time, torch; before = set(sys.modules); threads = torch.get_num_threads();"
+        "start = time.perf_counter(); import trtkern; seconds = time.perf_counter() - start;"
         "new = set(sys.modules) - before;"
         "print(sorted(m for m in new if m.split('.')[0] in ('triton', 'typer', 'rich', 'matplotlib')"
-        " or m in ('trtkern._cpu', 'trtkern._cuda', 'trtkern.kernels')), threads == torch.get_num_threads())"
+        " or m in ('trtkern._cpu', 'trtkern._cuda', 'trtkern.kernels')), threads == torch.get_num_threads());"
+        "print(seconds)"
     )
-    assert python(code, TRITON_INTERPRET="0") == "[] True\n"
-
-
-def test_importing_is_quick():
-    code = "import time, torch; t = time.perf_counter(); import trtkern; print(time.perf_counter() - t)"
-    assert any(float(python(code)) < 0.3 for _ in range(3))
+    said, seconds = python(code, TRITON_INTERPRET="0").splitlines()
+    assert said == "[] True"
+    again = (python(code).splitlines()[1] for _ in range(2))
+    assert float(seconds) < 0.3 or any(float(other) < 0.3 for other in again)
 
 
 def test_the_public_names():

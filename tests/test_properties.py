@@ -1,14 +1,12 @@
 """Random shapes, strides and dtypes: whatever comes, a fused backend answers as the reference does."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtkern import LIFSpec, lif, surrogates
 
-SETTINGS = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 ATOL = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
@@ -55,9 +53,20 @@ def build(p):
     return x, g
 
 
-@SETTINGS
-@given(problems())
-def test_any_layout_gives_what_the_reference_gives(backend, device, p):
+def test_any_layout_gives_what_the_reference_gives(backend, device):
+    # Half of them in Triton's interpreter: the layouts are brought into order before a backend is asked.
+    few = settings(SETTINGS, max_examples=20) if backend == "triton" and device == "cpu" else SETTINGS
+
+    @few
+    @given(problems())
+    def check(p):
+        compare(backend, device, p)
+
+    check()
+
+
+def compare(backend, device, p):
+    """Spikes, potentials and the gradient of x, against the reference in float64."""
     x, g = build(p)
     spec = LIFSpec(p["reset"], p["surrogate"], None, p["detach"])
     # A threshold between two sixteenths of what a potential can be at T <= 6.

@@ -109,9 +109,9 @@ def test_files_that_are_wrong_are_named(tmp_path):
         recipes.load(str(path))
 
 
-def test_several_seeds(tmp_path, capsys, monkeypatch):
+def test_several_seeds(tmp_path, capsys, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
-    options = ["--seeds", "3,5", "--epochs", "2", "-T", "2", "--set", "model.layers=[4,'pool']", "--run-dir", "both"]
+    options = ["--seeds", "3,5", "--epochs", "1", "-T", "2", "--set", "model.layers=[4,'pool']", "--run-dir", "both"]
     options += ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
     assert cli.main(["train", *options]) == 0
     out = capsys.readouterr().out

@@ -136,15 +136,16 @@ def test_what_cannot_be_resumed(few, tmp_path, undisturbed):
 
 
 FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
+SMALL = ["-T", "2", "--set", "model.layers=[4]"]
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", "nowhere"]) == 2
     assert "--resume: expected a run folder with plan.json, got nowhere; start the run anew" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "nowhere", "--lr", "1"]) == 2
     assert "--resume: expected no other option, got it with --lr" in capsys.readouterr().err
-    assert cli.main(["train", "--epochs", "2", "--run-dir", "a", *FAST]) == 0
+    assert cli.main(["train", "--epochs", "2", "--run-dir", "a", *SMALL, *FAST]) == 0
     assert cli.main(["train", "--resume", "a"]) == 2
     assert "expected a run that is not at its end" in capsys.readouterr().err
     for path in checkpoint.found(Path("a"))[:1]:
@@ -154,9 +155,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "going on from the one before it" in out and "goes on after epoch 1" in out and " 2/2 " in out
 
 
-def test_the_plan_is_there_before_torch(tmp_path, capsys):
+def test_the_plan_is_there_before_torch(tmp_path, capsys, no_pictures):
     """A process that dies while it imports leaves what --resume needs."""
-    options = ["--epochs", "1", "-T", "2", "--set", "model.layers=[4]", *FAST]
+    options = ["--epochs", "1", *SMALL, *FAST]
     arguments = ["train", "--run-dir", str(tmp_path / "a"), *options]
     code = f"import sys; sys.modules['torch'] = None; from trtkern import cli; cli.main({arguments!r})"
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
@@ -206,7 +207,7 @@ def test_weights_chosen_after_the_checkpoint_that_is_left_are_dropped(few, tmp_p
     same(newest(tmp_path), undisturbed[1])
 
 
-def test_twenty_kills(tmp_path):
+def test_twenty_kills(tmp_path, no_pictures):
     options = ["--epochs", "12", "--timesteps", "2", "--batch-size", "256", *FAST]
     assert cli.main(["train", "--run-dir", str(tmp_path / "whole"), *options]) == 0
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from trtkern.profiling.activity import (
     padded_sum,
     problems,
 )
+from trtkern.profiling.unchanged import unchanged
 
 LEGEND = (
     "rate: spikes per neuron, sample and step; silent, saturated: neurons that fired never, always; "
@@ -79,9 +79,9 @@ def diagnose(
 ) -> Diagnosis:
     """Firing rates of every neuron layer on one batch, with a target also how much gradient reaches each of its steps.
 
-    The model runs once in the mode that it is in. Nothing is changed by it: buffers and random state are put back,
-    ``grad`` is not touched. What is measured is what ``firing_rates`` counts; the gradient of a layer inside a
-    reentrant checkpoint is not known.
+    The model runs once in the mode that it is in. Nothing is changed by it: buffers, attributes and random state are
+    put back, ``grad`` is not touched. What is measured is what ``firing_rates`` counts; the gradient of a layer inside
+    a reentrant checkpoint is not known.
 
     Args:
         model: any module with neuron layers.
@@ -104,7 +104,7 @@ def diagnose(
         )
     squares: dict[str, Tensor] = {}
     value = None
-    with _restored(model), torch.set_grad_enabled(target is not None):
+    with unchanged(model), torch.set_grad_enabled(target is not None):
         for _, layer, _ in neuron_layers(model):
             layer.nonfinite.zero_()  # type: ignore[operator]
         with firing_rates(model) as rates:
@@ -177,17 +177,3 @@ class _Listen:
         squares = steps.reshape(len(steps), -1).double().square().sum(1)
         before = self.squares.get(self.name)
         self.squares[self.name] = squares if before is None else padded_sum(before, squares)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Afterwards buffers and random state are as before."""
-    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            for buffer, value in held:
-                if not torch.equal(buffer, value):
-                    buffer.data.copy_(value)  # no new version: a graph made before stays valid

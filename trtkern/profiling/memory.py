@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from trtkern.ops import _check
 from trtkern.profiling.ledger import Ledger
 from trtkern.profiling.report import MemoryReport
+from trtkern.profiling.unchanged import unchanged, uncompiled
 
 
 def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None = None) -> MemoryReport:
@@ -42,7 +40,7 @@ def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None
         TypeError, ValueError: no module, no tensor among the inputs, a model with lazy parameters.
     """
     inputs = input if isinstance(input, tuple) else (input,)
-    device = _check_call(model, inputs)
+    device = check_call(model, inputs)
 
     def forward() -> list[Any]:
         out = model(*inputs)
@@ -52,7 +50,9 @@ def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None
         return [leaf.grad_fn for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
 
     ledger = Ledger(model, [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
-    with _unchanged(model, device), _uncompiled(), torch.enable_grad():
+    with unchanged(model, device), uncompiled(), torch.enable_grad():
+        if not model.training:
+            model.train()
         if device.type != "cuda":
             with ledger.listening():
                 graph = forward()
@@ -75,7 +75,7 @@ def _on_gpu(ledger: Ledger, forward: Callable[[], list[Any]], device: torch.devi
     return report.allocated(grown + ledger.alive(), peak)
 
 
-def _check_call(model: nn.Module, inputs: tuple) -> torch.device:
+def check_call(model: nn.Module, inputs: tuple) -> torch.device:
     """The device of the inputs, all of which are fit to run."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"memory: expected model to be a torch.nn.Module, got {_check.describe(model)}")
@@ -88,37 +88,3 @@ def _check_call(model: nn.Module, inputs: tuple) -> torch.device:
             f"memory: expected a model with all its parameters, got a lazy one, {lazy[0]}; run it once before"
         )
     return tensors[0].device
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Inside, what torch.compile compiled runs as it was: it would compile the hooks as well."""
-    # Where nobody has the compiler, this would import it, which takes seconds.
-    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with stance, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*there are global hooks on modules")
-        yield
-
-
-@contextmanager
-def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """In training mode inside; afterwards mode, attributes, buffers and random state are as before."""
-    modules = list(model.modules())
-    attributes = [dict(vars(module)) for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    values = [(b, b.detach().clone()) for held in buffers for b in held.values() if b is not None]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            if not model.training:
-                model.train()
-            yield
-        finally:
-            for module, had, held in zip(modules, attributes, buffers, strict=True):
-                vars(module).clear()
-                vars(module).update(had)
-                module._buffers.clear()
-                module._buffers.update(held)
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.data.copy_(value)  # no new version: a graph made before stays valid
-            torch.clear_autocast_cache()  # of the weights as they are now

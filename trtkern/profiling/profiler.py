@@ -23,13 +23,13 @@ from trtkern.ops import _check
 from trtkern.profiling import timeline
 from trtkern.profiling.activity import FiringRates, firing_rates
 from trtkern.profiling.ledger import LOSS
-from trtkern.profiling.memory import _unchanged, _uncompiled
 from trtkern.profiling.ranges import INPUT, LOADER, METRICS, OPTIMIZER, PHASES, STEP, Ranges
 from trtkern.profiling.rates import Machine, wait
 from trtkern.profiling.report import MemoryReport
 from trtkern.profiling.step_profile import Part, PartTime, StepProfile
 from trtkern.profiling.subject import ModelStep, Subject
 from trtkern.profiling.timeline import Share, Timeline
+from trtkern.profiling.unchanged import unchanged, uncompiled
 from trtkern.profiling.work import Work, counted
 
 WARM_UP, WARM_UP_SECONDS = 10, 2.0
@@ -97,9 +97,11 @@ def profile_subject(subject: Subject, steps: int) -> StepProfile:
     """
     device, gpu = subject.device, subject.device.type == "cuda"
     ranges = Ranges(subject.model, nvtx=gpu)
-    with _quiet(), _put_back(subject), _unchanged(subject.model, device), _uncompiled(), torch.set_grad_enabled(True):
+    with _quiet(), _put_back(subject), unchanged(subject.model, device), uncompiled(), torch.set_grad_enabled(True):
         if not subject.backward:
             subject.model.eval()
+        elif not subject.model.training:
+            subject.model.train()
         _try(subject)
         kept = subject.kept() if subject.backward else None
         with firing_rates(subject.model) as fired, counted(ranges) as work:

@@ -32,7 +32,7 @@ def neuron_steps(call: Call) -> int:
     """Timesteps times neurons of one call; 0 for a layer without neurons, or whose neurons are a layer inside it."""
     module = call.module
     if isinstance(module, ConvBatchNormLIF):
-        return call.made[id(module.conv)].numel() if _checkpoints(call) else 0
+        return call.made[id(module.conv)].numel() if checkpoints(call) else 0
     if isinstance(module, BatchNormLIF):
         return call.given(0, "y").numel()
     return call.given(0, "x").numel() if isinstance(module, Neuron) else 0
@@ -120,7 +120,7 @@ def _batch_norm_lif(call: Call) -> list[Kept] | None:
     return _normed(call.module, y, call.given(1, "residual"), call.given(2, "v0"), y.device.type)
 
 
-def _checkpoints(call: Call) -> bool:
+def checkpoints(call: Call) -> bool:
     """Whether a block made its spikes by itself, to make y again later, and not by calling its layers."""
     module = call.module
     if not module.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -130,7 +130,7 @@ def _checkpoints(call: Call) -> bool:
 
 
 def _block(call: Call) -> list[Kept] | None:
-    if not _checkpoints(call):
+    if not checkpoints(call):
         return []  # its layers keep
     module, x, y = call.module, call.given(0, "x"), call.made[id(call.module.conv)]
     device = module.conv.weight.device.type

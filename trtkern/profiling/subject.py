@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from trtkern.profiling.ledger import LOSS
-from trtkern.profiling.memory import _check_call, memory
+from trtkern.profiling.memory import check_call, memory
 from trtkern.profiling.ranges import LOADER, Ranges
 from trtkern.profiling.report import MemoryReport
 
@@ -60,7 +60,7 @@ class ModelStep:
         self.title, self._loss = type(model).__name__, loss or _mean_square
         self._load = input if callable(input) and not isinstance(input, Tensor) else None
         self._inputs = _arguments(self._load() if self._load else input)
-        self.device = _check_call(model, self._inputs)
+        self.device = check_call(model, self._inputs)
         floats = (t for t in (*tree_leaves(self._inputs), *model.parameters()) if _floating(t))
         self.dtype = amp or next((tensor.dtype for tensor in floats), torch.float32)
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tree_leaves(self._inputs) if isinstance(t, Tensor))

@@ -20,7 +20,7 @@ from trtkern.ops import _check
 from trtkern.profiling import traffic
 from trtkern.profiling.kept import Call, span
 from trtkern.profiling.ranges import Ranges
-from trtkern.profiling.spiking import _checkpoints
+from trtkern.profiling.spiking import checkpoints
 from trtkern.profiling.timeline import Direction, Share
 
 MODEL_BYTES, SIZES = "traffic model", "sizes"
@@ -103,7 +103,7 @@ def moved(call: Call) -> Moved | None:
     """The bytes of one call; None for a container, whose layers move."""
     module = call.module
     if isinstance(module, ConvBatchNormLIF):
-        return _norm(module.norm, call, call.made[id(module.conv)]) if _checkpoints(call) else None
+        return _norm(module.norm, call, call.made[id(module.conv)]) if checkpoints(call) else None
     if isinstance(module, BatchNormLIF):
         return _norm(module, call, call.given(0, "y"))
     if isinstance(module, (Spiking, LI)):

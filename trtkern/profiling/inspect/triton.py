@@ -81,7 +81,7 @@ def read(kernel: Any) -> Reading:
             file.write(kernel.asm["cubin"])
             file.flush()
             usage = next(iter(reading.usage(reading.run("cuobjdump", "--dump-resource-usage", file.name)).values()))
-            code = reading.run("nvdisasm", "-c", file.name)
+            code = reading.run("nvdisasm", "-c", "-ndf", file.name)  # no data flow: sooner
         found = reading.of_sass(usage, reading.sass_accesses(code))
     return found._replace(shared=kernel.metadata.shared)
 
