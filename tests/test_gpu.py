@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trtkern import reference
-from trtkern.backends import named
+from trtkern.backends import cuda, named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import BatchNormLIF
 from trtkern.ops.lif import lif
@@ -128,6 +128,28 @@ def test_the_same_bits_as_on_the_cpu(gpu):
     here = lif(x, decay=0.7, backend="cpu", return_v=True)
     there = lif(x.to(DEVICE), decay=0.7, backend=gpu, return_v=True)
     assert torch.equal(there.spikes.cpu(), here.spikes) and torch.equal(there.v.cpu(), here.v)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_reading_ahead_changes_no_bit(monkeypatch, dtype):
+    """The CUDA kernels for long sequences of few neurons against those that such a call does not take."""
+    if (reason := named("cuda").missing()) is not None:
+        pytest.skip(reason)
+    x, g = torch.randn(2, 501, 3, 1000, device=DEVICE, dtype=dtype)
+
+    def passes():
+        leaf, decay = x.clone().requires_grad_(), torch.full((1000,), 0.6, device=DEVICE).requires_grad_()
+        found = lif(leaf, decay=decay, backend="cuda", return_state=True, return_v=True)
+        torch.autograd.backward((found.spikes, found.state), (g, g[0].float()))
+        return found.spikes, found.v, found.state, leaf.grad, decay.grad
+
+    ahead = passes()
+    monkeypatch.setattr(cuda, "_processors", lambda device: 0)  # as if it were not known how many neurons are few
+    *same, theirs = passes()
+    for one, other in zip(ahead, same, strict=False):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(ahead[-1], theirs, rtol=1e-4, atol=1e-3)  # added up in another order
 
 
 def steps_of(gpu, device):

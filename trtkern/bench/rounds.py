@@ -100,16 +100,14 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
     least = least_bytes(bench.case, direction)
     copy = _copy(bench.case, device)
     candidates = [copy, *(_candidate(one, direction, least) for one in fit)]
-    peaks = {"copy_": 0}
+    costs = {one.who.name: one.seconds for one in fit} | {copy.name: 0.0}
     seconds = []
     for candidate in candidates:
-        cost = next((one.seconds for one in fit if one.who.name == candidate.name), 0.0)
-        seconds.append(cost)
+        seconds.append(costs[candidate.name])
         each = share / (4 * len(candidates))
-        if 2 * cost < each:  # of a slow one the gate was the warm-up
+        if 2 * seconds[-1] < each:  # of a slow one the gate was the warm-up
             seconds[-1] = measure.warm_up(candidate, seconds=min(2.0, each))
-        if candidate is not copy and 4 * cost < max(share, 1.0):
-            peaks[candidate.name] = memory.peak(candidate, device)
+    peaks = {"copy_": 0} | _peaks(candidates[1:], costs, share / 5, device)
     visits = planned(seconds, share - (time.monotonic() - begin), bench.options.rounds)
     times: dict[str, list[float]] = {}
     try:
@@ -120,6 +118,17 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
             raise Interrupted(_rows(bench, direction, fit, candidates, times, peaks)) from None
         raise
     return _rows(bench, direction, fit, candidates, times, peaks)
+
+
+def _peaks(candidates: list[Candidate], costs: dict[str, float], share: float, device: torch.device) -> dict[str, int]:
+    """What each allocates at its peak, the quick ones first, while the next fits into ``share`` seconds: torch's
+    profiler doubles the time of a call, and more."""
+    found: dict[str, int] = {}
+    end = time.monotonic() + max(share, 1.0)
+    for candidate in sorted(candidates, key=lambda candidate: costs[candidate.name]):
+        if time.monotonic() + 2 * costs[candidate.name] < end:
+            found[candidate.name] = memory.peak(candidate, device)
+    return found
 
 
 def _candidate(one: Ready, direction: str, least: int) -> Candidate:
