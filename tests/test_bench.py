@@ -95,6 +95,13 @@ def test_a_timed_forward_pass_lets_go_of_its_graph():
             who.backward()
 
 
+def test_a_settled_call_follows_one_that_is_not_timed():
+    calls, timed = [], []
+    one = measure.Candidate("", lambda: calls.append("run"), 0, prepare=lambda: calls.append("prepare"), settle=True)
+    assert one.call(lambda run: timed.append(run()) or 7.0) == 7.0
+    assert calls == ["prepare", "run", "prepare", "run"] and len(timed) == 1
+
+
 def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
     call("--op", "lif", "--shape", "3,20", "--plot", "one.png", *FAST)
     (tmp_path / "results").mkdir()

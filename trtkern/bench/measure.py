@@ -42,14 +42,18 @@ class Candidate:
     """Called before ``run``, and not timed."""
     finish: Callable[[], object] | None = None
     """Called after ``run``, and not timed: lets go of what it kept."""
+    settle: bool = False
+    """Whether a call that is not timed goes before each that is: it finds its pages and code as in a loop of its own,
+    and not as the candidate before it left them."""
 
     def call(self, timer: Timer) -> float:
         """The seconds of one ``run``."""
-        if self.prepare is not None:
-            self.prepare()
-        seconds = timer(self.run)
-        if self.finish is not None:
-            self.finish()
+        for each in (on_cpu, timer) if self.settle else (timer,):
+            if self.prepare is not None:
+                self.prepare()
+            seconds = each(self.run)
+            if self.finish is not None:
+                self.finish()
         return seconds
 
 

@@ -22,15 +22,16 @@ peers/bin/trtkern bench --op lif
 peers/bin/trtkern bench --suite open-neuromorphic --budget 300
 ```
 
-Times are medians of interleaved rounds, in milliseconds, with the 20th and 80th percentile. "Of copy" is the share of
-the rate of torch's `copy_`, measured in the same rounds, at which the least bytes of the case (the traffic model,
-[design.md](design.md)) are moved. "x trtkern" is the median of the paired ratios to this project's first candidate with
-its 90 % interval, above 1 where this project is faster. "Peak" is what one call allocates. Compile time stands apart
-and is not in the times; this project's CPU kernels have none, so counting it could only lengthen the others. Every
-candidate passed a comparison with float64, at its own library's settings, before it was timed; what did not is listed
-as WRONG. `unbind` and `x[t]` are the two ways in which a loop can take its steps: with indexing, autograd makes a
-gradient of the whole input at every step, T times as much memory traffic, and blocks that do not fit what the process
-has kept are mapped anew (a heap that keeps them all would grow by a tensor a step).
+Times are medians of interleaved rounds, in milliseconds, with the 20th and 80th percentile; on a CPU a call of less
+than 0.1 s follows one that is not timed, so that it does not find the memory as another candidate left it. "Of copy"
+is the share of the rate of torch's `copy_`, measured in the same rounds, at which the least bytes of the case (the
+traffic model, [design.md](design.md)) are moved. "x trtkern" is the median of the paired ratios to this project's
+first candidate with its 90 % interval, above 1 where this project is faster. "Peak" is what one call allocates.
+Compile time stands apart and is not in the times; this project's CPU kernels have none, so counting it could only
+lengthen the others. Every candidate passed a comparison with float64, at its own library's settings, before it was
+timed; what did not is listed as WRONG. `unbind` and `x[t]` are the two ways in which a loop can take its steps: with
+indexing, autograd makes a gradient of the whole input at every step, T times as much memory traffic, and blocks that
+do not fit what the process has kept are mapped anew (a heap that keeps them all would grow by a tensor a step).
 """
 
 

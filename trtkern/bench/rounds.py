@@ -7,7 +7,7 @@ import math
 import platform
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from trtkern.bench.cases import DTYPES, Case, least_bytes, rotations
 from trtkern.bench.measure import Candidate
 
 DIRECTIONS = ("fwd", "bwd", "both")
+SETTLED = 0.1
+"""Seconds: on a CPU a call that takes less has one before it that is not timed."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
         if 2 * seconds[-1] < each:  # of a slow one the gate was the warm-up
             seconds[-1] = measure.warm_up(candidate, seconds=min(2.0, each))
     peaks = {"copy_": 0} | _peaks(candidates[1:], costs, share / 5, device)
+    if device.type == "cpu":
+        candidates = [replace(c, settle=s < SETTLED) for c, s in zip(candidates, seconds, strict=True)]
+        seconds = [2 * s if s < SETTLED else s for s in seconds]
     visits = planned(seconds, share - (time.monotonic() - begin), bench.options.rounds)
     times: dict[str, list[float]] = {}
     try:
@@ -146,7 +151,7 @@ def planned(seconds: list[float], share: float, rounds: int) -> list[int]:
         return visits
     for done, at in enumerate(sorted(range(len(seconds)), key=lambda at: seconds[at])):
         fair = max(0.0, left) / (len(seconds) - done)
-        least = min(rounds, 5) if seconds[at] < 0.1 else 1
+        least = min(rounds, 5) if seconds[at] < 2 * SETTLED else 1
         visits[at] = max(least, min(rounds, int(fair / max(seconds[at], 1e-9))))
         left -= visits[at] * seconds[at]
     visits[0] = max(visits)  # the copy is in every round
