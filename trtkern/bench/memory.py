@@ -17,7 +17,7 @@ def peak(candidate: Candidate, device: torch.device) -> int:
     """Bytes above what was allocated before, over ``prepare``, ``run`` and ``finish`` together.
 
     On a GPU from the statistics of torch's allocator; on a CPU from the allocations that torch reports to its profiler,
-    which leaves out what a library allocates by itself.
+    which leaves out what a library allocates by itself. What it frees of earlier calls (gradients) is not taken off.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -30,11 +30,27 @@ def peak(candidate: Candidate, device: torch.device) -> int:
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             candidate.call(on_cpu)
-    assert profile.profiler is not None
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return _highest(profile)
+
+
+def _highest(profile: torch.profiler.profile) -> int:
+    """Bytes at the peak of what was allocated under the profiler."""
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    todo, changes = list(profile.profiler.kineto_results.experimental_event_tree()), []
+    while todo:
+        event = todo.pop()
+        todo += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    own: set[int] = set()
     held = highest = 0
-    for _, change in changes:
+    for _, address, change in sorted(changes):
+        if change > 0:
+            own.add(address)
+        elif address in own:
+            own.remove(address)
+        else:
+            continue
         held += change
         highest = max(highest, held)
     return highest

@@ -72,6 +72,7 @@ def _losses(shown: dict[tuple[str, str], list[Row]]) -> list[str]:
     """Where somebody else is faster, BatchNorm + ReLU too, and where it cannot be told: before anything else."""
     behind, level, compared = [], [], 0
     for (case, direction), group in shown.items():
+        linear = next((row for row in group if row.candidate == "Linear alone"), None)
         for row in group:
             alone = row.candidate in ("copy_", "Linear alone", "BatchNorm alone") or "trtkern" in row.candidate
             if row.status != "ok" or row.times_ours != row.times_ours or alone:
@@ -79,10 +80,12 @@ def _losses(shown: dict[tuple[str, str], list[Row]]) -> list[str]:
             compared += 1
             words = (
                 f"- {case}, {DIRECTIONS[direction]}: {row.candidate}, {row.times_ours:.2f} of our time "
-                f"({row.times_ours_low:.2f} to {row.times_ours_high:.2f})"
+                f"({row.times_ours_low:.2f} to {row.times_ours_high:.2f}, {row.rounds} rounds)"
             )
             if row.times_ours < 1 and row.compile_s > 0:
                 words += f"; its {row.compile_s:.1f} s of compiling take {_calls_to_catch_up(row):,} calls to make up"
+            if linear is not None:
+                words += f"; the Linear alone takes {linear.times_ours:.2f} ({linear.rounds} rounds)"
             if row.times_ours < 1:
                 behind.append(words)
             elif row.times_ours_low < 1:
