@@ -121,12 +121,8 @@ def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
     rows.append([*made, faster, wrong], tmp_path / "results" / "here.csv")
     call("--page", "performance.md", "--csv", "results")
     text = (tmp_path / "performance.md").read_text()
-    assert (
-        "is behind in 1" in text
-        and "somebody LIF, 0.50 of our time" in text
-        and "its 3.0 s of compiling take 1,500 calls to make up" in text
-    )
-    assert "| nobody LIF | nobody 1 | WRONG: 1.0 of the spikes differ |" in text
+    told = ("is behind in 1", "somebody LIF, 0.50 of our time", "its 3.0 s of compiling take 1,500 calls to make up")
+    assert all(words in text for words in (*told, "| nobody LIF | nobody 1 | WRONG: 1.0 of the spikes differ |"))
     (picture,) = tmp_path.glob("performance-*.png")
     assert picture.name in text
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (picture, tmp_path / "one.png"))
@@ -255,7 +251,7 @@ def test_inputs_larger_than_the_cache_or_in_turns():
 def test_peak_memory_is_what_one_call_allocates():
     x, kept = torch.ones(1 << 18), []
     assert memory.peak(measure.Candidate("two", lambda: x + (x + 1), 0), CPU) == 2 << 20
-    keeps = measure.Candidate("keeps", lambda: (kept.clear(), kept.append(x + x)), 0)  # and frees another's
+    keeps = measure.Candidate("keeps", lambda: (kept.clear(), kept.append(x + x)), 0)  # and frees the last call's
     assert [memory.peak(keeps, CPU) for _ in range(4)] == [1 << 20] * 4
 
 

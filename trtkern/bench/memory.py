@@ -40,11 +40,13 @@ def _highest(profile: torch.profiler.profile) -> int:
     while todo:
         event = todo.pop()
         todo += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        what = event.extra_fields
+        if isinstance(what, torch._C._profiler._ExtraFields_Allocation):
+            changes.append((event.start_time_ns, -what.alloc_size, what.ptr))
     own: set[int] = set()
     held = highest = 0
-    for _, address, change in sorted(changes):
+    for _, less, address in sorted(changes):
+        change = -less
         if change > 0:
             own.add(address)
         elif address in own:
