@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trtkern.bench.plot import groups, picture
 from trtkern.bench.rows import Row, slug
-from trtkern.bench.table import DIRECTIONS, number, ordered
+from trtkern.bench.table import DIRECTIONS, number, ordered, three
 
 HEAD = """# Performance
 
@@ -114,9 +114,10 @@ def _table(group: list[Row]) -> list[str]:
         ratio = number(row.times_ours, ".2f")
         ratio += f" ({row.times_ours_low:.2f} to {row.times_ours_high:.2f})" if ratio and row.rounds > 2 else ""
         peak = f"{row.peak_bytes / 2**20:.1f}" if row.peak_bytes >= 0 else ""
+        low, middle, high = map(three, (row.p20_ms, row.p50_ms, row.p80_ms))
         lines.append(
-            f"| {bold}{row.candidate}{bold}{note} | {row.library} | {bold}{row.p50_ms:.3g}{bold} ({row.p20_ms:.3g} to "
-            f"{row.p80_ms:.3g}) | {number(row.gb_per_s, '.1f')} | {number(row.copy_share, '.0%')} | {ratio} | {peak} | "
+            f"| {bold}{row.candidate}{bold}{note} | {row.library} | {bold}{middle}{bold} ({low} to {high}) | "
+            f"{number(row.gb_per_s, '.1f')} | {number(row.copy_share, '.0%')} | {ratio} | {peak} | "
             f"{row.compile_s:.1f} | {row.rounds} |"
         )
     return lines

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from trtkern.bench.rows import Row
-from trtkern.bench.table import DIRECTIONS
+from trtkern.bench.table import DIRECTIONS, three
 
 OURS, THEIRS, COPY = "#d1603d", "#3b6ea8", "#8a8a8a"
 
@@ -39,11 +39,16 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     """
     timed = {key: [row for row in group if row.status == "ok"] for key, group in groups(rows).items()}
     panels = {key: sorted(group, key=lambda row: -row.p50_ms) for key, group in timed.items() if group}
-    heights = [len(group) + 2.5 for group in panels.values()]
-    figure = Figure(figsize=(9, 0.24 * sum(heights) + 0.4), layout="constrained")
+    columns = 1 if len(panels) < 4 else 3
+    sizes = [len(group) for group in panels.values()]
+    heights = [max(sizes[at : at + columns]) + 2.5 for at in range(0, len(sizes), columns)]
+    figure = Figure(figsize=(9 if columns == 1 else 7 * columns, 0.24 * sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(rows[0].machine, parse_math=False, fontsize=10)
-    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    places = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axis in places.flat[len(panels) :]:
+        axis.set_axis_off()
+    axes = places.flat[: len(panels)]
     for axis, ((case, direction), group) in zip(axes, panels.items(), strict=True):
         axis.set_title(f"{case}, {DIRECTIONS[direction]}", fontsize=9, loc="left", parse_math=False)
         axis.barh(
@@ -51,7 +56,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
             color=[OURS if row.library == "trtkern" else COPY if row.candidate == "copy_" else THEIRS for row in group],
         )  # fmt: skip
         for at, row in enumerate(group):
-            axis.text(row.p50_ms * 1.04, at, f"{row.p50_ms:.3g}", va="center", fontsize=7)
+            axis.text(row.p50_ms * 1.04, at, three(row.p50_ms), va="center", fontsize=7)
         copy = next((row for row in group if row.candidate == "copy_"), None)
         ours = next((row for row in group if row.library == "trtkern" and row.bytes), None)
         if copy is not None and ours is not None:
@@ -67,5 +72,5 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         axis.margins(y=0.02)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[-1].set_xlabel("ms (median); dashed: the least bytes of the case at the rate of copy_", fontsize=8)
-    figure.savefig(path, dpi=110)
+        axis.set_xlabel("ms (median); dashed: the least bytes of the case at the rate of copy_", fontsize=7)
+    figure.savefig(path, dpi=110 if columns == 1 else 80)

@@ -20,6 +20,11 @@ def number(value: float, form: str, unknown: str = "") -> str:
     return unknown if math.isnan(value) else format(value, form)
 
 
+def three(value: float) -> str:
+    """Three digits; whole numbers from 1,000 on."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def ordered(rows: Sequence[Row]) -> list[Row]:
     """The measured ones by time, then those that were not timed."""
     return sorted(rows, key=lambda row: (row.status != "ok", row.p50_ms if row.status == "ok" else 0.0))
