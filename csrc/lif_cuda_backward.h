@@ -13,8 +13,7 @@ TK_INLINE void load_rows(uint64_t base, int64_t first, int64_t N, int count, con
   slots.set_packs(slot, apart, rows);
 }
 
-// The gs of pooled spikes, but for the factor 1/4. Where a pack makes half as many averages, each of those stands for
-// two neighbours.
+// The gs of pooled spikes, but for 1/4. Where a pack makes half as many averages, each stands for two neighbours.
 template <class E, int V, int K>
 TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count, const Slots<E, V, K, true>& slots,
                            int slot) {
