@@ -156,24 +156,21 @@ def vggsnn(features, classes=10):
     )
 
 
-def resnet19(classes=10, width=64):
-    """conv 64 | 3 x 128 | 3 x 256, the first by 2 | 2 x 512, the first by 2 | average | Linear 256, LIF | Linear.
-
-    width: the 64, of which all others are multiples."""
-    w = width
+def resnet19(classes=10):
+    """conv 64 | 3 x 128 | 3 x 256, the first by 2 | 2 x 512, the first by 2 | average | Linear 256, LIF | Linear."""
     return Plain(
-        Conv(3, w),
-        Residual(w, 2 * w, 1),
-        Residual(2 * w, 2 * w, 1),
-        Residual(2 * w, 2 * w, 1),
-        Residual(2 * w, 4 * w, 2),
-        Residual(4 * w, 4 * w, 1),
-        Residual(4 * w, 4 * w, 1),
-        Residual(4 * w, 8 * w, 2),
-        Residual(8 * w, 8 * w, 1),
+        Conv(3, 64),
+        Residual(64, 128, 1),
+        Residual(128, 128, 1),
+        Residual(128, 128, 1),
+        Residual(128, 256, 2),
+        Residual(256, 256, 1),
+        Residual(256, 256, 1),
+        Residual(256, 512, 2),
+        Residual(512, 512, 1),
         Average(),
-        Full(8 * w, 4 * w),
-        Step(nn.Linear(4 * w, classes)),
+        Full(512, 256),
+        Step(nn.Linear(256, classes)),
     )
 
 

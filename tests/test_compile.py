@@ -26,7 +26,7 @@ def test_opcheck_of_the_private_ops(backend, device):
     want = WANT_SPIKES + WANT_V + WANT_STATE + WANT_EDGES + WANT_PACKED
     call = (x, v0, params, None, None, SCALARS, token, 5, False)
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, flag, want, backend))
-    plain = (x[:4], None, None, None, None, SCALARS, token, 1, False)
+    plain = (x, None, None, None, None, SCALARS, token, 1, False)
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES, backend))
     edges = torch.ops.trtkern.lif_forward(*call, flag, want, backend)[3]
     grads = (torch.randn_like(x), None, torch.randn_like(v0), None)
@@ -65,8 +65,8 @@ def test_opcheck_of_the_regularizer(backend, device):
 def test_fullgraph(backend, device, make):
     layer = make(backend=backend).to(device)
     compiled = torch.compile(layer, fullgraph=True)
-    x = torch.randn(4, 2, 3, 4, device=device, requires_grad=True)
-    g = torch.randn(4, 2, 3, 4, device=device)
+    x = torch.randn(5, 2, 3, 4, device=device, requires_grad=True)
+    g = torch.randn(5, 2, 3, 4, device=device)
     parameters = list(layer.parameters())
     for t in (x, x.detach().transpose(1, 3).contiguous().transpose(1, 3).requires_grad_()):
         want = layer(t)

@@ -37,8 +37,8 @@ def test_networks_have_the_papers_size(make, count, tensors, regularized, neuron
 
 
 def test_resnet19_is_that_of_plain_torch():
-    net = plain.varied(plain.resnet19(width=16))
-    model = resnet19(shape=(3, 8, 8), timesteps=3, width=16, backend="reference").double()
+    net = plain.varied(plain.resnet19())
+    model = resnet19(shape=(3, 8, 8), timesteps=3, backend="reference").double()
     plain.compare(model, net, torch.rand(2, 3, 8, 8, dtype=torch.float64), 10)
 
 

@@ -21,6 +21,7 @@ from trtkern.profiling.activity import (
     padded_sum,
     problems,
 )
+from trtkern.profiling.report import aligned
 from trtkern.profiling.unchanged import unchanged
 
 LEGEND = (
@@ -50,14 +51,7 @@ class Diagnosis:
             if self.gradients:
                 line.append(_series(self.gradients[name], ".1e") if name in self.gradients else "unknown")
             lines.append(line)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        left = (0, 1, 6, 7)
-        table = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
+        table = aligned(lines, right=(2, 3, 4, 5))
         loss = [] if self.loss is None else [f"loss {self.loss:.4g}"]
         found = [f"problem: {line}" for line in self.problems] or ["no problem found"]
         return "\n".join(line.rstrip() for line in (*table, "", *loss, LEGEND, *found))

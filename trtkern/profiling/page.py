@@ -10,7 +10,7 @@ from trtkern.profiling import roofline
 from trtkern.profiling.step_profile import LEGEND, StepProfile
 from trtkern.training.figures import svg
 from trtkern.training.folder import write as write_whole
-from trtkern.training.report import _figure, _origin, _table, _text, document
+from trtkern.training.report import document, escaped, figure, html_table, origin
 
 
 def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:
@@ -25,23 +25,22 @@ def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: 
     Raises:
         OSError: the file cannot be written.
     """
-    others = sum(1 for row in found.rows if row.bytes and not row.flops)
-    high = max(3.6, 1.2 + 0.22 * others)
+    high = max(3.6, 1.2 + 0.22 * len(roofline.uncounted(found)))
     drawn = {
         "Time of the parts of the step.": (roofline.share, (5.2, max(3.0, 1 + 0.22 * min(20, len(found.rows))))),
         "Roofline: rates measured in the same rounds.": (roofline.roofline, (5.2, 3.9)),
         "Bytes per second where FLOP are not counted.": (roofline.bandwidth, (5.2, high)),
     }
     pictures = "".join(
-        _figure(svg(partial(draw, found=found), size, f"profile {i}"), caption)
+        figure(svg(partial(draw, found=found), size, f"profile {i}"), caption)
         for i, (caption, (draw, size)) in enumerate(drawn.items())
     )
-    said = "".join(f"<p>{_text(line)}</p>" for line in (*found.verdict(), *found.notes()))
+    said = "".join(f"<p>{escaped(line)}</p>" for line in (*found.verdict(), *found.notes()))
     title = f"Profile of a step: {found.title}"
     body = (
         f"<section><h2>What bounds it</h2>{said}</section>"
         f'<section><h2>Layer by layer</h2><div class="row">{pictures}</div>'
-        f"{_table(found.HEAD, found.table(), words=2)}<p>{_text(LEGEND)}.</p></section>"
-        f"{_origin(found.about, versions, found.kept, command)}"
+        f"{html_table(found.HEAD, found.table(), words=2)}<p>{escaped(LEGEND)}.</p></section>"
+        f"{origin(found.about, versions, found.kept, command)}"
     )
     write_whole(path, document(title, body))

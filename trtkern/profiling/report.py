@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -85,20 +86,12 @@ class MemoryReport:
 
     def __str__(self) -> str:
         head = ("layer", "type", "output", "predicted", "measured", "kept")
-        lines = [head]
+        lines: list[Sequence[str]] = [head]
         for row in self.rows:
             predicted = "unknown" if row.predicted is None else size(row.predicted)
             lines.append((row.name, row.kind, _shape(row), predicted, size(row.measured), row.kept))
         lines.append(("total", "", "", size(self.predicted), size(self.measured), ""))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        right = (3, 4)
-        table = [
-            "  ".join(
-                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=False))
-            )
-            + f"  {line[5]}"
-            for line in lines
-        ]
+        table = aligned(lines, right=(3, 4))
         return "\n".join(line.rstrip() for line in (*table, "", *self._notes()))
 
     def _notes(self) -> list[str]:
@@ -119,6 +112,16 @@ class MemoryReport:
 
 def _shape(row: LayerMemory) -> str:
     return "x".join(map(str, row.shape))
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
+    """Lines of cells in columns as wide as their widest cell; those of the numbers ``right`` end together, the others
+    begin together."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
 
 
 def size(count: int) -> str:

@@ -63,9 +63,14 @@ def _names(axes: Axes, points: list[tuple[PartTime, float, float, bool]]) -> Non
         )  # fmt: skip
 
 
+def uncounted(found: StepProfile) -> list[PartTime]:
+    """The layers that move bytes and whose FLOP are not counted."""
+    return [row for row in found.rows if row.bytes and not row.flops]
+
+
 def bandwidth(axes: Axes, found: StepProfile) -> None:
     """Bytes per second of the layers whose FLOP are not counted: neurons, normalisation, pooling; a bar a direction."""
-    rows = [row for row in found.rows if row.bytes and not row.flops]
+    rows = uncounted(found)
     for index, row in enumerate(rows):
         color = COLORS.get(row.group, COLORS["other layers"])
         for part, shift, filled in ((row.forward, -0.2, True), (row.backward, 0.2, False)):
@@ -105,8 +110,7 @@ def plot(found: StepProfile, path: Path) -> None:
     Raises:
         OSError, ValueError: the file cannot be written, or its kind is unknown.
     """
-    others = sum(1 for row in found.rows if row.bytes and not row.flops)
-    figure = Figure(figsize=(12, max(4.6, 1.6 + 0.24 * others)), layout="constrained")
+    figure = Figure(figsize=(12, max(4.6, 1.6 + 0.24 * len(uncounted(found)))), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(found.notes()[0], fontsize=9, parse_math=False)
     left, right = figure.subplots(1, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trtkern.profiling.rates import Rates
-from trtkern.profiling.report import size
+from trtkern.profiling.report import aligned, size
 from trtkern.profiling.work import SIZES
 
 LEGEND = (
@@ -212,13 +212,7 @@ class StepProfile:
 
     def __str__(self) -> str:
         lines = [self.HEAD, *self.table()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = (
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        shown = aligned(lines, right=range(2, len(self.HEAD)))
         return "\n".join(line.rstrip() for line in (*shown, "", *self.notes(), LEGEND, "", *self.verdict()))
 
     def write_trace(self, path: Path) -> None:

@@ -128,10 +128,9 @@ def _neuron(call: Call) -> Moved:
 def _norm(module: BatchNormLIF, call: Call, y: Tensor) -> Moved:
     """BatchNorm + LIF of y, which may be without memory."""
     given = call.given(1, "residual")
-    device = next(leaf for leaf in tree_leaves(call.output) if isinstance(leaf, Tensor)).device.type
-    if choose(module.lif.backend, "batch_norm_lif", device, y.dtype, module.lif.spec.token) == "reference":
-        return _sizes(call)
     out = next(leaf for leaf in tree_leaves(call.output) if isinstance(leaf, Tensor))
+    if choose(module.lif.backend, "batch_norm_lif", out.device.type, y.dtype, module.lif.spec.token) == "reference":
+        return _sizes(call)
     e, steps, static = y.element_size(), y.shape[0], _check.is_static(y)
     inside = module.pool == 2 and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     training = module.training or module.running_mean is None

@@ -83,7 +83,7 @@ def write(
         sections.append(_confusions(counts, classes))
     if activity:
         sections.append(_firing(activity))
-    sections.append(_origin(settings, versions, memory, command))
+    sections.append(origin(settings, versions, memory, command))
     write_whole(path, document(title, "\n".join(sections)))
 
 
@@ -92,9 +92,9 @@ def document(title: str, body: str) -> bytes:
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n"
     )
-    return f"{head}<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n".encode()
+    return f"{head}<body><h1>{escaped(title)}</h1>\n{body}\n</body></html>\n".encode()
 
 
 def _checked(confusion: Tensor, classes: Sequence[str]) -> Tensor:
@@ -111,27 +111,29 @@ def _checked(confusion: Tensor, classes: Sequence[str]) -> Tensor:
     return confusion
 
 
-def _text(value: object) -> str:
+def escaped(value: object) -> str:
+    """For people and for HTML."""
     return escape(figures.printable(value))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", words: int = 1) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", words: int = 1) -> str:
     """A table whose first ``words`` columns are words, the others numbers."""
     kinds = ["" if i < words else ' class="n"' for i in range(len(head))]
-    top = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, head, strict=True))
+    top = "".join(f"<th{kind}>{escaped(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     lines = (
-        "<tr>" + "".join(f"<td{kind}>{_text(value)}</td>" for kind, value in zip(kinds, row, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{escaped(value)}</td>" for kind, value in zip(kinds, row, strict=True)) + "</tr>"
         for row in rows
     )
-    shown = f"<caption>{_text(caption)}</caption>" if caption else ""
+    shown = f"<caption>{escaped(caption)}</caption>" if caption else ""
     top = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
     return f'<div class="wide"><table>{shown}{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _figure(svg: str, caption: str, wide: bool = False) -> str:
+def figure(svg: str, caption: str, wide: bool = False) -> str:
+    """A picture, as SVG, with its caption."""
     kind = ' class="wide"' if wide else ""
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{_text(caption)}" ', 1)
-    return f"<figure{kind}>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escaped(caption)}" ', 1)
+    return f"<figure{kind}>{svg}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 
 def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str, float]]) -> str:
@@ -142,7 +144,7 @@ def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str,
             f"{averages[p]:.2%}" if p == "accuracy" else f"{averages[p]:.4g}" if p in averages else "" for p in parts
         )
         lines.append([split, *shown])
-    table = _table(["split", *(part.replace("_", " ") for part in parts)], lines) if final else ""
+    table = html_table(["split", *(part.replace("_", " ") for part in parts)], lines) if final else ""
     if not rows:
         return f"<section><h2>Result</h2>{table}<p>No epoch was finished.</p></section>"
     seconds = sum(row["seconds"] for row in rows)
@@ -152,7 +154,7 @@ def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str,
     waits = [row["loader_share"] for row in rows if row.get("loader_share") is not None]
     if waits:
         text += f", {sum(waits) / len(waits):.1%} of the time waiting for data"
-    return f"<section><h2>Result</h2>{table}<p>{_text(text)}.</p></section>"
+    return f"<section><h2>Result</h2>{table}<p>{escaped(text)}.</p></section>"
 
 
 def _duration(seconds: float) -> str:
@@ -173,7 +175,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         "Learning rate at the beginning of each epoch.": figures.learning_rate,
     }
     pictures = (
-        _figure(figures.svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
+        figure(figures.svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
         for i, (caption, draw) in enumerate(drawn.items())
     )
     return f'<section><h2>Learning curves</h2><div class="row">{"".join(pictures)}</div></section>'
@@ -184,7 +186,7 @@ def _confusions(counts: Tensor, classes: Sequence[str]) -> str:
     side = min(4.2 + 0.2 * number, 8.0)
     shade = "Shade: root of the share of the row" + ("; number: count." if number <= figures.NUMBERED else ".")
     draw = partial(figures.confusion, counts=counts, classes=classes)
-    picture = _figure(figures.svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}", wide=True)
+    picture = figure(figures.svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}", wide=True)
     totals, right, taken = counts.sum(1), counts.diagonal(), counts.sum(0)
     wrong = (counts - torch.diag(right)).flatten()
     order = wrong.argsort(descending=True, stable=True)[:TOP]
@@ -194,13 +196,13 @@ def _confusions(counts: Tensor, classes: Sequence[str]) -> str:
         if count:
             top.append([classes[true], classes[guess], f"{count:,}", _share(count, totals[true])])
     heading = f"Most frequent confusions (of {int(wrong.sum()):,} errors in {int(totals.sum()):,})"
-    confusions = _table(["true class", "taken for", "count", "share of the class"], top, heading, words=2)
+    confusions = html_table(["true class", "taken for", "count", "share of the class"], top, heading, words=2)
     lines = [
         [name, f"{int(totals[i]):,}", _share(right[i], totals[i]), _share(right[i], taken[i])]
         for i, name in enumerate(classes)
     ]
     head, chunk = ["class", "images", "accuracy", "precision"], 26
-    each = "".join(_table(head, lines[i : i + chunk]) for i in range(0, number, chunk))
+    each = "".join(html_table(head, lines[i : i + chunk]) for i in range(0, number, chunk))
     note = "Accuracy: share of the images of a class that are found; precision: share of its answers that are right."
     return (
         f'<section><h2>Confusions</h2>{picture}{confusions}<h2>Classes</h2><p>{note}</p><div class="row">{each}</div>'
@@ -216,7 +218,7 @@ def _firing(activity: Mapping[str, LayerActivity]) -> str:
     steps = max(len(layer.rate) for layer in activity.values())
     size = (min(4.6 + 0.25 * steps, 9.0), max(2.2, 1.2 + 0.2 * len(activity)))
     caption = "Mean firing rate of each layer at each timestep."
-    picture = _figure(figures.svg(partial(figures.firing, activity=activity), size, "firing"), caption, wide=True)
+    picture = figure(figures.svg(partial(figures.firing, activity=activity), size, "firing"), caption, wide=True)
     shown = list(range(steps)) if steps <= 8 else [*range(4), *range(steps - 4, steps)]
     head = ["layer", "type", "neurons", "rate", "silent", "saturated", *(f"t={step + 1}" for step in shown)]
     lines = []
@@ -224,23 +226,23 @@ def _firing(activity: Mapping[str, LayerActivity]) -> str:
         rates = [f"{layer.rate[step]:.3f}" if step < len(layer.rate) else "" for step in shown]
         shares = [f"{value:.1%}" for value in (layer.mean, layer.silent, layer.saturated)]
         lines.append([name, layer.kind, f"{layer.neurons:,}", *shares, *rates])
-    found = "".join(f'<p class="problem">{_text(line)}</p>' for line in problems(activity))
+    found = "".join(f'<p class="problem">{escaped(line)}</p>' for line in problems(activity))
     note = "Silent and saturated: share of the neurons that never and that always fired, in all that was seen."
     if len(shown) < steps:
         note += f" Of the {steps} steps the table has the first and last four."
-    return f"<section><h2>Firing rates</h2>{found}{picture}{_table(head, lines, words=2)}<p>{note}</p></section>"
+    return f"<section><h2>Firing rates</h2>{found}{picture}{html_table(head, lines, words=2)}<p>{note}</p></section>"
 
 
-def _origin(
+def origin(
     settings: Mapping[str, Any], versions: Mapping[str, str], memory: str | None, command: Sequence[str] | None
 ) -> str:
     """Settings, versions, memory, command."""
     parts = ["<section><h2>Where it comes from</h2>"]
     if command:
-        parts.append(f"<p>Command:</p><pre>{_text(shlex.join(map(str, command)))}</pre>")
+        parts.append(f"<p>Command:</p><pre>{escaped(shlex.join(map(str, command)))}</pre>")
     if memory:
-        parts.append(f"<p>Memory:</p><pre>{_text(memory)}</pre>")
-    tables = _table(["", ""], _flat(settings), "Settings", words=2) + _table(
+        parts.append(f"<p>Memory:</p><pre>{escaped(memory)}</pre>")
+    tables = html_table(["", ""], _flat(settings), "Settings", words=2) + html_table(
         ["", ""], versions.items(), "Versions", words=2
     )
     return "".join([*parts, f'<div class="row">{tables}</div></section>'])
