@@ -6,14 +6,14 @@
 
 Each image has its own draw; the frames of a sequence share one. All draws come from the generator, on the CPU, so that
 a GPU sees the same images and ``generator.get_state()`` is all that a run needs to go on bitwise. A transform draws
-numbers (``draw``), then applies them (``apply``). Images keep their dtype, any real one; a hole or a margin is raw 0.
+numbers first (``draw``) and then applies them (``apply``). Images may have any real dtype, which is kept; a hole or a
+margin is raw 0.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -21,33 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Transform(ABC):
-    """One random change; subclasses are frozen dataclasses of numbers, checked when they are made."""
-
-    name: ClassVar[str]
-    """In a recipe."""
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images [B, C, H, W] or [T, B, C, H, W], changed.
-
-        Raises:
-            TypeError, ValueError: images or a generator of another kind; images too small for the transform.
-        """
-        _check(images, generator)
-        count, _, height, width = images.shape[-4:]
-        drawn = self.draw(count, height, width, generator)
-        drawn = drawn.contiguous().pin_memory() if images.is_cuda else drawn  # else the copy would wait for the GPU
-        return self.apply(images, drawn.to(images.device, non_blocking=True))
-
-    @abstractmethod
-    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """The random numbers for ``count`` images of that size: [count] or [n, count], on the CPU."""
-
-    @abstractmethod
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The images with these draws, which lie on their device."""
+from trtkern.data.transform import Transform, below, check, real, take, whole
 
 
 @dataclass(frozen=True)
@@ -63,9 +37,9 @@ class Crop(Transform):
     size: int | None = None
 
     def __post_init__(self) -> None:
-        _whole(self.name, "padding", self.padding, 0)
+        whole(self.name, "padding", self.padding, 0)
         if self.size is not None:
-            _whole(self.name, "size", self.size, 1)
+            whole(self.name, "size", self.size, 1)
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """[2, count]: top and left, in the padded image."""
@@ -73,7 +47,7 @@ class Crop(Transform):
         if min(room) < 0:
             wanted = f"at least {(self.size or 0) - 2 * self.padding} pixels a side for {self}"
             raise ValueError(f"augment: crop: expected images of {wanted}, got {height} x {width}; raise the padding")
-        return _below(torch.tensor(room)[:, None] + 1, count, generator)
+        return below(torch.tensor(room)[:, None] + 1, count, generator)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """drawn: [2, B], top and left."""
@@ -81,7 +55,7 @@ class Crop(Transform):
             start[:, None] - self.padding + torch.arange(self.size or side, device=images.device)
             for start, side in zip(drawn, images.shape[-2:], strict=True)
         )
-        return _take(images, rows, columns)
+        return take(images, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -92,7 +66,7 @@ class Flip(Transform):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (_real(self.p) and 0 <= self.p <= 1):
+        if not (real(self.p) and 0 <= self.p <= 1):
             raise ValueError(f"augment: flip: expected p of 0 to 1, got {self.p!r}")
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -116,11 +90,11 @@ class Cutout(Transform):
     length: int = 16
 
     def __post_init__(self) -> None:
-        _whole(self.name, "length", self.length, 1)
+        whole(self.name, "length", self.length, 1)
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """[2, count]: row and column of the centre."""
-        return _below(torch.tensor([[height], [width]]), count, generator)
+        return below(torch.tensor([[height], [width]]), count, generator)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """drawn: [2, B], the centre."""
@@ -141,11 +115,11 @@ class Roll(Transform):
     shift: int = 5
 
     def __post_init__(self) -> None:
-        _whole(self.name, "shift", self.shift, 0)
+        whole(self.name, "shift", self.shift, 0)
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """[2, count]: dy (down) and dx (right)."""
-        return _below(torch.full((2, 1), 2 * self.shift + 1), count, generator) - self.shift
+        return below(torch.full((2, 1), 2 * self.shift + 1), count, generator) - self.shift
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """drawn: [2, B], dy and dx."""
@@ -153,7 +127,7 @@ class Roll(Transform):
             (torch.arange(side, device=images.device) - offset[:, None]) % side
             for offset, side in zip(drawn, images.shape[-2:], strict=True)
         )
-        return _take(images, rows, columns)
+        return take(images, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -177,10 +151,10 @@ class ResizedCrop(Transform):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        _whole(self.name, "size", self.size, 1)
+        whole(self.name, "size", self.size, 1)
         for name in ("scale", "ratio"):
             value = getattr(self, name)
-            pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_real, value))
+            pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(real, value))
             if not pair or not 0 < value[0] <= value[1] < math.inf:
                 raise ValueError(f"augment: resized_crop: expected {name} as 0 < least <= greatest, got {value!r}")
             object.__setattr__(self, name, tuple(value))  # a recipe file has a list
@@ -193,8 +167,8 @@ class ResizedCrop(Transform):
         wide, high = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
         fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
         first = fits.byte().argmax(0, keepdim=True)
-        wide, high = (side.gather(0, first)[0] for side in (wide, high))
-        place = _below(torch.stack([height - high + 1, width - wide + 1]), count, generator)
+        wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]
+        place = below(torch.stack([height - high + 1, width - wide + 1]), count, generator)
         middle_wide = min(width, max(1, round(height * self.ratio[1])))
         middle_high = min(height, max(1, round(width / self.ratio[0])))
         middle = [(height - middle_high) // 2, (width - middle_wide) // 2, middle_high, middle_wide]
@@ -233,7 +207,7 @@ class Pipeline:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """As ``Transform.__call__``; without transforms the images themselves."""
-        _check(images, generator)
+        check(images, generator)
         for transform in self.transforms:
             images = transform(images, generator)
         return images
@@ -259,43 +233,3 @@ class Pipeline:
     def to_recipe(self) -> list[dict[str, Any]]:
         """The inverse of ``from_recipe``, every number written out, as plain JSON types."""
         return [{"name": step.name, **json.loads(json.dumps(asdict(step)))} for step in self.transforms]
-
-
-def _check(images: Tensor, generator: torch.Generator) -> None:
-    if not isinstance(images, Tensor) or images.is_complex():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"augment: expected images as a real tensor, got {got}")
-    if images.dim() not in (4, 5) or 0 in images.shape:
-        raise ValueError(
-            f"augment: expected images [B, C, H, W] or sequences [T, B, C, H, W], got {list(images.shape)}"
-        )
-    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-        came = generator.device if isinstance(generator, torch.Generator) else type(generator).__name__
-        raise ValueError(f"augment: expected a torch.Generator on the CPU, got {came}; the images may be anywhere")
-
-
-def _real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _whole(transform: str, name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"augment: {transform}: expected {name} as an integer of at least {least}, got {value!r}")
-
-
-def _below(limits: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Integers [n, count] of 0..limit - 1, for limits [n, 1] or [n, count].
-
-    floor(u n) with 53 random bits in u has every value below n with a probability of 1/n to within 2**-53, and never n.
-    """
-    return (torch.rand(limits.shape[0], count, dtype=torch.float64, generator=generator) * limits).long()
-
-
-def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """out[..., b, c, i, j] = images[..., b, c, rows[b, i], columns[b, j]], 0 where an index is beyond the border."""
-    height, width = images.shape[-2:]
-    known = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    index = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    flat = index.flatten(1).unsqueeze(1).expand(*images.shape[:-2], -1)
-    out = images.flatten(-2).gather(-1, flat).unflatten(-1, index.shape[1:])
-    return out.masked_fill(~known.unsqueeze(1), 0)
