@@ -154,11 +154,10 @@ def test_nonfinite_statistics_raise_the_flag_and_change_nothing(backend, device)
 
 def test_two_runs_are_bitwise_equal(backend, device):
     runs = []
-    timesteps = 5 if backend == "triton" and device == "cpu" else 18
     for _ in range(2):
         torch.manual_seed(3)
         layer = snn.BatchNormLIF(7, backend=backend, pool=2, neuron=snn.PLIF, channels=7).to(device)
-        y = torch.randn(timesteps, 2, 7, 6, 10, device=device, requires_grad=True)
+        y = torch.randn(18, 2, 7, 6, 10, device=device, requires_grad=True)
         s = layer(y)
         (s * torch.randn_like(s)).sum().backward()
         runs.append((s.detach(), y.grad, *(p.grad for p in layer.parameters()), layer.running_var))
@@ -237,8 +236,6 @@ def block(backend, device, checkpoint):
 
 @pytest.mark.parametrize("static", [False, True])
 def test_checkpointed_blocks_have_the_same_gradients_and_keep_less(backend, device, static):
-    if backend == "triton" and device == "cpu" and not static:
-        pytest.skip("Triton's interpreter takes seconds, and only the first of three layers would differ")
     found = []
     for checkpoint in (False, True):
         layers = block(backend, device, checkpoint)

@@ -79,7 +79,7 @@ def test_fires_strictly_above_the_threshold(backend, device):
 @pytest.mark.parametrize("reset", ["hard", "soft", "none"])
 @pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
 def test_nan_stays_in_its_neuron(backend, device, reset, surrogate):
-    clean = torch.randn(4, 1, 3, 5)
+    clean = torch.randn(6, 1, 3, 5)
     x = clean.clone()
     x[2, 0, 1, 3] = torch.nan
     spec = LIFSpec(reset, surrogate)
@@ -95,7 +95,7 @@ def test_nan_stays_in_its_neuron(backend, device, reset, surrogate):
     assert (spikes[2:, 0, 1, 3] == 0).all()
     assert v[2:, 0, 1, 3].isnan().all()
     assert gx[:, 0, 1, 3].isnan().all()
-    others = torch.ones(4, 1, 3, 5, dtype=torch.bool)
+    others = torch.ones(6, 1, 3, 5, dtype=torch.bool)
     others[:, 0, 1, 3] = False
     for got, want in zip(results["nan"], results["clean"], strict=True):
         assert torch.equal(got[others], want[others])
