@@ -23,6 +23,7 @@ import torch
 from trtkern import selftest
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
+from trtkern.bench import rows
 
 
 def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -60,7 +61,7 @@ def judged(name: str, run: Callable[[], Any]) -> bool:
     try:
         verdict = "ok" if run() else "WRONG"
     except Exception as error:  # of whatever kind: the others run
-        verdict = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        verdict = f"FAILED: {rows.words(error)}"
     print(f"{name}: {verdict}, {time.monotonic() - begin:.1f} s", flush=True)
     return verdict == "ok"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trtkern.bench import peers
+from trtkern.bench import peers, rows
 from trtkern.bench.layers import Layer, Where, backends
 from trtkern.models import load_reference_weights, resnet19, vggsnn
 from trtkern.nn import TRTLoss
@@ -110,7 +110,7 @@ def entries(case: str, network: Network, device: torch.device) -> Iterator[Entry
         try:
             layers = [layer for layer in peer.layers(where) if " LIFNode m" in layer.name]
         except Exception as error:  # of whatever kind: the others are measured
-            yield peer.name, peer.version, "failed", words(error)
+            yield peer.name, peer.version, "failed", rows.words(error)
     library = f"torch {torch.__version__}"
     for layout, form in LAYOUTS.items():
         made = partial(plain_network, case, network, device, form=form)
@@ -139,8 +139,3 @@ def own(case: str, network: Network, device: torch.device, backend: str, capture
     if captured:
         form += ", CUDA graph" if device.type == "cuda" else ", the captured step without a graph"
     return Entry(f"trtkern {backend}{form}", "trtkern", model, TRTLoss(model), captured=captured)
-
-
-def words(error: Exception) -> str:
-    """An error in one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 
 import gpu_stages
 import torch
-from gpu_networks import CASES, SMALL, Entry, Network, entries, inputs, plain, plain_network, words
+from gpu_networks import CASES, SMALL, Entry, Network, entries, inputs, plain, plain_network
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
@@ -158,9 +157,7 @@ def main() -> None:
     network = (SMALL if options.rehearse else CASES)[options.case]
     size = "x".join(map(str, (network.timesteps, network.batch, *network.shape)))
     same: dict[str, Any] = {
-        "date": measure.today(), "commit": measure.commit(), "machine": rows.machine(device),
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-        "threads": torch.get_num_threads(), "malloc": "default", "suite": "step", "op": "step",
+        **rows.origin(device), "malloc": "default", "suite": "step", "op": "step",
         "case": f"{options.case} step {size} {options.dtype}", "shape": size.replace("x", ","), "dtype": options.dtype,
         "direction": "both", "command": f"python {os.path.relpath(sys.argv[0])} {' '.join(sys.argv[1:])}",
     }  # fmt: skip
@@ -223,7 +220,7 @@ def admit(
             measure.warm_up(candidate, CapturedStep.WARM_UP, math.inf if entry.captured else seconds / 60)
             admitted.append(Admitted(entry, candidate, memory.peak(candidate, device)))
         except Exception as error:  # of whatever kind, out of memory too: the others are measured
-            sink([leave(status="failed", note=words(error))])
+            sink([leave(status="failed", note=rows.words(error))])
     return admitted
 
 
@@ -232,7 +229,7 @@ def timed(
 ) -> list[rows.Row]:
     """Interleaved rounds, at least one, until ``end`` (``time.monotonic``); the rows, also when it is interrupted."""
     candidates = [each.candidate for each in admitted]
-    timer = measure.on_gpu if device.type == "cuda" else measure.on_cpu
+    timer = measure.clock(device)
     times: dict[str, list[float]] = {}
     try:
         for number in range(rounds):

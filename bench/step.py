@@ -12,19 +12,23 @@ ratio to the ReLU network, or to plain torch in channels_last.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trtkern.bench.measure import Candidate, command_line
+from trtkern.bench import rows
+from trtkern.bench.measure import ROOT, Candidate, append, interleave, warm_up
 from trtkern.models import load_reference_weights, resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
 from trtkern.nn import TRTLoss
+from trtkern.training.pages import keep_pages
 
 # The network that the tests compare with: nothing of trtkern is in it.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -144,5 +148,67 @@ def build_resnet(case: str, backend: str) -> tuple[list[Candidate], Candidate]:
     return candidates, plainly
 
 
+BUILDERS = {"vggsnn-4": build, "resnet19-4": build_resnet}
+
+
+def measured(
+    case: str, candidates: Sequence[Candidate], baseline: Candidate, rounds: int, malloc: str
+) -> list[dict[str, Any]]:
+    """A row of bench/results.csv for each; each ratio is taken to the baseline of its own round."""
+    everything = [baseline, *candidates]
+    for candidate in everything:
+        warm_up(candidate)
+    times = interleave(everything, [rounds] * len(everything), case)
+    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    made = []
+    for candidate in everything:
+        base = times[baseline.name]
+        found = rows.figures(times[candidate.name], base, base, 0, 0)
+        ratio = {"times_limit" + end: found.pop("times_ours" + end) for end in ("", "_low", "_high")}
+        made.append(
+            {
+                **rows.origin(torch.device("cpu")), "malloc": malloc, "case": case, "candidate": candidate.name,
+                "baseline": baseline.name, **found, "gb_per_s": 0.0, **ratio, "compile_s": 0.0, "command": command,
+            }
+        )  # fmt: skip
+    return made
+
+
+def show(made: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table on the terminal."""
+    first = made[0]
+    print(f"\n{first['case']}  ({first['machine']}, {first['threads']} threads, malloc: {first['malloc']})")
+    print(f"{'candidate':34} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9} {'x limit':>8}  90 % interval")
+    for row in sorted(made, key=lambda row: row["p50_ms"]):
+        times = " ".join(f"{row[name]:9.3f}" for name in ("p20_ms", "p50_ms", "p80_ms"))
+        ratio = f"{row['times_limit']:8.2f}  {row['times_limit_low']:.2f} to {row['times_limit_high']:.2f}"
+        print(f"{row['candidate']:34} {times} {ratio}")
+
+
+def main() -> None:
+    """Run the cases that the command line asks for, show their rows and append them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", default="", help="only cases whose name starts with this")
+    parser.add_argument("--backend", default="cpu", help="the backend to measure (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
+    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="keep pages, or glibc's defaults")
+    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results.csv", help="CSV to append rows to")
+    options = parser.parse_args()
+    chosen = [case for case in BUILDERS if case.startswith(options.case)]
+    if not chosen or options.rounds < 3:
+        parser.error(f"expected a case of {', '.join(BUILDERS)} and at least 3 rounds")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    malloc = "glibc default"
+    if options.malloc == "keep":
+        malloc = "keeps pages" if keep_pages() else "keeps pages was asked for, and the C library refused"
+    torch.manual_seed(0)
+    for case in chosen:
+        made = measured(case, *BUILDERS[case](case, options.backend), options.rounds, malloc)
+        show(made)
+        append(made, options.output)
+
+
 if __name__ == "__main__":
-    command_line(__doc__ or "", {"vggsnn-4": build, "resnet19-4": build_resnet}, rounds=15)
+    main()

@@ -17,6 +17,7 @@ from trtkern import reference
 from trtkern.bench import gate
 from trtkern.bench.cases import DTYPES, Case, rotations
 from trtkern.bench.layers import OWN, Layer, Neuron
+from trtkern.profiling.rates import wait
 from trtkern.training.pages import mapping_anew
 
 Run = Callable[[], Any]
@@ -238,8 +239,7 @@ def _contestant(layer: Layer, passes: Passes, truths: _Truths, sets: Sets) -> Co
         x, g = (t.detach().narrow(axis, 0, 1).contiguous() for t in sets[0])
         start = time.perf_counter()
         passes.results((x, g))
-        if sets[0][0].device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(x.device)
         return (time.perf_counter() - start) * sets[0][0].shape[axis]
 
     if layer.quadratic:

@@ -1,8 +1,7 @@
-"""Measuring: interleaved rounds, paired ratios, quantiles; and the rows of the programs in ``bench/``."""
+"""Measuring: interleaved rounds, paired ratios, quantiles; and where and when a row of ``bench/`` was measured."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import platform
@@ -11,8 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 
 from trtkern import __version__
-from trtkern.training.pages import keep_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
@@ -57,33 +55,6 @@ class Candidate:
         return seconds
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measurement. Times in milliseconds; ``limit`` is the time of ``baseline`` in the same rounds, for as many
-    bytes where they are known: the copy rate, or another network's step."""
-
-    date: str
-    commit: str
-    machine: str
-    versions: str
-    threads: int
-    malloc: str
-    case: str
-    candidate: str
-    baseline: str
-    rounds: int
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    bytes: int
-    gb_per_s: float
-    times_limit: float
-    times_limit_low: float
-    times_limit_high: float
-    compile_s: float
-    command: str
-
-
 def quantile(values: list[float], q: float) -> float:
     """Linear interpolation between the sorted values."""
     ordered = sorted(values)
@@ -91,17 +62,6 @@ def quantile(values: list[float], q: float) -> float:
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
-
-
-def measure(
-    case: str, candidates: list[Candidate], copy: Candidate, rounds: int, malloc: str, seed: int = 0
-) -> list[Row]:
-    """Visit all candidates in random order, round after round; each ratio is taken to the copy of its own round."""
-    everything = [copy, *candidates]
-    for candidate in everything:
-        warm_up(candidate)
-    times = interleave(everything, [rounds] * len(everything), case, seed)
-    return [_row(case, candidate, times[candidate.name], times[copy.name], copy, malloc) for candidate in everything]
 
 
 def on_cpu(run: Callable[[], object]) -> float:
@@ -119,6 +79,11 @@ def on_gpu(run: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
+
+
+def clock(device: torch.device) -> Timer:
+    """That of a device."""
+    return on_gpu if device.type == "cuda" else on_cpu
 
 
 def interleave(
@@ -177,34 +142,6 @@ def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 
     )
 
 
-def _row(case: str, candidate: Candidate, mine: list[float], copies: list[float], copy: Candidate, malloc: str) -> Row:
-    scale = candidate.bytes / copy.bytes if copy.bytes else 1.0
-    middle, low, high = median_ratio(mine, copies, scale)
-    p50 = statistics.median(mine)
-    return Row(
-        date=today(),
-        commit=commit(),
-        machine=machine(),
-        versions=f"python {platform.python_version()}, torch {torch.__version__}",
-        threads=torch.get_num_threads(),
-        malloc=malloc,
-        case=case,
-        candidate=candidate.name,
-        baseline=copy.name,
-        rounds=len(mine),
-        p20_ms=round(1e3 * quantile(mine, 0.2), 4),
-        p50_ms=round(1e3 * p50, 4),
-        p80_ms=round(1e3 * quantile(mine, 0.8), 4),
-        bytes=candidate.bytes,
-        gb_per_s=round(candidate.bytes / p50 / 1e9, 2),
-        times_limit=round(middle, 3),
-        times_limit_low=round(low, 3),
-        times_limit_high=round(high, 3),
-        compile_s=round(candidate.compile_s, 1),
-        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-    )
-
-
 def machine() -> str:
     """The CPU as the system names it, its cores and the widest instruction set that the kernels know."""
     name, flags = platform.processor() or platform.machine(), ""
@@ -246,46 +183,3 @@ def append(rows: list[dict[str, Any]], path: Path) -> None:
         if fresh:
             writer.writeheader()
         writer.writerows(rows)
-
-
-def show(rows: list[Row]) -> None:
-    """The rows as a table on the terminal."""
-    print(f"\n{rows[0].case}  ({rows[0].machine}, {rows[0].threads} threads, malloc: {rows[0].malloc})")
-    print(f"{'candidate':34} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9} {'GB/s':>7} {'x limit':>8}  90 % interval")
-    for row in sorted(rows, key=lambda row: row.p50_ms):
-        print(
-            f"{row.candidate:34} {row.p20_ms:9.3f} {row.p50_ms:9.3f} {row.p80_ms:9.3f} {row.gb_per_s:7.1f} "
-            f"{row.times_limit:8.2f}  {row.times_limit_low:.2f} to {row.times_limit_high:.2f}"
-        )
-
-
-Build = Callable[[str, str], tuple[list[Candidate], Candidate]]
-"""From a case and a backend to what is timed, and what that is measured against."""
-
-
-def command_line(doc: str, cases: Mapping[str, Build], rounds: int = 25) -> None:
-    """What every program here understands: runs the cases that it is told to, shows their rows and appends them."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", default="", help="only cases whose name starts with this")
-    parser.add_argument("--backend", default="cpu", help="the backend to measure (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default: {rounds})")
-    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="keep pages, or glibc's defaults")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results.csv", help="CSV to append rows to")
-    options = parser.parse_args()
-    chosen = [case for case in cases if case.startswith(options.case)]
-    if not chosen or options.rounds < 3:
-        parser.error(f"expected a case of {', '.join(cases)} and at least 3 rounds")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    malloc = "glibc default"
-    if options.malloc == "keep":
-        malloc = "keeps pages" if keep_pages() else "keeps pages was asked for, and the C library refused"
-    torch.manual_seed(0)
-    for case in chosen:
-        candidates, baseline = cases[case](case, options.backend)
-        rows = measure(case, candidates, baseline, options.rounds, malloc)
-        show(rows)
-        append([asdict(row) for row in rows], options.output)
-        del candidates, baseline
-        torch._dynamo.reset()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from trtkern.bench.measure import Candidate, on_cpu
+from trtkern.profiling.unchanged import quiet
 
 
 def peak(candidate: Candidate, device: torch.device) -> int:
@@ -26,7 +23,7 @@ def peak(candidate: Candidate, device: torch.device) -> int:
         candidate.call(on_cpu)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with warnings.catch_warnings(), _silence():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             candidate.call(on_cpu)
@@ -56,17 +53,3 @@ def _highest(profile: torch.profiler.profile) -> int:
         held += change
         highest = max(highest, held)
     return highest
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Without what the profiler's C++ writes to stderr: two lines a call in torch 2.13."""
-    sys.stderr.flush()
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import platform
 import shlex
 import time
 from dataclasses import dataclass, field, replace
@@ -116,8 +115,8 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
     visits = planned(seconds, share - (time.monotonic() - begin), bench.options.rounds)
     times: dict[str, list[float]] = {}
     try:
-        timer = measure.on_gpu if device.type == "cuda" else measure.on_cpu
-        measure.interleave(candidates, visits, f"{bench.case.name} {direction}", timer=timer, times=times)
+        label, timer = f"{bench.case.name} {direction}", measure.clock(device)
+        measure.interleave(candidates, visits, label, timer=timer, times=times)
     except KeyboardInterrupt:
         if min(map(len, times.values()), default=0):
             raise Interrupted(_rows(bench, direction, fit, candidates, times, peaks)) from None
@@ -167,9 +166,7 @@ def _rows(
     first = next((one.who.name for one in fit if one.library == "trtkern"), "")
     none = [math.nan] * len(times["copy_"])
     same: dict[str, Any] = {
-        "date": measure.today(), "commit": measure.commit(), "machine": rows.machine(options.device),
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-        "threads": torch.get_num_threads(), "malloc": options.malloc, "suite": options.suite, "case": case.name,
+        **rows.origin(options.device), "malloc": options.malloc, "suite": options.suite, "case": case.name,
         "op": case.op, "shape": ",".join(map(str, case.shape)), "dtype": case.dtype, "direction": direction,
         "command": shlex.join(options.command),
     }  # fmt: skip

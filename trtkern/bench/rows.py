@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import platform
 import re
 import statistics
 from collections.abc import Iterable, Mapping
@@ -76,6 +77,20 @@ def figures(mine: list[float], copies: list[float], ours: list[float], bytes_: i
         middle, low, high = measure.median_ratio(mine, ours)
         made |= {"times_ours": round(middle, 3), "times_ours_low": round(low, 3), "times_ours_high": round(high, 3)}
     return made
+
+
+def words(error: Exception) -> str:
+    """An error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def origin(device: torch.device) -> dict[str, Any]:
+    """Of a row measured now in this process: date, commit, machine, versions, threads."""
+    return {
+        "date": measure.today(), "commit": measure.commit(), "machine": machine(device),
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def machine(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from trtkern.bench import contest, layers, others, peers, rounds, rows
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.rounds import Bench, Interrupted, Options, Ready
+from trtkern.profiling.rates import wait
 
 _TIMING = 0.4
 """Of the budget of a case kept for the rounds: who has not been compiled and checked before is left out."""
@@ -80,7 +81,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         try:
             theirs = peer.layers(where)
         except Exception as error:  # of whatever kind: the bench goes on without this library
-            bench.left_out.append((peer.name, peer.version, "failed", _words(error)))
+            bench.left_out.append((peer.name, peer.version, "failed", rows.words(error)))
             continue
         compared += theirs
         versions |= {layer.name: f"{peer.name} {peer.version}" for layer in theirs}
@@ -98,10 +99,6 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
 
 def _library(name: str) -> str:
     return "trtkern" if name.startswith("trtkern") else f"torch {torch.__version__}"
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _admit(bench: Bench, who: contest.Contestant, library: str) -> None:
@@ -125,14 +122,9 @@ def _admit(bench: Bench, who: contest.Contestant, library: str) -> None:
             return leave("WRONG", verdict.words)
         begin = time.perf_counter()
         who.both()
-        _wait(bench.options.device)
+        wait(bench.options.device)
         seconds = time.perf_counter() - begin
     except Exception as error:  # of whatever kind: the others are measured
-        return leave("failed", _words(error))
+        return leave("failed", rows.words(error))
     said = verdict.words if bench.case.dtype != "float32" and not mine and verdict.words.startswith("keeps") else ""
     bench.ready.append(Ready(who, library, compile_s, seconds, "; ".join(filter(None, (who.note, said)))))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from trtkern.profiling.report import MemoryReport
 from trtkern.profiling.step_profile import Part, PartTime, StepProfile
 from trtkern.profiling.subject import ModelStep, Subject
 from trtkern.profiling.timeline import Share, Timeline
-from trtkern.profiling.unchanged import unchanged, uncompiled
+from trtkern.profiling.unchanged import quiet, unchanged, uncompiled
 from trtkern.profiling.work import Work, counted
 
 WARM_UP, WARM_UP_SECONDS = 10, 2.0
@@ -97,7 +96,7 @@ def profile_subject(subject: Subject, steps: int) -> StepProfile:
     """
     device, gpu = subject.device, subject.device.type == "cuda"
     ranges = Ranges(subject.model, nvtx=gpu)
-    with _quiet(), _put_back(subject), unchanged(subject.model, device), uncompiled(), torch.set_grad_enabled(True):
+    with quiet(), _put_back(subject), unchanged(subject.model, device), uncompiled(), torch.set_grad_enabled(True):
         if not subject.backward:
             subject.model.eval()
         elif not subject.model.training:
@@ -197,19 +196,6 @@ def _try(subject: Subject) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         given = subject.about.get("input", "its batch")
         raise ValueError(f"profile: expected an input that {subject.title} takes, got {given}: {error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, torch.profiler does not announce each start and stop on stderr, unless the user wants that."""
-    if "KINETO_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["KINETO_LOG_LEVEL"] = "6"
-    try:
-        yield
-    finally:
-        del os.environ["KINETO_LOG_LEVEL"]
 
 
 @contextmanager

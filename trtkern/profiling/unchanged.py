@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,19 @@ def uncompiled() -> Iterator[None]:
     with stance, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*there are global hooks on modules")
         yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch.profiler does not announce each start and stop on stderr, unless the user wants that."""
+    if "KINETO_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["KINETO_LOG_LEVEL"] = "6"
+    try:
+        yield
+    finally:
+        del os.environ["KINETO_LOG_LEVEL"]
 
 
 @contextmanager
