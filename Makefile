@@ -1,17 +1,36 @@
 # make demo: a spiking network trained on real images; make test: everything that CI runs.
 PYTHON ?= python3
 VENV ?= .venv
+# TORCH=2.11.0 PYTHON=python3.12: any target in an environment of its own, with that torch on that Python.
+# TRITON: which one there; left out, the one that this torch asks for, or that of constraints.txt if it asks for none.
+# setuptools follows too: torch 2.11 wants an older one than torch 2.13.
+TORCH ?=
+TRITON ?=
+ifneq ($(TORCH),)
+VENV := .venv-torch-$(TORCH)-$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+endif
 BIN := $(VENV)/bin
+PINS := $(VENV)/constraints.txt
 RUN := runs/demo
 
-.PHONY: demo test lint format docs bench gpu gpu-bundle gpu-rehearsal clean
+.PHONY: demo test test-torch lint format docs bench gpu gpu-bundle gpu-rehearsal clean
 
 # Files are compiled to bytecode when they are first imported, not thousands of them here.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(PINS)
+ASKS = from importlib.metadata import requires; print(any(r.startswith("triton") for r in requires("torch")))
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),)
+	cp constraints.txt $(PINS)
 	$(INSTALL) torch
+else
+	grep -v -e '^torch==' -e '^triton==' -e '^setuptools==' constraints.txt > $(PINS)
+	$(if $(TRITON),echo 'triton==$(TRITON)' >> $(PINS))
+	$(INSTALL) 'torch==$(TORCH)'
+	echo 'torch==$(TORCH)' >> $(PINS)
+	$(if $(TRITON),,$(BIN)/python -c '$(ASKS)' | grep -q True || grep '^triton==' constraints.txt >> $(PINS))
+endif
 	@touch $@
 
 # The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
@@ -39,6 +58,10 @@ test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST)
+
+test-torch:
+	@test -n '$(TORCH)' || { echo 'which torch? make test-torch TORCH=2.11.0 [PYTHON=python3.12] [TRITON=3.6.0]'; exit 2; }
+	$(MAKE) test
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -28,6 +28,13 @@ def single(**settings):
     return TimeSequential(nn.Conv2d(C, 5, 3), nn.BatchNorm2d(5, **settings), snn.LIF(), nn.AvgPool2d(2))
 
 
+def biasless():
+    """As BatchNorm2d(5, bias=False) is, which torch 2.11 does not know."""
+    net = single()
+    net[1].register_parameter("bias", None)
+    return net
+
+
 def wrapped():
     return nn.Sequential(
         OverTime(nn.Conv2d(C, 5, 3)),
@@ -65,7 +72,7 @@ MODELS = {
     "convolutional": (convolutional, (T, B, C, H, H)),
     "settings": (lambda: single(eps=1e-2, momentum=0.3, affine=False), (T, B, C, H, H)),
     "no statistics": (lambda: single(track_running_stats=False), (T, B, C, H, H)),
-    "no bias": (lambda: single(bias=False), (T, B, C, H, H)),
+    "no bias": (biasless, (T, B, C, H, H)),
     "wrapped": (wrapped, (T, B, C, H, H)),
     "features": (features, (T, B, C, H, H)),
     "unbatched": (unbatched, (T, C, H, H)),

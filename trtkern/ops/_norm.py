@@ -111,18 +111,31 @@ def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> tuple[Tensor,
     mean, var = reference.statistics(y, axis)
     count = y.numel() // y.shape[axis]
     if norm.group is not None:
-        from torch.distributed.nn import functional as distributed
-
         total = mean.new_tensor(float(count))
         torch.distributed.all_reduce(total, group=norm.group)
         share = count / total
         own, spread = mean, var
-        mean = distributed.all_reduce(own * share, group=norm.group)
-        var = distributed.all_reduce((spread + (own - mean).square()) * share, group=norm.group)
+        mean = _Sum.apply(own * share, norm.group)
+        var = _Sum.apply((spread + (own - mean).square()) * share, norm.group)
         count = int(total.item())
     with torch.no_grad():
         _update(norm, mean, var, count)
     return mean, var
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes of a group. What torch has for it, torch.distributed.nn, is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(incoming[0], ctx.group), None
 
 
 def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, int]:

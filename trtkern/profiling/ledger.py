@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -18,6 +19,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_leaves
 
+from trtkern._torch import nodes
 from trtkern.profiling.kept import Call, Kept, formula, span
 from trtkern.profiling.report import LayerMemory, MemoryReport
 from trtkern.profiling.spiking import neuron_steps
@@ -170,7 +172,7 @@ class Ledger:
         """Bytes of what was saved and is in memory now."""
         return sum(saved.bytes for saved in self._saved.values() if not saved.storage.expired())
 
-    def report(self, graph: list[Any], device: str) -> MemoryReport:
+    def report(self, graph: list[GradientEdge], device: str) -> MemoryReport:
         """What there is in memory while nothing but the graph, and what is the caller's, is alive."""
         for saved in self._saved.values():
             if not saved.storage.expired():
@@ -187,13 +189,11 @@ class Ledger:
         ]
         return MemoryReport(tuple(rows), self._steps, device)
 
-    def _held_by_functions(self, graph: list[Any]) -> dict[str, int]:
+    def _held_by_functions(self, graph: list[GradientEdge]) -> dict[str, int]:
         """Bytes by kind of node, of tensors that custom Functions keep where no hook sees them."""
         found: dict[str, int] = {}
         counted: dict[int, StorageWeakRef] = {}
-        nodes, seen = list(graph), set(graph)
-        while nodes:
-            node = nodes.pop()
+        for node in nodes(graph):
             for tensor in tree_leaves(dict(getattr(node, "__dict__", {}))):
                 if not isinstance(tensor, Tensor):
                     continue
@@ -202,9 +202,6 @@ class Ledger:
                     counted[ref.cdata] = ref
                     name = type(node).__name__
                     found[name] = found.get(name, 0) + tensor.untyped_storage().nbytes()
-            behind = [node for node, _ in node.next_functions if node is not None and node not in seen]
-            seen.update(behind)
-            nodes.extend(behind)
         return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from trtkern.ops import _check
@@ -42,12 +43,13 @@ def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None
     inputs = input if isinstance(input, tuple) else (input,)
     device = check_call(model, inputs)
 
-    def forward() -> list[Any]:
+    def forward() -> list[GradientEdge]:
         out = model(*inputs)
         if loss is not None:
             out = (out, loss(out))
         # The graph alone: what is not kept for the backward pass goes.
-        return [leaf.grad_fn for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        return [get_gradient_edge(leaf) for leaf in leaves]
 
     ledger = Ledger(model, [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
     with unchanged(model, device), uncompiled(), torch.enable_grad():
@@ -60,7 +62,7 @@ def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None
         return _on_gpu(ledger, forward, device)
 
 
-def _on_gpu(ledger: Ledger, forward: Callable[[], list[Any]], device: torch.device) -> MemoryReport:
+def _on_gpu(ledger: Ledger, forward: Callable[[], list[GradientEdge]], device: torch.device) -> MemoryReport:
     forward()  # workspaces of libraries and the like come with the first call and stay
     gc.collect()
     before = torch.cuda.memory_allocated(device)

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import (
     _global_forward_hooks_always_called,
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 
+from trtkern._torch import nodes
 from trtkern.profiling.ledger import LOSS, MODEL
 
 STEP, LOADER, OPTIMIZER, INPUT, METRICS = "(step)", "(loader)", "(optimizer)", "(input)", "(metrics)"
@@ -103,16 +105,11 @@ class Ranges:
         """Give every node behind ``total`` an NVTX range in the backward pass; nothing without ``nvtx``."""
         if not self._nvtx or total.grad_fn is None:
             return
-        nodes, seen = [total.grad_fn], {total.grad_fn}
-        while nodes:
-            node = nodes.pop()
+        for node in nodes([get_gradient_edge(total)]):
             place = self.place_of(node._sequence_nr()) if hasattr(node, "_sequence_nr") else None
             if place is not None:
                 node.register_prehook(_opens(f"{PREFIX}{place} backward"))
                 node.register_hook(_closes)
-            behind = {after for after, _ in node.next_functions if after is not None} - seen
-            seen |= behind
-            nodes += behind
 
     def _stack(self) -> list[tuple[str, Any, int]]:
         if not hasattr(self._open, "stack"):

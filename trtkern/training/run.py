@@ -24,7 +24,8 @@ REPORT = "report.html"
 def versions() -> dict[str, str]:
     """Of everything that has a say in the numbers."""
     found = {"trtkern": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in ("torch", "triton", "numpy"):
+    found["torch"] = str(torch.__version__)  # says which build it is, which its package's name may not
+    for package in ("triton", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,82 @@
+"""Every private or version-bound name of torch and Triton that this project uses, and what goes around one of them.
+
+``tests/test_torch_names.py`` reads the sources and fails, on any version of torch, for such a name that has no row in
+``NAMES``. ``make test-torch TORCH=2.11.0`` tries the rows on another version, with everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch.autograd.graph import GradientEdge
+
+TRIED = ("2.10.0", "2.11.0", "2.13.0", "2.14.1")
+"""Versions of torch (with Triton 3.6.0 and 3.8.0) under which the whole suite has run."""
+
+
+class Use(NamedTuple):
+    """Why a name is used, the versions of torch on which it was tried, and the one file that may use it, if one."""
+
+    why: str
+    tried: tuple[str, ...] = TRIED
+    only: str = ""
+
+
+NAMES: dict[str, Use] = {
+    # Functions and classes, by their whole path.
+    "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
+    "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
+    "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
+    "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
+    "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
+    "torch.multiprocessing.reductions.StorageWeakRef": Use("whether a storage is still there, without keeping it"),
+    "torch.nn.modules.batchnorm._BatchNorm": Use("what every BatchNorm is"),
+    "torch.nn.modules.batchnorm._NormBase": Use("what every BatchNorm and InstanceNorm is"),
+    "torch.nn.modules.conv._ConvNd": Use("what every convolution is"),
+    "torch.nn.modules.module._global_forward_hooks_always_called": Use("a handle's remove() forgets its entry there"),
+    "torch.nn.modules.module._global_forward_hooks_with_kwargs": Use("a handle's remove() forgets its entry there"),
+    "torch.utils._python_dispatch.TorchDispatchMode": Use("sees every operator, to count what it computes"),
+    "torch.utils._pytree.tree_leaves": Use("the tensors in whatever a model takes and gives"),
+    "triton.backends.compiler.GPUTarget": Use("what Triton compiles for"),
+    "triton.runtime.driver._active": Use("put back after compiling for a GPU that is not here"),
+    "triton.runtime.driver.active": Use("the GPU that Triton compiles for"),
+    "triton.runtime.driver.set_active": Use("compiles for a GPU that is not here"),
+    # Attributes, by what has them.
+    "Function._dynamo_marked_constant": Use("torch.compiler.assume_constant_result without its import of Dynamo"),
+    "Module._backward_hooks": Use("whether a layer has hooks, which fusing would lose"),
+    "Module._backward_pre_hooks": Use("whether a layer has hooks, which fusing would lose"),
+    "Module._buffers": Use("a module's own buffers, None among them"),
+    "Module._forward_hooks": Use("whether a layer has hooks, which fusing would lose"),
+    "Module._forward_pre_hooks": Use("whether a layer has hooks, which fusing would lose"),
+    "Module._modules": Use("a container's layers by name, to put others in their places"),
+    "Module._parameters": Use("a module's own parameters, None among them"),
+    "Node._raw_saved_self": Use("the input that average pooling keeps: are these words of spikes?"),
+    "Node._saved_*": Use("the settings of that pooling"),
+    "Node._sequence_nr": Use("the number of a node: whose layer it is"),
+    "Node.next_functions": Use("the graph behind a node; see nodes()", only="trtkern/_torch.py"),
+    "OpOverload._overloadpacket": Use("the operator whose floating-point operations torch's table counts"),
+    "StateDict._metadata": Use("the versions of the modules in a state dict"),
+    "Tensor._base": Use("what a tensor is a view of"),
+    "Tensor._is_view": Use("whether it is one"),
+    "Tensor._version": Use("whether a tensor was changed in place"),
+    "UntypedStorage._cdata": Use("which storage it is, also one without memory"),
+}
+"""Each name with why it is used. An attribute of a function of torch.compile's, of a module, a node of autograd's
+graph, an operator, a state dict, a tensor or its storage is named after what has it; ``*`` stands for more than one."""
+
+
+def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:
+    """Every node of autograd's graph behind the edges, each once.
+
+    Edges (``torch.autograd.graph.get_gradient_edge``) and not ``grad_fn``: up to torch 2.11 the ``grad_fn`` of a custom
+    Function does not keep the graph, and refuses ``next_functions`` once the tensor that it was taken from is gone.
+    """
+    todo = [edge.node for edge in edges]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        yield node
+        behind = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= behind
+        todo += behind
