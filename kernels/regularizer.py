@@ -28,7 +28,7 @@ LARGEST = 3.0e38  # e^(delta t) - 1 is cut off here: beyond, its term is 0 in fl
 
 
 @inline
-def _piece(w, grad, slopes, timesteps, weight, scale, mask, GRADIENT: tl.constexpr, ACCUMULATE: tl.constexpr):
+def _piece(w, grad, slopes, timesteps, one, weight, scale, mask, GRADIENT: tl.constexpr, ACCUMULATE: tl.constexpr):
     """Writes or adds the gradient of a piece and returns the sum of w * w * sum_t 1 / (1 + c_t (|w| + eps))."""
     if mask is None:
         x = tl.load(w)
@@ -37,7 +37,7 @@ def _piece(w, grad, slopes, timesteps, weight, scale, mask, GRADIENT: tl.constex
     size = tl.abs(x)
     value = tl.zeros_like(x)
     slope = tl.zeros_like(x)
-    for t in range(0, bound(timesteps)):
+    for t in range(0, bound(timesteps), bound(one)):
         # With k = 1 + c eps and r = 1 / (k + c |w|): the value is w^2 sum r, its derivative w sum r (1 + k r).
         k = tl.load(slopes + timesteps + t)
         r = 1.0 / fma(tl.load(slopes + t), size, k)
@@ -82,12 +82,14 @@ def regularizer_kernel(
         grad = tl.multiple_of(grad, 16)
     offsets = start + tl.arange(0, BLOCK)
     timesteps = tl.cast(timesteps, tl.int32)
+    # Opaque: or LLVM unrolls the loop over time for AMD GPUs, as it does from Triton 3.8 on.
+    one = tl.minimum(tl.cast(count, tl.int32), 1)
     # A full piece needs no mask, which is what makes 16-byte accesses provable whatever the tensor's size.
     if start + BLOCK <= size:
-        total = _piece(w + offsets, grad + offsets, slopes, timesteps, weight, scale, None, GRADIENT, ACCUMULATE)
+        total = _piece(w + offsets, grad + offsets, slopes, timesteps, one, weight, scale, None, GRADIENT, ACCUMULATE)
     else:
         mask = offsets < size
-        total = _piece(w + offsets, grad + offsets, slopes, timesteps, weight, scale, mask, GRADIENT, ACCUMULATE)
+        total = _piece(w + offsets, grad + offsets, slopes, timesteps, one, weight, scale, mask, GRADIENT, ACCUMULATE)
     tl.store(partial + piece, total * weight)
 
 

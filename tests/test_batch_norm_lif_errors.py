@@ -5,6 +5,7 @@ import datetime
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from trtkern import nn as snn
 
@@ -81,7 +82,7 @@ def test_state_dicts_are_those_of_batch_norm():
 def _rank(rank, folder):
     """One of two processes: its half of the batch must give what the whole batch gives in one."""
     torch.set_num_threads(1)
-    meet, patience = f"file://{folder}/meet", datetime.timedelta(seconds=120)
+    meet, patience = f"file://{folder}/meet", datetime.timedelta(seconds=PATIENCE)
     torch.distributed.init_process_group("gloo", init_method=meet, timeout=patience, rank=rank, world_size=2)
     for backend in ("auto", "reference"):
         y = torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 2
@@ -108,7 +109,7 @@ def test_processes_share_their_statistics(tmp_path, one_thread):
     other.start()
     try:
         _rank(0, str(tmp_path))
-        other.join(120)
+        other.join(PATIENCE)
         assert other.exitcode == 0
     finally:
         other.kill()

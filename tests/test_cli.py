@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_files import fashion_files, write
+from patience import PATIENCE
 
 from trtkern import backends, cli, data, selftest
 from trtkern.commands import _runs
@@ -224,7 +225,7 @@ def test_ctrl_c_ends_the_program_with_a_checkpoint(fashion, capsys):
         if line.lstrip().startswith("1/100000"):
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert re.fullmatch(r"trtkern: stopped in epoch \d+ after step 1 of 1, as asked; .*\n", err), err
     folder = "runs/fashion-mnist-trt-seed0"

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from patience import PATIENCE
 
 pytest.importorskip("safetensors")
 
@@ -139,7 +140,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, where, error):
 
 def test_two_at_once_do_not_harm_each_other(tmp_path):
     def slow():
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         time.sleep(0.01)
         return tensors()
 

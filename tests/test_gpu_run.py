@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "bench"))
@@ -28,7 +29,29 @@ def says(words, status=0):
 
 
 def sleeps(before=""):
-    return (sys.executable, "-S", "-c", f"import time; print('begun', flush=True); {before}\ntime.sleep(60)")
+    """For as long as no test waits; what it says before, it has said when it says "begun"."""
+    return (
+        sys.executable,
+        "-S",
+        "-c",
+        f"import time; {before}\nprint('begun', flush=True)\ntime.sleep({2 * PATIENCE})",
+    )
+
+
+@pytest.fixture
+def used_up(monkeypatch, tmp_path):
+    """The time of a stage is used up when its process says "begun", however long that takes."""
+    wait = subprocess.Popen.wait
+
+    def begun(process, timeout=None):
+        if timeout == PATIENCE:  # what the whole stage is allowed
+            while process.poll() is None and not any("begun" in log.read_text() for log in tmp_path.glob("logs/*.log")):
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(process.args, timeout)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", begun)
+    monkeypatch.setattr(gpu_stages, "time", SimpleNamespace(monotonic=lambda: 0.0, time=time.time))
 
 
 def run(tmp_path, *stages, seconds=60.0, grace=0.3):
@@ -60,30 +83,30 @@ def test_a_stage_that_fails_is_reported_and_the_others_run(tmp_path):
     ("tests", "before", "status"),
     [
         (False, "", CUT), (True, "", CUT), (False, "print('FAILED t.py::one')", CUT),
-        (True, "print('FAILED t.py::one', flush=True)", FAILED),
+        (True, "print('FAILED t.py::one')", FAILED),
     ],
 )  # fmt: skip
-def test_a_stage_that_runs_out_is_cut_unless_one_of_its_tests_has_failed(tmp_path, tests, before, status):
-    begin = time.monotonic()
-    (late,) = run(tmp_path, Stage("late", sleeps(before), 1, tests=tests), seconds=1.0, grace=3.0)
-    assert time.monotonic() - begin < 10
+def test_a_stage_that_runs_out_is_cut_unless_one_of_its_tests_has_failed(tmp_path, used_up, tests, before, status):
+    (late,) = run(tmp_path, Stage("late", sleeps(before), 1, tests=tests), seconds=PATIENCE, grace=PATIENCE / 2)
     assert late.status == status and "its time was used up" in late.words
     assert late.words.endswith("KeyboardInterrupt" if status == CUT else "before that FAILED t.py::one")
     assert gpu_stages.exit_status([late]) == int(status == FAILED)
 
 
-def test_tests_that_ignore_the_interrupt_hang_and_are_ended_with_their_children(tmp_path):
-    mark = tmp_path / "alive"
-    child = f"import time, pathlib\nwhile True:\n pathlib.Path({str(mark)!r}).touch(); time.sleep(0.05)"
+def test_tests_that_ignore_the_interrupt_hang_and_are_ended_with_their_children(tmp_path, used_up):
     deaf = (
         "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        f"subprocess.Popen([sys.executable, '-S', '-c', {child!r}])"
+        f"print(subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep({2 * PATIENCE})']).pid)"
     )
-    (late,) = run(tmp_path, Stage("deaf", sleeps(deaf), 1, tests=True), seconds=2.0)
-    assert late.status == FAILED and late.words.startswith("it hangs") and mark.exists()
-    mark.unlink()
-    time.sleep(0.5)
-    assert not mark.exists()
+    (late,) = run(tmp_path, Stage("deaf", sleeps(deaf), 1, tests=True), seconds=PATIENCE)
+    assert late.status == FAILED and late.words.startswith("it hangs")
+    child = Path("/proc", (tmp_path / "logs" / "deaf.log").read_text().split()[0], "stat")
+    for _ in range(100 * PATIENCE):  # killed, it ends when it has its turn; then it is gone, or waits for its parent
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] in "ZX":
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("a child of a stage is still there")
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -124,12 +147,14 @@ def test_a_stage_may_say_what_it_left_out(tmp_path):
     assert (partly.status, partly.words) == (CUT, "out of time: 7 tests; 12 passed")
 
 
-def test_time_that_is_left_goes_to_the_others(tmp_path):
-    show = "import os, sys, time; print(sys.argv[1], round(float(os.environ['TRTKERN_UNTIL']) - time.time()))"
+def test_time_that_is_left_goes_to_the_others(tmp_path, monkeypatch):
+    clock = iter(range(1000))  # a second passes from one look at it to the next
+    monkeypatch.setattr(gpu_stages, "time", SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 5000.0))
+    show = "import os, sys; print(sys.argv[1], os.environ['TRTKERN_UNTIL'])"
     stages = [Stage(name, (sys.executable, "-S", "-c", show, "{seconds}"), 1) for name in ("one", "two")]
-    one, two = run(tmp_path, *stages, seconds=100.0)
-    assert 49 < one.allowed <= 50 and 90 < two.allowed < 100
-    assert one.words.split()[0] == "34" and 37 <= int(one.words.split()[1]) <= 40
+    one, two = run(tmp_path, *stages, seconds=101.0)
+    assert one.allowed == 50 and two.allowed == 97
+    assert one.words == "34 5040.0"
     (none,) = run(tmp_path, stages[0], seconds=0.0)
     assert none.status == CUT and "GPU_MINUTES" in none.words
 

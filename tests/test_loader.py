@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 pytest.importorskip("PIL")
 from image_files import write_folder
@@ -225,7 +226,7 @@ def test_the_end_of_python(files):
     for worker in (workers := multiprocessing.active_children()):
         worker.terminate()  # as multiprocessing does
     for worker in workers:
-        worker.join(10)
+        worker.join(PATIENCE)
     assert [worker.exitcode for worker in workers] == [0, 0]
     batches.close()
 

@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 import trtkern
 from trtkern.backends.base import CHUNK, PARAMS
@@ -19,25 +19,23 @@ ROOT = Path(__file__).resolve().parent.parent
 def python(code, **env):
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT.parent, env={**os.environ, **env}, timeout=300,
+        capture_output=True, text=True, cwd=ROOT.parent, env={**os.environ, **env}, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_importing_is_quick_loads_no_kernel_and_says_nothing():
+def test_importing_loads_little_no_kernel_and_says_nothing():
     code = (
-        "import sys, time, torch; before = set(sys.modules); threads = torch.get_num_threads();"
-        "start = time.perf_counter(); import trtkern; seconds = time.perf_counter() - start;"
+        "import sys, torch; before = set(sys.modules); threads = torch.get_num_threads(); import trtkern;"
         "new = set(sys.modules) - before;"
-        "print(sorted(m for m in new if m.split('.')[0] in ('triton', 'typer', 'rich', 'matplotlib')"
-        " or m in ('trtkern._cpu', 'trtkern._cuda', 'trtkern.kernels')), threads == torch.get_num_threads());"
-        "print(seconds)"
+        "print(sorted(m for m in new if not m.startswith('trtkern')"
+        " or m.startswith(('trtkern._cpu', 'trtkern._cuda', 'trtkern.kernels'))), threads == torch.get_num_threads());"
+        "print(len(new))"
     )
-    said, seconds = python(code, TRITON_INTERPRET="0").splitlines()
-    assert said == "[] True"
-    again = (python(code).splitlines()[1] for _ in range(2))
-    assert float(seconds) < 0.3 or any(float(other) < 0.3 for other in again)
+    said, count = python(code, TRITON_INTERPRET="0").splitlines()
+    assert said == "[] True"  # beside torch, nothing but Python code of this package
+    assert int(count) <= 50
 
 
 def test_the_public_names():
@@ -75,14 +73,14 @@ def test_a_missing_compiler_leaves_an_extension_out(tmp_path, env, says):
         tmp_path / "tmp",
     ]
     settings = {**os.environ, "TRTKERN_CUDA": "0", **env}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("lib/**/*.so"))
     if says:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if says in line and "left out" in line]
         assert len(lines) == 1, done.stdout + done.stderr
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, env={**settings, "TRTKERN_CPU": "1"}, timeout=300
+            command, capture_output=True, text=True, cwd=ROOT, env={**settings, "TRTKERN_CPU": "1"}, timeout=PATIENCE
         )
         assert done.returncode != 0 and "TRTKERN_CPU" in done.stdout + done.stderr
 
@@ -95,9 +93,11 @@ def test_cuda_without_a_gpu_says_so():
 
 def test_a_call_is_cheap():
     layer, x = trtkern.nn.LIF(), torch.randn(4, 1, 8)
-    for _ in range(50):
+    layer(x)
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
         layer(x)
-    start = time.perf_counter()
-    for _ in range(200):
-        layer(x)
-    assert (time.perf_counter() - start) / 200 < 1e-3
+    finally:
+        sys.setprofile(None)
+    assert "lif" in calls and len(calls) < 200  # some 100 functions in Python: a few dozen microseconds

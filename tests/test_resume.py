@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from trtkern import cli, data
 from trtkern.backends import named
@@ -161,7 +162,9 @@ def test_the_plan_is_there_before_torch(tmp_path, capsys, no_pictures):
     arguments = ["train", "--run-dir", str(tmp_path / "a"), *options]
     code = f"import sys; sys.modules['torch'] = None; from trtkern import cli; cli.main({arguments!r})"
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert "import of torch halted" in done.stderr, done.stderr
     assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.PLAN]
     assert cli.main(["train", "--resume", str(tmp_path / "a")]) == 0
@@ -213,7 +216,7 @@ def test_twenty_kills(tmp_path, no_pictures):
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     script = Path(__file__).with_name("killed.py")
     command = [sys.executable, str(script), str(tmp_path / "killed"), "20", "1", "--", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "20 killed, status 0", done.stderr
     same(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
     rows = [run.read_metrics(tmp_path / name) for name in ("killed", "whole")]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from trtkern.training import checkpoint, folder, plan, run
 
@@ -121,12 +122,12 @@ def test_a_run_is_of_one_process(tmp_path):
     folder.hold(place)  # this one has it already
     code = f"from pathlib import Path; from trtkern.training import folder; folder.hold(Path({str(place)!r}))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert "expected a run that no other process is at" in done.stderr and done.returncode == 1
     folder.discard(place)
     assert not place.exists()
     place.mkdir()
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60).returncode == 0
+    assert subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).returncode == 0
 
 
 def test_a_plan_that_is_none_is_named(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from trtkern.surrogates import BUILTIN
 
@@ -33,7 +34,7 @@ def aot() -> dict[str, Any]:
     """The report of ``aot_triton.py``, which must not run in the interpreter as the tests here do."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("aot_triton.py")
-    run = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=1200)
+    run = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)
 
