@@ -59,9 +59,11 @@ test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST)
 
+# What became of the tests goes into docs/versions.csv and docs/backends.md, unless PYTEST chose some of them.
 test-torch:
 	@test -n '$(TORCH)' || { echo 'which torch? make test-torch TORCH=2.11.0 [PYTHON=python3.12] [TRITON=3.6.0]'; exit 2; }
-	$(MAKE) test
+	$(if $(PYTEST),,TRTKERN_VERSIONS=docs/versions.csv) $(MAKE) test; status=$$?; \
+	$(BIN)/python docs/coverage.py --versions && exit $$status
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

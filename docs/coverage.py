@@ -1,8 +1,10 @@
 """Writes docs/backends.md: every cell of every backend that is available here, with its error against float64.
 
     python docs/coverage.py            all available backends, and triton in its interpreter where there is no GPU
+    python docs/coverage.py --versions the table of versions alone, from docs/versions.csv
 
-A backend that is not available keeps the rows that another machine wrote to docs/backends.csv.
+A backend that is not available keeps the rows that another machine wrote to docs/backends.csv. ``make test-torch``
+writes docs/versions.csv.
 """
 
 from __future__ import annotations
@@ -66,6 +68,24 @@ the residual, weight and bias. A neuron within {norm_margin} of a discontinuity 
 again without moving its channel.
 
 float64 runs on the reference. A user's own surrogate runs on reference and triton; cpu and cuda refuse it by name.
+"""
+
+
+VERSIONS = """## Versions of torch, Triton and Python
+
+The package needs Python 3.11 or newer and torch 2.10 or newer. These rows say with which versions the whole suite of
+tests has been run, on a CPU (where Triton's kernels run in its interpreter, and are compiled for GPUs that are not
+there), and what became of it:
+
+```
+make test-torch TORCH=2.11.0 PYTHON=python3.12    # an environment of its own, .venv-torch-2.11.0-py312
+make gpu-rehearsal TORCH=2.11.0 PYTHON=python3.12 # any other target in that environment
+```
+
+The environment has the Triton that this torch asks for. A build of torch for CPUs asks for none, and gets the one that
+constraints.txt pins; `TRITON=3.8.0` chooses another. All else is as pinned. Each run of the whole suite puts its row
+into [versions.csv](versions.csv) and into this table. Private names of torch and Triton, and those that not every
+version has, stand with their reasons in `trtkern/_torch.py`; a test fails where another is used.
 """
 
 
@@ -145,6 +165,23 @@ def regularizer_lines() -> list[str]:
     return lines
 
 
+def versions() -> str:
+    """The section about versions, from the rows of docs/versions.csv."""
+    with (HERE / "versions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("torch", "triton", "python", "passed", "failed", "error", "skipped")
+    lines = ["| torch | Triton | Python | passed | failed | errors | skipped |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
+    return VERSIONS + "\n" + "\n".join(lines) + "\n"
+
+
+def write_versions() -> None:
+    """Replace that section, the last one of docs/backends.md."""
+    page = HERE / "backends.md"
+    before = page.read_text().partition(VERSIONS.splitlines()[0])[0]
+    page.write_text(before.rstrip("\n") + "\n\n" + versions())
+
+
 def main() -> None:
     """Measure, keep the rows of backends that are not here, and write both files."""
     rows, path = measure(), HERE / "backends.csv"
@@ -175,10 +212,11 @@ def main() -> None:
         "## The regulariser\n\nLargest relative error of the value and of each gradient, delta = 0.5 "
         f"(bound {REGULARIZER_TOLERANCE:.0e}); cuda leaves it to triton.\n\n" + "\n".join(regularizer_lines()) + "\n"
     )
+    parts.append(versions())
     (HERE / "backends.md").write_text("\n".join(parts))
     if any(row["ok"] != "yes" for row in rows):
         raise SystemExit("docs/coverage.py: a cell is outside its bounds")
 
 
 if __name__ == "__main__":
-    main()
+    write_versions() if "--versions" in sys.argv else main()

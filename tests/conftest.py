@@ -28,6 +28,29 @@ def pytest_report_header() -> str:
     return f"backends: {', '.join(FUSED)}; not here: {'; '.join(missing) or 'none'}"
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """``make test-torch``: what became of the tests under these versions, into the file that TRTKERN_VERSIONS names."""
+    path = os.environ.get("TRTKERN_VERSIONS")
+    if path:
+        counts = {name: len(terminalreporter.stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")}
+        _write_versions(Path(path), counts)
+
+
+def _write_versions(path: Path, counts: dict[str, int]) -> None:
+    import csv
+    import platform
+    from importlib.metadata import version
+
+    versions = {"torch": str(torch.__version__), "triton": version("triton"), "python": platform.python_version()}
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    others = [row for row in rows if any(row[name] != value for name, value in versions.items())]
+    rows = [*others, {**versions, **{name: str(count) for name, count in counts.items()}}]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, tuple(rows[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: [int(part) for part in row["torch"].split("+")[0].split(".")]))
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Every torch.empty comes filled with NaN (integers: their largest value): an unwritten output fails its test."""

@@ -67,9 +67,8 @@ class Reader(ast.NodeVisitor):
 
     def visit_Import(self, node):
         for alias in node.names:
-            self.paths[(alias.asname or alias.name).split(".")[0]] = (
-                alias.name if alias.asname else alias.name.split(".")[0]
-            )
+            first = alias.name.split(".")[0]
+            self.paths[alias.asname or first] = alias.name if alias.asname else first
             self.path(alias.name, node)
 
     def visit_ImportFrom(self, node):
@@ -102,14 +101,12 @@ class Reader(ast.NodeVisitor):
             self.note(f"?.{name}", node)
 
     def visit_Call(self, node):
-        called = ast.unparse(node.func)
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if called in ("getattr", "hasattr", "setattr"):
             name = node.args[1].values[0] if isinstance(node.args[1], ast.JoinedStr) else node.args[1]
             if isinstance(name, ast.Constant) and isinstance(name.value, str):
                 self.attribute(name.value, node)
-        if re.search(r"\bBatchNorm\dd$|_BatchNorm$|SyncBatchNorm$", called) and "bias" in [
-            k.arg for k in node.keywords
-        ]:
+        if re.fullmatch(r"_?(Sync)?BatchNorm(\dd)?", called) and "bias" in [word.arg for word in node.keywords]:
             self.note("BatchNorm(bias=...)", node)
         self.generic_visit(node)
 
@@ -145,9 +142,9 @@ def read(sources):
         yield from ((file, line, name) for name, line in reader.found)
 
 
-def objections(sources):
-    """What is wrong with the names in sources by file, in words."""
-    for file, line, name in read(sources):
+def objections(found):
+    """What is wrong with names that were read, in words."""
+    for file, line, name in found:
         row = row_of(name)
         if row is None and not (file.startswith(OTHERS) and name.startswith("?.")):
             yield f"{file}:{line}: {name.removeprefix('?.')} is private or bound to versions of torch or Triton; {CURE}"
@@ -155,17 +152,14 @@ def objections(sources):
             yield f"{file}:{line}: {name.removeprefix('?.')} belongs into {NAMES[row].only}: {NAMES[row].why}"
 
 
-def sources():
-    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
+SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
 
 
-def test_every_such_name_has_a_row():
-    assert not (wrong := list(objections(sources()))), "\n".join(wrong)
-
-
-def test_every_row_is_used():
-    used = {row_of(name) for _, _, name in read(sources())}
-    assert not (idle := set(NAMES) - used), f"no longer used, so take them out of trtkern/_torch.py: {sorted(idle)}"
+def test_every_such_name_has_a_row_and_every_row_is_used():
+    found = list(read(SOURCES))
+    assert not (wrong := list(objections(found))), "\n".join(wrong)
+    idle = set(NAMES) - {row_of(name) for _, _, name in found}
+    assert not idle, f"no longer used, so take them out of trtkern/_torch.py: {sorted(idle)}"
 
 
 def test_every_row_exists_on_this_version():
@@ -203,14 +197,14 @@ def test_the_lowest_and_the_pinned_version_were_tried():
     ],
 )
 def test_one_without_a_row_is_found(code):
-    assert len(list(objections({"trtkern/new.py": code}))) == 1
+    assert len(list(objections(read({"trtkern/new.py": code})))) == 1
 
 
 def test_names_of_our_own_and_of_python_need_none():
     code = (
         "class A:\n  _mine = 1\n  def f(self, b): return self._mine, b._mine, b._replace(c=1), b.__dict__, self._base"
     )
-    assert not list(objections({"trtkern/new.py": code}))
+    assert not list(objections(read({"trtkern/new.py": code})))
 
 
 def test_the_graph_is_walked_when_the_tensor_is_gone():
