@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import Any
 
 import torch
@@ -51,6 +54,7 @@ class Neuron(nn.Module):
         name = type(self).__name__
         if not isinstance(x, Tensor):
             _check.sequence(name, x)
+        warn_of_one_step(name, x)
         time = _check.axis(name, "time_dim", self.time_dim, x)
         channel = self.channel_dim
         if time != 0:
@@ -65,6 +69,26 @@ class Neuron(nn.Module):
         if time != 0:
             spikes, v, packed = (t if t is None else t.movedim(0, time) for t in (spikes, v, packed))
         return LIFOutput(spikes, state, v, packed)
+
+    def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step: the same numbers as that step of a sequence, bit for bit, for loops over time.
+
+        Args:
+            x: input current of one step, [B, C, ...]: a sequence without its time axis.
+            v: potential after the step before, float32 in x's shape; None at the start, where it is zero.
+
+        Returns:
+            What the layer gives for that step, [B, C, ...] in x's dtype (dense where the layer is ``packed``), and the
+            potential after it, float32, which the next call takes. ``time_dim`` and ``channel_dim`` name the axes of a
+            sequence, as everywhere.
+
+        Raises:
+            TypeError, ValueError: x or v of another shape, dtype or device.
+        """
+        _check.one_step(type(self).__name__, x)
+        out, state = self(x.unsqueeze(self.time_dim), v, return_state=True)
+        dense = out.spikes if isinstance(out, Spikes) else out
+        return dense.squeeze(self.time_dim), state
 
     def _bias(self) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
@@ -85,6 +109,26 @@ class Neuron(nn.Module):
         settings = {**self._settings(), "time_dim": self.time_dim, "channel_dim": self.channel_dim}
         shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
         return ", ".join([*shown, f"backend={self.backend!r}"])
+
+
+def warn_of_one_step(name: str, x: Tensor) -> None:
+    """A UserWarning, once a place of the caller's code, where x has too few axes for a sequence [T, B, C]."""
+    if x.dim() > 2 or torch.compiler.is_compiling():
+        return
+    # The caller's own line: layers of torch and of this package stand between.
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HOUSES):
+        frame, level = frame.f_back, level + 1
+    axes = "one axis" if x.dim() == 1 else f"{x.dim()} axes"
+    warnings.warn(
+        f"{name}: expected x as a sequence [T, B, C, ...], got {axes}, the first of which is taken for time; one step "
+        "[B, C] goes to layer.step(x, v) or, alone, to layer(x.unsqueeze(0)), a sequence without a batch to "
+        "layer(x.unsqueeze(1))",
+        stacklevel=level,
+    )
+
+
+_HOUSES = tuple(os.path.join(os.path.dirname(m.__file__ or ""), "") for m in (torch, sys.modules["trtkern"]))
 
 
 def spikes_of(out: LIFOutput) -> Tensor | Spikes:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trtkern.backends import explain, resolve
 from trtkern.backends.base import Case
-from trtkern.nn._neuron import spikes_of
+from trtkern.nn._neuron import spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF, Spiking
 from trtkern.ops import _check
 from trtkern.ops._norm import BatchNorm
@@ -132,8 +132,40 @@ class BatchNormLIF(nn.Module):
             residual: added to the normalised y; of its shape and dtype, or packed ``Spikes``.
             v0: potential before the first step, [B, C, ...] float32; None is zero.
         """
+        if isinstance(y, Tensor):
+            warn_of_one_step(type(self).__name__, y)
         out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim)
         return (spikes_of(out), out.state) if return_state else spikes_of(out)
+
+    def step(
+        self, y: Tensor, residual: Tensor | Spikes | None = None, v: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One step: the same numbers as that step of a sequence, in evaluation.
+
+        Args:
+            y: one step, [B, C, ...]; ``channel_dim`` names the axis of a sequence, as everywhere.
+            residual: of y's shape, dense.
+            v: potential after the step before, [B, C, ...] float32; None at the start, where it is zero.
+
+        Returns:
+            Spikes [B, C, ...] in y's dtype (2x2 averages with ``pool=2``; dense where the layer is ``packed``), and the
+            potential after the step, float32, which the next call takes.
+
+        Raises:
+            RuntimeError: the layer normalises with the statistics of the batch, which are those of all steps together.
+            TypeError, ValueError: as ``forward``.
+        """
+        _check.one_step("BatchNormLIF", y)
+        if self.norm().batch_statistics:
+            raise RuntimeError(
+                "BatchNormLIF.step: expected running statistics, got a layer that normalises with those of all steps "
+                "of the batch together; call layer.eval(), or give it the whole sequence"
+            )
+        if residual is not None:
+            dense = residual.spikes if isinstance(residual, Spikes) else residual
+            residual = dense.unsqueeze(0) if isinstance(dense, Tensor) else dense
+        out, state = self(y.unsqueeze(0), residual, v, return_state=True)
+        return (out.spikes if isinstance(out, Spikes) else out).squeeze(0), state
 
     def backend_for(self, y: Tensor) -> str:
         """The backend that runs this layer on y; for "auto" also why the ones before it do not."""

@@ -59,6 +59,14 @@ def sequence(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}: expected x as [T, ...] with T >= 1, got {describe(x)}; put the time axis first")
 
 
+def one_step(op: str, x: Tensor) -> None:
+    """x is a floating tensor [B, ...], one step of a sequence."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}.step: expected x to be a tensor [B, C, ...], one step, got {describe(x)}")
+    if x.dim() < 1:
+        raise ValueError(f"{op}.step: expected x as [B, C, ...], one step, got {describe(x)}")
+
+
 def state(op: str, v0: Tensor | None, x: Tensor) -> None:
     """v0 is None or a float32 (float64 for float64 x) tensor of x[0]'s shape, on x's device."""
     if v0 is None:
