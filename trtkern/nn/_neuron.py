@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,28 @@ class Neuron(nn.Module):
         # Set to 1 by the kernel when a potential is not finite: spikes hide NaN from the loss.
         self.register_buffer("nonfinite", torch.zeros(1, dtype=torch.int32), persistent=False)
 
+    def reset_parameters(self) -> None:
+        """The non-finite flag to 0. Parameters that the layer was given stay; those that it made itself start anew."""
+        with torch.no_grad():
+            self.nonfinite.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # The flag is in no state dict: what leaves it without a value (to_empty, a way from "meta") would leave it so.
+        flag = self.nonfinite
+        self._buffers["nonfinite"] = None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers["nonfinite"] = flag
+        self._buffers["nonfinite"] = _moved(flag, fn)
+        return self
+
+    def flag_for(self, x: Tensor) -> Tensor:
+        """The flag; made on x's device where ``load_state_dict(assign=True)`` has left it on "meta"."""
+        if self.nonfinite.is_meta and not x.is_meta:
+            self.nonfinite = torch.zeros(1, dtype=torch.int32, device=x.device)
+        return self.nonfinite
+
     def _hold(self, name: str, value: Number) -> None:
         """Keep a parameter of the neuron: a number as it is, a Parameter as such, any other tensor as a buffer."""
         _check.held_parameter(type(self).__name__, name, value)
@@ -64,7 +87,7 @@ class Neuron(nn.Module):
                 channel = 0 if channel == time else channel + (channel < time)
             x = x.movedim(time, 0)
         spikes, state, v, packed = lif(
-            x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.nonfinite, **values, **want
+            x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.flag_for(x), **values, **want
         )
         if time != 0:
             spikes, v, packed = (t if t is None else t.movedim(0, time) for t in (spikes, v, packed))
@@ -90,11 +113,15 @@ class Neuron(nn.Module):
         dense = out.spikes if isinstance(out, Spikes) else out
         return dense.squeeze(self.time_dim), state
 
+    def values(self) -> dict[str, Number]:
+        """The numbers and tensors of the next call, as ``trtkern.ops.lif`` takes them."""
+        raise NotImplementedError
+
     def _bias(self) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
         if isinstance(self.v_leak, float) and self.v_leak == 0.0:
             return 0.0
-        return (1 - self.decay) * self.v_leak
+        return (1 - wide(self.decay)) * wide(self.v_leak)
 
     def backend_for(self, x: Tensor) -> str:
         """The backend that runs this layer on x; for "auto" also why the ones before it do not."""
@@ -109,6 +136,23 @@ class Neuron(nn.Module):
         settings = {**self._settings(), "time_dim": self.time_dim, "channel_dim": self.channel_dim}
         shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
         return ", ".join([*shown, f"backend={self.backend!r}"])
+
+
+def wide(value: Any) -> Any:
+    """A parameter as arithmetic takes it: half precision as float32; all else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype.itemsize < 4 else value
+
+
+def _moved(flag: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """fn(flag) with the flag's value; 0 where that was on "meta", from where torch copies nothing."""
+    try:
+        moved = fn(flag)
+    except NotImplementedError:
+        return fn(torch.zeros_like(flag, device="cpu"))
+    if moved is not flag and not moved.is_meta:
+        with torch.no_grad():
+            moved.copy_(flag) if not flag.is_meta else moved.zero_()
+    return moved
 
 
 def warn_of_one_step(name: str, x: Tensor) -> None:

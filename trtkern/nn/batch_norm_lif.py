@@ -90,8 +90,10 @@ class BatchNormLIF(nn.Module):
             self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and the running statistics."""
+        """Weight 1, bias 0, the running statistics, the non-finite flag; ``lif`` resets parameters of its own."""
         self.reset_running_stats()
+        with torch.no_grad():
+            self.nonfinite.zero_()
         if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -114,7 +116,9 @@ class BatchNormLIF(nn.Module):
         """What follows the normalisation in the next call."""
         lif = self.lif
         want = wanted(True, False, state, self.packed)
-        return Neuron(lif.values(), lif.spec, self.pool == 2, want, lif.nonfinite, lif.backend)
+        held = self.weight if self.running_mean is None else self.running_mean
+        flag = lif.nonfinite if held is None else lif.flag_for(held)
+        return Neuron(lif.values(), lif.spec, self.pool == 2, want, flag, lif.backend)
 
     def forward(
         self,

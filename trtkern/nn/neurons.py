@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trtkern.nn._neuron import Neuron, spikes_of
+from trtkern.nn._neuron import Neuron, spikes_of, wide
 from trtkern.ops._check import Number
 from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
@@ -180,19 +180,24 @@ class PLIF(Spiking):
         if channels is not None and (not isinstance(channels, int) or channels < 1):
             raise ValueError(f"PLIF: expected channels to be None or an int >= 1, got {channels!r}")
         super().__init__(**lif)
-        self.decay_input = decay_input
-        start = -math.log(init_tau - 1)
-        self.w = nn.Parameter(torch.tensor(start) if channels is None else torch.full((channels,), start))
+        self.decay_input, self.init_tau = decay_input, float(init_tau)
+        self.w = nn.Parameter(torch.empty(() if channels is None else (channels,)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """w where sigmoid(w) = 1 / init_tau, and the non-finite flag to 0."""
+        super().reset_parameters()
+        nn.init.constant_(self.w, -math.log(self.init_tau - 1))
 
     @property
     def decay(self) -> Tensor:
-        """1 - sigmoid(w)."""
-        return 1 - torch.sigmoid(self.w)
+        """1 - sigmoid(w), in float32 at least."""
+        return 1 - torch.sigmoid(wide(self.w))
 
     @property
     def gain(self) -> Number:
-        """sigmoid(w) with ``decay_input``, else 1."""
-        return torch.sigmoid(self.w) if self.decay_input else 1.0
+        """sigmoid(w) in float32 at least with ``decay_input``, else 1."""
+        return torch.sigmoid(wide(self.w)) if self.decay_input else 1.0
 
     def _settings(self) -> dict[str, object]:
         return {"w": self.w, "decay_input": self.decay_input, **super()._settings()}
@@ -230,10 +235,13 @@ class LI(Neuron):
         self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
         """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one in float32."""
-        values = {"decay": self.decay, "gain": self.gain, "bias": self._bias()}
-        out = self._run(x, v0, values, return_spikes=False, return_state=return_state, return_v=True)
+        out = self._run(x, v0, self.values(), return_spikes=False, return_state=return_state, return_v=True)
         made = tuple(tensor for tensor in (out.v, out.state) if tensor is not None)
         return made if len(made) > 1 else made[0]
+
+    def values(self) -> dict[str, Number]:
+        """decay, gain and bias, as ``trtkern.ops.lif`` takes them."""
+        return {"decay": self.decay, "gain": self.gain, "bias": self._bias()}
 
     def _settings(self) -> dict[str, object]:
         return {"decay": self.decay, "gain": self.gain, "v_leak": self.v_leak}

@@ -37,6 +37,10 @@ class BatchNorm(NamedTuple):
     """The torch.distributed group whose processes share their statistics; None: this process alone."""
 
 
+Statistics = tuple[Tensor, Tensor, int]
+"""Mean and biased variance, [C] float64, and the number of values behind each."""
+
+
 def check(
     y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, v0: Tensor | None, pool: bool, channel_dim: int
 ) -> int:
@@ -93,8 +97,8 @@ def running(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return norm.running_mean.double(), norm.running_var.double()
 
 
-def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of y, [C] float64, and the count behind them; updates the running statistics."""
+def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -> Statistics:
+    """The statistics of y."""
     with torch.no_grad():
         # The statistics of T equal steps are those of one.
         one = y.detach()[:1] if _check.is_static(y) else y.detach()
@@ -102,11 +106,11 @@ def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -
         var, count = squares / (one.numel() // channels), y.numel() // channels
         if norm.group is not None:
             mean, var, count = _shared(mean, var, count, norm.group)
-        _update(norm, mean, var, count)
+    _enough(count)
     return mean, var, count
 
 
-def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> tuple[Tensor, Tensor]:
+def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> Statistics:
     """The same for the reference, with autograd through the statistics."""
     mean, var = reference.statistics(y, axis)
     count = y.numel() // y.shape[axis]
@@ -118,9 +122,8 @@ def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> tuple[Tensor,
         mean = _Sum.apply(own * share, norm.group)
         var = _Sum.apply((spread + (own - mean).square()) * share, norm.group)
         count = int(total.item())
-    with torch.no_grad():
-        _update(norm, mean, var, count)
-    return mean, var
+    _enough(count)
+    return mean, var, count
 
 
 class _Sum(torch.autograd.Function):
@@ -138,7 +141,7 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(incoming[0], ctx.group), None
 
 
-def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, int]:
+def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> Statistics:
     """Statistics of all processes together, merged in the order of their ranks: the same on each."""
     own = torch.stack((mean, var, torch.full_like(mean, count)))
     parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
@@ -150,10 +153,17 @@ def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, 
     return mean, var, int(total[0].item())
 
 
-def _update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
-    """The running statistics after a batch, as torch's BatchNorm has them; untouched where one is not finite."""
+def _enough(count: int) -> None:
     if count < 2:
         raise ValueError(f"{OP}: expected more than 1 value per channel when training, got {count} in all processes")
+
+
+@torch.no_grad()
+def update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """The running statistics after a batch, as torch's BatchNorm has them; untouched where one is not finite.
+
+    The last thing that a call does: whatever raises an error before has changed nothing.
+    """
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     finite = torch.isfinite(mean).all() & torch.isfinite(var).all()

@@ -14,7 +14,7 @@ from trtkern.ops import _check, _norm
 from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Recomputed, Source
 from trtkern.ops._check import Number
 from trtkern.ops._lif import WANT_EDGES
-from trtkern.ops._norm import BatchNorm
+from trtkern.ops._norm import BatchNorm, Statistics
 from trtkern.ops.lif import (
     LIFOutput,
     from_trace,
@@ -71,30 +71,38 @@ def batch_norm_lif(
     Raises:
         TypeError, ValueError: what was expected, what came, what to do; nothing has been changed then.
         RuntimeError: the backend cannot be used on this machine.
+
+    The running statistics move last, so that no error, of whatever kind, leaves them moved.
     """
     axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
     _check.parameters(OP, neuron.values)
 
+    statistics: Statistics | None = None
+
     def run(want: int, flag: Tensor | None) -> LIFOutput:
+        nonlocal statistics
         settled = neuron._replace(want=want, flag=flag, backend=chosen)
         if chosen == "reference":
-            return _reference(y, norm, settled, residual, v0, axis)
-        return _fused(y, norm, settled, residual, v0, axis, source)
+            output, statistics = _reference(y, norm, settled, residual, v0, axis)
+        else:
+            output, statistics = _fused(y, norm, settled, residual, v0, axis, source)
+        return output
 
-    return perform(OP, y, neuron.want, neuron.flag, run)
+    output = perform(OP, y, neuron.want, neuron.flag, run)
+    if statistics is not None:
+        _norm.update(norm, *statistics)
+    return output
 
 
 def _reference(
     y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, axis: int
-) -> LIFOutput:
-    """The readable form, with autograd all the way."""
+) -> tuple[LIFOutput, Statistics | None]:
+    """The readable form, with autograd all the way; also the statistics, where they are those of the batch."""
     # Once: two casts would add two gradients in y's own precision.
     wide = y.double()
-    if norm.batch_statistics:
-        mean, var = _norm.reference_statistics(wide, norm, axis)
-    else:
-        mean, var = _norm.running(norm)
+    found = _norm.reference_statistics(wide, norm, axis) if norm.batch_statistics else None
+    mean, var = _norm.running(norm) if found is None else found[:2]
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     x = reference.batch_norm(wide, mean, (var + norm.eps).rsqrt(), norm.weight, norm.bias, dense, axis)
     dtype = state_dtype(y)
@@ -103,7 +111,7 @@ def _reference(
     out = from_trace(trace, y, neuron.want, neuron.flag)
     if neuron.pool and out.spikes is not None:
         out = out._replace(spikes=reference.average_pool(out.spikes))
-    return out
+    return out, found
 
 
 def _fused(
@@ -114,7 +122,7 @@ def _fused(
     v0: Tensor | None,
     axis: int,
     source: Source | None,
-) -> LIFOutput:
+) -> tuple[LIFOutput, Statistics | None]:
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     y = _check.poolable(y) if inside else _check.dense(y)
@@ -122,10 +130,8 @@ def _fused(
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
-    if norm.batch_statistics:
-        mean, var, count = _norm.batch(y, norm, channels, inner, neuron.backend)
-    else:
-        (mean, var), count = _norm.running(norm), 0
+    found = _norm.batch(y, norm, channels, inner, neuron.backend) if norm.batch_statistics else None
+    mean, var, count = (*_norm.running(norm), 0) if found is None else found
     rstd = (var + norm.eps).rsqrt()
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
@@ -146,4 +152,4 @@ def _fused(
     s, v, v_final, _, packed, _ = made
     if neuron.pool and not inside:
         s = reference.average_pool(s)
-    return as_output(s, v_final, v, packed, want)
+    return as_output(s, v_final, v, packed, want), found

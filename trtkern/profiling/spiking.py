@@ -49,16 +49,12 @@ def _terms(terms: traffic.Terms, steps: int, tensors: Mapping[str, Tensor | None
 
 def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
     """The parameters of a neuron, stacked if one of them is a tensor, over all channels or as many as they have."""
-    if isinstance(neuron, Spiking):
-        values = neuron.values()
-    else:
-        values = {"decay": neuron.decay, "gain": neuron.gain, "v_leak": neuron.v_leak}
-    counts = [value.numel() for value in values.values() if isinstance(value, Tensor)]
+    counts = [value.numel() for value in neuron.values().values() if isinstance(value, Tensor)]
     if not counts:
         return []
     kept = [Kept(f"parameters {traffic.PARAMETERS} a channel", traffic.PARAMETERS * (channels or max(counts)))]
     if isinstance(neuron, PLIF):
-        kept.append(Kept("sigmoid(w)", (1 + neuron.decay_input) * neuron.w.numel() * neuron.w.element_size()))
+        kept.append(Kept("sigmoid(w)", (1 + neuron.decay_input) * neuron.w.numel() * max(4, neuron.w.element_size())))
     return kept
 
 
