@@ -1,4 +1,4 @@
-"""What a layer holds: its flag through every move, arithmetic on parameters in half precision, and what errors leave."""
+"""What a layer holds: its flag through every move, parameters in half precision, and what an error leaves behind."""
 
 import copy
 

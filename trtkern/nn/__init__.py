@@ -2,6 +2,7 @@
 
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
+from trtkern.nn.bounded import Bounded
 from trtkern.nn.convert import convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import IF, LI, LIF, PLIF
@@ -12,7 +13,7 @@ from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 from trtkern.ops.spikes import Spikes
 
 __all__ = [
-    "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "ConvBatchNormLIF", "LossParts", "OverTime", "PackedReport",
-    "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF",
-    "convert_norm_lif", "convert_state_dict", "packed_activations", "unfuse",
+    "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "Bounded", "ConvBatchNormLIF", "LossParts", "OverTime",
+    "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential",
+    "UnfusedBatchNormLIF", "convert_norm_lif", "convert_state_dict", "packed_activations", "unfuse",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trtkern.backends import explain, named, resolve
 from trtkern.backends.base import Case
+from trtkern.nn.bounded import Bounded
 from trtkern.ops import _check
 from trtkern.ops._check import Number
 from trtkern.ops.lif import LIFOutput, lif
@@ -62,8 +63,12 @@ class Neuron(nn.Module):
             self.nonfinite = torch.zeros(1, dtype=torch.int32, device=x.device)
         return self.nonfinite
 
-    def _hold(self, name: str, value: Number) -> None:
-        """Keep a parameter of the neuron: a number as it is, a Parameter as such, any other tensor as a buffer."""
+    def _hold(self, name: str, value: Number | Bounded) -> None:
+        """Keep a parameter of the neuron: numbers, a Parameter and a ``Bounded`` as they are, a tensor as a buffer."""
+        if isinstance(value, Bounded):
+            _check.held_range(type(self).__name__, name, value.low, value.high)
+            self.add_module(name, value)
+            return
         _check.held_parameter(type(self).__name__, name, value)
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
@@ -117,11 +122,17 @@ class Neuron(nn.Module):
         """The numbers and tensors of the next call, as ``trtkern.ops.lif`` takes them."""
         raise NotImplementedError
 
-    def _bias(self) -> Number:
+    def _value(self, name: str) -> Any:
+        """What a parameter is at this moment."""
+        held = getattr(self, name)
+        return held() if isinstance(held, Bounded) else held
+
+    def _bias(self, decay: Number) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
-        if isinstance(self.v_leak, float) and self.v_leak == 0.0:
+        v_leak = self._value("v_leak")
+        if isinstance(v_leak, float) and v_leak == 0.0:
             return 0.0
-        return (1 - wide(self.decay)) * wide(self.v_leak)
+        return (1 - wide(decay)) * wide(v_leak)
 
     def backend_for(self, x: Tensor) -> str:
         """The backend that runs this layer on x; for "auto" also why the ones before it do not."""
@@ -183,6 +194,8 @@ def spikes_of(out: LIFOutput) -> Tensor | Spikes:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Bounded):
+        return f"Bounded{list(value.raw.shape)}"
     if isinstance(value, Tensor):
         kind = "Parameter" if isinstance(value, nn.Parameter) else "tensor"
         return f"{kind}{list(value.shape)}"

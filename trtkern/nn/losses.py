@@ -263,7 +263,7 @@ def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tens
         kinds = (Neuron, *_NORMS) if "norm" in exclude else (Neuron,)
         for module in modules:
             if isinstance(module, kinds):
-                left_out.update(id(p) for p in module.parameters(recurse=False))
+                left_out.update(id(p) for p in module.parameters(recurse=isinstance(module, Neuron)))
         if "classifier" in exclude:
             linear = [module for module in modules if isinstance(module, nn.Linear)]
             if not linear:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.nn._neuron import Neuron, spikes_of, wide
+from trtkern.nn.bounded import Bounded
 from trtkern.ops._check import Number
 from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
@@ -21,10 +22,10 @@ class Spiking(Neuron):
     def __init__(
         self,
         *,
-        v_leak: Number = 0.0,
-        v_threshold: Number = 1.0,
-        v_reset: Number | None = 0.0,
-        reset_amount: Number | None = None,
+        v_leak: Number | Bounded = 0.0,
+        v_threshold: Number | Bounded = 1.0,
+        v_reset: Number | Bounded | None = 0.0,
+        reset_amount: Number | Bounded | None = None,
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
@@ -67,13 +68,14 @@ class Spiking(Neuron):
 
     def values(self) -> dict[str, Number]:
         """decay, gain, bias, reset_amount, v_threshold and v_reset, as ``trtkern.ops.lif`` takes them."""
+        decay, v_threshold = self._value("decay"), self._value("v_threshold")
         return {
-            "decay": self.decay,
-            "gain": self.gain,
-            "bias": self._bias(),
-            "reset_amount": self.v_threshold if self.reset_amount is None else self.reset_amount,
-            "v_threshold": self.v_threshold,
-            "v_reset": 0.0 if self.v_reset is None else self.v_reset,
+            "decay": decay,
+            "gain": self._value("gain"),
+            "bias": self._bias(decay),
+            "reset_amount": v_threshold if self.reset_amount is None else self._value("reset_amount"),
+            "v_threshold": v_threshold,
+            "v_reset": 0.0 if self.v_reset is None else self._value("v_reset"),
         }
 
     def _settings(self) -> dict[str, object]:
@@ -110,7 +112,8 @@ class LIF(Spiking):
         backend: "auto", or one of ``trtkern.backends.NAMES``.
 
     ``decay, gain, v_leak, v_threshold, v_reset, reset_amount``: a number, or a tensor of shape [] or [C]; an
-    ``nn.Parameter`` is trained. Nothing is kept between calls: pass the returned state as ``v0`` to go on.
+    ``nn.Parameter`` is trained, and outside of its range a call raises a ValueError on a CPU; a ``Bounded`` is trained
+    and stays in its range. Nothing is kept between calls: pass the returned state as ``v0`` to go on.
 
     Raises:
         TypeError, ValueError: a parameter out of range, an unknown surrogate or backend.
@@ -118,13 +121,13 @@ class LIF(Spiking):
 
     def __init__(
         self,
-        decay: Number = 0.5,
-        gain: Number = 1.0,
+        decay: Number | Bounded = 0.5,
+        gain: Number | Bounded = 1.0,
         *,
-        v_leak: Number = 0.0,
-        v_threshold: Number = 1.0,
-        v_reset: Number | None = 0.0,
-        reset_amount: Number | None = None,
+        v_leak: Number | Bounded = 0.0,
+        v_threshold: Number | Bounded = 1.0,
+        v_reset: Number | Bounded | None = 0.0,
+        reset_amount: Number | Bounded | None = None,
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
@@ -156,7 +159,7 @@ class LIF(Spiking):
 class IF(LIF):
     """Integrate-and-fire: a LIF neuron that does not leak, decay = 1. Takes what LIF takes but decay and v_leak."""
 
-    def __init__(self, gain: Number = 1.0, **lif: Any) -> None:
+    def __init__(self, gain: Number | Bounded = 1.0, **lif: Any) -> None:
         _refuse(self, lif, ("decay", "v_leak"), "an IF neuron does not leak")
         super().__init__(1.0, gain, **lif)
 
@@ -219,10 +222,10 @@ class LI(Neuron):
 
     def __init__(
         self,
-        decay: Number = 0.5,
-        gain: Number = 1.0,
+        decay: Number | Bounded = 0.5,
+        gain: Number | Bounded = 1.0,
         *,
-        v_leak: Number = 0.0,
+        v_leak: Number | Bounded = 0.0,
         time_dim: int = 0,
         channel_dim: int = 2,
         backend: str = "auto",
@@ -241,7 +244,8 @@ class LI(Neuron):
 
     def values(self) -> dict[str, Number]:
         """decay, gain and bias, as ``trtkern.ops.lif`` takes them."""
-        return {"decay": self.decay, "gain": self.gain, "bias": self._bias()}
+        decay = self._value("decay")
+        return {"decay": decay, "gain": self._value("gain"), "bias": self._bias(decay)}
 
     def _settings(self) -> dict[str, object]:
         return {"decay": self.decay, "gain": self.gain, "v_leak": self.v_leak}

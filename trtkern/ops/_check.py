@@ -124,7 +124,18 @@ def held_parameter(op: str, name: str, value: Number) -> None:
     """A parameter that a layer is constructed with: also the values of a tensor, wherever it is."""
     parameters(op, {name: value})
     if isinstance(value, Tensor) and value.device.type != "meta":
-        _within(op, name, *(bound.item() for bound in value.detach().aminmax()))
+        low, high = value.detach().aminmax()
+        _within(op, name, low.item(), high.item())
+
+
+def held_range(op: str, name: str, low: float, high: float) -> None:
+    """The range of a bounded parameter is one of allowed values; its ends may be infinite where those may."""
+    allowed = {"decay": (0.0, 1.0), "v_threshold": (0.0, math.inf)}.get(name, (-math.inf, math.inf))
+    if not allowed[0] <= low <= high <= allowed[1]:
+        raise ValueError(
+            f"{op}: expected {name} to be bounded within {allowed[0]:g} to {allowed[1]:g}, got {low:g} to {high:g}; "
+            "pass low and high to Bounded"
+        )
 
 
 def parameter_values(op: str, params: Tensor | None) -> None:
@@ -134,10 +145,10 @@ def parameter_values(op: str, params: Tensor | None) -> None:
     low, high = params.detach().aminmax(dim=1)
     rows = list(zip(PARAMS, low.tolist(), high.tolist(), strict=True))
     for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
-        _within(op, name, lowest, highest)
+        _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
 
 
-def _within(op: str, name: str, low: float, high: float) -> None:
+def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None:
     expected = None
     if not (abs(low) < math.inf and abs(high) < math.inf):
         expected = "finite"
@@ -147,7 +158,7 @@ def _within(op: str, name: str, low: float, high: float) -> None:
         expected = ">= 0"
     if expected:
         came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
-        raise ValueError(f"{op}: expected {name} to be {expected}, got {came}")
+        raise ValueError(f"{op}: expected {name} to be {expected}, got {came}{hint}")
 
 
 def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Tensor) -> int | None:
