@@ -89,17 +89,17 @@ def where(condition, a, b):
 
 
 _NAMES = {"exp": exp, "abs": absolute, "maximum": maximum, "where": where}
-_derivatives: dict[Any, Any] = {}
+_derivatives: dict[str, Any] = {}
 
 
 def derivative(name: str) -> Any:
     """The surrogate derivative of that name as a function that kernels call: the same object at every call."""
-    function = surrogates.lookup(name).function
-    found = _derivatives.get(function.__code__)
+    row = surrogates.lookup(name)
+    found = _derivatives.get(row.name)
     if found is None:
-        names = dict(_NAMES)
+        function, names = row.function, dict(_NAMES)
         if not INTERPRETED.value:  # compiled code takes no global number but a constexpr
             numbers = ((key, function.__globals__.get(key)) for key in function.__code__.co_names)
             names.update({key: tl.constexpr(number) for key, number in numbers if isinstance(number, float)})
-        found = _derivatives[function.__code__] = inline(dialect.rebind(function, names))
+        found = _derivatives[row.name] = inline(dialect.rebind(function, names))
     return found

@@ -1,11 +1,20 @@
 """The one definition of each surrogate against the derivative of its primitive, and its three dialects."""
 
+import copy
+import importlib
+import io
+import linecache
 import math
+import pickle
+import shutil
+import sys
+import warnings
 
 import pytest
 import torch
 
-from trtkern import LIFSpec, dialect, reference, surrogates
+from trtkern import LIFSpec, dialect, nn, reference, surrogates
+from trtkern.backends import named
 from trtkern.surrogates import exp
 
 # The oracle: sigma(u) itself; its slope, by central differences in float64, is what the table must hold.
@@ -58,12 +67,12 @@ def mine(u, alpha):
     return WIDTH * alpha * exp(-abs(u))
 
 
-def test_a_users_function_is_known_by_its_name_and_registers_once():
+def test_a_users_function_is_known_by_its_name_and_code_and_registers_once():
     spec = LIFSpec(surrogate=mine)
-    assert spec.surrogate == f"{mine.__module__}.mine"
-    assert LIFSpec(surrogate=mine) == spec == LIFSpec.from_token(spec.token)
-    with pytest.raises(ValueError, match="taken"):
-        surrogates.register(lambda u, alpha: u, name=spec.surrogate)
+    name, _, digest = spec.surrogate.rpartition("@")
+    assert name == f"{mine.__module__}.mine" and len(digest) == 12
+    assert LIFSpec(surrogate=mine) == spec == LIFSpec.from_token(spec.token) == LIFSpec(surrogate=name)
+    assert surrogates.register(mine) == spec.surrogate
 
 
 def test_a_closure_is_refused():
@@ -94,6 +103,144 @@ def test_a_name_that_no_backend_knows_is_refused():
 def test_a_bad_spec_says_what_was_expected(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         LIFSpec(**change)
+
+
+def cell(text, filename="<cell>"):
+    """The function ``bell`` that a notebook's cell of that text defines, in a namespace that lasts."""
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), NOTEBOOK)
+    return NOTEBOOK["bell"]
+
+
+NOTEBOOK = {"__name__": "notebook", "exp": exp}
+BELL = "def bell(u, alpha):\n    return {} * exp(-abs(u))\n"
+
+
+def gradients(*layers, backend="reference"):
+    found = []
+    for layer in layers:
+        layer.backend = backend
+        x = torch.full((1, 1, 1), 1.5, requires_grad=True)
+        layer(x).sum().backward()
+        found.append(x.grad.item())
+    return found
+
+
+SLOPE = math.exp(-0.5)
+
+
+RUNS_A_USERS = [name for name in ("reference", "triton") if named(name).missing() is None]
+
+
+@pytest.mark.parametrize("backend", RUNS_A_USERS)
+def test_a_cell_that_runs_again_is_the_same_and_an_edited_one_another(backend):
+    first = nn.LIF(surrogate=cell(BELL.format("alpha"), "<1>"))
+    again = nn.LIF(surrogate=cell(BELL.format("alpha"), "<2>"))
+    edited = nn.LIF(surrogate=cell(BELL.format("3.0 * alpha"), "<3>"))
+    assert first.spec == again.spec != edited.spec and first.spec.token != edited.spec.token
+    assert gradients(edited, first, again, edited, backend=backend) == pytest.approx(
+        [3 * SLOPE, SLOPE, SLOPE, 3 * SLOPE]
+    )
+    assert surrogates.lookup("notebook.bell").name == edited.spec.surrogate
+    back = nn.LIF(surrogate=cell(BELL.format("alpha"), "<4>"))
+    assert back.spec == first.spec and LIFSpec(surrogate="notebook.bell") == first.spec
+
+
+@pytest.mark.parametrize("backend", RUNS_A_USERS)
+def test_a_global_number_counts_with_its_value_of_then(backend):
+    layers = []
+    for width in (1.0, 2.0):
+        NOTEBOOK["WIDTH"] = width
+        layers.append(nn.LIF(surrogate=cell(BELL.format("WIDTH"), f"<width {width}>")))
+    assert gradients(*layers, backend=backend) == pytest.approx([SLOPE, 2 * SLOPE])
+
+
+def test_names_that_are_not_given():
+    for name in ("triangle", "a@b", "a|b"):
+        with pytest.raises(ValueError, match=r"without @ and \| that no built-in surrogate has"):
+            surrogates.register(mine, name)
+    assert surrogates.TABLE["triangle"].builtin
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Another process, in which no function of a user's is registered."""
+    monkeypatch.setattr(surrogates, "_VERSIONS", {})
+    builtin = {name: surrogates.TABLE[name] for name in surrogates.BUILTIN}
+
+    def go():
+        monkeypatch.setattr(surrogates, "TABLE", dict(builtin))
+        surrogates._VERSIONS.clear()
+        LIFSpec.from_token.cache_clear()
+        reference._derivative.cache_clear()
+
+    yield go
+    LIFSpec.from_token.cache_clear()
+    reference._derivative.cache_clear()
+
+
+def test_a_pickled_layer_takes_its_function_along(elsewhere, tmp_path, monkeypatch):
+    (tmp_path / "bells.py").write_text(f"from trtkern.surrogates import exp\n{BELL.format('alpha')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    import bells
+
+    layer = nn.BatchNormLIF(1, surrogate=bells.bell, alpha=2.0)
+    want, saved = layer.lif.spec, io.BytesIO()
+    torch.save(layer, saved)
+    for fresh in (True, False):
+        elsewhere()
+        if fresh:
+            monkeypatch.delitem(sys.modules, "bells")
+        saved.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = torch.load(saved, weights_only=False)
+        assert loaded.lif.spec == want and gradients(loaded.lif) == pytest.approx([2 * SLOPE])
+    (tmp_path / "bells.py").write_text(f"from trtkern.surrogates import exp\n{BELL.format('3.0 * alpha')}")
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, "bells")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    elsewhere()
+    saved.seek(0)
+    with pytest.warns(UserWarning, match="'bells.bell' is not the one that the layer was saved with"):
+        loaded = torch.load(saved, weights_only=False)
+    assert gradients(loaded.lif) == pytest.approx([6 * SLOPE])
+
+
+@pytest.mark.parametrize("function", [lambda u, alpha: alpha * exp(-abs(u)), cell(BELL.format("alpha"))])
+def test_a_function_that_has_no_place_is_missed_when_loading(elsewhere, function):
+    layer = nn.LIF(surrogate=function)
+    saved = pickle.dumps(layer)
+    for copied in (pickle.loads(saved), copy.deepcopy(layer)):
+        assert copied.spec == layer.spec and gradients(copied) == pytest.approx([SLOPE])
+    elsewhere()
+    name = f"{function.__module__}.{function.__qualname__}"
+    with pytest.raises(ValueError, match=rf"expected '{name}' to be importable where .*register\(function, '{name}'"):
+        pickle.loads(saved)
+    surrogates.register(function)
+    assert pickle.loads(saved).spec == layer.spec
+
+
+def test_a_built_in_surrogate_is_its_name():
+    spec = LIFSpec("soft", "atan", 3.0, True)
+    assert pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec) == spec and spec.token == "soft|atan|3.0|1"
+
+
+def _in_another_process(layer, found):
+    found.put(gradients(layer))
+
+
+def test_a_spawned_process_gets_the_layer():
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.Queue()
+    other = context.Process(target=_in_another_process, args=(nn.LIF(surrogate=mine), found))
+    other.start()
+    try:
+        assert found.get(timeout=120) == pytest.approx([WIDTH * SLOPE])
+        other.join(60)
+    finally:
+        other.kill()
 
 
 def test_cpp_refuses_what_it_cannot_print():

@@ -37,7 +37,7 @@ def _derivative(name: str) -> Any:
 
 def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:
     """dsigma/du of the named surrogate at ``u``, in u's dtype."""
-    return _derivative(name)(u, torch.as_tensor(alpha, dtype=u.dtype))
+    return _derivative(surrogates.lookup(name).name)(u, torch.as_tensor(alpha, dtype=u.dtype))
 
 
 class _Spike(torch.autograd.Function):

@@ -18,7 +18,8 @@ class LIFSpec:
 
     Args:
         reset: "hard" (v = v_reset after a spike), "soft" (v = h - reset_amount) or "none".
-        surrogate: a name in ``trtkern.surrogates.TABLE``, or a plain function of ``(u, alpha)``.
+        surrogate: a name in ``trtkern.surrogates.TABLE``, or a plain function of ``(u, alpha)``, which then goes by
+            its name and a digest of its code.
         alpha: sharpness of the surrogate; None is the default of its row.
         detach_reset: no gradient through the spike in the reset.
 
@@ -38,6 +39,7 @@ class LIFSpec:
             raise ValueError(f"LIFSpec: expected reset to be one of {', '.join(RESETS)}, got {self.reset!r}")
         name = surrogates.register(self.surrogate) if callable(self.surrogate) else self.surrogate
         row = surrogates.lookup(name)
+        name = row.name
         try:
             alpha = row.default_alpha if self.alpha is None else float(self.alpha)
         except (TypeError, ValueError):
@@ -50,9 +52,17 @@ class LIFSpec:
         for attribute, value in settled.items():
             object.__setattr__(self, attribute, value)
 
+    def __reduce__(self) -> tuple:
+        # A surrogate of the user's own is only a name in another process.
+        return _restored, (self.reset, surrogates.reference(str(self.surrogate)), self.alpha, self.detach_reset)
+
     @staticmethod
     @cache
     def from_token(token: str) -> LIFSpec:
         """The spec that ``token`` came from."""
         reset, surrogate, alpha, detach = token.split("|")
         return LIFSpec(reset, surrogate, float(alpha), detach == "1")
+
+
+def _restored(reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool) -> LIFSpec:
+    return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset)

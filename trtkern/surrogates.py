@@ -9,9 +9,14 @@ This module imports the standard library only: the build loads it by path, befor
 
 from __future__ import annotations
 
+import hashlib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from types import FunctionType
+from typing import Any
 
 PRIMITIVES = ("exp", "abs", "maximum", "where")
 """The names that a surrogate may use; ``trtkern.dialect`` gives them their meaning on every backend."""
@@ -75,6 +80,7 @@ class Surrogate:
     """A derivative ``dsigma/du`` and the sharpness that ``alpha=None`` stands for."""
 
     name: str
+    """Of a user's function with a digest of its code behind an @: another code is another surrogate."""
     function: Callable
     default_alpha: float
     builtin: bool = True
@@ -95,16 +101,28 @@ TABLE: dict[str, Surrogate] = {
 BUILTIN: tuple[str, ...] = tuple(TABLE)
 
 
+_VERSIONS: dict[str, Surrogate] = {}
+"""Every function that was ever registered, by its whole name; ``TABLE`` has the latest of each."""
+
+
 def register(function: Callable, name: str | None = None, default_alpha: float = 1.0) -> str:
-    """Add a function of ``(u, alpha)`` to the table and return the name that it goes by.
+    """Add a function of ``(u, alpha)`` to the table and return the name that it goes by: ``name@digest of its code``.
 
     It runs on the ``reference`` and ``triton`` backends; ``cpu`` and ``cuda`` hold the built-in rows only. Import
-    ``exp``, ``maximum`` and ``where`` from this module to write it. Registering the same function twice is harmless.
+    ``exp``, ``maximum`` and ``where`` from this module to write it. Another function under the same name, such as an
+    edited cell of a notebook, replaces it for what is made from now on; layers that are there keep theirs. The global
+    floats that it uses count as part of it, with the values that they have now.
+
+    Args:
+        function: a plain function, defined at the top of a module if layers with it are to be pickled or sent to other
+            processes: they take it along by its name (``restore``).
+        name: what to call it; its module and name by default.
+        default_alpha: what ``alpha=None`` stands for.
 
     Raises:
         TypeError: the function is no plain Python function of two arguments without a closure, or uses other names
             than exp, abs, maximum, where and global floats.
-        ValueError: the name belongs to another surrogate.
+        ValueError: the name is that of a built-in surrogate, or has an @ or a | in it.
     """
     code = getattr(function, "__code__", None)
     if code is None or code.co_argcount != 2 or code.co_freevars:
@@ -112,23 +130,74 @@ def register(function: Callable, name: str | None = None, default_alpha: float =
             f"surrogate: expected a plain function of (u, alpha) without a closure, got {function!r}; "
             "define it at module level"
         )
-    strange = [n for n in code.co_names if n not in PRIMITIVES and not isinstance(function.__globals__.get(n), float)]
+    floats = {n: function.__globals__[n] for n in code.co_names if isinstance(function.__globals__.get(n), float)}
+    strange = [n for n in code.co_names if n not in PRIMITIVES and n not in floats]
     if strange:
         raise TypeError(
             f"surrogate: expected {function.__name__} to use {', '.join(PRIMITIVES)} and floats only, got "
             f"{strange[0]!r}; write `from trtkern.surrogates import exp, maximum, where` and call them by these names"
         )
     name = name or f"{function.__module__}.{function.__qualname__}"
-    known = TABLE.get(name)
-    if known is not None and known.function.__code__ is not code:
-        raise ValueError(f"surrogate: the name {name!r} is taken by {known.function!r}; pass another name")
-    TABLE.setdefault(name, Surrogate(name, function, default_alpha, builtin=False))
-    return name
+    if name in BUILTIN or "@" in name or "|" in name:
+        raise ValueError(f"surrogate: expected a name without @ and | that no built-in surrogate has, got {name!r}")
+    meaning = (code.co_code, code.co_consts, code.co_names, code.co_varnames, floats, default_alpha)
+    whole = f"{name}@{hashlib.sha256(repr(meaning).encode()).hexdigest()[:12]}"
+    if whole not in _VERSIONS:
+        if floats:  # at their values of now, which the digest is of
+            frozen = FunctionType(code, {**function.__globals__, **floats}, function.__name__)
+            frozen.__module__, frozen.__qualname__ = function.__module__, function.__qualname__
+            function = frozen
+        _VERSIONS[whole] = Surrogate(whole, function, default_alpha, builtin=False)
+    TABLE[name] = _VERSIONS[whole]
+    return whole
 
 
 def lookup(name: str) -> Surrogate:
     """The row of that name; a ValueError with the list of names otherwise."""
+    row = _VERSIONS.get(name) or TABLE.get(name)
+    if row is None:
+        raise ValueError(f"surrogate: expected one of {', '.join(TABLE)}, got {name!r}")
+    return row
+
+
+def reference(name: str) -> str | tuple[str, str, str, float]:
+    """What ``restore`` finds that surrogate by in another process: its name, and where its function is defined."""
+    row = lookup(name)
+    if row.builtin:
+        return row.name
+    return row.name, row.function.__module__, row.function.__qualname__, row.default_alpha
+
+
+def restore(reference: str | tuple[str, str, str, float]) -> str:
+    """The name of a surrogate by what ``reference`` gave: one that is registered here, or is imported now.
+
+    Raises:
+        ValueError: it is neither; says so when a layer is loaded, not when it first runs.
+    """
+    if isinstance(reference, str):
+        return reference
+    whole, module, path, default_alpha = reference
+    if whole in _VERSIONS:
+        return whole
+    name = whole.rpartition("@")[0]
     try:
-        return TABLE[name]
-    except KeyError:
-        raise ValueError(f"surrogate: expected one of {', '.join(TABLE)}, got {name!r}") from None
+        function: Any = import_module(module)
+        for part in path.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError) as error:
+        if name not in TABLE:
+            raise ValueError(
+                f"surrogate: expected {name!r} to be importable where a layer with it is loaded, got {error!r}; define "
+                "it with def at the top of a module that can be imported (no notebook, lambda or function inside a "
+                f"function), or call trtkern.surrogates.register(function, {name!r}) before loading"
+            ) from None
+        found = TABLE[name].name
+    else:
+        found = register(function, name, default_alpha)
+    if found != whole:
+        warnings.warn(
+            f"surrogate: {name!r} is not the one that the layer was saved with: its code has changed, or it was "
+            "compiled by another version of Python; the one that is here is used",
+            stacklevel=2,
+        )
+    return found
