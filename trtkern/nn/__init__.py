@@ -6,6 +6,7 @@ from trtkern.nn.bounded import Bounded
 from trtkern.nn.convert import convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import IF, LI, LIF, PLIF
+from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
 from trtkern.nn.packed import PackedReport, packed_activations
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.nn.time import OverTime, TimeSequential
@@ -15,5 +16,6 @@ from trtkern.ops.spikes import Spikes
 __all__ = [
     "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "Bounded", "ConvBatchNormLIF", "LossParts", "OverTime",
     "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential",
-    "UnfusedBatchNormLIF", "convert_norm_lif", "convert_state_dict", "packed_activations", "unfuse",
+    "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_state_dict", "convert_sync_norms",
+    "freeze_norms", "packed_activations", "unfuse", "update_norms",
 ]  # fmt: skip

@@ -200,9 +200,10 @@ def _put_back(parent: nn.Sequential) -> None:
             continue
         first, *rest = kept.values()
         axis = 2 if first.wrapped or isinstance(parent, TimeSequential) else 1
-        if layer.channel_dim != axis or layer.sync != (first.norm is nn.SyncBatchNorm):
+        kind = nn.SyncBatchNorm if layer.sync else first.norm
+        if layer.channel_dim != axis or (kind is nn.SyncBatchNorm and not layer.sync):
             continue
-        norm = _norm(layer, first.norm)
+        norm = _norm(layer, kind)
         norm = OverTime(norm).train(layer.training) if first.wrapped else norm
         back = [norm, _neuron(layer), *(place.pool[0] for place in rest)]
         parent._modules.update(zip([name, *kept], back, strict=True))

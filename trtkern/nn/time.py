@@ -209,7 +209,7 @@ def _recount(norm: Any, before: Tensor, count: int, steps: int) -> None:
     with torch.no_grad():
         momentum = norm.momentum
         if momentum is None:
-            momentum = 0.0 if norm.num_batches_tracked is None else 1.0 / norm.num_batches_tracked
+            momentum = 0.0 if norm.num_batches_tracked is None else 1.0 / norm.num_batches_tracked.double()
         # As BatchNorm's own update, this is none that autograd has to know of: no new version.
         held = norm.running_var.data
         held.sub_((held - (1 - momentum) * before) * ((steps - 1) / (steps * count - 1)))
