@@ -284,3 +284,47 @@ def test_fullgraph_and_no_recompiles(backend, device):
         counts.append(counter.frame_count)
     assert counts[0] > 0 and len(set(counts)) == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["spikes", "packed", "any"])
+def test_a_residual_in_float32_under_autocast(backend, device, kind):
+    """y is in bfloat16 there; the residual is cast to it, and its gradient comes in its own dtype."""
+    conv, x = torch.nn.Conv2d(3, 3, 3, padding=1).to(device), torch.randn(8, 3, 6, 6, device=device)
+    layer = snn.BatchNormLIF(3, surrogate="atan", backend=backend).to(device)
+    if kind == "any":
+        residual = torch.randn(4, 2, 3, 6, 6, device=device, requires_grad=True)
+        given, held = residual, residual.detach().bfloat16()
+    else:
+        made = snn.LIF(packed=True, backend=backend).to(device)(torch.randn(4, 2, 3, 6, 6, device=device) + 1)
+        residual = made.spikes.clone().requires_grad_()
+        given, held = residual if kind == "spikes" else snn.Spikes(residual, made.words), made.spikes
+    with torch.autocast(device, torch.bfloat16):
+        y = conv(x).unflatten(0, (4, 2))
+        got = layer(y, given)
+    assert y.dtype == got.dtype == torch.bfloat16
+    g = torch.randn(got.shape, device=device).bfloat16()
+    (grad,) = torch.autograd.grad(got, residual, g)
+    assert grad.dtype == torch.float32
+    exact = held.double().cpu().requires_grad_()
+    want = snn.BatchNormLIF(3, surrogate="atan").double()(y.detach().double().cpu(), exact)
+    assert torch.equal(got.double().cpu(), want)
+    (expected,) = torch.autograd.grad(want, exact, g.double().cpu())
+    torch.testing.assert_close(grad.double().cpu(), expected, rtol=2**-8, atol=1e-3)
+    # BatchNorm, an addition and a neuron promote: the same but for what bfloat16 rounds of BatchNorm's output.
+    with torch.autocast(device, torch.bfloat16):
+        promoted = torch.nn.BatchNorm2d(3).to(device)(y.detach().flatten(0, 1)).unflatten(0, (4, 2)) + residual.detach()
+    assert promoted.dtype == torch.float32
+    assert (snn.LIF().to(device)(promoted) == got).float().mean() > 0.97
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(torch.float32, torch.float16), (torch.float64, torch.float32)])
+def test_a_narrower_residual_is_cast_exactly(wide, narrow):
+    y, residual = torch.randn(4, 2, 3, 6, 6).to(wide), torch.randn(4, 2, 3, 6, 6).to(narrow)
+    for make in (lambda: snn.BatchNormLIF(3), lambda: snn.unfuse(snn.BatchNormLIF(3))):
+        layer = make().to(wide)
+        assert torch.equal(layer(y, residual), layer(y, residual.to(wide)))
+
+
+def test_what_batch_norm_lif_was_unfused_into_gives_the_same_dtype():
+    y, residual = torch.randn(4, 2, 3, 6, 6).bfloat16(), torch.randn(4, 2, 3, 6, 6)
+    assert snn.unfuse(snn.BatchNormLIF(3))(y, residual).dtype == torch.bfloat16

@@ -133,7 +133,7 @@ class BatchNormLIF(nn.Module):
 
         Args:
             y: [T, B, C, ...], contiguous or channels last as it is; expanded along time, the statistics read it once.
-            residual: added to the normalised y; of its shape and dtype, or packed ``Spikes``.
+            residual: added to the normalised y; of its shape, in its dtype or cast to it, or packed ``Spikes``.
             v0: potential before the first step, [B, C, ...] float32; None is zero.
         """
         if isinstance(y, Tensor):

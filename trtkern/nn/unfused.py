@@ -67,7 +67,7 @@ class UnfusedBatchNormLIF(TimeSequential):
         else:
             x = self.norm(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
         if residual is not None:
-            x = x + (residual.spikes if isinstance(residual, Spikes) else residual)
+            x = x + (residual.spikes if isinstance(residual, Spikes) else residual).to(x.dtype)
         made = self.lif(x, v0, return_state=return_state)
         spikes, *state = made if return_state else (made,)
         if "pool" in self._modules:

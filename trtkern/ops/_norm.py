@@ -72,8 +72,13 @@ def check(
         raise ValueError(f"{OP}: expected running statistics to normalise with, got none; pass batch_statistics")
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     if dense is not None:
-        if not isinstance(dense, Tensor) or dense.dtype != y.dtype:
-            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {_check.describe(dense)}; convert it")
+        if not isinstance(dense, Tensor):
+            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {_check.describe(dense)}")
+        if dense.dtype not in _check.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
+            raise TypeError(
+                f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "
+                f"float16), got {_check.describe(dense)}; convert it with residual.to(y.dtype)"
+            )
         if dense.shape != y.shape or dense.device != y.device:
             raise ValueError(
                 f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "

@@ -62,7 +62,8 @@ def batch_norm_lif(
             along time is 0 (a static image) it is read once, not T times, by the statistics.
         norm: the affine, the running statistics (updated in place) and their settings.
         neuron: what happens to x.
-        residual: added to x, of y's shape and dtype; as ``Spikes`` its words are what is saved for the backward pass.
+        residual: added to x, of y's shape, in y's dtype or cast to it: exact for spikes and small integers, else
+            rounded where that is narrower; as ``Spikes`` its words are what is saved for the backward pass.
         v0: potential before the first step, [B, C, ...] float32; None is zero.
         channel_dim: the axis of y that the channels are on.
         source: y is not kept: the backward pass makes it again and goes on through ``source.make``; y itself needs no
@@ -77,6 +78,11 @@ def batch_norm_lif(
     axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
     _check.parameters(OP, neuron.values)
+    # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
+    if isinstance(residual, Spikes):
+        residual = residual._replace(spikes=residual.spikes.to(y.dtype))
+    elif residual is not None:
+        residual = residual.to(y.dtype)
 
     statistics: Statistics | None = None
 
