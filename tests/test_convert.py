@@ -228,6 +228,65 @@ def test_which_pooling_is_fused(norm, pool, fuses):
     assert type(unfuse(net)[0]) is type(norm) and type(net[2]) is type(pool)
 
 
+class Branches(nn.Module):
+    """Layers that no nn.Sequential holds, as in a residual block written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.lif = nn.BatchNorm2d(C), snn.LIF()
+        self.stem = TimeSequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), nn.ReLU(), OverTime(nn.BatchNorm2d(C)))
+        self.body = TimeSequential(nn.BatchNorm2d(C), snn.LIF(), nn.Conv2d(C, C, 1), snn.PLIF())
+        self.hooked = TimeSequential(hooked(nn.BatchNorm2d(C)), snn.IF())
+        self.fused = nn.ModuleList([snn.BatchNormLIF(C), unfuse(nn.ModuleList([snn.BatchNormLIF(C)]))[0], snn.LI()])
+
+
+def test_the_report_names_what_is_left_and_why():
+    report = snn.ConversionReport()
+    net = Branches()
+    with pytest.warns(UserWarning, match="hooks"):
+        assert convert_norm_lif(net, report) is net
+    assert report.fused == ["body.0", "fused.1"]
+    assert [type(layer) for layer in net.fused] == [snn.BatchNormLIF, snn.BatchNormLIF, snn.LI]
+    apart = "it stands in Branches, not in an nn.Sequential: what runs before and behind it is not known"
+    hooks = "BatchNorm2d has hooks, which would be lost"
+    assert report.left == {
+        "hooked.0": hooks,
+        "hooked.1": hooks,
+        "norm": apart,
+        "lif": apart,
+        "stem.1": "expected LIF, IF or PLIF directly behind it, got ReLU",
+        "stem.3": "expected LIF, IF or PLIF directly behind it, got nothing",
+        "body.3": "expected a BatchNorm directly before it, got Conv2d",
+    }
+    assert report.summary() == {"fused": report.fused, "left": report.left}
+    lines = str(report).splitlines()
+    assert lines[0] == "fused 2: body.0, fused.1" and lines[1] == "left 7:" and len(lines) == 9
+    assert lines[-1] == "  'body.3': expected a BatchNorm directly before it, got Conv2d"
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (lambda: nn.BatchNorm2d(3), {"": "it stands in nothing"}),
+        (lambda: snn.PLIF(), {"": "it stands in nothing"}),
+        (lambda: OverTime(nn.BatchNorm2d(3)), {"": "it stands in nothing"}),
+        (lambda: nn.Sequential(nn.GroupNorm(2, 4), snn.LIF()), {"1": "got GroupNorm"}),
+        (
+            lambda: nn.Sequential(snn.LIF(), nn.ModuleDict({"norm": nn.BatchNorm1d(3)})),
+            {"0": "nothing", "1.norm": "Dict"},
+        ),
+        (lambda: nn.Sequential(snn.BatchNormLIF(3), nn.Linear(3, 3), snn.LI()), {}),
+        (lambda: nn.Linear(3, 3), {}),
+    ],
+)
+def test_reports_of_models_without_pairs(model, left):
+    report = snn.ConversionReport()
+    convert_norm_lif(model(), report)
+    assert report.fused == [] and list(report.left) == list(left)
+    assert all(why in report.left[name] for name, why in left.items())
+    assert str(report).startswith("fused 0: none\nleft ")
+
+
 def test_packed_spikes_stay_packed():
     net = TimeSequential(nn.BatchNorm2d(C), snn.LIF(packed=True)).double()
     want = copy.deepcopy(net)

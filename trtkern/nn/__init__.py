@@ -3,7 +3,7 @@
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.bounded import Bounded
-from trtkern.nn.convert import convert_norm_lif, convert_state_dict, unfuse
+from trtkern.nn.convert import ConversionReport, convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import IF, LI, LIF, PLIF
 from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
@@ -14,8 +14,8 @@ from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 from trtkern.ops.spikes import Spikes
 
 __all__ = [
-    "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "Bounded", "ConvBatchNormLIF", "LossParts", "OverTime",
-    "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential",
-    "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_state_dict", "convert_sync_norms",
-    "freeze_norms", "packed_activations", "unfuse", "update_norms",
+    "IF", "LI", "LIF", "PLIF", "Absorbed", "BatchNormLIF", "Bounded", "ConvBatchNormLIF", "ConversionReport",
+    "LossParts", "OverTime", "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss",
+    "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_state_dict",
+    "convert_sync_norms", "freeze_norms", "packed_activations", "unfuse", "update_norms",
 ]  # fmt: skip

@@ -58,6 +58,35 @@ def pairs(model: nn.Module, remove_duplicate: bool = True) -> Iterator[Pair]:
                 yield Pair(parent, layers[i : i + 3], names[i : i + 3], *whole)
 
 
+def unpaired(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Every BatchNorm and neuron of a model that stands alone, with the reason."""
+    fused = [path for path, module in model.named_modules() if isinstance(module, (BatchNormLIF, UnfusedBatchNormLIF))]
+    for path, module in model.named_modules():
+        if not isinstance(module, (_BatchNorm, Spiking)) or any(path.startswith(join(whole, "")) for whole in fused):
+            continue
+        place, parent = path, _parent(model, path)
+        if isinstance(parent, OverTime):
+            place = path.rpartition(".")[0]
+            parent = _parent(model, place)
+        if not isinstance(parent, nn.Sequential):
+            holder = "nothing" if parent is None else type(parent).__name__
+            yield place, f"it stands in {holder}, not in an nn.Sequential: what runs before and behind it is not known"
+            continue
+        layers, at = list(parent._modules.values()), list(parent._modules).index(place.rpartition(".")[2])
+        if isinstance(module, _BatchNorm):
+            yield place, f"expected LIF, IF or PLIF directly behind it, got {_kind(layers[at + 1 : at + 2])}"
+        else:
+            yield place, f"expected a BatchNorm directly before it, got {_kind(layers[:at][-1:])}"
+
+
+def _parent(model: nn.Module, path: str) -> nn.Module | None:
+    return model.get_submodule(path.rpartition(".")[0]) if path else None
+
+
+def _kind(layer: list[nn.Module]) -> str:
+    return type(bare(layer[0])).__name__ if layer else "nothing"
+
+
 def objection_to(pair: Pair, uses: Counter[int]) -> str | None:
     """Why the two cannot be fused with the same result, or None."""
     norm, neuron, wrapper = pair.norm, pair.neuron, pair.layers[0]

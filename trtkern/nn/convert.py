@@ -5,20 +5,39 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from trtkern.nn._pairs import LEAVES, hooks_of, join, objection_to, pairs, pools, unlike
+from trtkern.nn._pairs import LEAVES, hooks_of, join, objection_to, pairs, pools, unlike, unpaired
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.time import OverTime, TimeSequential
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 
 
-def convert_norm_lif(model: nn.Module) -> nn.Module:
+@dataclass
+class ConversionReport:
+    """What ``convert_norm_lif`` fused, and what it left as it was, by its name in the model."""
+
+    fused: list[str] = field(default_factory=list)
+    """Where a ``BatchNormLIF`` stands now."""
+    left: dict[str, str] = field(default_factory=dict)
+    """BatchNorms and neurons that stay layers of their own, each with the reason."""
+
+    def summary(self) -> dict[str, Any]:
+        """The same by name, ready for JSON."""
+        return {"fused": list(self.fused), "left": dict(self.left)}
+
+    def __str__(self) -> str:
+        left = "".join(f"\n  {name!r}: {reason}" for name, reason in self.left.items())
+        return f"fused {len(self.fused)}: {', '.join(self.fused) or 'none'}\nleft {len(self.left)}:{left or ' none'}"
+
+
+def convert_norm_lif(model: nn.Module, report: ConversionReport | None = None) -> nn.Module:
     """Fuse every BatchNorm that is directly followed by LIF, IF or PLIF into one ``BatchNormLIF``, in place.
 
     The two are neighbours in an ``nn.Sequential`` or ``TimeSequential`` anywhere in the model, the BatchNorm bare or in
@@ -29,17 +48,25 @@ def convert_norm_lif(model: nn.Module) -> nn.Module:
     "1.weight") change their names: ``convert_state_dict`` takes checkpoints across.
 
     A pair that cannot be fused with the same result is left alone, with a warning that says why: it has hooks, is used
-    in several places, has its time axis elsewhere, ...
+    in several places, has its time axis elsewhere, ... What is no pair is left without one: a ``report`` names it.
+
+        report = trtkern.nn.ConversionReport()
+        trtkern.nn.convert_norm_lif(model, report)
+        print(report)  # what was fused; each BatchNorm and neuron that was not, and why
 
     Args:
         model: changed, and returned (a new module only where ``model`` itself is an ``UnfusedBatchNormLIF``).
+        report: filled.
     """
+    report = ConversionReport() if report is None else report
     uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
     for pair in list(pairs(model)):
         objection = objection_to(pair, uses)
         if objection is not None:
             _left(f"convert_norm_lif: {pair.place!r} and {pair.behind!r} stay two layers", objection)
+            report.left.update({pair.place: objection, pair.behind: objection})
             continue
+        report.fused.append(pair.place)
         pooled = pools(pair)
         made = [
             _fused(pair.norm, pair.neuron, pair.axis, 2 if pooled else 1),
@@ -54,10 +81,15 @@ def convert_norm_lif(model: nn.Module) -> nn.Module:
         objection = hooks_of(layer, *layer.children()) or unlike(layer.norm)
         if objection is not None:
             _left(f"convert_norm_lif: {path!r} stays as it is", objection)
+            report.left[path] = objection
             return None
+        report.fused.append(path)
         return _fused(layer.norm, layer.lif, layer.channel_dim, 2 if "pool" in layer._modules else 1)
 
-    return _replaced(model, whole)
+    model = _replaced(model, whole)
+    for name, reason in unpaired(model):
+        report.left.setdefault(name, reason)
+    return model
 
 
 def unfuse(model: nn.Module, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
