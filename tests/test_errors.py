@@ -72,6 +72,24 @@ def test_initial_state(v0, error):
 
 
 @pytest.mark.parametrize(
+    ("v0", "message"),
+    [
+        (0.0, r"got 0.0 \(float\); make one with torch.full\(\(2, 3\), 0.0, dtype=torch.float32, device='cpu'\)"),
+        (1, r"got 1 \(int\); make one with torch.full\(\(2, 3\), 1, "),
+        ([0.0], r"got \[0.0\] \(list\); make one with torch.full\(\(2, 3\), ..., "),
+        (torch.zeros(2, 3).half(), r"got a tensor .* convert it with v0.to\(torch.float32\)"),
+    ],
+)
+def test_the_advice_on_a_state_can_be_followed(v0, message):
+    for call in (lambda: nn.LIF()(X, v0), lambda: nn.LI()(X, v0), lambda: nn.BatchNormLIF(3).eval()(X, None, v0)):
+        with pytest.raises(TypeError, match=message):
+            call()
+    if isinstance(v0, float):
+        made = torch.full((2, 3), 0.0, dtype=torch.float32, device="cpu")
+        assert torch.equal(nn.LIF()(X, made), nn.LIF()(X))
+
+
+@pytest.mark.parametrize(
     ("flag", "error", "message"),
     [
         (torch.zeros(1), TypeError, r"flag to be an int32 tensor of shape \(1,\)"),
@@ -120,7 +138,11 @@ def test_a_missing_backend_is_named_and_auto_goes_on(monkeypatch):
         (lambda: nn.LIF(v_threshold=-1), "LIF: expected v_threshold"),
         (lambda: nn.LIF(surrogate="trianglr"), "expected one of triangle"),
         (lambda: nn.LIF(reset_amount=0.5), "pass v_reset=None"),
-        (lambda: nn.PLIF(init_tau=1.0), "init_tau to be a number > 1"),
+        (
+            lambda: nn.PLIF(init_tau=1.0),
+            r"a number > 1, got 1.0; at 1 w is infinite .* LIF\(decay=0.0\)",
+        ),
+        (lambda: nn.LIF(v_reset=None, reset_amount=math.inf), "reset_amount to be finite"),
         (lambda: nn.PLIF(channels=0), "channels"),
         (lambda: nn.PLIF(decay=0.5), "expected no decay"),
         (lambda: nn.IF(v_leak=0.5), "expected no v_leak"),

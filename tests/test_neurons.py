@@ -87,6 +87,37 @@ def test_channels_last_axis(backend, device):
     assert torch.equal(got, nn.LIF(decay, backend=backend)(x.transpose(2, 3)).transpose(2, 3))
 
 
+def test_a_decay_of_zero_forgets(backend, device):
+    """What init_tau = 1 means, which PLIF has no w for; bounded by the clamp it is learned from there."""
+    x = torch.randn(5, 2, 3, device=device)
+    assert torch.equal(nn.LIF(decay=0.0, backend=backend).to(device)(x), (x > 1).float())
+    layer = nn.LI(nn.Bounded(0.0, "clamp"), backend=backend).to(device)
+    v = layer(x)
+    assert torch.equal(v, x)
+    v.backward(-x.roll(1, 0))  # a step against it raises the decay
+    assert layer.decay.raw.grad < 0
+
+
+def test_snntorchs_leaky_with_beta_zero_within_a_millionth():
+    """h[t] = x[t] - threshold s[t-1]: threshold / beta does not exist; with decay 2**-20 it does."""
+    small, threshold, x = 2.0**-20, 0.8, 2 * torch.randn(20, 4, 3)
+    settings = {"v_reset": None, "v_threshold": threshold, "detach_reset": True, "surrogate": "atan"}
+    layer = nn.LIF(small, reset_amount=threshold / small, **settings)
+    x.requires_grad_()
+    h, s = [], torch.zeros(4, 3)
+    for current in x.detach():
+        h.append(current - threshold * s)
+        s = (h[-1] > threshold).float()
+    h = torch.stack(h)
+    got, v = layer(x, return_v=True)
+    assert torch.equal(got, (h > threshold).float()) and 0 < got.mean() < 1
+    silent = got == 0
+    assert (v - h)[silent].abs().max() <= 2 * small * h.abs().max()
+    (grad,) = torch.autograd.grad(got.sum(), x)
+    want = reference.surrogate_derivative(h - threshold, "atan", 2.0)
+    torch.testing.assert_close(grad, want, rtol=1e-5, atol=1e-5)
+
+
 def test_nothing_is_kept_between_calls():
     layer = nn.LIF()
     x, other = torch.randn(4, 2, 3), torch.randn(7, 5, 3)

@@ -15,7 +15,7 @@ import torch
 
 from trtkern import LIFSpec, dialect, nn, reference, surrogates
 from trtkern.backends import named
-from trtkern.surrogates import exp
+from trtkern.surrogates import exp, where
 
 # The oracle: sigma(u) itself; its slope, by central differences in float64, is what the table must hold.
 PRIMITIVES = {
@@ -153,6 +153,44 @@ def test_a_global_number_counts_with_its_value_of_then(backend):
         NOTEBOOK["WIDTH"] = width
         layers.append(nn.LIF(surrogate=cell(BELL.format("WIDTH"), f"<width {width}>")))
     assert gradients(*layers, backend=backend) == pytest.approx([SLOPE, 2 * SLOPE])
+
+
+def straight_through(u, alpha):
+    return 1.0
+
+
+def leaky(u, alpha):
+    return where(u > 0.0, 1.0, alpha)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("v_reset", [0.3, None])
+@pytest.mark.parametrize("backend", RUNS_A_USERS)
+def test_a_derivative_that_is_constant(backend, v_reset, detach):
+    """Straight-through, 1 everywhere: the sum over t runs through the decay alone where the reset is detached."""
+    x = torch.randn(5, 2, 3)
+    layers = [
+        nn.LIF(0.5, surrogate=straight_through, v_reset=v_reset, detach_reset=detach, backend=backend),
+        nn.LIF(0.5, surrogate=leaky, alpha=0.25, v_reset=v_reset, detach_reset=detach, backend=backend),
+    ]
+    for layer, below in zip(layers, (1.0, 0.25), strict=True):
+        mine, g = x.clone().requires_grad_(), torch.zeros_like(x)
+        layer(mine).sum().backward()
+        s, v = layer(x, return_v=True)
+        h = 0.5 * torch.cat([torch.zeros(1, 2, 3), v[:-1]]) + x
+        gv = torch.zeros(2, 3)
+        for t in reversed(range(5)):
+            slope = torch.where(s[t] > 0, 1.0, below)
+            change = -1.0 if v_reset is None else v_reset - h[t]  # of v[t] by s[t]; the soft reset subtracts 1
+            kept = 1.0 if v_reset is None else 1 - s[t]
+            g[t] = slope * (1 + (0 if detach else gv * change)) + gv * kept
+            gv = 0.5 * g[t]
+        torch.testing.assert_close(mine.grad, g, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            mine[2, 0, 0] = torch.nan
+        mine.grad = None
+        layer(mine).sum().backward()
+        assert mine.grad[:, 0, 0].isnan().all() and mine.grad.isnan().sum() == 5
 
 
 def test_names_that_are_not_given():

@@ -55,7 +55,9 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (u,) = ctx.saved_tensors
-        return grads[0] * surrogate_derivative(u, ctx.name, ctx.alpha), None, None
+        slope = surrogate_derivative(u, ctx.name, ctx.alpha)
+        # A NaN potential has a NaN gradient, also where the surrogate is a constant there.
+        return grads[0] * torch.where(torch.isnan(u), u, slope), None, None
 
 
 def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:

@@ -168,7 +168,7 @@ def _moved(flag: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
 
 def warn_of_one_step(name: str, x: Tensor) -> None:
     """A UserWarning, once a place of the caller's code, where x has too few axes for a sequence [T, B, C]."""
-    if x.dim() > 2 or torch.compiler.is_compiling():
+    if x.dim() not in (1, 2) or torch.compiler.is_compiling():
         return
     # The caller's own line: layers of torch and of this package stand between.
     frame, level = sys._getframe(1), 2

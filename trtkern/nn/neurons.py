@@ -179,7 +179,10 @@ class PLIF(Spiking):
     ) -> None:
         _refuse(self, lif, ("decay", "gain"), "both follow from w")
         if not (isinstance(init_tau, (int, float)) and math.isfinite(init_tau) and init_tau > 1):
-            raise ValueError(f"PLIF: expected init_tau to be a number > 1, got {init_tau!r}")
+            raise ValueError(
+                f"PLIF: expected init_tau to be a number > 1, got {init_tau!r}; at 1 w is infinite and learns nothing: "
+                "use LIF(decay=0.0), or LIF(decay=Bounded(0.0, 'clamp')) to learn the decay from there"
+            )
         if channels is not None and (not isinstance(channels, int) or channels < 1):
             raise ValueError(f"PLIF: expected channels to be None or an int >= 1, got {channels!r}")
         super().__init__(**lif)

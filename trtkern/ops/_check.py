@@ -72,7 +72,14 @@ def state(op: str, v0: Tensor | None, x: Tensor) -> None:
     if v0 is None:
         return
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if not isinstance(v0, Tensor) or v0.dtype != dtype:
+    if not isinstance(v0, Tensor):
+        value = v0 if isinstance(v0, (int, float)) else "..."
+        raise TypeError(
+            f"{op}: expected v0 to be a {dtype} tensor of shape {tuple(x.shape[1:])} or None, which is zero, got "
+            f"{describe(v0)}; make one with torch.full({tuple(x.shape[1:])}, {value}, dtype={dtype}, "
+            f"device={str(x.device)!r})"
+        )
+    if v0.dtype != dtype:
         raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
     if v0.shape != x.shape[1:] or v0.device != x.device:
         raise ValueError(
