@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trtkern.data import cifar, digits, folder, idx, neuromorphic
 from trtkern.data.dataset import Dataset, Split
+from trtkern.data.identity import difference, fingerprint
 
-__all__ = ["DATASETS", "Dataset", "Source", "Split", "load"]
+__all__ = ["DATASETS", "Dataset", "Source", "Split", "difference", "fingerprint", "load"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _events(name: str) -> Callable[[Source], Dataset]:
             progress=source.progress,
         )  # fmt: skip
         splits = Split(got.train_images, got.train_labels), Split(got.test_images, got.test_labels)
-        return Dataset(name, *splits, got.classes, mean=got.mean, std=got.std)
+        return Dataset(name, *splits, got.classes, mean=got.mean, std=got.std, files=got.files)
 
     return load_events
 

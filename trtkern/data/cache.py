@@ -27,8 +27,8 @@ def default_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trtkern"
 
 
-def fingerprint(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 of the files' names below ``root``, sizes and times of change; their contents are not read.
+def fingerprint(root: Path, files: Iterable[Path], times: bool = True) -> str:
+    """SHA-256 of the files' names below ``root``, sizes and, with ``times``, times of change; contents are not read.
 
     Raises:
         OSError: a file is missing.
@@ -36,8 +36,17 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     rows = []
     for file in files:
         status = file.stat()
-        rows.append([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+        rows.append([file.relative_to(root).as_posix(), status.st_size, *[status.st_mtime_ns] * times])
+    return sha256_of(sorted(rows))
+
+
+def sha256_of(key: Any) -> str:
+    """SHA-256 of plain JSON types; a mapping has the same in any order."""
+    return hashlib.sha256(_text(key).encode()).hexdigest()
+
+
+def _text(key: Any) -> str:
+    return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -53,9 +62,9 @@ def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Te
             Nothing is left of a file that could not be written.
         ImportError: safetensors is not installed.
     """
-    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = _text(key)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", str(key.get("name", "data")))
-    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    path = folder / f"{name}-{sha256_of(key)}.safetensors"
     _require()
     try:
         return _read(path, text)

@@ -33,6 +33,8 @@ class Dataset:
         train, test: disjoint splits of one image shape, both of still images or both of T frames.
         classes: names of the classes; a label is an index into it.
         mean, std: of the training split's raw pixel values; ``normalise`` uses them. One number, or one a channel.
+        files: what stands for the files that the images were made of where their values are floating point and may
+            differ in the last bit from machine to machine (``identity``); None takes the values.
 
     Raises:
         ValueError: a rank, count, label, mean or std out of range; the message names the split.
@@ -44,6 +46,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
+    files: str | None = None
 
     def __post_init__(self) -> None:
         for name, (images, labels) in (("train", self.train), ("test", self.test)):

@@ -1,4 +1,4 @@
-"""Files from the network: whole and checked, or not there at all."""
+"""Files: read with errors that name them; from the network whole and checked, or not there at all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from typing import BinaryIO, cast
 
 BLOCK = 1 << 20
 """Bytes read at once."""
+
+
+def unreadable(what: str, path: str | Path, error: OSError) -> OSError:
+    """The same kind of error, with a message that says what was expected."""
+    return type(error)(f"data: expected {what} that can be read, got {path} ({error.strerror})")
 
 
 @contextmanager

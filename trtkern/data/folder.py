@@ -84,9 +84,13 @@ class ImageFiles:
             )
         return ImageFiles(self.directory, self._names[chosen], self.size)
 
+    def name(self, index: int) -> bytes:
+        """The path of an image below ``directory``, as the file system has it."""
+        return bytes(self._names[index])
+
     def path(self, index: int) -> str:
         """The file of an image."""
-        return os.path.join(self.directory, os.fsdecode(self._names[index]))
+        return os.path.join(self.directory, os.fsdecode(self.name(index)))
 
     def digests(self) -> list[bytes]:
         """SHA-256 of each file's bytes.
@@ -192,7 +196,7 @@ def read_classes(path: str | Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise ValueError(f"data: expected a class list, a text file in UTF-8, got other bytes in {path}") from None
     except OSError as error:
-        raise _unreadable("a class list", str(path), error) from None
+        raise files.unreadable("a class list", str(path), error) from None
     named: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if words := line.partition("#")[0].split():
@@ -221,7 +225,7 @@ def _decode(path: str) -> Image.Image:
         if isinstance(error, MemoryError):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise _unreadable("an image", path, error) from None
+            raise files.unreadable("an image", path, error) from None
         raise DataError(f"data: expected a whole image, got {path} ({error}); get it again") from None
 
 
@@ -274,7 +278,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return list(found)
     except OSError as error:
-        raise _unreadable("a folder", folder, error) from None
+        raise files.unreadable("a folder", folder, error) from None
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -283,11 +287,6 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-
-
-def _unreadable(what: str, path: str, error: OSError) -> OSError:
-    """The same kind of error, with a message that says what was expected."""
-    return type(error)(f"data: expected {what} that can be read, got {path} ({error.strerror})")
 
 
 def _pillow() -> Any:

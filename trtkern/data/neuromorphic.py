@@ -49,6 +49,8 @@ class Arrays(NamedTuple):
     classes: tuple[str, ...]
     mean: float
     std: float
+    files: str
+    """SHA-256 of the names and sizes of the files, and of what was made of them (``trtkern.data.identity``)."""
 
 
 class Kind(NamedTuple):
@@ -107,10 +109,11 @@ def load(
     def make() -> dict[str, Tensor]:
         return _make(name, kind, source, timesteps, resize, progress)
 
+    same = {**key, "files": disk.fingerprint(source.root, source.files, times=False), "tonic": None}
     made = disk.cached(disk.default_folder() if cache is None else Path(cache), key, make)
     return Arrays(
         made["train_images"], made["train_labels"], made["test_images"], made["test_labels"], source.classes,
-        mean=0.0, std=255.0 if resize == "paper" else 1.0,
+        mean=0.0, std=255.0 if resize == "paper" else 1.0, files=disk.sha256_of(same),
     )  # fmt: skip
 
 

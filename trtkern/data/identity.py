@@ -1,0 +1,99 @@
+"""What tells one data set from another: its classes, and of each split a count and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern.data.dataset import Dataset, Split
+from trtkern.data.files import unreadable
+from trtkern.data.folder import ImageFiles
+
+BLOCK = 64 << 20
+"""Bytes of images that are copied from their device and hashed at once."""
+AT_ONCE, STATS = 8, 1024
+"""Threads that ask for the sizes of files, and how many each asks for in one go."""
+
+
+def fingerprint(data: Dataset) -> dict[str, Any]:
+    """{"classes": [...], "train": {"images": N, "sha256": "..."}, "test": the same}, as plain JSON types.
+
+    Each checksum is of the split's labels in order, and of its images: their values, dtype and shape where they are in
+    memory; where they are files, the files' names below the split's folder and their sizes, without reading them.
+    Frames of events that were resized in floating point, whose last bit may differ between processors, are known by
+    ``files`` of the data set. The same on every machine, wherever the files are.
+
+    Raises:
+        OSError: a file is missing; the message names it.
+    """
+    splits = {name: _split(name, split, data.files) for name, split in (("train", data.train), ("test", data.test))}
+    return {"classes": list(data.classes), **splits}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two fingerprints, in words; empty if nothing does."""
+    found = []
+    if before["classes"] != now["classes"]:
+        found.append(_classes(before["classes"], now["classes"]))
+    for name in ("train", "test"):
+        old, new = before[name], now[name]
+        if old["images"] != new["images"]:
+            found.append(f"the {name} split had {old['images']:,} images, now {new['images']:,}")
+        elif old["sha256"] != new["sha256"]:
+            found.append(f"the {name} split has as many images ({new['images']:,}), but not the same")
+    return "; ".join(found)
+
+
+def _classes(before: list[str], now: list[str]) -> str:
+    if len(before) != len(now):
+        return f"there were {len(before):,} classes, now {len(now):,}"
+    index = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+    return f"class {index} was {before[index]!r}, now {now[index]!r}"
+
+
+def _split(name: str, split: Split, files: str | None) -> dict[str, Any]:
+    digest = hashlib.sha256(name.encode())
+    if isinstance(split.images, ImageFiles):
+        for block in _named(split.images):
+            digest.update(block)
+    elif split.images.is_floating_point() and files is not None:
+        digest.update(f"{files} {list(split.images.shape)}\0".encode())
+    else:
+        digest.update(f"{split.images.dtype} {list(split.images.shape)}\0".encode())
+        for block in _bytes(split.images):
+            digest.update(block)
+    digest.update(b"labels\0")
+    for block in _bytes(split.labels):
+        digest.update(block)
+    return {"images": len(split.labels), "sha256": digest.hexdigest()}
+
+
+def _bytes(values: Tensor) -> Iterator[Any]:
+    """The bytes of a tensor, in order."""
+    rows = max(1, BLOCK // max(1, values[0].numel() * values.element_size()))
+    for part in values.split(rows):
+        yield part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _named(images: ImageFiles) -> Iterator[bytes]:
+    """A line for each file, in order: its name and its size."""
+
+    def lines(first: int) -> bytes:
+        places = range(first, min(first + STATS, len(images)))
+        return b"".join(b"%s\0%d\n" % (images.name(index), _size(images.path(index))) for index in places)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # on a network's file system each answer takes long
+        yield from pool.map(lines, range(0, len(images), STATS))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise unreadable("an image", path, error) from None
