@@ -35,14 +35,13 @@ def evaluate(
         from trtkern.commands import _runs
         from trtkern.training import progress
         from trtkern.training.settings import Settings
-        from trtkern.training.watch import NonFiniteError
 
         saved = _runs.weights(Path(run))
         settings = Settings.from_json(saved.metadata["settings"])
         trainer = _runs.prepare(_runs.with_options(settings, data_dir, backend, device, threads))
         trainer.restore(saved)
     begin = time.perf_counter()
-    with quits(FAILURE, NonFiniteError):
+    with quits(FAILURE, *_runs.FAILURES):
         values = trainer.evaluate(trainer.data.test)
     seconds = time.perf_counter() - begin
     images = trainer.data.test.labels.numel()

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
 from trtkern.data.folder import ImageFiles
-from trtkern.training import signals
-
-AHEAD = 2
-"""Batches that each worker process decodes before they are asked for."""
+from trtkern.training.workers import ahead
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 """Images and labels, one batch after the other; ``close`` ends what runs for it."""
@@ -85,7 +78,9 @@ class Loader:
             return Plan(order, None)
         return Plan(order, torch.randint(2**62, (steps * batch,), generator=generator).view(steps, batch))
 
-    def batches(self, plan: Plan, first: int, changes: torch.Generator) -> Batches:
+    def batches(
+        self, plan: Plan, first: int, changes: torch.Generator, stopped: Callable[[], bool] = lambda: False
+    ) -> Batches:
         """Augmented images [B, C, H, W], or [T, B, C, H, W] where the split has [N, T, C, H, W], and labels [B].
 
         A batch is augmented when it is asked for: after k of them ``changes.get_state()`` is what the next one needs.
@@ -94,12 +89,14 @@ class Loader:
             plan: from ``draw``.
             first: the step to begin with, from 0.
             changes: the generator of ``augment``.
+            stopped: asked while workers are waited for; the batches end early if it says so.
 
         Raises:
             ValueError, OSError: a file cannot be decoded or read; the message names it.
+            WorkerError: a worker was killed or does not answer (an OSError).
         """
         seeds = None if plan.seeds is None else plan.seeds[first:].flatten()
-        raw = self._raw(plan.order[first:].flatten(), seeds, plan.order.shape[1])
+        raw = self._raw(plan.order[first:].flatten(), seeds, plan.order.shape[1], stopped)
         return self._timed((self._augment(images, changes), labels) for images, labels in raw)
 
     def whole(self, batch: int) -> Batches:
@@ -110,25 +107,36 @@ class Loader:
         """
         return self._timed(self._raw(torch.arange(len(self.images)), None, batch))
 
-    def _raw(self, order: Tensor, seeds: Tensor | None, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _raw(
+        self, order: Tensor, seeds: Tensor | None, batch: int, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of ``order``; of files with their windows when there are ``seeds``."""
         if not len(order):
             return iter(())  # split would make one empty batch
         rows = order.to(self.device).split(batch)
+        images: Iterator[Tensor]
         if isinstance(self.images, ImageFiles):
-            images = self._decoded(self.images, order.split(batch), seeds)
+            crop = None if seeds is None else self._crop
+            decoder = _Decoder(self.images, crop, order.split(batch), None if seeds is None else seeds.split(batch))
+            images = self._decoded(decoder, stopped)
         else:
             images = map(partial(_at, self.images), rows)
-        return zip(images, (self.labels[index] for index in rows), strict=True)
+        return zip(images, (self.labels[index] for index in rows), strict=False)  # the first end early if stopped
 
-    def _decoded(self, images: ImageFiles, order: Iterable[Tensor], seeds: Tensor | None) -> Iterator[Tensor]:
-        crop = None if seeds is None else self._crop
-        seed = repeat(None) if seeds is None else iter(seeds.tolist())
-        places = ([(index, next(seed)) for index in row.tolist()] for row in order)
-        for got in _start(_Decoder(images, crop), places, self.workers, self.device.type == "cuda"):
-            if isinstance(got, Exception):
-                raise got
-            yield got.to(self.device, non_blocking=True)
+    def _decoded(self, decoder: _Decoder, stopped: Callable[[], bool]) -> Iterator[Tensor]:
+        """The decoder's batches on the device."""
+        steps = range(len(decoder))
+        if not self.workers:
+            for step in steps:
+                yield self._there(decoder(step))
+            return
+        with closing(ahead(decoder, len(steps), self.workers, decoder.size, stopped)) as made:
+            for images in made:  # valid until the next one: copied even where the device is the CPU
+                pinned = self.device.type == "cuda"
+                yield self._there(torch.empty_like(images, pin_memory=pinned).copy_(images))
+
+    def _there(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True)
 
     def _timed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Batches:
         while True:
@@ -142,17 +150,28 @@ class Loader:
             yield batch
 
 
-class _Decoder(Dataset):
-    """decoder[[(index, seed), ...]]: images [B, 3, H, W], or the exception, which torch would make a long text of."""
+class _Decoder:
+    """decoder(step): images [B, 3, H, W] of that batch, with their windows when there are ``seeds``."""
 
-    def __init__(self, images: ImageFiles, crop: ResizedCrop | None) -> None:
-        self._images, self._crop = images, crop
+    def __init__(
+        self, images: ImageFiles, crop: ResizedCrop | None, order: Sequence[Tensor], seeds: Sequence[Tensor] | None
+    ) -> None:
+        self._images, self._crop, self._order, self._seeds = images, crop, order, seeds
 
-    def __getitem__(self, places: Sequence[tuple[int, int | None]]) -> Tensor | Exception:
-        try:
-            return torch.stack([self._images.read(index, self._crop, seed) for index, seed in places])
-        except (OSError, ValueError, ImportError) as error:
-            return error
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a batch; the last one may be smaller."""
+        return len(self._order[0]) * self._images.shape[1:].numel()
+
+    def __call__(self, step: int) -> Tensor:
+        indices = self._order[step].tolist()
+        seeds = [None] * len(indices) if self._seeds is None else self._seeds[step].tolist()
+        return torch.stack([
+            self._images.read(index, self._crop, seed) for index, seed in zip(indices, seeds, strict=True)
+        ])  # fmt: skip
 
 
 def _split_off(augment: Pipeline, size: int) -> tuple[ResizedCrop | None, Pipeline]:
@@ -171,35 +190,3 @@ def _at(images: Tensor, index: Tensor) -> Tensor:
     """Images [B, C, H, W], or a view [T, B, C, H, W] of sequences."""
     chosen = images[index]
     return chosen.transpose(0, 1) if chosen.dim() == 5 else chosen
-
-
-def _start(decoder: _Decoder, places: Iterator[Any], workers: int, pin: bool) -> Iterator[Tensor | Exception]:
-    """What the decoder makes of the places, in order; the worker processes end when the iterator is dropped."""
-    loader = DataLoader(
-        decoder,
-        batch_size=None,  # a place is a batch
-        sampler=places,
-        num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        multiprocessing_context="fork" if workers else None,  # others import torch anew in each worker
-        worker_init_fn=_take_signals,
-        pin_memory=pin,
-        generator=torch.Generator(),  # torch draws a number for the workers, else from the global one
-    )
-    with signals.waiting():  # workers are born with them blocked, and take them up when they are ready
-        return iter(loader)
-
-
-def _take_signals(worker: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM, which may come to all processes of a run, are for the main one to answer.
-
-    SIGTERM from the main one itself, which sends it when Python ends with the worker still there, ends the worker.
-    """
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=wait, daemon=True).start()  # SIGTERM stays blocked: nothing but this takes it

@@ -163,8 +163,9 @@ class Trainer:
         before = (epoch - 1) * self.steps
         step, self.loader.waited = begun.step, 0.0
         shown = saved = resumed = time.perf_counter()
+        kept = begun.step
         begin = shown - begun.seconds
-        with closing(self.loader.batches(plan, begun.step, self._changes)) as batches:
+        with closing(self.loader.batches(plan, begun.step, self._changes, lambda: stop.requested)) as batches:
             for step, (images, labels) in enumerate(batches, begun.step + 1):
                 self._when = f"in epoch {epoch}, step {step}"
                 self._step.set_rate(self.rate(before + step - 1))
@@ -177,9 +178,14 @@ class Trainer:
                     observer.step(epoch, step, averages)
                 if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
                     self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
-                    saved = now
+                    saved, kept = now, step
                 if stop.requested:
                     break
+        if step < self.steps:  # stopped, perhaps while a batch was waited for
+            if step > kept:
+                self.watch.check(total, f"by epoch {epoch}, step {step}")
+                self._save(folder, epoch, step, None, Begun(step, self._tally.state(), time.perf_counter() - begin))
+            return {}, step
         self.watch.check(total, f"by epoch {epoch}, step {step}")
         now = time.perf_counter()
         row = {
