@@ -130,7 +130,13 @@ def test_float16_is_finer_than_8_bits():
         events.resized(np.full((1, 2, 128, 128), 70_000), 48)
 
 
-def test_resize_of_the_paper_erases_a_polarity_where_the_other_is_silent():
+def test_the_paper_puts_all_events_into_one_channel_and_mirrors_them():
+    sample = events.Events(*(np.array(part) for part in ([5, 6, 7], [0, 100, 127], [1, 2, 3], [0, 1, 0])))
+    t, x, y, p = events.of_reference(sample, 128)
+    assert [part.tolist() for part in (t, x, y, p)] == [[5, 6, 7], [127, 27, 0], [1, 2, 3], [1, 1, 1]]
+
+
+def test_resize_with_alpha_erases_a_channel_where_the_other_is_silent():
     pytest.importorskip("PIL")
     frames = np.zeros((2, 2, 128, 128))
     frames[:, 0] = 1
@@ -143,7 +149,7 @@ def test_resize_of_the_paper_erases_a_polarity_where_the_other_is_silent():
     assert (events.resized(frames, 48)[:, 0] == 1).all()
 
 
-def test_resize_of_the_paper_premultiplies_by_alpha():
+def test_resize_with_alpha_premultiplies():
     pytest.importorskip("PIL")
     rng = np.random.default_rng(0)
     frames = rng.random((1, 2, 128, 128)) * (rng.random((1, 2, 128, 128)) < 0.5)

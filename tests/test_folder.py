@@ -150,6 +150,58 @@ def test_odd_files_become_rgb(tmp_path, kind):
         assert np.abs(got.numpy() - want).mean() < 8
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bits_are_scaled(tmp_path, order, form):
+    """k of 0..65535 becomes k / 257, rounded: as dark or bright as it was."""
+    values = np.linspace(0, 65535, 32 * 32).round().reshape(32, 32)
+    Image.fromarray(values.astype(order)).save(tmp_path / "a.png", form)
+    got = one(tmp_path / "a.png", 28).read(0)
+    want = np.rint(values / 257)[2:30, 2:30]
+    assert (got.numpy() == want).all() and want.min() == 16 and want.max() == 239
+
+
+def test_16_bits_of_pillow_as_it_was(tmp_path, monkeypatch):
+    """Older versions give a PNG of 16 bits as 32-bit integers."""
+    Image.fromarray(np.full((32, 32), 257 * 77, np.uint16)).save(tmp_path / "a.png")
+    opened = Image.open(tmp_path / "a.png")
+    wide = Image.fromarray(np.asarray(opened).astype(np.int32))
+    wide.format = "PNG"
+    monkeypatch.setattr(Image, "open", lambda file: wide)
+    assert (one(tmp_path / "a.png", 28).read(0) == 77).all()
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_values_of_an_unknown_range_are_refused(tmp_path, dtype, mode):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((32, 32), 1, dtype)).save(path, "TIFF")
+    with pytest.raises(folder.DataError, match=rf"8 or 16 bits a channel, got mode {mode} \(.* in .*a\.png; convert"):
+        one(path).read(0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA"])
+def test_other_modes_keep_their_colours(tmp_path, mode):
+    """Also where they are transparent; 255 stays 255."""
+    colour = (255, 255, 255) if mode == "1" else (200,) * 3 if mode[0] == "L" else (200, 100, 50)
+    image = Image.new("RGB", (32, 32), colour).convert("RGBA" if mode == "PA" else mode)
+    if "A" in mode:
+        image.putalpha(0)
+    if mode == "PA":
+        image = image.convert("RGB").quantize(4)
+    more = {"transparency": 0} if mode in ("P", "PA") else {}
+    image.save(tmp_path / "a.png", "PNG", **more)
+    got = one(tmp_path / "a.png", 28).read(0)
+    near = 51 if mode == "P" else 0  # the colours of the standard palette are that far apart
+    assert all((got[c].int() - colour[c]).abs().max() <= near for c in range(3))
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, form):
+    frames = [Image.new("RGB", (32, 32), (level,) * 3) for level in (10, 200)]
+    frames[0].save(tmp_path / "a.png", form, save_all=True, append_images=frames[1:])
+    assert (one(tmp_path / "a.png", 28).read(0) == 10).all()
+
+
 def test_orientation_is_not_looked_at(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees

@@ -94,27 +94,40 @@ def test_splits_are_by_number(tmp_path, name, count, train):
     assert numbers == [list(range(train)), list(range(train, count))]
 
 
-def test_the_paper_feeds_what_its_code_makes(tmp_path):
-    """A pixel is on or off (fancy indexing adds once), 8 bits, luminance and alpha."""
+def published(file: bytes, steps: int) -> np.ndarray:
+    """A port of the published conversion (its polarity is +1 or -1) and loader: frames [T, 48, 48, 2] of 0..255."""
     from PIL import Image
 
-    made = event_files.make("dvs-cifar10", tmp_path / "data")
+    while file.startswith(b"#"):
+        file = file[file.index(b"\n") + 1 :]
+    address = np.frombuffer(file, ">u4")[::2].astype(np.int64)
+    pol, x, y = 1 - 2 * (address % 2), 127 - address // 2 % 128, address // 256 % 128
+    frames, share = np.zeros((steps, 2, 128, 128)), len(address) // steps
+    for step in range(steps):
+        chosen = slice(step * share, (step + 1) * share)
+        frames[step, pol[chosen], x[chosen], y[chosen]] += 1
+        frames[step] /= frames[step].max()
+    pictures = [
+        Image.merge("LA", [Image.fromarray((255 * plane).astype(np.uint8)) for plane in pair]) for pair in frames
+    ]
+    return np.stack([np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) for picture in pictures])
+
+
+@pytest.mark.parametrize("count", [57, 4000])
+def test_the_paper_feeds_what_its_code_makes(tmp_path, count):
+    event_files.make("dvs-cifar10", tmp_path / "data", count=count)
     load = lambda resize: neuromorphic.load(  # noqa: E731
         "dvs-cifar10", str(tmp_path / "data"), timesteps=STEPS, resize=resize, cache=str(tmp_path / "c")
     )
-    paper = load("paper")
+    paper, usual = load("paper"), load("bilinear")
     assert paper.train_images.dtype == torch.uint8 and (paper.mean, paper.std) == (0, 255)
-    for image, (_, rows) in zip(paper.train_images, made.train, strict=True):
-        for step in range(STEPS):
-            share = len(rows) // STEPS
-            frame = np.zeros((2, 128, 128))
-            part = rows[step * share : (step + 1) * share]
-            frame[part[:, 3], part[:, 2], part[:, 1]] += 1
-            assert frame.max() == 1
-            planes = Image.merge("LA", [Image.fromarray((255 * plane).astype(np.uint8)) for plane in frame])
-            resized = np.asarray(planes.resize((48, 48), Image.Resampling.BILINEAR))
-            assert (image[step].permute(1, 2, 0).numpy() == resized).all()
-    assert load("bilinear").train_images.dtype == torch.float16
+    for split, images in (("train", paper.train_images), ("test", paper.test_images)):
+        recordings = neuromorphic.KINDS["dvs-cifar10"].find(tmp_path / "data").split()[split == "test"]
+        for image, recording in zip(images, recordings, strict=True):
+            wanted = published(recording.path.read_bytes(), STEPS)
+            assert np.array_equal(image.permute(0, 2, 3, 1).numpy(), wanted) and wanted.any()
+    assert not paper.train_images[:, :, 0].any()
+    assert usual.train_images.dtype == torch.float16 and usual.train_images[:, :, 0].any()
 
 
 def test_a_hit_reads_no_source(tmp_path, monkeypatch):

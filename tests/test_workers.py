@@ -171,7 +171,11 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_batch(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(ImageFiles, "read", READ)
     assert cli.main(["train", "--resume", str(folder)]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(ImageFiles, "read", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+
+    def die(self, index, crop=None, seed=None):
+        return READ(self, index, crop, seed) if os.getpid() == MAIN else os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ImageFiles, "read", die)
     assert cli.main(["evaluate", str(folder)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("trtkern: loader: expected worker 1 of 1 to decode") and error.count("\n") == 1

@@ -64,8 +64,8 @@ def train(
     dvs_resize: Annotated[
         str | None,
         typer.Option(
-            help=f"Frames of events: {', '.join(names.DVS_RESIZE)} (through two-channel pictures of 8 bits, as the "
-            "paper's code does, which erases much of one polarity).",
+            help=f"Frames of events: {', '.join(names.DVS_RESIZE)} (as the paper's code feeds them: binary, mirrored, "
+            "both polarities in one channel, the other one empty).",
             show_default="bilinear",
         ),
     ] = None,

@@ -79,11 +79,20 @@ def resized(frames: np.ndarray, side: int) -> Tensor:
     return images.half()
 
 
-def resized_with_alpha(frames: np.ndarray, side: int) -> Tensor:
-    """Frames [T, 2, side, side] uint8, resized by Pillow as images of luminance (polarity 0) and alpha (polarity 1).
+def of_reference(events: Events, width: int) -> Events:
+    """The events of DVS-CIFAR10 as the reference implementation of TRT puts them into frames of two channels.
 
-    This is what the reference implementation of TRT feeds, and it is wrong: Pillow multiplies the luminance by the
-    alpha before it resizes, so that polarity 0 is erased wherever polarity 1 is silent.
+    Its polarity is +1 or -1, and the index -1 is the last channel: all events are in channel 1, none in channel 0. Its
+    columns are the sensor's own numbers, from the other side than ours.
+    """
+    return Events(events.t, width - 1 - events.x, events.y, np.ones_like(events.p))
+
+
+def resized_with_alpha(frames: np.ndarray, side: int) -> Tensor:
+    """Frames [T, 2, side, side] uint8, resized by Pillow as images of luminance (channel 0) and alpha (channel 1).
+
+    Pillow multiplies the luminance by the alpha before it resizes, so that channel 0 is erased wherever channel 1 is
+    silent. The reference implementation of TRT does this to frames whose channel 0 is empty (``of_reference``).
 
     Args:
         frames: [T, 2, H, W] of 0..1; they become floor(255 x).

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CLASS_LIST = "classes.txt"
 """The name that a class list has beside ``train`` and ``val``."""
+_BITS = 258
+"""TIFF's number for the bits of a channel."""
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """Of an image's name, in either case; other files in a class folder are passed over."""
 
@@ -218,7 +220,9 @@ def _decode(path: str) -> Image.Image:
         with open(path, "rb") as file:
             image = pillow.open(file)
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return image if image.mode == "RGB" else _rgb(image, path)
+    except DataError:
+        raise
     except pillow.UnidentifiedImageError:
         raise DataError(f"data: expected an image, got a file of another kind: {path}; get it again") from None
     except Exception as error:  # for a damaged file it may be a SyntaxError, a struct.error, ...
@@ -227,6 +231,23 @@ def _decode(path: str) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise files.unreadable("an image", path, error) from None
         raise DataError(f"data: expected a whole image, got {path} ({error}); get it again") from None
+
+
+def _rgb(image: Image.Image, path: str) -> Image.Image:
+    """The image as 8 bits of RGB: grey, palettes and CMYK converted, opacity dropped, 16 bits scaled by 1/257.
+
+    Pillow's own conversion would cut off what is above 255.
+    """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # which older Pillow says
+    if sixteen and getattr(image, "tag_v2", {}).get(_BITS, (16,)) == (16,):
+        values = np.asarray(image).astype(np.int64)
+        return _pillow().fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"data: expected an image of 8 or 16 bits a channel, got mode {image.mode} (integers or floating point of "
+            f"an unknown range) in {path}; convert it to 8 bits"
+        )
+    return image.convert("RGB")
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

@@ -25,7 +25,7 @@ from trtkern.data.event_sets import Source
 from trtkern.data.recordings import Recording
 from trtkern.names import DVS_RESIZE
 
-FORMAT = 1
+FORMAT = 2
 """Of the frames; raised when the same files, steps and resize come to give others."""
 SHD_STOP = 1_400_000
 """Microseconds that the frames of SHD share; what comes later is dropped."""
@@ -169,10 +169,10 @@ def _wider(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _dvs_cifar10(sample: events.Events, timesteps: int, size: events.Size, resize: str) -> Tensor:
-    counts = events.by_count(sample, timesteps, size, rest="drop")
     if resize == "paper":
+        counts = events.by_count(events.of_reference(sample, size[2]), timesteps, size, rest="drop")
         return events.resized_with_alpha(np.minimum(counts, 1), 48)
-    return events.resized(events.relative(counts), 48)
+    return events.resized(events.relative(events.by_count(sample, timesteps, size, rest="drop")), 48)
 
 
 def _n_caltech101(sample: events.Events, timesteps: int, size: events.Size, resize: str) -> Tensor:
