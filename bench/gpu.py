@@ -82,7 +82,7 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
     tests = REHEARSED_TESTS if rehearse else ("tests", "--ignore=tests/test_gpu.py", *workers())
     made = [
         stage("build", (sys.executable, __file__, "--build", *reduced), 200, after=()),  # all else hangs on it
-        stage("self-test", (python, "-m", "trtkern.cli", "doctor"), 25, ("typer", "rich")),
+        stage("self-test", (python, "-m", "trtkern.cli", "doctor"), 25),
         stage("cells", (python, "bench/gpu_cells.py"), 12),
         stage("tests of the GPU", (*pytest, "tests/test_gpu.py"), 24, ("pytest",), tests=True),
         stage("tests", (*pytest, *tests), 70, ("pytest", "hypothesis"), tests=True),

@@ -191,11 +191,13 @@ def test_a_recipe_is_names_and_numbers():
     assert pipeline == Pipeline((Crop(4), Flip(0.5), Cutout(16)))
     every = Pipeline(tuple(kind() for kind in TRANSFORMS.values()))
     assert Pipeline.from_recipe(json.loads(json.dumps(every.to_recipe()))) == every
-    with pytest.raises(ValueError, match=r"name = one of crop, flip, .*, got .*'mixup'"):
+    with pytest.raises(ValueError, match=r"augment: expected one of crop, flip, .*, got 'mixup'"):
         Pipeline.from_recipe([{"name": "mixup"}])
     with pytest.raises(ValueError, match=r"expected a table with name = .*, got 'crop'"):
         Pipeline.from_recipe(["crop"])
-    with pytest.raises(ValueError, match="augment: crop: expected of padding, size, got pading"):
+    with pytest.raises(
+        ValueError, match="augment: crop: expected one of padding, size, got 'pading'; did you mean 'padding'"
+    ):
         Pipeline.from_recipe([{"name": "crop", "pading": 4}])
 
 

@@ -272,7 +272,7 @@ def test_peak_memory_is_what_one_call_allocates():
         (["--dtype", "int8"], "--dtype: expected one of float32"),
         (["--direction", "up"], "--direction: expected one of fwd, bwd, both"),
         (["--backend", "gpu"], "--backend: expected one of all, auto, cpu"),
-        (["--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["--device", "tpu"], "--device: expected one of auto, cpu, cuda, cuda:N, got 'tpu'"),
         (["--rounds", "0"], "--rounds: expected at least 1"),
         (["--budget", "0"], "--budget: expected more than 0 seconds"),
         (["--threads", "0"], "--threads: expected an integer of at least 1"),

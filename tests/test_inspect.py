@@ -246,7 +246,7 @@ def test_what_it_refuses(options, message):
 @pytest.mark.parametrize(
     ("module", "where", "backend", "message"),
     [
-        ("triton", inspector, "triton", r"pip install 'trtkern\[triton\]'"),
+        ("triton", inspector, "triton", r"pip install 'trtkern\[inspect\]'"),
         ("trtkern._cuda", cuda, "cuda", "trtkern._cuda was not built; .*TRTKERN_CUDA=1"),
     ],
 )

@@ -63,14 +63,18 @@ def test_changes_and_options_go_over_the_recipe(tmp_path):
             (),
             "--recipe: expected one of cifar10, cifar100, digits, .*, or a .toml file, got 'cifar'",
         ),
-        ("digits+l1", (), r"--recipe: expected of l2, .* after a '\+', got 'l1'"),
+        ("digits+l1", (), r"--recipe: expected one of l2, .* after a '\+', got 'l1'"),
         ("digits", ("lr",), "--set: expected key=value, got 'lr'"),
-        ("digits", ("learning_rate=1",), "--set: expected of data, .*, got 'learning_rate'"),
+        ("digits", ("learning_rate=1",), "--set: expected one of data, .*, got 'learning_rate'"),
         ("digits", ("epochs=many",), "--set: expected epochs as int, got 'many'"),
-        ("digits", ("loss.beta=1",), "loss trt: expected of lam, delta, eta, exclude, got beta"),
+        (
+            "digits",
+            ("loss.beta=1",),
+            "loss trt: expected one of lam, delta, eta, exclude, got 'beta'; did you mean 'eta'",
+        ),
         ("digits", ("loss.lam=-1",), "--lam: expected a finite number of at least 0, got -1"),
         ("digits", ("warmup=2.0",), "warmup: expected a number of 0 to 1, got 2.0"),
-        ("digits", ("augment=[{name='mixup'}]",), "augment: expected .* one of crop, .*mixup"),
+        ("digits", ("augment=[{name='mixup'}]",), "augment: expected one of crop, .*, got 'mixup'"),
     ],
 )
 def test_what_is_wrong_is_named(recipe, changes, message):
@@ -83,7 +87,7 @@ def test_what_is_wrong_is_named(recipe, changes, message):
     [
         ("model={name='resnet'}", ValueError, "model: expected one of conv, .*, got 'resnet'"),
         ("model={name='vggsnn', layers=[8]}", TypeError, "layers"),
-        ("model.depth=3", TypeError, "depth"),
+        ("model.depth=3", TypeError, "model: conv: expected one of layers, .*, got 'depth'"),
     ],
 )
 def test_a_model_that_is_wrong_is_named(change, error, message):
@@ -95,7 +99,7 @@ def test_files_that_are_wrong_are_named(tmp_path):
     path = tmp_path / "own.toml"
     for text, message in (
         ("lr = ", "expected a TOML file, got .*own.toml"),
-        ("speed = 1", "expected of data, .*, got 'speed'"),
+        ("speed = 1", "expected one of data, .*, got 'speed'"),
         ("lr = 1", r"expected data, model, loss, .* in .*own.toml, got lr"),
     ):
         path.write_text(text)

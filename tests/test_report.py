@@ -201,5 +201,5 @@ def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path):
 
 def test_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r"expected the package tensorboard.*pip install tensorboard"):
+    with pytest.raises(ImportError, match=r"expected the package tensorboard.*pip install 'trtkern\[tensorboard\]'"):
         TensorBoard(tmp_path)

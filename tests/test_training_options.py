@@ -176,7 +176,7 @@ def test_a_compiled_network_makes_the_same_steps(few, monkeypatch):
     [
         ((), {"cuda_graphs": True}, "--cuda-graphs: expected a GPU, got --device cpu"),
         (("optimizer.name=lion",), {}, "optimizer.name: expected one of adam, adamw, sgd, got 'lion'"),
-        (("optimizer={name='sgd', beta=1}",), {}, "optimizer: sgd: expected of weight_decay, .*, got beta"),
+        (("optimizer={name='sgd', beta=1}",), {}, "optimizer: sgd: expected one of weight_decay, .*, got 'beta'"),
         (("optimizer={name='adam', betas=[0.9, 1.0]}",), {}, r"optimizer.betas: expected .*, got \[0.9, 1.0\]"),
         (("optimizer.weight_decay=-1",), {}, "optimizer.weight_decay: expected .*, got -1"),
         (("clip=0.0",), {}, "clip: expected a finite number above 0, got 0.0"),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
+from typing import Any
+
+# The extra that brings what a command needs; `trtkern doctor` needs none.
+EXTRAS = {"train": "train", "evaluate": "train", "profile": "train", "bench": "bench", "inspect": "inspect"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,30 +21,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None is those of the process.
     """
-    missing = [module for module in ("typer", "rich", "safetensors") if find_spec(module) is None]
-    if missing:
-        return _say(f"{' and '.join(missing)} not installed; type: pip install 'trtkern[train]'", 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show, and names that are not UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return say("stopped, as asked; a run that was begun goes on with `trtkern train --resume FOLDER`", 130)
+    except OSError as error:  # the commands answer for their files; what is left is standard output
+        with suppress(OSError, AttributeError):  # so that Python does not try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return say(f"expected a standard output that can be written, got {error}", 1)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["doctor"]:
+        from trtkern import doctor
+
+        return doctor.main()
+    if lacking := missing(EXTRAS.get(arguments[0], "train"), ("typer", "rich")):
+        return say(f"{lacking} (`trtkern doctor` runs as it is)", 2)
     from trtkern.commands import app
     from trtkern.commands._common import Quit
 
     try:
-        status = app(
-            args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="trtkern", standalone_mode=False
-        )
-    except KeyboardInterrupt:
-        return _say("stopped, as asked; a run that was begun goes on with `trtkern train --resume FOLDER`", 130)
+        return int(app(args=arguments, prog_name="trtkern", standalone_mode=False) or 0)
     except Quit as quit_:
-        return _say(str(quit_), quit_.status)
+        return say(str(quit_), quit_.status)
     except Exception as error:
         # A wrong command line: typer's own exceptions carry their text and status (their module has moved before).
-        text = getattr(error, "format_message", None)
-        if text is None:
-            raise
-        return _say(f"{text()} (try `trtkern --help`)", error.exit_code)  # type: ignore[attr-defined]
-    return int(status or 0)
+        if hasattr(error, "format_message"):
+            return say(_explained(error, arguments[0]), error.exit_code)  # type: ignore[attr-defined]
+        if type(error).__name__ == "Abort":  # what click makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
 
 
-def _say(message: str, status: int) -> int:
+def _explained(error: Any, command: str) -> str:
+    """What typer says of a wrong command line; of an unknown option the list of those that there are."""
+    place = f"trtkern {command}" if command in (*EXTRAS, "doctor") else "trtkern"
+    if hasattr(error, "possibilities") and error.ctx is not None:
+        from trtkern.names import unknown
+
+        options = [name for each in error.ctx.command.params for name in each.opts if name.startswith("-")]
+        return f"{unknown(place, error.option_name, [*options, '--help'])} (`{place} --help` explains them)"
+    return f"{error.format_message()} (try `{place} --help`)"
+
+
+def missing(extra: str, modules: Iterable[str]) -> str:
+    """Which of the modules are not installed, with the extra to install; empty if none."""
+    lacking = [module for module in modules if find_spec(module) is None]
+    return f"{' and '.join(lacking)} not installed; type: pip install 'trtkern[{extra}]'" if lacking else ""
+
+
+def say(message: str, status: int) -> int:
+    """The message on stderr; returns the status."""
     print(f"trtkern: {message}", file=sys.stderr)
     return status
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 BACKENDS = ("auto", "cpu", "cuda", "reference", "triton")
@@ -23,6 +25,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"weight_decay": 0.0, "momentum": 0.9, "nesterov": False},
 }
 
+# The neurons that a recipe may name, each with the settings that not all of them take.
+NEURONS: dict[str, tuple[str, ...]] = {
+    "LIF": ("decay", "gain", "v_leak"),
+    "IF": ("gain",),
+    "PLIF": ("init_tau", "channels", "decay_input", "v_leak"),
+}
+
 AMP = ("none", "bf16", "fp16")
 """What autocast computes in; "none" is float32 throughout."""
 SELECT = ("validation", "test", "last")
@@ -31,8 +40,26 @@ DVS_RESIZE = ("bilinear", "paper")
 """How frames of events are resized: each channel by itself, or as the paper's reference does."""
 
 
-def one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
-    """``value`` if it is one of the choices; a ValueError that lists them otherwise."""
-    if value not in choices:
-        raise ValueError(f"--{option}: expected one of {', '.join(choices)}, got {value!r}")
+def one_of(option: str, value: str, choices: Iterable[str]) -> str:
+    """``value`` if it is one of the choices; ``unknown`` otherwise."""
+    if value not in tuple(choices):
+        raise unknown(f"--{option}", value, choices)
     return value
+
+
+def unknown(where: str, got: object, choices: Iterable[str], others: str = "") -> ValueError:
+    """The error for a name that is none of the choices: it lists them, and names the one that is spelt most like it.
+
+    Args:
+        where: what takes the name: an option, a function.
+        others: what else could stand there, in words: ", or a .toml file".
+    """
+    listed = ", ".join(choices) or "no options"
+    return ValueError(f"{where}: expected one of {listed}{others}, got {got!r}{nearest(got, choices)}")
+
+
+def nearest(got: object, choices: Iterable[str]) -> str:
+    """ "; did you mean 'train'?" for 'trian'; empty where no choice is like it."""
+    spelt = {choice.lower(): choice for choice in choices}
+    alike = difflib.get_close_matches(str(got).lower(), spelt, 1)
+    return f"; did you mean {spelt[alike[0]]!r}?" if alike else ""

@@ -156,7 +156,9 @@ def lookup(name: str) -> Surrogate:
     """The row of that name; a ValueError with the list of names otherwise."""
     row = _VERSIONS.get(name) or TABLE.get(name)
     if row is None:
-        raise ValueError(f"surrogate: expected one of {', '.join(TABLE)}, got {name!r}")
+        from trtkern.names import unknown
+
+        raise unknown("surrogate", name, TABLE)
     return row
 
 

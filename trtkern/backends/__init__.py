@@ -7,6 +7,7 @@ import torch
 from trtkern.backends import cpu, cuda, reference, triton
 from trtkern.backends.base import Backend, Case
 from trtkern.names import BACKENDS as NAMES
+from trtkern.names import unknown
 from trtkern.spec import LIFSpec
 
 BACKENDS: tuple[Backend, ...] = (cpu.BACKEND, triton.BACKEND, cuda.BACKEND, reference.BACKEND)
@@ -17,7 +18,7 @@ def named(name: str) -> Backend:
     for backend in BACKENDS:
         if backend.name == name:
             return backend
-    raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    raise unknown("backend", name, NAMES)
 
 
 def resolve(name: str, case: Case) -> Backend:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from trtkern.names import one_of
 from trtkern.profiling import traffic
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
@@ -80,8 +81,7 @@ def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
     for option, value, known in (("op", op, ("all", *OPS)), ("dtype", dtype, tuple(DTYPES)), ("suite", suite, SUITES)):
-        if value not in known:
-            raise ValueError(f"--{option}: expected one of {', '.join(known)}, got {value!r}")
+        one_of(option, value, known)
     linear = suite == "open-neuromorphic"
     if linear and op not in ("all", "lif"):
         raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")

@@ -178,7 +178,7 @@ def append(rows: list[dict[str, Any]], path: Path) -> None:
     """Add rows of one shape to a CSV file, with a header when it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if fresh:
             writer.writeheader()

@@ -52,7 +52,7 @@ def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[P
             picture(mine, file)
             made.append(file)
         parts.append(_machine(name, mine, file.name))
-    path.write_text("\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
     return made
 
 

@@ -121,7 +121,7 @@ def check_writable(path: Path) -> None:
     if fresh:
         path.unlink()
         return
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         header = next(csv.reader(file), None)
     if header is None:
         path.unlink()
@@ -140,7 +140,7 @@ def read(path: Path) -> list[Row]:
         raise ValueError(f"--csv: expected a file of rows or a folder with some, got {path} without any; measure first")
     made = []
     for each in paths:
-        with each.open(newline="") as file:
+        with each.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames != [field.name for field in fields(Row)]:
                 raise ValueError(f"--csv: expected rows of `trtkern bench` in {each}, got other columns")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
+from functools import partial
 
 from rich.console import Console
+
+from trtkern.cli import missing
 
 USER, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit statuses: the command line or the files are at fault; the run went wrong; the user stopped it."""
@@ -26,7 +29,15 @@ def quits(status: int, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise Quit(" ".join(str(error).split()), status) from error
+        raise Quit(one_line(error), status) from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's text in one line; a picture with a caret below what is wrong stays as it is, below that line."""
+    text, picture = str(error), ""
+    if found := re.search(r"\n.*\n *\^$", text):
+        text, picture = text[: found.start()], found[0]
+    return " ".join(text.split()) + picture
 
 
 def user_errors() -> AbstractContextManager[None]:
@@ -36,12 +47,14 @@ def user_errors() -> AbstractContextManager[None]:
 
 def need(extra: str, *modules: str) -> None:
     """Quit with the pip line if one of the modules is not installed."""
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise Quit(f"{', '.join(missing)} is not installed; type: pip install 'trtkern[{extra}]'", USER)
+    if lacking := missing(extra, modules):
+        raise Quit(lacking, USER)
 
 
 def console() -> Console:
-    """Standard output. Where it is no terminal lines are not cut to a width of 80."""
-    made = Console()
-    return made if made.is_terminal else Console(width=140)
+    """Standard output, for every command. Text stands there as it is: a path is no markup, no emoji and no number to
+    colour; who wants a style passes a ``Text``. Where it is no terminal lines are not cut to a width of 80.
+    """
+    plain = partial(Console, markup=False, emoji=False, highlight=False)
+    made = plain()
+    return made if made.is_terminal else plain(width=140)

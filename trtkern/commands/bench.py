@@ -25,40 +25,73 @@ ROWS = "trtkern-bench.csv"
 
 
 def bench(
-    op: Annotated[str, typer.Option(help="lif, bn-lif, regularizer, pack, all.")] = "all",
+    op: Annotated[
+        str,
+        typer.Option(
+            help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
+            "(spikes to bits), all."
+        ),
+    ] = "all",
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="T,N", help="T,N or T,B,N; bn-lif: T,B,C,H,W. May be given again.", show_default="of the suite"
+            metavar="T,N",
+            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W. May be given again.",
+            show_default="those of --suite",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    backend: Annotated[str, typer.Option(help=f"all, {', '.join(names.BACKENDS)}.")] = "all",
+    dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",
+    backend: Annotated[
+        str, typer.Option(help=f"Which kernels of this package: all, {', '.join(names.BACKENDS)}.")
+    ] = "all",
     direction: Annotated[
-        str, typer.Option(help="fwd (without a graph), bwd, both (in one, as a training step has them).")
+        str,
+        typer.Option(
+            help="fwd (forward, without autograd), bwd (backward), both (in one, as a training step has them)."
+        ),
     ] = "both",
     suite: Annotated[
         str,
-        typer.Option(help="default, long (T of 100 and more), open-neuromorphic (Linear + LIF, batch 16, T = 500)."),
+        typer.Option(
+            help="Which sizes: default, long (T of 100 and more), open-neuromorphic (that benchmark: Linear + LIF, "
+            "batch 16, T = 500)."
+        ),
     ] = "default",
     peers: Annotated[
-        str, typer.Option(help="all, none, or of spikingjelly, snntorch, norse, sinabs, exodus, rockpool.")
+        str,
+        typer.Option(
+            help="Which other libraries to compare with: all that are installed, none, or a list of "
+            "spikingjelly, snntorch, norse, sinabs, exodus, rockpool."
+        ),
     ] = "all",
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Also what torch.compile makes of the others.")
+        bool, typer.Option("--compile/--no-compile", help="Measure the others compiled with torch.compile as well.")
     ] = True,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 25,
+    rounds: Annotated[int, typer.Option(help="How often each candidate is timed; all take turns.")] = 25,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Of everything together; what is slow gets fewer rounds or is left out."),
+        typer.Option(
+            metavar="SECONDS", help="Time for everything together; what is slow gets fewer rounds or is left out."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="what torch takes")] = None,
-    csv: Annotated[Path, typer.Option(metavar="FILE", help="Rows are added to it as they come.")] = Path(ROWS),
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the rows of this call.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to measure: auto (a GPU if there is one), cpu, cuda, cuda:N.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="How many CPU threads to use.", show_default="what torch takes")
+    ] = None,
+    csv: Annotated[Path, typer.Option(metavar="FILE", help="The file that every measured row is added to.")] = Path(
+        ROWS
+    ),
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the rows of this call as a picture.")
+    ] = None,
     page: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="Measure nothing: a page of the rows in --csv, a file or a folder."),
+        typer.Option(
+            metavar="FILE.md",
+            help="Measure nothing, but write a page about the rows in --csv, a file or a folder of files.",
+        ),
     ] = None,
 ) -> int:
     """Measure the kernels against the eager loop, torch.compile, BatchNorm + ReLU and the SNN libraries installed here.
@@ -77,10 +110,11 @@ def bench(
         from trtkern.bench import cases, measure, rows
         from trtkern.bench import peers as libraries
         from trtkern.bench import rounds as timing
+        from trtkern.training.settings import resolve_device
 
         names.one_of("backend", backend, ("all", *names.BACKENDS))
         names.one_of("direction", direction, timing.DIRECTIONS)
-        where = _device(device)
+        where = torch.device(resolve_device(device))
         libraries.choose(peers)
         chosen = _fitting(cases.select(op, shape or [], dtype, suite), where, bool(shape))
         rows.check_writable(csv)
@@ -141,22 +175,6 @@ def _check_folder(path: Path) -> None:
     """An error before the measurement if a picture cannot be written there."""
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise OSError(f"{path}: expected a folder that can be written, got {path.parent}")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise ValueError(f"--device: expected a GPU that torch can use here, got {name!r}; see `trtkern doctor`")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    return device
 
 
 def _fitting(chosen: list[Case], where: torch.device, named: bool) -> list[Case]:

@@ -9,24 +9,38 @@ from typing import Annotated
 import typer
 
 from trtkern import names
-from trtkern.commands._common import FAILURE, console, quits, user_errors
+from trtkern.commands._common import FAILURE, console, need, quits, user_errors
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint file.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder of `trtkern train`, or one of its checkpoint files.")
+    ],
     data_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the data set's files are.", show_default="as in training")
+        str | None,
+        typer.Option(metavar="DIR", help="The folder with the files of the data set.", show_default="as in training"),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help=f"{', '.join(names.BACKENDS)}.", show_default="as in training")
+        str | None,
+        typer.Option(
+            help=f"What computes the spiking neurons: {', '.join(names.BACKENDS)}.", show_default="as in training"
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="as in training")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="as in training")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N.", show_default="as in training"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="How many CPU threads to use.", show_default="as in training")
+    ] = None,
 ) -> int:
-    """Measure the test accuracy of a trained network: of a run folder, of the weights that the run chose.
+    """Measure the test accuracy of a trained network; of a run folder, with the weights that the run chose.
 
     With the options of its training it is exactly the accuracy that training printed at its end.
     """
+    need("train", "matplotlib", "safetensors")
     with user_errors():
         if threads is not None and threads < 1:
             raise ValueError(f"--threads: expected an integer of at least 1, got {threads}")

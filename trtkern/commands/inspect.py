@@ -11,18 +11,32 @@ from trtkern.commands._common import FAILURE, Quit, console, user_errors
 
 
 def inspect(
-    target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, gfx942; repeat it for several.")] = None,
-    backend: Annotated[str, typer.Option(help="triton, cuda, all.")] = "all",
-    op: Annotated[str, typer.Option(help="lif, bn-lif, regularizer, pack, all.")] = "all",
-    timesteps: Annotated[int, typer.Option(help="T: 1 to 4, 5 to 8, 9 to 16 and more are compiled apart.")] = 4,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The GPU to compile for: sm_80 (A100), sm_90 (H100), gfx942 (MI300). May be given again.",
+            show_default="sm_90",
+        ),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Which kernels: triton, cuda, all.")] = "all",
+    op: Annotated[
+        str,
+        typer.Option(
+            help="Of what: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
+            "(spikes to bits), all."
+        ),
+    ] = "all",
+    timesteps: Annotated[
+        int, typer.Option(help="How many time steps T; 1 to 4, 5 to 8, 9 to 16 and more are kernels of their own.")
+    ] = 4,
+    dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows into this file as well.")] = None,
 ) -> int:
     """Show what the compiler makes of the GPU kernels; no GPU is needed, and none is used.
 
-    Registers, spills and shared memory; accesses as count x bytes; bytes per neuron-step (regulariser: per parameter)
-    in the code against the traffic contract; theoretical occupancy. Exit status 1 if a kernel moves more than the
-    contract allows, or spills.
+    For each kernel: registers, registers spilled to memory, shared memory, loads and stores by their width, the bytes
+    that its code moves for a neuron and time step (regulariser: for a parameter) beside those that it should move, and
+    how many threads the GPU can hold of it. The exit status is 1 if a kernel moves more than it should, or spills.
     """
     targets = target or ["sm_90"]
     with user_errors():

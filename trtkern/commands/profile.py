@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from trtkern import names
 from trtkern.commands._common import FAILURE, USER, console, need, quits, user_errors
@@ -31,56 +32,84 @@ def profile(
         str,
         typer.Argument(
             metavar="[MODEL]",
-            help=f"{', '.join(NETWORKS)}: on random images, with the TRT loss and Adam. A recipe of `trtkern train`, "
-            "such as cifar10+l2: with its data, loss and optimiser. Or module:factory, imported from this folder: a "
-            "function without arguments that gives a torch.nn.Module.",
+            help=f"What to profile. A network ({', '.join(NETWORKS)}), on random images, with TRT loss and Adam. Or a "
+            "recipe of `trtkern train`, such as cifar10+l2, with its data, loss and optimiser. Or module:function of "
+            "your own, in this folder: a function without arguments that returns a torch.nn.Module.",
         ),
     ] = "vggsnn",
     input: Annotated[
         str | None,
         typer.Option(
             metavar="4,8,2,48,48",
-            help="Sizes of a random input: T,B,C,H,W of frames, B,C,H,W of images; of module:factory any.",
-            show_default="of the network",
+            help="Sizes of the random input: T,B,C,H,W for frames, B,C,H,W for images; for module:function any.",
+            show_default="that of the network",
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images in a step.", show_default=f"of the recipe, else {BATCH}")
+        int | None, typer.Option(help="How many images a step takes.", show_default=f"that of the recipe, else {BATCH}")
     ] = None,
     timesteps: Annotated[
         int | None,
-        typer.Option("--timesteps", "-T", help="Time steps T.", show_default=f"of the recipe, else {TIMESTEPS}"),
+        typer.Option(
+            "--timesteps",
+            "-T",
+            help="How many time steps T an image is shown for.",
+            show_default=f"that of the recipe, else {TIMESTEPS}",
+        ),
     ] = None,
     backward: Annotated[
-        bool, typer.Option("--backward/--no-backward", help="The whole training step, or an evaluation's forward pass.")
+        bool,
+        typer.Option(
+            "--backward/--no-backward",
+            help="Profile the whole training step, or only the forward pass of an evaluation.",
+        ),
     ] = True,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in `trtkern train`.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe, as in `trtkern train`."),
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the files of a recipe's data set are.")
+        str | None, typer.Option(metavar="DIR", help="The folder with the files of the recipe's data set.")
     ] = None,
-    backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(names.BACKENDS)}.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help=f"What computes the spiking neurons: {', '.join(names.BACKENDS)}.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N.")
+    ] = "auto",
     amp: Annotated[
         str | None,
-        typer.Option(help=f"Autocast: {', '.join(names.AMP)}.", show_default="of the recipe, else none"),
+        typer.Option(
+            help=f"Mixed precision (torch.autocast): {', '.join(names.AMP)}.",
+            show_default="that of the recipe, else none",
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="what torch takes")] = None,
-    steps: Annotated[int, typer.Option(help="Profiled steps; as many run without the profiler in between.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(help="How many CPU threads to use.", show_default="what torch takes")
+    ] = None,
+    steps: Annotated[
+        int,
+        typer.Option(help="How many steps to profile; as many run without the profiler in between, for comparison."),
+    ] = 5,
     trace: Annotated[
-        str | None, typer.Option(metavar="FILE.json", help="Write the last step for chrome://tracing or Perfetto.")
+        str | None,
+        typer.Option(metavar="FILE.json", help="Write the last step as a timeline for chrome://tracing or Perfetto."),
     ] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a report on one page.")] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the roofline.")] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw the roofline: how near each layer comes to the limits of the machine."
+        ),
+    ] = None,
 ) -> int:
     """Show where the time of a training step goes, layer by layer, and what bounds it.
 
-    Time forward and backward, bytes moved and kept, FLOP, the share of what memory and arithmetic of this machine allow
-    (both measured in the same rounds), firing rates; loss, optimiser and loader; and what no layer accounts for.
+    For each layer: the time forward and backward, the bytes moved and kept, the arithmetic (FLOP), how near that comes
+    to what this machine can do at best (measured at the same time), and how often its neurons fire. Below it loss,
+    optimiser and data loading, and the time that no layer accounts for.
     """
-    if html is not None or plot is not None:
-        need("train", "matplotlib")
+    need("train", "matplotlib", "safetensors")
     with user_errors():
         _check({"steps": steps, "threads": threads, "batch-size": batch_size, "timesteps": timesteps})
         for option, file in (("trace", trace), ("html", html), ("plot", plot)):
@@ -90,7 +119,7 @@ def profile(
             names.one_of("amp", amp, names.AMP)
         kind = _kind(model)
         if kind == "recipe" and input is not None:
-            raise ValueError("--input: expected with a network or module:factory only, got it with a recipe")
+            raise ValueError("--input: expected with a network or module:function only, got it with a recipe")
         if kind != "recipe" and (changes or data_dir is not None):
             raise ValueError(f"--set, --data-dir: expected with a recipe only, got them with {model}")
         sizes = None if input is None else _sizes(input)
@@ -107,7 +136,7 @@ def profile(
     from trtkern.profiling.profiler import profile_subject
 
     out = console()
-    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(f"profiling {model}"):
+    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(Text(f"profiling {model}")):
         found = profile_subject(subject, steps)
     out.print(str(found), markup=False, highlight=False, soft_wrap=True)
     with user_errors():
@@ -140,7 +169,7 @@ def _kind(model: str) -> str:
         return "factory"
     raise ValueError(
         f"profile: expected a network ({', '.join(NETWORKS)}), a recipe ({', '.join(recipes.names())}) or "
-        f"module:factory, got {model!r}"
+        f"module:function, got {model!r}"
     )
 
 
@@ -244,7 +273,7 @@ def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
 
 
 def _made(name: str) -> nn.Module:
-    """What module:factory gives."""
+    """What module:function gives."""
     from importlib import import_module
 
     from torch import nn

@@ -25,122 +25,158 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME[+CONTROL]",
-            help=f"{', '.join(recipes.names())}, or a .toml file; a control changes its loss: "
+            help="The network, its loss and all numbers of the training: a recipe of the package "
+            f"({', '.join(recipes.names())}) or a .toml file of your own. A control after a + gives it another loss: "
             f"{', '.join(recipes.controls())}.",
-            show_default="as --data",
+            show_default="the recipe named like --data",
         ),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: lr=1e-3, model.width=16, loss.eta=0."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one value of the recipe, such as lr=1e-3, model.width=16 or loss.eta=0. May be given again.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help=f"Data set: {', '.join(names.DATASETS)}. The digits come with the package.", show_default="digits"
+            help=f"The data set to train on: {', '.join(names.DATASETS)}. The digits come with the package.",
+            show_default="that of the recipe, else digits",
         ),
     ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the files of the data set are: the four IDX files of fashion-mnist, cifar's binary archive, "
-            "the folders train and val of imagenet, the files of events.",
-            show_default="for fashion-mnist where Debian's package puts them",
+            help="The folder with the files of the data set. The digits need none; fashion-mnist is also found where "
+            "Debian's package puts it.",
         ),
     ] = None,
     cache_dir: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where frames of events are kept.", show_default="~/.cache/trtkern"),
+        typer.Option(
+            metavar="DIR",
+            help="Where the frames that are made of a data set of events are kept for the next run.",
+            show_default="~/.cache/trtkern",
+        ),
     ] = None,
     class_list: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The class folders of imagenet100, one a line.",
+            help="For imagenet100: a text file with the names of its 100 class folders, one a line.",
             show_default="classes.txt in --data-dir",
         ),
     ] = None,
     dvs_resize: Annotated[
         str | None,
         typer.Option(
-            help=f"Frames of events: {', '.join(names.DVS_RESIZE)} (as the paper's code feeds them: binary, mirrored, "
-            "both polarities in one channel, the other one empty).",
+            help=f"How the frames of dvs-cifar10 are made smaller: {', '.join(names.DVS_RESIZE)}. paper is what the "
+            "paper's code feeds: binary frames, mirrored, both polarities in one channel, the other one empty.",
             show_default="bilinear",
         ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch missing files into --data-dir first; checksums are verified.")
+        bool, typer.Option("--download", help="Fetch missing files into --data-dir first, and check them.")
     ] = False,
     loss: Annotated[
-        str | None, typer.Option(help=f"Loss: {', '.join(names.LOSSES)}.", show_default="of the recipe")
+        str | None, typer.Option(help=f"The loss: {', '.join(names.LOSSES)}.", show_default="that of the recipe")
     ] = None,
     lam: Annotated[
         float | None,
         typer.Option(
-            help="trt: strength of the weight penalty. tet: share of the squared error.",
+            help="With the loss trt: strength of the penalty on the weights. With tet: share of the squared error.",
             show_default=_loss_defaults("lam"),
         ),
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option(help="trt: decay of the penalty over time; 0 is plain L2.", show_default=_loss_defaults("delta")),
+        typer.Option(
+            help="With the loss trt: how fast the penalty fades over the time steps; 0 is plain L2.",
+            show_default=_loss_defaults("delta"),
+        ),
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option(help="trt: share of the squared error, 0 to 1.", show_default=_loss_defaults("eta")),
+        typer.Option(
+            help="With the loss trt: share of the squared error beside the cross-entropy, 0 to 1.",
+            show_default=_loss_defaults("eta"),
+        ),
     ] = None,
     timesteps: Annotated[
         int | None,
         typer.Option(
-            "--timesteps", "-T", help="Time steps T that an image is shown for.", show_default="of the recipe"
+            "--timesteps", "-T", help="How many time steps T an image is shown for.", show_default="that of the recipe"
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="of the recipe")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step.", show_default="of the recipe")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="How often all training images are seen.", show_default="that of the recipe")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="How many images a training step takes.", show_default="that of the recipe")
+    ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate; it falls as a cosine.", show_default="of the recipe"),
+        typer.Option(
+            help="The highest learning rate; from there it falls as a cosine.", show_default="that of the recipe"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and of the order of the images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the first weights, the order of the images and their random changes.")
+    ] = 0,
     seeds: Annotated[
         str | None,
         typer.Option(
             metavar="0,1,2",
-            help="A run of each, in folders of the run folder, with mean and standard deviation at the end; the same "
-            "command goes on where it was stopped.",
+            help="Train once with each of these seeds, in folders of their own in --run-dir, and show mean and standard"
+            " deviation. The same command goes on where it was stopped.",
         ),
     ] = None,
     select: Annotated[
         str | None,
         typer.Option(
-            help=f"Whose weights are reported: {', '.join(names.SELECT)}. validation: of the best epoch on a tenth of "
-            "the training images, held out, and the test images are looked at once. test: of the best on them, as in "
-            "the paper.",
+            help=f"Which epoch's weights are reported: {', '.join(names.SELECT)}. validation: the best on a tenth of "
+            "the training images, held out, so that the test images are looked at once. test: the best on the test "
+            "images, as in the paper. last: the last.",
             show_default="validation",
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help=f"Kernels of the LIF layers: {', '.join(names.BACKENDS)}.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help=f"What computes the spiking neurons: {', '.join(names.BACKENDS)}.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to train: auto (a GPU if there is one), cpu, cuda, cuda:N.")
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", show_default="of the recipe, else what torch takes")
+        int | None,
+        typer.Option(help="How many CPU threads to use.", show_default="that of the recipe, else what torch takes"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that decode image files.", show_default="of the recipe, else 0")
+        int | None,
+        typer.Option(
+            help="How many processes decode image files; 0: the training does.",
+            show_default="that of the recipe, else 0",
+        ),
     ] = None,
     amp: Annotated[
         str | None,
         typer.Option(
-            help=f"What autocast computes in where it deems it safe: {', '.join(names.AMP)}.", show_default="none"
+            help="Mixed precision: what torch.autocast uses where it deems it safe. none is float32 throughout. "
+            f"{', '.join(names.AMP)}.",
+            show_default="that of the recipe, else none",
         ),
     ] = None,
     compile: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the network with torch.compile: slow first steps, then faster ones."),
+        typer.Option(
+            "--compile", help="Compile the network with torch.compile: the first steps are slow, the others faster."
+        ),
     ] = False,
     cuda_graphs: Annotated[
         bool,
-        typer.Option("--cuda-graphs", help="Replay the whole step from a CUDA graph; on a GPU, with adam or adamw."),
+        typer.Option("--cuda-graphs", help="Run a whole step as one CUDA graph; on a GPU, with adam or adamw."),
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard as well, into the run folder.")
@@ -149,7 +185,7 @@ def train(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Run folder, new or empty.",
+            help="The folder that the run writes into, new or empty.",
             show_default="runs/<data>-<loss>-seed<seed>, or that with -2, -3, ...",
         ),
     ] = None,
@@ -167,7 +203,7 @@ def train(
     after every epoch, metrics.jsonl, config.json, the learning curves, and at the end result.json and a report.
     Ctrl-C ends the run with a checkpoint.
     """
-    need("train", "matplotlib")
+    need("train", "matplotlib", "safetensors")
     if tensorboard:
         need("tensorboard", "tensorboard")
     if resume is not None:

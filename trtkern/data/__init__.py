@@ -12,6 +12,7 @@ from torch import Tensor
 from trtkern.data import cifar, digits, folder, idx, neuromorphic
 from trtkern.data.dataset import Dataset, Split
 from trtkern.data.identity import difference, fingerprint
+from trtkern.names import unknown
 
 __all__ = ["DATASETS", "Dataset", "Source", "Split", "difference", "fingerprint", "load"]
 
@@ -159,7 +160,7 @@ def load(name: str, directory: str | None = None, download: bool = False, **opti
         ImportError: what reads its files is not installed.
     """
     if name not in DATASETS:
-        raise ValueError(f"data: expected one of {', '.join(DATASETS)}, got {name!r}")
+        raise unknown("data", name, DATASETS)
     if options.get("class_list") is not None and not name.startswith("imagenet"):
         raise ValueError(f"data: expected --class-list with imagenet100 or imagenet only, got it with {name}")
     if options.get("resize", "bilinear") != "bilinear" and name != "dvs-cifar10":

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trtkern.data.transform import Transform, below, check, real, take, whole
+from trtkern.names import unknown
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,14 @@ class Pipeline:
         """
         transforms = []
         for step in recipe:
-            numbers = dict(step) if isinstance(step, Mapping) else {}
-            if (name := numbers.pop("name", None)) not in TRANSFORMS:
+            if not isinstance(step, Mapping) or "name" not in step:
                 raise ValueError(f"augment: expected a table with name = one of {', '.join(TRANSFORMS)}, got {step!r}")
+            numbers = dict(step)
+            if (name := numbers.pop("name")) not in tuple(TRANSFORMS):
+                raise unknown("augment", name, TRANSFORMS)
             known = [field.name for field in fields(TRANSFORMS[name])]
-            if unknown := sorted(set(numbers) - set(known)):
-                raise ValueError(f"augment: {name}: expected of {', '.join(known)}, got {', '.join(unknown)}")
+            if others := sorted(set(numbers) - set(known)):
+                raise unknown(f"augment: {name}", others[0], known)
             transforms.append(TRANSFORMS[name](**numbers))
         return cls(tuple(transforms))
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtkern.data.files import in_utf8
+
 
 def default_folder() -> Path:
     """$XDG_CACHE_HOME/trtkern, or ~/.cache/trtkern."""
@@ -99,7 +101,7 @@ def _read(path: Path, text: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as opened:
+        with in_utf8(path) as named, safe_open(named, framework="pt", device="cpu") as opened:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
@@ -118,7 +120,8 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(tensors, temporary, header)
+        with in_utf8(temporary) as named:
+            save_file(tensors, named, header)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)  # the rename itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import os
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,26 @@ BLOCK = 1 << 20
 def unreadable(what: str, path: str | Path, error: OSError) -> OSError:
     """The same kind of error, with a message that says what was expected."""
     return type(error)(f"data: expected {what} that can be read, got {path} ({error.strerror})")
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """The path by a name that is UTF-8, for the length of the block: safetensors takes no other. Where the folder's is
+    not, it is the folder as this process has it open.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    try:
+        str(path.parent).encode()
+    except UnicodeEncodeError:
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            yield Path(f"/proc/self/fd/{handle}", path.name)
+        finally:
+            os.close(handle)
+    else:
+        yield path
 
 
 @contextmanager

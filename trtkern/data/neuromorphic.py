@@ -23,7 +23,7 @@ from trtkern.data import cache as disk
 from trtkern.data import event_sets, events
 from trtkern.data.event_sets import Source
 from trtkern.data.recordings import Recording
-from trtkern.names import DVS_RESIZE
+from trtkern.names import DVS_RESIZE, unknown
 
 FORMAT = 2
 """Of the frames; raised when the same files, steps and resize come to give others."""
@@ -94,7 +94,7 @@ def load(
         ImportError: tonic or what it reads a format with is not installed.
     """
     if name not in KINDS:
-        raise ValueError(f"data: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise unknown("data", name, NAMES)
     kind = KINDS[name]
     if resize not in kind.resizes:
         raise ValueError(f"data: {name}: expected resize as one of {', '.join(kind.resizes)}, got {resize!r}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trtkern.names import NEURONS, unknown
 from trtkern.nn import (
     LIF,
     BatchNormLIF,
@@ -18,6 +19,7 @@ from trtkern.nn import (
     SpikeLinear,
     Spikes,
     TimeSequential,
+    neurons,
 )
 from trtkern.nn.neurons import Spiking
 from trtkern.ops.spikes import pack
@@ -68,6 +70,19 @@ def windows(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tu
     return height, width
 
 
+def neuron_of(neuron: type[Spiking] | str) -> type[Spiking]:
+    """The class of neurons of that name; a class is itself.
+
+    Raises:
+        ValueError: neither; the message lists the names.
+    """
+    if isinstance(neuron, type) and issubclass(neuron, Spiking):
+        return neuron
+    if neuron not in NEURONS:
+        raise unknown("neuron", neuron, NEURONS, ", or a class of spiking neurons")
+    return getattr(neurons, str(neuron))
+
+
 @dataclass(frozen=True)
 class Style:
     """How all blocks of a network are made: what is kept for the backward pass, and the neurons.
@@ -76,7 +91,7 @@ class Style:
         checkpoint: keep no convolution's output (``ConvBatchNormLIF``).
         packed: keep bits in place of dense spikes.
         sync: share the statistics of the batch among the processes of torch.distributed.
-        neuron: ``LIF``, ``IF`` or ``PLIF``.
+        neuron: ``LIF``, ``IF`` or ``PLIF``, or its name.
         lif: what that neuron takes.
     """
 
@@ -88,10 +103,10 @@ class Style:
 
     @classmethod
     def of(
-        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] = LIF, **lif: Any
+        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF, **lif: Any
     ) -> Style:
-        """The style that a network's options say."""
-        return cls(checkpoint, packed, sync, neuron, lif)
+        """The style that a network's options say; an unknown neuron's name is a ValueError."""
+        return cls(checkpoint, packed, sync, neuron_of(neuron), lif)
 
     def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""

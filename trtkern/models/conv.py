@@ -45,6 +45,8 @@ class ConvSNN(SpikingNetwork):
     ) -> None:
         channels, height, width = shape
         style = Style.of(checkpoint, packed, **lif)
+        if isinstance(layers, str):
+            raise _refusal(shape, layers)
         blocks: list[nn.Module] = []
         for layer, following in itertools.pairwise((*layers, None)):
             if layer == "pool":
@@ -62,6 +64,11 @@ class ConvSNN(SpikingNetwork):
 
 
 def _refusal(shape: tuple[int, int, int], layers: Sequence[int | str]) -> ValueError:
+    if isinstance(layers, str):
+        return ValueError(
+            f'ConvSNN: expected layers as a list such as [16, "pool", 32], got {layers!r}; a topology string belongs '
+            f'to from_topology, in a recipe to model.name = "topology"'
+        )
     return ValueError(
         f"ConvSNN: expected layers of channels, each followed by 'pool' at the most once, that fit {shape}, got "
         f"{list(layers)}"

@@ -10,6 +10,7 @@ from torch import nn
 
 from trtkern.models._blocks import CONNECT, Convolution, LinearLIF, Pool, ResidualBlock, SEWBlock, Style, windows
 from trtkern.models._network import SpikingNetwork
+from trtkern.names import nearest
 from trtkern.nn import SpikeLinear
 
 _CONV = ("out", "k", "stride", "pad")
@@ -81,7 +82,7 @@ def _token(topology: str, number: int, column: int, text: str) -> Token:
     head, *texts = text.split("-")
     place = Token(head, {}, number, column)
     if head not in _GRAMMAR:
-        _refuse(topology, place, f"a layer from {', '.join(_GRAMMAR)}", head)
+        _refuse(topology, place, f"a layer from {', '.join(_GRAMMAR)}", head, nearest(head, _GRAMMAR))
     needed, optional = _GRAMMAR[head]
     if texts and not texts[-1]:
         texts = texts[:-1]
@@ -102,13 +103,34 @@ def _token(topology: str, number: int, column: int, text: str) -> Token:
     return Token(head, fields, number, place.column)
 
 
-def _refuse(topology: str, at: Token, expected: str, got: str) -> NoReturn:
+def with_readout(layers: str, classes: int) -> str:
+    """The topology with L-classes, its readout, behind it, unless it has one.
+
+    Raises:
+        TypeError: no string.
+        ValueError: a readout of another number of classes.
+    """
+    if not isinstance(layers, str):
+        raise TypeError(
+            f'from_topology: expected layers as a string such as "CONVAP-64-3-1-1_FC-256", got {layers!r}; a list of '
+            f'channels belongs to the model "conv"'
+        )
+    *before, last = layers.split("_")
+    if last.split("-")[0] != "L":
+        return f"{layers}_L-{classes}"
+    token = _token(layers, len(before) + 1, len(layers) - len(last), last)
+    if token.fields["n"] != (classes,):
+        _refuse(layers, token, f"L-{classes}, a readout of the {classes} classes of the data, or none", str(token))
+    return layers
+
+
+def _refuse(topology: str, at: Token, expected: str, got: str, hint: str = "") -> NoReturn:
     """A ValueError with a caret below the place."""
     start, end = max(at.column - _SHOWN, 0), at.column + _SHOWN
     shown = f"{'...' if start else ''}{topology[start:end]}{'...' if end < len(topology) else ''}"
     caret = " " * (at.column - start + 3 * (start > 0)) + "^"
     raise ValueError(
-        f"from_topology: token {at.number}, column {at.column + 1}: expected {expected}, got {got!r}\n"
+        f"from_topology: token {at.number}, column {at.column + 1}: expected {expected}, got {got!r}{hint}\n"
         f"    {shown}\n    {caret}"
     )
 
@@ -133,8 +155,8 @@ def from_topology(
         timesteps: T; an image is shown T times, and the first convolution runs on it once.
         checkpoint: keep no convolution's output; the backward pass convolves once more (``ConvBatchNormLIF``).
         packed: keep bits instead of dense spikes.
-        lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``); neuron: ``LIF``, ``IF`` or ``PLIF``;
-            sync: share the statistics of BatchNorm among processes.
+        lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``); neuron: ``LIF``, ``IF`` or ``PLIF``, or
+            its name; sync: share the statistics of BatchNorm among processes.
 
     Raises:
         TypeError, ValueError: a token that is wrong or that the image does not fit, another kind of shape.

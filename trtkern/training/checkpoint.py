@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from trtkern.data.files import in_utf8
 from trtkern.training.folder import write
 
 FORMAT = 2
@@ -108,7 +109,7 @@ def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
 
 def _read(file: Path) -> Checkpoint:
     try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
+        with in_utf8(file) as named, safe_open(named, framework="pt", device="cpu") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             header = opened.metadata() or {}
         text = header["trtkern"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtkern.names import AMP, BACKENDS, DATASETS, DVS_RESIZE, LOSSES, OPTIMIZERS, SELECT, one_of
+from trtkern.names import AMP, BACKENDS, DATASETS, DVS_RESIZE, LOSSES, NEURONS, OPTIMIZERS, SELECT, one_of, unknown
 from trtkern.training import recipes
 
 HELD_OUT = 0.1
@@ -48,8 +48,8 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
         ValueError: an option out of range or unknown; the message says what was expected.
         TypeError: no such option.
     """
-    if unknown := sorted(set(given) - {*BOTH, *OPTION, *LOSS}):
-        raise TypeError(f"plan: expected of {', '.join((*BOTH, *OPTION, *LOSS))}, got {unknown[0]}")
+    if others := sorted(set(given) - {*BOTH, *OPTION, *LOSS}):
+        raise TypeError(str(unknown("plan", others[0], (*BOTH, *OPTION, *LOSS))))
     given = {key: value for key, value in given.items() if value is not None}
     if "data" in given:
         one_of("data", given["data"], DATASETS)
@@ -80,6 +80,7 @@ def _check(plan: dict[str, Any]) -> None:
     for key in ("timesteps", "backend"):
         if key in plan["model"]:
             raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
+    one_of("set model.neuron", plan["model"].get("neuron", "LIF"), NEURONS)
     for key in ("timesteps", "threads", "epochs", "batch_size", "workers"):
         least = 0 if key == "workers" else 1
         if plan[key] is not None and plan[key] < least:
@@ -144,8 +145,8 @@ def _optimizer(said: dict[str, Any]) -> dict[str, Any]:
 def _table(where: str, known: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """The known options with what was said of them; an unknown one is an error."""
     given = {name: value for name, value in said.items() if name != "name"}
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where}: expected of {', '.join(known) or 'no options'}, got {unknown[0]}")
+    if others := sorted(set(given) - set(known)):
+        raise unknown(where, others[0], known)
     return {**known, **given}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from trtkern.names import NEURONS, unknown
+
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 # What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] and [optimizer] what
@@ -46,10 +48,10 @@ def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
     elif base in names():
         recipe = _read(FOLDER / f"{base}.toml")
     else:
-        raise ValueError(f"--recipe: expected one of {', '.join(names())}, or a .toml file, got {base!r}")
+        raise unknown("--recipe", base, names(), ", or a .toml file")
     for control in added:
         if control not in controls():
-            raise ValueError(f"--recipe: expected of {', '.join(controls())} after a '+', got {control!r}")
+            raise unknown("--recipe", control, controls(), " after a '+'")
         _merge(recipe, _read(FOLDER / "controls" / f"{control}.toml"))
     for change in changes:
         key, equals, text = change.partition("=")
@@ -80,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(recipe: dict[str, Any], where: str) -> None:
     for key, value in recipe.items():
         if key not in KEYS:
-            raise ValueError(f"{where}: expected of {', '.join(KEYS)}, got {key!r}")
+            raise unknown(where, key, KEYS)
         wanted = (int, float) if KEYS[key] is float else KEYS[key]
         if not isinstance(value, wanted) or (isinstance(value, bool) and KEYS[key] is not bool):
             table = f"; a table is set as {key}.name=..." if KEYS[key] is dict else ""
@@ -95,7 +97,12 @@ def _value(text: str) -> Any:
 
 
 def _merge(recipe: dict[str, Any], part: dict[str, Any]) -> None:
-    """Tables key by key, unless they are of another name: another loss or model starts from its own defaults."""
+    """Tables key by key, unless they are of another name: another loss or model starts from its own defaults, and
+    another neuron from its own."""
+    if "neuron" in part.get("model", {}) and "model" in recipe:
+        own = NEURONS.get(str(recipe["model"].get("neuron", "LIF")), ())
+        kept = NEURONS.get(str(part["model"]["neuron"]), own)
+        recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in own or key in kept}
     for key, value in part.items():
         old = recipe.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):

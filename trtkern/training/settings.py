@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trtkern.data.augment import Pipeline
+from trtkern.names import unknown
 from trtkern.training import plan as plans
 
 
@@ -102,7 +103,7 @@ def resolve_device(name: str) -> str:
         return "cuda:0" if gpus else "cpu"
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise ValueError(f"--device: expected one of auto, cpu, cuda, cuda:N, got {name!r}")
+        raise unknown("--device", name, ("auto", "cpu", "cuda", "cuda:N"))
     if kind == "cpu":
         return "cpu"
     if int(index or 0) >= gpus:

@@ -32,7 +32,8 @@ class TensorBoard(Observer):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                f"TensorBoard: expected the package tensorboard, got none ({error}); type: pip install tensorboard"
+                f"TensorBoard: expected the package tensorboard, got none ({error}); type: pip install "
+                "'trtkern[tensorboard]'"
             ) from None
         self._make, self._folder = SummaryWriter, folder / FOLDER
         self._writer: Any = None

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from trtkern.bench.layers import Layer, Where
+from trtkern.names import unknown
 
 NAMES = ("spikingjelly", "snntorch", "norse", "sinabs", "exodus", "rockpool")
 
@@ -37,7 +38,7 @@ def choose(names: str) -> list[Peer]:
     assert wanted is not None
     for name in wanted:
         if name not in NAMES:
-            raise ValueError(f"--peers: expected all, none or names of {', '.join(NAMES)}, got {name!r}")
+            raise unknown("--peers", name, ("all", "none", *NAMES))
     return [_peer(name) for name in wanted]
 
 

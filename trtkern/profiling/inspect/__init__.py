@@ -74,7 +74,7 @@ def _triton(ops: Iterable[str], target: str, backend: str, timesteps: int, dtype
     if backend == "cuda":
         return []
     if find_spec("triton") is None:
-        raise RuntimeError("inspect: Triton is not installed; type: pip install 'trtkern[triton]' (or --backend cuda)")
+        raise RuntimeError("inspect: Triton is not installed; type: pip install 'trtkern[inspect]' (or --backend cuda)")
     return [each for op in ops for each in triton_rows(op, target, timesteps, dtype)]
 
 

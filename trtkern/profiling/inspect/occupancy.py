@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from trtkern.names import unknown
+
 
 class Limits(NamedTuple):
     """Of one processor (SM, or compute unit), made of ``parts`` schedulers (sub-partitions, or SIMDs)."""
@@ -65,7 +67,7 @@ def occupancy(target: str, registers: int, shared: int, threads: int) -> Occupan
         ValueError: a target that has no row in ``LIMITS``.
     """
     if target not in LIMITS:
-        raise ValueError(f"occupancy: expected one of {', '.join(LIMITS)}, got {target!r}; add its limits to LIMITS")
+        raise unknown("occupancy", target, LIMITS)
     limits = LIMITS[target]
     warps = -(-threads // limits.warp)
     held = limits.registers // _up(max(registers, 1), limits.register_unit) * limits.parts

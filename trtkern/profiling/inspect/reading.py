@@ -50,7 +50,7 @@ def tool(name: str) -> str:
         import triton
     except ImportError:
         places = "neither on PATH nor in /usr/local/cuda/bin, and Triton, which brings one, is not installed"
-        raise RuntimeError(f"inspect: {name} is {places}; type: pip install 'trtkern[triton]'") from None
+        raise RuntimeError(f"inspect: {name} is {places}; type: pip install 'trtkern[inspect]'") from None
     packed = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     if not packed.exists():
         raise RuntimeError(f"inspect: {name} is neither on PATH nor in Triton's package; install the CUDA toolkit")
