@@ -220,9 +220,11 @@ def test_fullgraph(autocast):
         size, y = kept(lambda: compiled(x))
         for a, b in zip(step(net, lambda x: y, x), want, strict=True):
             assert torch.equal(a, b)
-    # The inputs of both neurons, and two planes of words for the spikes of each; under autocast the weights as cast.
-    e, weights = (2, 2 * (net.conv.weight.numel() + net.linear.weight.numel())) if autocast else (4, 0)
-    assert size == (4 * 3 + e * 4) * 9 * 2 * 8 * 6 + 2 * 2 * (3 + 4) * 8 * 6 + weights
+    # The inputs of both neurons, and two planes of words for the spikes of each; under autocast the weights as cast,
+    # that of Linear up to torch 2.13: later ones cast it again.
+    casts = (2 * net.conv.weight.numel(), 2 * net.linear.weight.numel()) if autocast else (0, 0)
+    own = (4 * 3 + (2 if autocast else 4) * 4) * 9 * 2 * 8 * 6 + 2 * 2 * (3 + 4) * 8 * 6
+    assert size - own in (casts[0], sum(casts))
 
 
 def test_inductor():
