@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
@@ -171,8 +172,8 @@ def warn_of_one_step(name: str, x: Tensor) -> None:
     if x.dim() not in (1, 2) or torch.compiler.is_compiling():
         return
     # The caller's own line: layers of torch and of this package stand between.
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HOUSES):
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_HOUSES):
         frame, level = frame.f_back, level + 1
     axes = "one axis" if x.dim() == 1 else f"{x.dim()} axes"
     warnings.warn(
