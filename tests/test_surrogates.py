@@ -6,9 +6,11 @@ import io
 import linecache
 import math
 import pickle
+import re
 import shutil
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,66 @@ PRIMITIVES = {
     "fast_sigmoid": lambda u, a: u / (1 + a * abs(u)),
     "gaussian": lambda u, a: 0.5 * (1 + math.erf(a * u / math.sqrt(2))),
 }
+
+
+# What other libraries multiply with at u, for a threshold of 1 and alpha a: rows of the table in docs/layers.md.
+OTHERS = {
+    "`Sigmoid(alpha)`": lambda u, a: a * (1 - 1 / (1 + math.exp(-a * u))) / (1 + math.exp(-a * u)),
+    "`ATan(alpha)`": lambda u, a: a / 2 / (1 + (math.pi / 2 * a * u) ** 2),
+    "`PiecewiseQuadratic(alpha)`": lambda u, a: 0.0 if abs(u) > 1 / a else a - a**2 * abs(u),
+    "`Erf(alpha)`": lambda u, a: math.exp(-((a * u) ** 2)) * a / math.sqrt(math.pi),
+    "`Rect(alpha)`": lambda u, a: a if abs(u) < 0.5 / a else 0.0,
+    "`PiecewiseExp(alpha)`": lambda u, a: a / 2 * math.exp(-a * abs(u)),
+    "`SoftSign(alpha)`": lambda u, a: 1 / (2 * a * (1 / a + abs(u)) ** 2),
+    "`SuperSpike(alpha)`": lambda u, a: a / (abs(u) + 1) ** 2,
+    "`PiecewiseLeakyReLU(w, c)`": lambda u, a: 1 / (2 * a) if abs(u) < a else 0.01,
+    "`LeakyKReLU(leak, k)`": lambda u, a: a if u >= 0 else 0.3,
+    "`DeterministicPass`": lambda u, a: 1.0,
+    "`fast_sigmoid(slope)`": lambda u, a: 1 / (a * abs(u) + 1) ** 2,
+    "`atan(alpha)`": lambda u, a: a / 2 / (1 + (math.pi / 2 * a * u) ** 2),
+    "`sigmoid(slope)`": lambda u, a: a * math.exp(-a * u) / (math.exp(-a * u) + 1) ** 2,
+    "`straight_through_estimator()`": lambda u, a: 1.0,
+    "`heaviside()`": lambda u, a: float(u > 0),
+    "`LeakySpikeOperator`, slope": lambda u, a: 1.0 if u > 0 else a,
+    "`SFS(slope, B)`": lambda u, a: float(u > 0.2) / (a * abs(u) + 1) ** 2,
+    "`spike_rate_escape(beta, slope)`": lambda u, a: 25.0 * math.exp(-a * abs(u - 1)),
+    "`triangular(threshold)`": lambda u, a: -a if u >= 0 else a,
+    "`Gaussian(sigma)`": lambda u, a: math.exp(-(u**2) / (2 * a**2)) / (a * math.sqrt(2 * math.pi)),
+    "`SingleExponential(grad_width)`": lambda u, a: 1 / a * math.exp(-abs(u) / a),
+    "`Heaviside(window)`": lambda u, a: float(u >= -a),
+    "`super`": lambda u, a: 1 / (a * abs(u) + 1) ** 2,
+    "`tent`": lambda u, a: max(0.0, 1 - abs(u)) * a,
+    "`heavi_erfc`": lambda u, a: 2 * math.exp(-((a * u) ** 2)) / math.sqrt(math.pi),
+}
+
+
+@pytest.mark.parametrize("theirs", OTHERS)
+def test_the_table_of_other_libraries(theirs):
+    """What the page gives for another library's surrogate is that surrogate."""
+    page = (Path(__file__).parent.parent / "docs" / "layers.md").read_text()
+    (here,) = re.findall(rf"^\| \w* ?\| {re.escape(theirs)} \| (.+) \|$", page, flags=re.MULTILINE)
+    own, named_here = re.match(r"own: `(.+?)`", here), re.match(r"`\"(\w+)\"`, (.+)", here)
+    for a in (0.4, 1.0, 2.5):
+        given = dict.fromkeys(("alpha", "slope", "sigma", "grad_width", "W", "K", "WINDOW"), a)
+        names = {**given, "threshold": 1.0, "sqrt": math.sqrt, "C": 0.01, "LEAK": 0.3, "B": 0.2, "SLOPE": 25.0}
+        if own:
+            names |= {"exp": exp, "where": where, "maximum": max}
+            function, alpha = eval(f"lambda u, alpha: {own[1]}", names), a
+        else:
+            function, alpha = surrogates.lookup(named_here[1]).function, eval(named_here[2], names)
+        for u in (-2.3, -0.83, -0.11, 0.0171, 0.23, 0.94, 3.1):
+            assert function(u, alpha) == pytest.approx(OTHERS[theirs](u, a), rel=1e-12, abs=1e-300), (a, u)
+
+
+def test_every_row_of_that_table_is_tested():
+    page = (Path(__file__).parent.parent / "docs" / "layers.md").read_text()
+    rows = re.findall(r"^\| \w* ?\| (`[A-Za-z_]+.*?) \| (?!none)(.+) \|$", page, flags=re.MULTILINE)
+    rows = [theirs for theirs, here in rows if "own" in here or here.startswith('`"')]
+    assert {*rows} == {*OTHERS, "`MultiGaussian`", "`tanh`"}
+    k, u = 2.0, 0.3
+    assert surrogates.sigmoid(u, 2 * k) == pytest.approx(1 - math.tanh(k * u) ** 2)
+    s = 1 / (1 + math.exp(-2 * 0.7 * u))
+    assert 4 * s * (1 - s) == pytest.approx(1 - math.tanh(0.7 * u) ** 2)
 
 
 def test_every_surrogate_has_an_oracle():
