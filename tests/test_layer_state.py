@@ -86,6 +86,9 @@ def test_a_layer_goes_to_meta_and_back():
     layer = snn.LIF().to("meta")
     assert layer.nonfinite.is_meta and layer(torch.empty(X, device="meta")).is_meta
     assert layer.double().nonfinite.is_meta
+    with pytest.raises(ValueError, match=r"layer\.to\(x\.device\)"):
+        layer(torch.zeros(X))
+    assert torch.equal(copy.deepcopy(layer).to("cpu")(torch.zeros(X)), torch.zeros(X))  # as it says
     assert layer.to_empty(device="cpu").nonfinite.tolist() == [0]
 
 

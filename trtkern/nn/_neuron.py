@@ -41,6 +41,7 @@ class Neuron(nn.Module):
         self.spec, self.time_dim, self.channel_dim, self.backend = spec, time_dim, channel_dim, backend
         # Set to 1 by the kernel when a potential is not finite: spikes hide NaN from the loss.
         self.register_buffer("nonfinite", torch.zeros(1, dtype=torch.int32), persistent=False)
+        self._made_on_meta = self.nonfinite.is_meta
 
     def reset_parameters(self) -> None:
         """The non-finite flag to 0. Parameters that the layer was given stay; those that it made itself start anew."""
@@ -59,8 +60,8 @@ class Neuron(nn.Module):
         return self
 
     def flag_for(self, x: Tensor) -> Tensor:
-        """The flag; made on x's device where ``load_state_dict(assign=True)`` has left it on "meta"."""
-        if self.nonfinite.is_meta and not x.is_meta:
+        """The flag; on x's device if the layer was made on "meta", where ``load_state_dict(assign=True)`` leaves it."""
+        if self._made_on_meta and self.nonfinite.is_meta and not x.is_meta:
             self.nonfinite = torch.zeros(1, dtype=torch.int32, device=x.device)
         return self.nonfinite
 
