@@ -108,6 +108,13 @@ def test_another_archive_is_refused(tmp_path, published, damage, message):
     assert str(tmp_path / VARIANTS[name].archive) in str(error.value)
 
 
+def test_a_file_that_is_there_twice_is_named(tmp_path):
+    content = cifar_files("cifar10")
+    content["data_batch_4.bin"] = content["test_batch.bin"]
+    with pytest.raises(ValueError, match=r"got the same in data_batch_4\.bin and test_batch\.bin of "):
+        data.load("cifar10", str(write(tmp_path, content)))
+
+
 def label(raw: bytes, record: int, column: int, value: int, size: int) -> bytes:
     changed = bytearray(raw)
     changed[record * size + column] = value

@@ -119,6 +119,48 @@ def test_labels_out_of_range_are_refused(tmp_path):
         Dataset("x", good, Split(images, torch.tensor([0, 1, -1])), ("a", "b"), 0.0, 1.0)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("train-labels-idx1-ubyte", [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5]),
+        ("t10k-labels-idx1-ubyte", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6]),
+    ],
+)
+def test_mnist_is_not_taken_for_fashion_mnist(tmp_path, name, labels, packed):
+    """Its files have the same names and sizes; these are the first labels of the published ones."""
+    content = {**fashion_files(test=12), name: pack_idx(np.array(labels, np.uint8))}
+    with pytest.raises(ValueError, match=rf"expected Fashion-MNIST, got MNIST's digits, .* in .*{name}"):
+        data.load("fashion-mnist", str(write(tmp_path, content, packed)))
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_files_of_the_published_size_must_be_the_published_ones(tmp_path, monkeypatch, index):
+    """Other data sets, such as KMNIST, come in files of these names and sizes."""
+    content = fashion_files()
+    tiny = [
+        file._replace(size=len(content[file.name]), sha256=hashlib.sha256(content[file.name]).hexdigest())
+        for file in idx.FILES
+    ]
+    monkeypatch.setattr(idx, "FILES", tuple(tiny))
+    assert len(data.load("fashion-mnist", str(write(tmp_path, content))).train.labels) == 12
+    name = tiny[index].name
+    changed = bytearray(content[name])
+    changed[-1] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    with pytest.raises(ValueError, match=rf"expected Fashion-MNIST's {name} with SHA-256 .* in .*{name}; is it of ano"):
+        data.load("fashion-mnist", str(tmp_path))
+    write(tmp_path, fashion_files(train=11, test=6))  # other sizes: a part of the data
+    assert len(data.load("fashion-mnist", str(tmp_path)).train.labels) == 11
+
+
+def test_test_images_are_not_those_of_training(tmp_path):
+    content = fashion_files()
+    content = {name: content[name.replace("t10k", "train")] for name in content}
+    with pytest.raises(ValueError, match=r"expected other images in .*t10k-images-idx3-ubyte than in .*train-images"):
+        data.load("fashion-mnist", str(write(tmp_path, content)))
+
+
 def test_counts_and_shapes_must_agree(tmp_path):
     content = fashion_files()
     content["train-labels-idx1-ubyte"] = pack_idx(np.zeros(11, np.uint8))

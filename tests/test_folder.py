@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -295,6 +296,34 @@ def test_an_empty_class_and_other_files(tmp_path):
     for path in where.glob("n*.JPEG"):
         path.unlink()
     with pytest.raises(ValueError, match=rf"of class {CLASSES[0]}, got none in .*train/{CLASSES[0]}"):
+        folder.load(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "copy"),
+    [
+        ("train/{0}/{0}_0.JPEG", "train/{0}/{0}_0 (1).JPEG"),
+        ("train/{0}/{0}_0.JPEG", "val/{0}/{0}_0(2).JPEG"),
+        ("val/{0}/ILSVRC2012_val_00000001.JPEG", "train/{0}/ILSVRC2012_val_00000001 (1).JPEG"),
+        ("train/{0}/{0}_0.JPEG", "val/{0}/{0}_0.JPEG"),
+    ],
+)
+def test_copies_of_images_are_refused(tmp_path, first, copy):
+    """A second unpacking would train on images twice, or on those of the test."""
+    write_folder(tmp_path)
+    one, other = (tmp_path / path.format(CLASSES[1]) for path in (first, copy))
+    shutil.copy(one, other)
+    with pytest.raises(ValueError, match="expected different images, got the same content in") as caught:
+        folder.load(tmp_path, None)
+    assert str(one) in str(caught.value) and str(other) in str(caught.value)
+    write_jpeg(other, 48, 40, 77)  # another image, which may be called so
+    assert sum(map(len, folder.load(tmp_path, None)[::2][:2])) == 13
+
+
+def test_links_to_nothing_are_no_smaller_set(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / CLASSES[1] / "moved.JPEG").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"in .*train/{CLASSES[1]}, got links to nothing: moved\.JPEG; mend"):
         folder.load(tmp_path, None)
 
 

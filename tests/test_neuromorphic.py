@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 
@@ -194,6 +195,80 @@ def test_events_beyond_the_sensor_name_their_file(tmp_path):
     path.write_bytes(event_files.atis(np.array([[5, 1, 2, 1], [6, 34, 2, 1]])))
     with pytest.raises(ValueError, match=r"expected x of 0..33, got 34 for event 1 .*0.*\.bin"):
         neuromorphic.load("n-mnist", str(tmp_path), timesteps=1, cache=str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "first", "copy", "said"),
+    [
+        ("dvs-cifar10", "publisher", "bird/cifar10_bird_1.aedat", "bird/cifar10_bird_1 (1).aedat", "names like c"),
+        ("dvs-cifar10", "publisher", "bird/cifar10_bird_0.aedat", "bird/cifar10_bird_1_1.aedat", "names like c"),
+        ("dvs-cifar10", "tonic", "bird/cifar10_bird_0.aedat4", "bird/cifar10_bird_0 - Copy.aedat4", "names like c"),
+        ("dvs-cifar10", "publisher", "bird/cifar10_bird_0.aedat", "bird/cifar10_bird_00.aedat", "each number once in"),
+        ("dvs-cifar10", "publisher", "bird/cifar10_bird_0.aedat", "bird/cifar10_bird_2.aedat", "the same content in"),
+        ("n-mnist", "publisher", "Test/0/00021.bin", "Test/0/00021(1).bin", r"names like <number>\.bin in"),
+        ("n-mnist", "publisher", "Test/0/00021.bin", "Train/0/00099.bin", "the same content in"),
+        ("n-caltech101", "publisher", "Caltech101/object_001/image_0001.bin", "Caltech101/object_001/image_0001-1.bin",
+         r"names like image_<number>\.bin in"),
+        ("dvs-gesture", "tonic", "ibmGestureTest/user24_lab", "ibmGestureTest/user24_lab (1)", "folders like user"),
+        ("dvs-gesture", "tonic", "ibmGestureTest/user24_lab", "ibmGestureTrain/user24_lab", "the same content in"),
+        ("dvs-gesture", "publisher", "user24_lab.aedat", "user01_lab.aedat", "the same content in"),
+        ("shd", "publisher", "shd_train.h5", "shd_test.h5", "the same content in"),
+    ],
+)  # fmt: skip
+def test_copies_are_refused(tmp_path, name, layout, first, copy, said):
+    """Names say which split a recording is of: a second unpacking would bring test samples into training."""
+    event_files.make(name, tmp_path / "data", layout=layout)
+    one, other = tmp_path / "data" / first, tmp_path / "data" / copy
+    (shutil.copytree if one.is_dir() else shutil.copy)(one, other)
+    with pytest.raises(ValueError, match=rf"data: .*{said}") as caught:
+        neuromorphic.load(name, str(tmp_path / "data"), timesteps=STEPS, cache=str(tmp_path / "c"))
+    assert other.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+BACKWARDS = [case for case in LAYOUTS if case[0] != "shd"]  # whose frames do not depend on the order
+
+
+@pytest.mark.parametrize(("name", "layout"), BACKWARDS)
+def test_time_that_runs_backwards_is_refused(tmp_path, monkeypatch, name, layout):
+    """Events of another format, read as of this one, have times of any order."""
+    draw = event_files.draw
+
+    def turned(*args):
+        rows = draw(*args)
+        rows[15, 0] = rows[14, 0] - 5000
+        return rows
+
+    monkeypatch.setattr(event_files, "draw", turned)
+    event_files.make(name, tmp_path / "data", layout=layout, per_class=1 if name == "n-caltech101" else 2)
+    with pytest.raises(
+        ValueError, match=r"order of time, .* got -?\d+ after \d+ for event 15 .* sample of .*; is this"
+    ) as e:
+        neuromorphic.load(name, str(tmp_path / "data"), timesteps=STEPS, cache=str(tmp_path / "c"))
+    assert str(tmp_path / "data") in str(e.value)
+
+
+def test_bytes_of_another_format_are_no_events(tmp_path):
+    """A recording of 16,160 bytes in another format, called .bin: 3,232 events of random times."""
+    event_files.make("n-mnist", tmp_path)
+    path = tmp_path / "Train" / "3" / "00007.bin"
+    raw = np.random.default_rng(0).integers(0, 34, 16_160).astype(np.uint8)
+    path.write_bytes(raw.tobytes())
+    with pytest.raises(ValueError, match=r"expected events in the order of time.* of a sample of .*00007\.bin"):
+        neuromorphic.load("n-mnist", str(tmp_path), timesteps=STEPS, cache=str(tmp_path / "c"))
+
+
+def test_a_burst_is_no_disorder(tmp_path):
+    rows = np.array([[5000, 1, 2, 0], [4000, 3, 4, 1]])
+    (tmp_path / "a.bin").write_bytes(event_files.atis(rows))
+    (got,) = recordings.atis(recordings.Recording(tmp_path / "a.bin", (0,)))
+    assert got.t.tolist() == [5000, 4000]
+
+
+def test_a_folder_that_is_named_like_a_file(tmp_path):
+    event_files.make("n-mnist", tmp_path)
+    (tmp_path / "Train" / "3" / "00099.bin").mkdir()
+    with pytest.raises(ValueError, match=r"expected files \*\.bin in .*3, got 00099\.bin, which is none"):
+        neuromorphic.load("n-mnist", str(tmp_path), timesteps=STEPS, cache=str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("name", neuromorphic.NAMES)

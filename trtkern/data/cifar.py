@@ -89,7 +89,8 @@ def load(variant: Variant, directory: str) -> Contents:
         raw, where = _unpack(archive, variant), f"{archive}/{variant.folder}"
     else:
         found = find(variant, folder)
-        raw, where = {name: (found / name).read_bytes() for name in variant.files}, str(found)
+        raw, where = {name: files.content(found / name) for name in variant.files}, str(found)
+    _check_different(raw, where)
     classes = _classes(raw.pop(variant.meta), variant, f"{where}/{variant.meta}")
     test = records(raw.pop(variant.test), variant.labels, f"{where}/{variant.test}")
     train = [records(raw.pop(name), variant.labels, f"{where}/{name}") for name in variant.train]
@@ -201,6 +202,14 @@ def _classes(raw: bytes, variant: Variant, where: str) -> tuple[str, ...]:
             f"{len(set(names))} different, in {where}; get the file again"
         )
     return names
+
+
+def _check_different(raw: dict[str, bytes], where: str) -> None:
+    """Raise if two of the files are the same: images of one split would be in the other."""
+    known: dict[bytes, str] = {}
+    for name, content in raw.items():
+        if (first := known.setdefault(content, name)) != name:
+            raise ValueError(f"data: expected different files, got the same in {first} and {name} of {where}")
 
 
 def _described(variant: Variant, name: str) -> str:

@@ -6,13 +6,15 @@ Each function takes a folder and knows two layouts: the publisher's archives unp
 from __future__ import annotations
 
 import csv
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from trtkern.data import recordings
+from trtkern.data import files, recordings
 from trtkern.data.events import Events
 from trtkern.data.recordings import Recording
 
@@ -21,12 +23,15 @@ GESTURES = (
     "hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter clockwise",
     "left arm clockwise", "left arm counter clockwise", "arm roll", "air drums", "air guitar", "other gestures",
 )  # fmt: skip
+PERSON = r"user\d+_[a-z_]+"
+"""The folder of a recording of gestures in tonic's layout: a person and a light."""
 SPOKEN = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
     "null", "eins", "zwei", "drei", "vier", "fuenf", "sechs", "sieben", "acht", "neun",
 )  # fmt: skip
 CALTECH_CLASSES = 101
 """100 objects and BACKGROUND_Google: the publisher left out Faces, keeping Faces_easy."""
+AWAY = "is it from a second unpacking? Take it away"
 AT_ONCE = 64
 """Samples of an SHD file read in one go."""
 
@@ -155,11 +160,42 @@ def _labelled(found: Iterable[list[Path]]) -> list[Recording]:
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder by the last number in their names, then by name; none if there is no such folder."""
+    """The files of a folder by the number at the end of their names; none if there is no such folder.
+
+    The number decides about the split, so all names are of one form and no number is there twice: what a second
+    unpacking leaves behind, such as ``cifar10_bird_9 (1).aedat``, would move test samples into training.
+
+    Raises:
+        ValueError: a name of another form, a number that is there twice, or a folder that is named like a file.
+        OSError: the folder cannot be read.
+    """
     if not folder.is_dir():
         return []
-    files = [path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith(".")]
-    return sorted(files, key=lambda path: (int((["-1", *re.findall(r"\d+", path.stem)])[-1]), path.name))
+    names = {path: re.fullmatch(r"(.*?)(\d+)", path.stem) for path in sorted(_entries(folder, suffix))}
+    stems = Counter(match[1] for match in names.values() if match)
+    stem = max(stems, key=stems.__getitem__, default="")
+    found: dict[int, Path] = {}
+    for path, match in names.items():
+        if match is None or match[1] != stem:
+            like = f"{stem}<number>{suffix}"
+            raise ValueError(f"data: expected only names like {like} in {folder}, got {path.name}; {AWAY}")
+        first = found.setdefault(int(match[2]), path)
+        if first is not path:
+            raise ValueError(f"data: expected each number once in {folder}, got {first.name} and {path.name}; {AWAY}")
+    return [found[number] for number in sorted(found)]
+
+
+def _entries(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder that end in that."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if entry.name.endswith(suffix) and not entry.name.startswith(".")]
+            for entry in found:
+                if not entry.is_file():
+                    raise ValueError(f"data: expected files *{suffix} in {folder}, got {entry.name}, which is none")
+    except OSError as error:
+        raise files.unreadable("a folder", folder, error) from None
+    return [folder / entry.name for entry in found]
 
 
 def _paths(found: Iterable[Recording]) -> tuple[Path, ...]:
@@ -168,7 +204,12 @@ def _paths(found: Iterable[Recording]) -> tuple[Path, ...]:
 
 def _trials(train: Path, test: Path) -> Split:
     """The spans of the labels of each recording of the two lists."""
-    names = [[line.strip() for line in path.read_text().splitlines() if line.strip()] for path in (train, test)]
+    names = [[line.strip() for line in files.text(path).splitlines() if line.strip()] for path in (train, test)]
+    for path, listed in zip((train, test), names, strict=True):
+        if twice := [name for name in listed if listed.count(name) > 1]:
+            raise ValueError(
+                f"data: expected each recording once in {path}, got {twice[0]} {listed.count(twice[0])} times"
+            )
     if both := set(names[0]) & set(names[1]):
         raise ValueError(f"data: expected different recordings in {train} and {test.name}, got {min(both)} in both")
     for name in (*names[0], *names[1]):
@@ -187,7 +228,7 @@ def _trial(path: Path) -> Recording:
     """A recording and its table of class (1 to 11), start and end in microseconds."""
     table = path.with_name(_labels_of(path.name))
     try:
-        rows = [tuple(map(int, row)) for row in csv.reader(table.read_text().splitlines()[1:]) if row]
+        rows = [tuple(map(int, row)) for row in csv.reader(files.text(table).splitlines()[1:]) if row]
         if not rows or any(len(row) != 3 or not 1 <= row[0] <= 11 or row[2] <= row[1] for row in rows):
             raise ValueError("a row of other numbers, or none")
     except ValueError as error:
@@ -197,6 +238,9 @@ def _trial(path: Path) -> Recording:
 
 def _cut(folder: Path) -> list[Recording]:
     """tonic's samples user<N>_<light>/<class>.npy of one split."""
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if place.is_dir() and not re.fullmatch(PERSON, place.name) and any(place.glob("*.npy")):
+            raise ValueError(f"data: expected folders like user01_lab in {folder}, got {place.name}; {AWAY}")
     found = sorted(folder.glob("*/*.npy"), key=lambda path: (path.parent.name, _label(path)))
     return [Recording(path, (_label(path),)) for path in found]
 

@@ -8,7 +8,7 @@ import http.client
 import os
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -19,7 +19,7 @@ BLOCK = 1 << 20
 
 def unreadable(what: str, path: str | Path, error: OSError) -> OSError:
     """The same kind of error, with a message that says what was expected."""
-    return type(error)(f"data: expected {what} that can be read, got {path} ({error.strerror})")
+    return type(error)(f"data: expected {what} that can be read, got {path} ({error.strerror or error})")
 
 
 @contextmanager
@@ -55,6 +55,8 @@ def opened(path: Path, unpack: bool) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"data: expected a whole gzip file, got {error} in {path}; get the file again") from None
+    except OSError as error:
+        raise unreadable("a file", path, error) from None
 
 
 def checksum(path: Path, algorithm: str, unpack: bool = False) -> str:
@@ -74,6 +76,62 @@ def checksum(path: Path, algorithm: str, unpack: bool = False) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read; the message names it.
+    """
+    with opened(path, unpack=False) as file:
+        return file.read()
+
+
+def text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        ValueError: other bytes; the message names it.
+        OSError: it cannot be read; the message names it.
+    """
+    try:
+        return content(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"data: expected a text file in UTF-8, got other bytes in {path}; get it again") from None
+
+
+def check_different(paths: Iterable[Path], what: str) -> None:
+    """Raise if two of the files have the same content: one is a copy, and its samples may be in both splits.
+
+    Only files of one size are opened, only those that begin alike are read.
+
+    Raises:
+        ValueError: two files are the same; the message names both.
+        OSError: a file cannot be read; the message names it.
+    """
+    alike = _groups(paths, lambda path: path.stat().st_size)
+    for read in (_beginning, lambda path: checksum(path, "sha256")):
+        alike = [group for several in alike for group in _groups(several, read)]
+    if alike:
+        first, second = sorted(alike[0])[:2]
+        raise ValueError(
+            f"data: expected different {what}, got the same content in {first} and {second}; one is a copy (of a "
+            f"second unpacking, say): delete it"
+        )
+
+
+def _groups(paths: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+    """Those of the files that share their key with others."""
+    found: dict[Hashable, list[Path]] = {}
+    for path in paths:
+        found.setdefault(key(path), []).append(path)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _beginning(path: Path) -> bytes:
+    with opened(path, unpack=False) as file:
+        return hashlib.sha256(file.read(4096)).digest()
 
 
 def fetch(target: Path, urls: Sequence[str], expected: str, check: Callable[[Path], str], limit: int) -> None:

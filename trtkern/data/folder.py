@@ -7,6 +7,7 @@ label is the place of its folder's name among the sorted names.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 CLASS_LIST = "classes.txt"
 """The name that a class list has beside ``train`` and ``val``."""
+_COPY = re.compile(rb"(.*?) ?\(\d+\)(\.[^.]*)", re.DOTALL)
+"""A name as a second unpacking or download gives it: what it was is the first group and the second."""
 _BITS = 258
 """TIFF's number for the bits of a channel."""
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -176,6 +179,7 @@ def load(directory: str | Path, class_list: str | Path | None, size: int = 224) 
             )
         found.append(_scan(where, list(named), size))
     (train, train_labels), (test, test_labels) = found
+    _check_copies(train, test)
     return Contents(train, train_labels, test, test_labels, tuple(named.values()))
 
 
@@ -269,7 +273,12 @@ def _scan(where: str, classes: list[str], size: int) -> tuple[ImageFiles, Tensor
     counts = []
     for name in classes:
         folder = os.path.join(where, name)
-        found = sorted(entry.name for entry in _entries(folder) if _is_image(entry))
+        entries = _entries(folder)
+        found = sorted(entry.name for entry in entries if _is_image(entry))
+        if broken := [entry.name for entry in entries if _named_like_an_image(entry) and not os.path.exists(entry)]:
+            raise FileNotFoundError(
+                f"data: expected images in {folder}, got links to nothing: {_few(sorted(broken))}; mend or delete them"
+            )
         if not found:
             raise ValueError(f"data: expected images (*{', *'.join(SUFFIXES)}) of class {name}, got none in {folder}")
         names += [os.fsencode(os.path.join(name, file)) for file in found]
@@ -303,7 +312,33 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    return _named_like_an_image(entry) and entry.is_file()
+
+
+def _named_like_an_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+
+
+def _check_copies(train: ImageFiles, test: ImageFiles) -> None:
+    """Raise if an image is there twice: under one name in both splits, or once more as ``name (1).JPEG``.
+
+    Only files whose names say so are compared: by size, and where that agrees by content.
+    """
+    in_test = {test.name(index): index for index in range(len(test))}
+    pairs = [
+        (train.path(index), test.path(in_test[name]))
+        for index in range(len(train))
+        if (name := train.name(index)) in in_test
+    ]
+    for images in (train, test):
+        for index in range(len(images)):
+            if match := _COPY.fullmatch(images.name(index)):
+                for other in (train, test):
+                    first = os.path.join(other.directory, os.fsdecode(match[1] + match[2]))
+                    if os.path.isfile(first):
+                        pairs.append((first, images.path(index)))
+    for pair in pairs:
+        files.check_different(map(Path, pair), "images")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import struct
@@ -43,6 +44,8 @@ TEST_IMAGES = IdxFile(
 TEST_LABELS = IdxFile(
     "t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
 )
+MNIST = ((5, 0, 4, 1, 9, 2, 1, 3, 1, 4), (7, 2, 1, 0, 4, 1, 4, 9, 5, 9))
+"""The first labels of MNIST's train and test files, which have the names and sizes of Fashion-MNIST's."""
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 
@@ -101,11 +104,44 @@ def find(directory: str | None) -> Path:
 
 
 def load(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train images [N, rows, columns], train labels [N], test images and test labels, uint8."""
+    """Train images [N, rows, columns], train labels [N], test images and test labels, uint8.
+
+    Files of the published size must be the published ones; smaller ones, a part of the data, are taken as they are.
+
+    Raises:
+        ValueError: a damaged file, one of another data set, or the same images in both splits.
+        OSError: a file cannot be read.
+    """
+    paths = [cast(Path, _path(folder, file)) for file in FILES]
     images, labels, test_images, test_labels = (
-        read_idx(cast(Path, _path(folder, file)), 3 if "images" in file.name else 1) for file in FILES
+        read_idx(path, 3 if "images" in file.name else 1) for path, file in zip(paths, FILES, strict=True)
     )
-    return images, labels, test_images, test_labels
+    for values, first, path in zip((labels, test_labels), MNIST, (paths[1], paths[3]), strict=True):
+        if tuple(values[: len(first)].tolist()) == first:
+            raise ValueError(
+                f"data: expected Fashion-MNIST, got MNIST's digits, whose files have the same names, in {path} (its "
+                f"first labels are {', '.join(map(str, first))}); name the folder of Fashion-MNIST with --data-dir"
+            )
+    if torch.equal(images, test_images):
+        raise ValueError(f"data: expected other images in {paths[2]} than in {paths[0]}, got the same")
+    found = images, labels, test_images, test_labels
+    for values, path, file in zip(found, paths, FILES, strict=True):
+        _check_published(values, path, file)
+    return found
+
+
+def _check_published(values: Tensor, path: Path, file: IdxFile) -> None:
+    """Raise if a file has the published size and another content: other data sets come in files of these names."""
+    header = struct.pack(f">{1 + values.dim()}I", 0x0800 | values.dim(), *values.shape)
+    if len(header) + values.numel() != file.size:
+        return
+    digest = hashlib.sha256(header)
+    digest.update(values.numpy().data)
+    if digest.hexdigest() != file.sha256:
+        raise ValueError(
+            f"data: expected Fashion-MNIST's {file.name} with SHA-256 {file.sha256}, got {digest.hexdigest()} of as "
+            f"many bytes in {path}; is it of another data set, such as KMNIST, or damaged? Delete it and add --download"
+        )
 
 
 def download(directory: str) -> Path:

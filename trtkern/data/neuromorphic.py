@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trtkern.data import cache as disk
-from trtkern.data import event_sets, events
+from trtkern.data import event_sets, events, files
 from trtkern.data.event_sets import Source
 from trtkern.data.recordings import Recording
 from trtkern.names import DVS_RESIZE, unknown
@@ -136,7 +136,9 @@ def _make(
             raise ValueError(f"{error}{where}") from None
 
     made: dict[str, Tensor] = {}
-    for split, recordings in zip(("train", "test"), source.split(), strict=True):
+    both = source.split()
+    files.check_different(sorted({recording.path for part in both for recording in part}), "recordings")
+    for split, recordings in zip(("train", "test"), both, strict=True):
         labels = [label for recording in recordings for label in recording.labels]
         if not labels:
             raise ValueError(f"data: {name}: expected a {split} split of 1 sample or more, got none in {source.root}")

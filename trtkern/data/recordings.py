@@ -20,6 +20,8 @@ from trtkern.data.events import Events
 
 PACKET = 28
 """Bytes of the header of a packet of AEDAT 3.1."""
+JITTER = 1000
+"""Microseconds that an event may be before the one in front of it: sensors are read out in bursts."""
 
 
 class Recording(NamedTuple):
@@ -93,7 +95,10 @@ def npy(recording: Recording) -> Iterator[Events]:
 
 
 def hdf5(recording: Recording) -> Iterator[Events]:
-    """Samples of an SHD file: spike times in whole microseconds, x the unit, y and p 0. A sample may be empty."""
+    """Samples of an SHD file: spike times in whole microseconds, x the unit, y and p 0. A sample may be empty.
+
+    The order of its spikes is not looked at: a spike's frame is told by its time alone.
+    """
     path, h5py = recording.path, require("h5py")
 
     def read() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -212,4 +217,13 @@ def _whole(path: Path, what: str, read: Callable[[], Any]) -> Any:
 def _events(path: Path, *parts: np.ndarray) -> Events:
     if not len(parts[0]):
         raise ValueError(f"data: expected events, got none for a sample of {path}; get the file again")
-    return Events(*(part.astype(np.int64) for part in parts))
+    events = Events(*(part.astype(np.int64) for part in parts))
+    back = np.flatnonzero(np.diff(events.t) < -JITTER)
+    if back.size:
+        index = int(back[0]) + 1
+        raise ValueError(
+            f"data: expected events in the order of time, to within {JITTER} microseconds, got {events.t[index]} after "
+            f"{events.t[index - 1]} for event {index} ({back.size:,} such events) of a sample of {path}; is this a "
+            f"file of another format or data set?"
+        )
+    return events
