@@ -33,7 +33,10 @@ def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callab
     kinds = (("triangle", "hard", 4), ("sigmoid", "soft", 130))[: 1 if sparse and backend != "cuda" else 2]
     for dtype in (torch.float32,) if sparse else (torch.float32, torch.bfloat16):
         for surrogate, reset, steps in kinds:
-            lif = selftest.Cell(dtype, surrogate, reset, learnable="channel", timesteps=steps, shape=shape)
+            returned = "v" if dtype == torch.float32 else "h"
+            lif = selftest.Cell(
+                dtype, surrogate, reset, learnable="channel", timesteps=steps, shape=shape, returned=returned
+            )
             yield str(lif), lambda lif=lif: selftest.compare(backend, lif, device).within(lif.dtype)
     if named(backend).holds("batch_norm_lif"):
         norms = [

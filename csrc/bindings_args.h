@@ -19,8 +19,8 @@ inline void bind_lif_args(pybind11::module_& m) {
   TK_FIELD(flag), TK_FIELD(gs), TK_FIELD(gv), TK_FIELD(gv_final), TK_FIELD(gx), TK_FIELD(gv0), TK_FIELD(gparams);
   TK_FIELD(T), TK_FIELD(N), TK_FIELD(C), TK_FIELD(inner), TK_FIELD(alpha), TK_FIELD(dtype), TK_FIELD(reset);
   TK_FIELD(affine), TK_FIELD(residual), TK_FIELD(packed), TK_FIELD(coef), TK_FIELD(norm_sums), TK_FIELD(x_stride);
-  TK_FIELD(pool_row), TK_FIELD(pool_inner), TK_FIELD(detach), TK_FIELD(surrogate), TK_FIELD(threads), TK_FIELD(device),
-      TK_FIELD(processors), TK_FIELD(stream);
+  TK_FIELD(pool_row), TK_FIELD(pool_inner), TK_FIELD(detach), TK_FIELD(before), TK_FIELD(surrogate), TK_FIELD(threads),
+      TK_FIELD(device), TK_FIELD(processors), TK_FIELD(stream);
 #undef TK_FIELD
   c.def_property(
       "scalars",

@@ -32,9 +32,9 @@ struct LifArgs {
   uint64_t x = 0, v0 = 0, params = 0;
   uint64_t affine = 0, residual = 0;
   uint64_t s = 0, v = 0, v_final = 0, edges = 0, packed = 0;  // forward writes
-  uint64_t flag = 0;                                          // and this: int32, set to 1 if any h is not finite
-  uint64_t gs = 0, gv = 0, gv_final = 0, coef = 0;            // gradients that come in
-  uint64_t gx = 0, gv0 = 0, gparams = 0;                      // backward writes; gparams: see the launcher
+  uint64_t flag = 0;  // and this: int32, set to 1 if any h, or any v as it is written, is not finite
+  uint64_t gs = 0, gv = 0, gv_final = 0, coef = 0;  // gradients that come in
+  uint64_t gx = 0, gv0 = 0, gparams = 0;            // backward writes; gparams: see the launcher
   uint64_t norm_sums = 0;  // and this: double [2, C], sums over steps and neurons of gx and of gx * (x - center)
   uint64_t workspace = 0;  // CUDA, with sums: scratch (lif_cuda.h)
   int64_t T = 0, N = 0, C = 1, inner = 1;
@@ -43,6 +43,7 @@ struct LifArgs {
   float scalars[kParams] = {0, 0, 0, 0, 0, 0};  // used when params is 0
   float alpha = 1.0f;
   int dtype = kFloat32, reset = kHard, detach = 0, surrogate = 0;
+  int before = 0;       // v, and the v that gv is the gradient of, is h: the potential before the reset
   int threads = 1;      // CPU
   int device = 0;       // CUDA
   int processors = 0;   // CUDA: the device's multiprocessors, which N fills or not; 0: not known

@@ -80,7 +80,7 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
   const Kind kind = kind_of(a, streaming);
   BackwardRow<D> row = {backward_run_of<D, 0, false>(a, kind), backward_run_of<D, 0, true>(a, kind)};
   row.alpha = a.alpha, row.share = a.pool_row ? 0.25f : 1.0f;
-  row.reset = a.reset, row.detach = a.detach != 0;
+  row.reset = a.reset, row.detach = a.detach != 0, row.of_h = a.before != 0;
   row.norm_sums = a.norm_sums ? m.norm_sums : nullptr;
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {

@@ -36,6 +36,7 @@ struct BackwardRow {
   float alpha, share;  // share: of gs, what is a neuron's
   int reset, before_reset;
   bool detach;
+  bool of_h;  // gv is the gradient of h, not of v
   const float *h, *before;
   const Raw *gs, *gv;
   Raw* gx;
@@ -118,9 +119,9 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
       vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
       if (sizeof(*r.gs) == 2 && KIND != kDirect) gs *= share;
       vfloat gv = load(r.carry + i);
-      if (ANY && r.gv) gv += get<D>(r.gv + i);
-      const auto g =
-          step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
+      if (ANY && r.gv && !r.of_h) gv += get<D>(r.gv + i);
+      auto g = step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
+      if (ANY && r.gv && r.of_h) g.h += get<D>(r.gv + i);
       vfloat gx = p.gain * g.h;
       store(r.carry + i, p.decay * g.h);
       if (NORM || (ANY && r.in.affine.base)) {

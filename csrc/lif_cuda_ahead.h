@@ -33,7 +33,8 @@ TK_INLINE int previous_in_ring(int slot) {
   return slot == 0 ? RING - 1 : slot - 1;
 }
 
-// All steps of the neurons n .. n + V - 1; false if any h was not finite. `ring`: kForwardRing * kChunk words.
+// All steps of the neurons n .. n + V - 1; false if any h, or any v as it is written, was not finite. `ring`:
+// kForwardRing * kChunk words.
 template <class E, int V>
 TK_INLINE bool forward_ahead(const LifArgs& a, int64_t n, const Words& ring) {
   static_assert(V == kWord<E>, "a thread owns a word");
@@ -64,7 +65,7 @@ TK_INLINE bool forward_ahead(const LifArgs& a, int64_t n, const Words& ring) {
     forward_chunk<E, V, kChunk, false, kChunk>(a, p, plain, c * kChunk, count, n, v, watch, none, load);
     if (c + 1 < chunks) store_floats(a.edges, index::offset(c, n, a.N), v);
   }
-  store_floats(a.v_final, n, v);
+  store_state(a, n, v, watch);
   return watch == watch;
 }
 

@@ -60,14 +60,14 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
     TK_UNROLL
     for (int k = first; k < first + BATCH; ++k) {
       if (k >= count) return;
-      Real s[V];
+      Real s[V], h[V];
       TK_UNROLL
       for (int j = 0; j < V; ++j) {
-        const Real h = charge(p[j], v[j], input.get(a, affine[FUSED ? j : 0], k - first, j));
-        watch = fma_(h, 0.0f, watch);
-        s[j] = fire(p[j], h);
-        if constexpr (FUSED) trains.take(k, j, h > p[j].threshold);
-        v[j] = reset_after_flat(p[j], h, hard);
+        h[j] = charge(p[j], v[j], input.get(a, affine[FUSED ? j : 0], k - first, j));
+        watch = fma_(h[j], 0.0f, watch);
+        s[j] = fire(p[j], h[j]);
+        if constexpr (FUSED) trains.take(k, j, h[j] > p[j].threshold);
+        v[j] = reset_after_flat(p[j], h[j], hard);
       }
       Pack<E, V> out;
       if (dense) {
@@ -75,17 +75,31 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
         out.store(address<E>(a.s, here));
       }
       if (a.v != 0) {
-        out.set(v);
+        TK_UNROLL
+        for (int j = 0; j < V; ++j) h[j] = where_(a.before != 0, h[j], v[j]);
+        out.set(h);
         out.store(address<E>(a.v, here));
+        TK_UNROLL
+        for (int j = 0; j < V; ++j) watch = fma_(out.get(j), 0.0f, watch);
       }
       here += N;
     }
   }
 }
 
-// Runs all steps of the neurons n .. n + V - 1; false if any h was not finite. `watch`: h * 0 added up, NaN as soon as
-// one h is NaN or infinite. With pooling, of the four packs that make the averages n .. n + V - 1, one after the other;
-// `kept` then holds their v from chunk to chunk and the sums of their spikes: Trains::kKept words.
+// v after the last step, which `watch` sees too.
+template <int V>
+TK_INLINE void store_state(const LifArgs& a, int64_t n, const Real (&v)[V], Real& watch) {
+  if (a.v_final == 0) return;
+  store_floats(a.v_final, n, v);
+  TK_UNROLL
+  for (int j = 0; j < V; ++j) watch = fma_(v[j], 0.0f, watch);
+}
+
+// Runs all steps of the neurons n .. n + V - 1; false if any h, or any v as it is written, was not finite. `watch`: h *
+// 0 added up, NaN as soon as one h is NaN or infinite. With pooling, of the four packs that make the averages n .. n +
+// V - 1, one after the other; `kept` then holds their v from chunk to chunk and the sums of their spikes: Trains::kKept
+// words.
 template <class E, int V, int K, bool LOOP, bool FUSED>
 TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
   // A batch of loads is in flight together; that of the largest fused kernel is half a chunk, or the residual would not
@@ -123,11 +137,11 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
       if (edge) store_floats(a.edges, index::offset(c / (kChunk / K), m, a.N), v);
       if constexpr (FUSED) trains.finish(a, c * K, m, q, kept);
       if (pool && c + 1 < chunks) kept.set_numbers(q * V, v);
-      if (pool && c + 1 == chunks) store_floats(a.v_final, m, v);
+      if (pool && c + 1 == chunks) store_state(a, m, v, watch);
     }
     if (pool) trains.store_averages(a, c * K, count, n, kept);
   }
-  if (!pool) store_floats(a.v_final, n, v);
+  if (!pool) store_state(a, n, v, watch);
   return watch == watch;
 }
 

@@ -3,7 +3,8 @@
 // No include guard: each instruction set includes it inside a namespace of its own, after lif_rows_cpu.h, pool_cpu.h
 // and spikes_cpu.h.
 
-// One step forward of a block: v in place; s, v_out and words may be null; `bad` is NaN where an h was not finite.
+// One step forward of a block: v in place; s, v_out and words may be null; `bad` is NaN where an h was not finite, or
+// a v as it goes out. `before`: what goes out is h.
 template <class D>
 struct ForwardRow {
   using Raw = typename D::Raw;
@@ -13,6 +14,7 @@ struct ForwardRow {
   uint8_t* words;  // the bytes of the spikes, of which this step sets `bit`
   float *v, *bad;
   int bit, reset;
+  bool before, odd;  // odd: the lanes at the end are padding
   const Raw* ahead;  // the row of x that comes next
 
   TK_INLINE ForwardRow at(int64_t i) const {
@@ -61,7 +63,11 @@ struct ForwardRow {
         const vfloat after = reset_after(p, h, r.reset);
         seen = fma_(h, vfloat{}, seen);
         if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(fire(p, h)));
-        if (MORE && r.v_out) put<STREAM>(r.v_out + i, D::pack(after));
+        if (MORE && r.v_out) {
+          const typename D::Pack shown = D::pack(r.before ? h : after);
+          put<STREAM>(r.v_out + i, shown);
+          if (!r.odd) seen = fma_(D::unpack(shown), vfloat{}, seen);
+        }
         if (MORE && r.words) set_bits(r.words + i, h > p.threshold, r.bit);
         store(r.v + i, after);
       }
@@ -77,11 +83,18 @@ struct ForwardRow {
     Staged<uint8_t> new_words;
     const Kept<1> kept(r.v);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
-    r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out);
+    r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out), r.odd = true;
     if (to_words) new_words.in(to_words, count), r.words = new_words.out(to_words);
     r.template whole<false>(0, kSpan);
+    if (to_v) watch_some(new_v, count);
     new_s.back(to_s, count), new_v.back(to_v, count), new_words.back(to_words, count);
     kept.restore(count);
+  }
+  TK_NOINLINE void watch_some(Staged<Raw> shown, int count) const {
+    for (int i = count; i < kSpan; ++i) shown.memory[i] = 0;
+    vfloat seen = load(bad);
+    for (int k = 0; k < kSpan; k += kLanes) seen = fma_(get<D>(shown.memory + k), vfloat{}, seen);
+    store(bad, seen);
   }
 };
 
@@ -129,6 +142,13 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
   if (a.packed) write_words(a, t, m.words, b, streaming);
 }
 
+// NaN in `bad` where one of n floats, with zeros behind them, is not finite.
+inline void watch_row(const float* row, int64_t n, float* bad) {
+  vfloat seen = load(bad);
+  for (int64_t i = 0; i < n; i += kLanes) seen = fma_(load(row + i), vfloat{}, seen);
+  store(bad, seen);
+}
+
 template <class D>
 void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   ForwardMemory<D> m(Scratch{scratch});
@@ -138,7 +158,7 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kForwardBlock);
     ForwardRow<D> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
-    row.bad = bad, row.reset = a.reset;
+    row.bad = bad, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
     read_row(m.v, a.v0, 0, b);
     for (int64_t t = 0; t < a.T; ++t) {
       row.bit = 1 << t % 8;
@@ -146,7 +166,10 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
       if (a.edges && (t + 1) % kChunk == 0 && t + 1 < a.T)
         write_row(a.edges, ((t + 1) / kChunk - 1) * a.N, m.v, b, streaming);
     }
-    if (a.v_final) write_row(a.v_final, 0, m.v, b, streaming);
+    if (a.v_final) {
+      write_row(a.v_final, 0, m.v, b, streaming);
+      watch_row(m.v, b.size(), bad);
+    }
   }
   for (int i = 0; i < kLanes; ++i)
     if (a.flag && bad[i] != 0.0f) __atomic_store_n((int32_t*)a.flag, 1, __ATOMIC_RELAXED);

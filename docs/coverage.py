@@ -35,6 +35,7 @@ from trtkern.selftest import (
     compare_regularizer,
     device_of,
     norm_cells,
+    worst,
 )
 from trtkern.selftest.norm import MARGIN as NORM_MARGIN
 from trtkern.spec import RESETS
@@ -121,12 +122,12 @@ def measure() -> list[dict[str, str]]:
         for cell in (*cells(**size), *normed):
             run = compare_norm if isinstance(cell, NormCell) else compare
             errors = run(backend.name, cell, device)
-            worst = max(error for name, error in errors._asdict().items() if name not in ("spikes", "words"))
+            largest = worst(*(error for name, error in errors._asdict().items() if name not in ("spikes", "words")))
             rows.append(
                 {"backend": backend.name, "machine": machine, **key(cell)}
                 | {
                     "spikes": str(errors.spikes + getattr(errors, "words", 0)),
-                    "error": f"{worst:.1e}",
+                    "error": f"{largest:.1e}",
                     "ok": "yes" if errors.within(cell.dtype) else "NO",
                 }
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from trtkern.kernels.channels import channel, current, vectors
-from trtkern.kernels.numerics import bound, fma, inline, narrow
+from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
 from trtkern.kernels.pooling import first_neuron, neurons, place, pooled, pooled_lanes, positions
 
 
@@ -73,11 +73,13 @@ def reset_after(p, h, RESET: tl.constexpr):
 @inline
 def _chunk(
     inputs, outputs, edges, p, a, v, poison, counts, offsets, mask, t0, T, N,
-    RESET: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr, POOLED: tl.constexpr,
+    RESET: tl.constexpr, BEFORE: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr,
+    POOLED: tl.constexpr,
 ):  # fmt: skip
     """Steps t0 to t0 + STEPS of one position; returns v after them, poison and counts.
 
-    poison is NaN once an h was not finite; counts holds a digit of four bits a step, one number for eight steps.
+    poison is NaN once an h, or a v as it is written, was not finite; counts holds a digit of four bits a step, one
+    number for eight steps.
     """
     x, residual = inputs
     s, v_all, packed = outputs
@@ -102,7 +104,9 @@ def _chunk(
             if packed is not None:
                 word += tl.where((h > p[4]) & live, 1 << (i % 8), 0)
             if v_all is not None:
-                tl.store(v_all + (t0 + i) * N + offsets, narrow(v, v_all.dtype.element_ty), mask=mask & live)
+                shown = narrow(h if BEFORE else v, v_all.dtype.element_ty)
+                tl.store(v_all + (t0 + i) * N + offsets, shown, mask=mask & live)
+                poison = tl.where(live, fma(widen(shown), 0.0, poison), poison)
         if packed is not None:
             plane = packed + (t0 // 8 + byte) * N
             tl.store(plane + offsets, word.to(tl.uint8), mask=mask & (t0 + byte * 8 < T))
@@ -128,31 +132,15 @@ def _store_averages(s, counts, base, t0, T, N, STEPS: tl.constexpr, POOL: tl.con
 @inline
 def _all_positions(
     inputs, outputs, edges, p, a, vs, poison, first, shape, base, mask, t0, T, N,
-    RESET: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr, POOL: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    RESET: tl.constexpr, BEFORE: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr,
+    POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Steps t0 to t0 + STEPS of the neurons at each position; returns v of each after them, and poison."""
     if POOL == "none":
         v, poison, _ = _chunk(
-            inputs,
-            outputs,
-            edges,
-            p,
-            a,
-            vs[0],
-            poison,
-            None,
-            first,
-            mask,
-            t0,
-            T,
-            N,
-            RESET,
-            STEPS,
-            STATIC,
-            AFFINE,
-            False,
-        )
+            inputs, outputs, edges, p, a, vs[0], poison, None, first, mask, t0, T, N,
+            RESET, BEFORE, STEPS, STATIC, AFFINE, False,
+        )  # fmt: skip
         vs = (v,)
     else:
         zero = tl.zeros([BLOCK], tl.int32)
@@ -163,7 +151,7 @@ def _all_positions(
             N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next
             v, poison, counts = _chunk(
                 inputs, outputs, edges, p, a, vs[0], poison, counts, offsets, mask, t0, T, N_here,
-                RESET, STEPS, STATIC, AFFINE, True,
+                RESET, BEFORE, STEPS, STATIC, AFFINE, True,
             )  # fmt: skip
             vs = vs[1:] + (v,)  # noqa: RUF005
         if outputs[0] is not None:
@@ -176,10 +164,12 @@ def lif_forward(
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
     decay: tl.float32, gain: tl.float32, bias: tl.float32,
     reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32,
-    RESET: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr,
-    ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    RESET: tl.constexpr, BEFORE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
+    POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Writes s, v_all [T, N], v_final [N], edges [edges, N], packed [ceil(T / 8), N] bytes and flag, unless None.
+
+    BEFORE: v_all is h, before the reset.
 
     x [T, N], with STATIC [N]; v0 [N]; values: None, or the parameters [6, C] float32, else the six numbers after side;
     affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side and inner are
@@ -208,16 +198,17 @@ def lif_forward(
         for t0 in range(0, bound(T), STEPS):
             vs, poison = _all_positions(
                 inputs, outputs, edges, p, a, vs, poison, first, shape, base, mask, t0, T, N,
-                RESET, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
+                RESET, BEFORE, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
             )  # fmt: skip
     else:
         vs, poison = _all_positions(
             inputs, outputs, None, p, a, vs, poison, first, shape, base, mask, 0, T, N,
-            RESET, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
+            RESET, BEFORE, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
         )  # fmt: skip
     if v_final is not None:
         for q in tl.static_range(positions(POOL)):
             tl.store(v_final + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), vs[q], mask=mask)
+            poison = fma(vs[q], 0.0, poison)
     if flag is not None:
         # A thread sums its own lanes: nothing is exchanged.
         bad = tl.sum(tl.reshape(tl.where(mask, poison, 0.0), [BLOCK // LANES, LANES]), 1)

@@ -50,10 +50,11 @@ def _learned(sums, gh, g, through, fired, before, y, live, RESET: tl.constexpr):
 @inline
 def _group(
     streams, vectors, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr, POOL: tl.constexpr,
-    LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr, COEF: tl.constexpr, BLOCK: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr,
+    POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr, COEF: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Four steps, t0 + START + 3 down to t0 + START, with their gs and gv; returns the new state."""
+    """Four steps, t0 + START + 3 down to t0 + START, with their gs and gv (BEFORE: of h); returns the new state."""
     _x, residual, gs, gv, gx = streams
     p, a, coef = vectors
     x_rows, residual_rows = rows
@@ -64,7 +65,7 @@ def _group(
         h = charges[START + k]
         x = x_rows[START + k]
         g = carry
-        if gv is not None:
+        if gv is not None and not BEFORE:
             g = g + widen(potentials[k])
         spike = tl.zeros_like(h)
         if gs is not None:
@@ -72,6 +73,8 @@ def _group(
             if POOL != "none":
                 spike = spread(spike * 0.25, POOL, BLOCK)
         gh, through, fired = _step(p, h, g, spike, alpha, RESET, DETACH, SURROGATE)
+        if gv is not None and BEFORE:
+            gh = gh + widen(potentials[k])
         gradient = p[1] * gh
         if gx is not None:
             written = combined(gradient, x, a, coef) if COEF else gradient
@@ -105,9 +108,9 @@ def _incoming(streams, held, offsets, mask, t0, T, N, START: tl.constexpr, POOL:
 @inline
 def _chunk(
     streams, edges, vectors, alpha, v, held, state, offsets, mask, j, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
-    COEF: tl.constexpr, BLOCK: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
+    AFFINE: tl.constexpr, COEF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Chunk j of one position, last step first; v: before the first chunk.
 
@@ -141,7 +144,7 @@ def _chunk(
         if t0 + group * 4 < T:
             state = _group(
                 streams, vectors, again, alpha, v, (rows, added), charges, given, state, offsets, mask, t0, T, N_again,
-                RESET, DETACH, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+                RESET, DETACH, BEFORE, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
     return state
 
@@ -149,15 +152,15 @@ def _chunk(
 @inline
 def _all_positions(
     streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, j, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
-    COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
+    AFFINE: tl.constexpr, COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Chunk j of the neurons at each position; returns the gradients of their v before it, and the sums."""
     if POOL == "none":
         carry, sums, moments = _chunk(
             streams, edges, vectors, alpha, starts[0], (), (carries[0], sums, moments), first, mask, j, T, N,
-            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
         )  # fmt: skip
         carries = (carry,)
     else:
@@ -169,7 +172,7 @@ def _all_positions(
             carry, sums, moments = _chunk(
                 streams, edges, vectors, alpha, starts[0], held, (carries[0], sums, moments), offsets, mask, j, T,
                 N_here,
-                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
             starts = starts[1:] + starts[:1]
             carries = carries[1:] + (carry,)  # noqa: RUF005
@@ -193,9 +196,9 @@ def _load_places(
 @inline
 def _neurons(
     streams, edges, v0, gv_final, gv0, vectors, alpha, sums, moments, first, shape, lanes, mask, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
-    STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr,
-    COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
+    AFFINE: tl.constexpr, COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """All T steps of the neurons of the lanes, last first; returns the sums with theirs added."""
     starts = _load_places(v0, first, shape, mask, POOL, ALIGNED, BLOCK, LANES)
@@ -206,13 +209,14 @@ def _neurons(
             carries, sums, moments = _all_positions(
                 streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask,
                 chunks - 1 - k, T, N,
-                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK,
-                LANES,
+                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED,
+                BLOCK, LANES,
             )  # fmt: skip
     else:
         carries, sums, moments = _all_positions(
             streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, 0, T, N,
-            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK, LANES,
+            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK,
+            LANES,
         )  # fmt: skip
     if gv0 is not None:
         for q in tl.static_range(positions(POOL)):
@@ -243,14 +247,14 @@ def lif_backward(
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
     decay: tl.float32, gain: tl.float32, bias: tl.float32,
     reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32, alpha: tl.float32,
-    RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr,
-    LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    LANES: tl.constexpr,
+    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
+    STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Writes gx [T, N], gv0 [N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.
 
-    affine, residual, half and side as in the forward pass; with POOL gs is [T, N / 4]; coef: None, or [3, C] float32,
-    and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].
+    affine, residual, half and side as in the forward pass; BEFORE: gv is the gradient of h, before the reset; with POOL
+    gs is [T, N / 4]; coef: None, or [3, C] float32, and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].
     partial, partial_moments: None, or the sums of the parameters' gradients, and of gx and gx * (x - center):
     [6, programs], [2, programs] when there is one channel, else [6, columns], [2, columns], where one column is the sum
     over the lanes `columns` apart (LANES columns together where they share the channel); columns divides the number of
@@ -278,8 +282,8 @@ def lif_backward(
         _neurons(
             streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
             first, shape, pooled_lanes(base, POOL, BLOCK), column < count, T, N,
-            RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, False, False, affine is not None, coef is not None,
-            ALIGNED, BLOCK, LANES,
+            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, False, False, affine is not None,
+            coef is not None, ALIGNED, BLOCK, LANES,
         )  # fmt: skip
     else:
         S = tl.cast(columns, tl.int64) * (16 if ALIGNED else 1)
@@ -289,8 +293,8 @@ def lif_backward(
             sums, moments = _neurons(
                 streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
                 first, shape, pooled_lanes(start, POOL, BLOCK), column < S, T, N,
-                RESET, DETACH, SURROGATE, STEPS, LOOP, STATIC, POOL, partial is not None, partial_moments is not None,
-                affine is not None, coef is not None, ALIGNED, BLOCK, LANES,
+                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, partial is not None,
+                partial_moments is not None, affine is not None, coef is not None, ALIGNED, BLOCK, LANES,
             )  # fmt: skip
         if partial is not None:
             _store_sums(partial, sums, base, S, 6, CHANNELS, BLOCK, LANES)

@@ -118,7 +118,8 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     plan = _plan("lif_forward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     args = (
         x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
-        T, *plan.sizes, *inp.scalars, inp.spec.reset, T > 1 and x.stride(0) == 0, *plan.constants,
+        T, *plan.sizes, *inp.scalars, inp.spec.reset, inp.before and out.v is not None, T > 1 and x.stride(0) == 0,
+        *plan.constants,
     )  # fmt: skip
     return Launch(_FORWARD[plan.wide], (-(-plan.total // plan.block),), args, plan.options)
 
@@ -154,7 +155,8 @@ def backward_launch(
         x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
         sums[6].partial if 6 in sums else None, sums[2].partial if 2 in sums else None,
         T, *plan.sizes, columns // 16 if plan.wide else columns,
-        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, derivative(spec.surrogate),
+        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, inp.before and grads.v is not None,
+        derivative(spec.surrogate),
         T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip
     left = [(sums[total.shape[0]], total) for total in (out.params, out.sums) if total is not None]

@@ -178,7 +178,7 @@ const char* layout() {
   TK_OFFSET(gv_final), TK_OFFSET(coef), TK_OFFSET(gx), TK_OFFSET(gv0), TK_OFFSET(gparams), TK_OFFSET(norm_sums);
   TK_OFFSET(workspace), TK_OFFSET(T), TK_OFFSET(N), TK_OFFSET(C), TK_OFFSET(inner), TK_OFFSET(x_stride);
   TK_OFFSET(pool_row), TK_OFFSET(pool_inner), TK_OFFSET(scalars), TK_OFFSET(alpha), TK_OFFSET(dtype), TK_OFFSET(reset);
-  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(processors);
+  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(before), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(processors);
   TK_OFFSET(stream);
   text += "end " + std::to_string(sizeof(LifArgs));
   return text.c_str();

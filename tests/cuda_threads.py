@@ -14,7 +14,7 @@ from trtkern.backends.base import Backend
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "cuda-threads"
 SIZES = {"scalars": ctypes.c_float * 6, "alpha": ctypes.c_float}
-INTS = ("dtype", "reset", "detach", "surrogate", "threads", "device", "processors")
+INTS = ("dtype", "reset", "detach", "surrogate", "before", "threads", "device", "processors")
 
 
 def dialect_header():

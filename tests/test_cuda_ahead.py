@@ -29,7 +29,7 @@ def passes(x, decay, processors, monkeypatch, **options):
     """Everything that the two passes make, on a GPU of that size."""
     monkeypatch.setattr(cuda, "_place", lambda x: (0, 0, processors))
     leaf, rate = x.clone().requires_grad_(), decay.clone().requires_grad_()
-    s, state, v, _ = lif(leaf, decay=rate, backend=NAME, return_state=True, return_v=True, **options)
+    s, state, v, *_ = lif(leaf, decay=rate, backend=NAME, return_state=True, return_v=True, **options)
     draw = torch.Generator().manual_seed(1)
     torch.autograd.backward((s, state, v), [torch.randn(t.shape, generator=draw).to(t.dtype) for t in (s, state, v)])
     return s.detach(), state.detach(), v.detach(), leaf.grad, rate.grad
@@ -55,9 +55,10 @@ def test_the_bits_are_those_of_the_other_kernels(threads, monkeypatch, dtype, ti
 @pytest.mark.parametrize("surrogate", BUILTIN)
 def test_against_the_reference(threads, surrogate):
     for dtype, reset, learnable in itertools.product(DTYPES, ("hard", "soft", "none"), ("none", "channel")):
-        cell = Cell(dtype, surrogate, reset, reset == "soft", learnable, 37, (2, 3, 10))
-        errors = compare(NAME, cell)
-        assert errors.within(cell.dtype), f"{cell}: {errors}"
+        for returned in ("v", "h"):
+            cell = Cell(dtype, surrogate, reset, reset == "soft", learnable, 37, (2, 3, 10), returned=returned)
+            errors = compare(NAME, cell)
+            assert errors.within(cell.dtype), f"{cell}: {errors}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -59,6 +59,18 @@ def test_chunks_layouts_and_alignment(threads, timesteps):
             check(Cell(dtype, surrogate, reset, False, learnable, timesteps, shape, layout))
 
 
+@pytest.mark.parametrize("timesteps", [1, 7, 16, 17, 33])
+def test_potentials_before_the_reset(threads, timesteps):
+    """h and its gradient, with packs of neurons and one a thread, of a plain neuron and behind a norm."""
+    grid = itertools.product(
+        (torch.float32, torch.float16), ("hard", "soft"), (False, True), ("none", "channel"), (5, 8)
+    )
+    for dtype, reset, detach, learnable, width in grid:
+        cell = Cell(dtype, "atan", reset, detach, learnable, timesteps, (2, 3, width), returned="h")
+        check(cell)
+        check(NormCell(**vars(cell), residual="dense" if detach else "none"))
+
+
 @pytest.mark.parametrize("learnable", ["scalar", "channel"])
 def test_many_blocks(threads, learnable):
     """Per channel: several segments of the reduction, wide (runs of 128 and 611) and narrow (channels_last)."""
@@ -141,8 +153,9 @@ def test_a_potential_beyond_float16_is_infinite_in_v_only(threads):
     """v in x's dtype rounds to inf, as torch would round it; the float32 state keeps the number."""
     x = torch.full((1, 1, 8), 6e4, dtype=torch.float16)
     spec = LIFSpec("none")
-    _, state, v, _ = lif(x, gain=2.0, spec=spec, backend=NAME, return_state=True, return_v=True)
-    assert torch.equal(state, torch.full((1, 8), 2 * x[0, 0, 0].item())) and torch.isinf(v).all()
+    flag = torch.zeros(1, dtype=torch.int32)
+    _, state, v, *_ = lif(x, gain=2.0, spec=spec, backend=NAME, return_state=True, return_v=True, flag=flag)
+    assert flag.item() == 1 and torch.equal(state, torch.full((1, 8), 2 * x[0, 0, 0].item())) and torch.isinf(v).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -1,6 +1,7 @@
 """What bad input gets: an error that names the op, what was expected, what came and what to do."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 import trtkern
 from trtkern import lif, nn
 from trtkern.backends import BACKENDS
+from trtkern.backends.base import RegularizerSpec
+from trtkern.ops.regularizer import regularizer
+from trtkern.ops.spikes import Spikes, pack, unpack
 
 X = torch.zeros(4, 2, 3)
 
@@ -37,6 +41,15 @@ def test_input(x, error, message):
         ({"v_threshold": -1.0}, "v_threshold to be >= 0, got -1.0"),
         ({"v_threshold": math.nan}, "v_threshold to be finite"),
         ({"gain": math.inf}, "gain to be finite"),
+        ({"gain": 1e39}, r"gain to be finite in float32, at most 3.4e\+38, got 1e\+39"),
+        ({"v_threshold": 10**400}, "v_threshold to be finite in float32"),
+        ({"v_reset": -1e39}, "v_reset to be finite in float32"),
+        ({"bias": torch.tensor(1e39, dtype=torch.float64)}, "bias to be finite"),
+        (
+            {"fire_on_equal": True, "v_threshold": 0.0},
+            "lif: expected v_threshold to be > 0 with fire_on_equal, got 0.0",
+        ),
+        ({"fire_on_equal": True, "v_threshold": torch.tensor([1.0, 0.0, 1.0])}, "> 0 with fire_on_equal, got 0.0"),
         ({"v_reset": torch.zeros(2, 2)}, r"shape \[\] or \[C\]"),
         ({"decay": torch.full((4,), 0.5)}, "1 or 3 values"),
         ({"decay": torch.full((3,), 1.5)}, r"decay to be in \[0, 1\]"),
@@ -136,6 +149,15 @@ def test_a_missing_backend_is_named_and_auto_goes_on(monkeypatch):
     [
         (lambda: nn.LIF(decay=2), r"LIF: expected decay to be in \[0, 1\], got 2"),
         (lambda: nn.LIF(v_threshold=-1), "LIF: expected v_threshold"),
+        (lambda: nn.LIF(v_threshold=1e39), "LIF: expected v_threshold to be finite in float32"),
+        (lambda: nn.LIF(v_leak=-1e39), "LIF: expected v_leak to be finite in float32"),
+        (lambda: nn.LIF(v_threshold=0.0, fire_on_equal=True), "LIF: expected v_threshold to be > 0 with fire_on_equal"),
+        (
+            lambda: nn.BatchNormLIF(3, eps=1e-50),
+            "eps to be a number > 0 that float32 holds, 1.2e-38 to 3.4e.38, got 1e",
+        ),
+        (lambda: nn.BatchNormLIF(3, eps=1e39), "eps to be a number > 0 that float32 holds"),
+        (lambda: nn.LIF()(X, return_v=True, return_h=True), "return_v or return_h, got both; ask for h"),
         (lambda: nn.LIF(surrogate="trianglr"), "expected one of triangle"),
         (lambda: nn.LIF(reset_amount=0.5), "pass v_reset=None"),
         (
@@ -155,6 +177,72 @@ def test_a_missing_backend_is_named_and_auto_goes_on(monkeypatch):
 def test_layers(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize("field", ["lam", "delta", "eps"])
+def test_numbers_of_the_regularizer_that_float32_does_not_hold(field):
+    for value in (1e39, math.inf, math.nan, -1.0):
+        spec = RegularizerSpec(**{"timesteps": 4, "lam": 1e-5, "delta": 0.5, "eps": 1e-5, field: value})
+        with pytest.raises(ValueError, match=f"expected {field} to be a finite number >= 0, at most 3.4e"):
+            regularizer([torch.ones(3)], spec)
+
+
+def odd_tensors(of):
+    """The values of ``of`` in forms that no kernel can read, with what to do about each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # beta, prototype, deprecated, says torch
+        yield of.to_sparse(), r"got a sparse_coo tensor of shape .*\.to_dense\(\)"
+        yield of.flatten(1).to_sparse_csr(), r"got a sparse_csr tensor of shape .*\.to_dense\(\)"
+        if of.dtype == torch.float32:
+            if torch.backends.mkldnn.is_available():
+                yield of.to_mkldnn(), r"got a mkldnn tensor of shape .*\.to_dense\(\)"
+            yield (
+                torch.quantize_per_tensor(of, 0.1, 0, torch.quint8),
+                r"got a tensor of .*, torch.quint8, .*\.dequantize\(\)",
+            )
+            yield torch.complex(of, of), r"got a tensor of .*, torch.complex64, .*\.real, or "
+            for layout in (torch.strided, torch.jagged):
+                yield torch.nested.nested_tensor(list(of), layout=layout), "got a nested tensor of 4 parts, .*to_padded"
+
+
+def refuses(name, call, of):
+    """``call`` refuses every odd form of ``of``, naming what it is and the way out."""
+    for odd, message in odd_tensors(of):
+        with pytest.raises(TypeError, match=f"expected {name} to be a dense tensor of real numbers, {message}"):
+            call(odd)
+
+
+CALLS = {
+    "x": (lambda t: lif(t), X),
+    "x of a layer": (lambda t: nn.LIF()(t), X),
+    "x of an integrator": (lambda t: nn.LI()(t), X),
+    "x behind a norm": (lambda t: nn.BatchNormLIF(3)(t), X),
+    "v0": (lambda t: lif(torch.zeros(4, 4, 2, 3), t), X),
+    "flag": (lambda t: lif(X, flag=t), torch.ones(4, 1, dtype=torch.int32)),
+    "decay": (lambda t: lif(X, decay=t), torch.full((4, 2), 0.5)),
+    "v_leak": (lambda t: nn.LIF(v_leak=t), torch.full((4, 2), 0.5)),
+    "residual": (lambda t: nn.BatchNormLIF(3)(X, t), X),
+    "spikes": (lambda t: pack(t), X),
+    "words": (lambda t: unpack(t, 4, dtype=torch.float32), torch.ones(4, 2, 3, dtype=torch.uint8)),
+    "spikes of a layer": (lambda t: nn.SpikeLinear(3, 2)(Spikes(t, X)), X),
+    "words of a layer": (lambda t: nn.SpikeLinear(3, 2)(Spikes(X, t)), torch.ones(1, 2, 3, dtype=torch.uint8)),
+    "weight": (lambda t: regularizer([t], RegularizerSpec(4, 1e-5, 0.5, 1e-5)), X),
+    "logits": (lambda t: nn.SDTLoss()(t, torch.tensor([0, 1])), X),
+    "target": (lambda t: nn.SDTLoss()(X, t), torch.ones(4, 2, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_tensors_without_memory_of_their_own_are_named(what):
+    call, of = CALLS[what]
+    name = "x" if what == "spikes" else what.split(" of ")[0].split(" behind ")[0]
+    refuses(name, call, of)
+
+
+def test_what_has_no_numbers_stays_without():
+    """Tensors of the meta device go through the reference, which says what comes out."""
+    out = lif(X.to("meta"), return_state=True)
+    assert out.spikes.device.type == "meta" and out.spikes.shape == X.shape and out.state.shape == X.shape[1:]
 
 
 def test_second_derivative_names_the_way_out(backend, device):

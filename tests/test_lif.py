@@ -1,11 +1,12 @@
 """Every fused backend against the float64 reference: the grid, the layouts and the corner cases."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from trtkern import LIFSpec, lif, surrogates
+from trtkern import LIFSpec, lif, nn, surrogates
 from trtkern.selftest import Cell, cells, compare
 from trtkern.surrogates import maximum
 
@@ -48,6 +49,40 @@ def test_a_thousand_steps(backend, device):
     check(backend, Cell(timesteps=1000, shape=(1, 2, 3), learnable="channel"), device)
 
 
+@pytest.mark.parametrize("timesteps", [1, 7, 16, 17, 33])
+def test_potentials_before_the_reset(backend, device, share, timesteps):
+    """h, and its gradient into x, v0 and all six parameters, against float64 autograd through the loop."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    grid = itertools.product(dtypes, ("hard", "soft", "none"), (False, True), ("none", "channel"), (7, 16))
+    for dtype, reset, detach, learnable, width in share(grid, every=11, start=timesteps):
+        shape = (2, 3, width)
+        check(backend, Cell(dtype, "atan", reset, detach, learnable, timesteps, shape, returned="h"), device)
+
+
+def test_potentials_before_the_reset_of_one_neuron(backend, device):
+    """By hand: decay 0.5, threshold 1, hard reset to 0; a threshold that is hit exactly does not fire."""
+    x = torch.tensor([0.75, 1.0, 0.5, 1.0], device=device).reshape(4, 1, 1).requires_grad_()
+    out = lif(x, spec=LIFSpec("hard", "rectangle", 4.0), backend=backend, return_h=True)
+    assert out.h.flatten().tolist() == [0.75, 1.375, 0.5, 1.25] and out.spikes.flatten().tolist() == [0, 1, 0, 1]
+    assert out.v is None and out.h.stride() == x.stride()
+    out.h.sum().backward()
+    # Step 3 gives 0.5 to step 2, which hands 0.75 on: not to step 1, which was reset and is 0.375 from the threshold.
+    assert x.grad.flatten().tolist() == [1.5, 1.0, 1.5, 1.0]
+
+
+def test_v_follows_from_h_with_the_same_gradients(backend, device):
+    x = (torch.randn(6, 2, 3) + 0.5).to(device).requires_grad_()
+    for reset in ("hard", "soft"):
+        spec, values = LIFSpec(reset, "sigmoid"), {"v_reset": 0.1, "reset_amount": 0.8, "backend": backend}
+        want = lif(x, spec=spec, return_v=True, **values)
+        out = lif(x, spec=spec, return_h=True, **values)
+        v = (1 - out.spikes) * out.h + out.spikes * 0.1 if reset == "hard" else out.h - 0.8 * out.spikes
+        torch.testing.assert_close(v, want.v, rtol=0, atol=1e-6)
+        g = torch.randn_like(x)
+        got, expected = (torch.autograd.grad(potentials, x, g)[0] for potentials in (v, want.v))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
 def test_larger_than_a_block(backend, device, two_threads):
     shape = (1, 7, 147) if backend == "triton" and device == "cpu" else (3, 7, 2011)
     for learnable, timesteps in (("none", 4), ("channel", 18)):
@@ -74,6 +109,41 @@ def test_fires_strictly_above_the_threshold(backend, device):
         out = one_neuron(h, backend, device, v_threshold=threshold)
         assert out.spikes[0].item() == fires
         assert out.v[0].item() == (0.0 if fires else h)
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "bfloat16", "channel"])
+def test_fires_on_equal_where_it_is_asked_to(backend, device, kind):
+    """A potential at the threshold, and the float32 numbers beside it; each on its own channel."""
+    at = torch.tensor(0.7) if kind != "bfloat16" else torch.tensor(0.7).bfloat16().float()
+    ends = torch.tensor([2.0, 0.0])
+    x = torch.stack((at, *torch.nextafter(at.expand(2), ends))).reshape(1, 1, 3).to(device)
+    held = {"number": at.item(), "bfloat16": at.to(device, torch.bfloat16), "tensor": at.to(device)}
+    threshold = held.get(kind, at.repeat(3).to(device))
+    if kind != "number":
+        threshold.requires_grad_()
+    for name in ("reference", backend):
+        for on_equal, fires in ((True, [1, 1, 0]), (False, [0, 1, 0])):
+            values = {"v_threshold": threshold, "fire_on_equal": on_equal, "backend": name, "spec": LIFSpec("soft")}
+            out = lif(x, **values, return_state=True)
+            assert out.spikes.flatten().tolist() == fires
+            # What a soft reset subtracts is the threshold itself.
+            want = (x - at.to(device) * out.spikes).flatten()
+            assert torch.equal(out.state.flatten(), want)
+            if kind != "number":
+                (got,) = torch.autograd.grad(out.spikes.sum(), threshold)
+                assert got.dtype == threshold.dtype and got.float().sum().item() == pytest.approx(-3, rel=1e-2)
+
+
+def test_fires_on_equal_in_double_and_behind_a_norm(backend, device):
+    x = torch.tensor([0.7, math.nextafter(0.7, 0)], dtype=torch.float64).reshape(1, 1, 2)
+    assert lif(x, v_threshold=0.7, fire_on_equal=True).spikes.flatten().tolist() == [1, 0]
+    # y of mean 0 and variance 1, but for eps = 2**-20: what goes into the neuron is weight * y / sqrt(1 + eps).
+    y = torch.tensor([1.0, -1.0]).repeat(2, 1).reshape(2, 2, 1, 1).to(device)
+    for on_equal in (False, True):
+        layer = nn.BatchNormLIF(1, backend=backend, fire_on_equal=on_equal, decay=0.0).to(device).eval()
+        layer.running_var.fill_(1 - layer.eps)
+        assert layer(y).flatten().tolist() == [1.0 * on_equal, 0.0] * 2
+    assert "fire_on_equal=True" in repr(layer)
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft", "none"])
@@ -112,6 +182,38 @@ def test_infinity_fires_and_stays_in_its_neuron(backend, device):
     assert out.spikes[1, 0, 0, 0] == 1 and out.v[1, 0, 0, 0] == 0
     assert (out.spikes[1:, 0, 0, 1] == 0).all() and out.v[1, 0, 0, 1] == -torch.inf
     assert torch.equal(out.spikes.cpu().flatten(1)[:, 2:], want.spikes.flatten(1)[:, 2:])
+
+
+BEYOND = {torch.float16: (4e4, 2.0), torch.bfloat16: (torch.finfo(torch.bfloat16).max, 1.003)}
+"""An input, and a gain that takes it beyond what the dtype holds, though not beyond float32."""
+
+
+@pytest.mark.parametrize("returned", ["v", "h"])
+@pytest.mark.parametrize("dtype", BEYOND, ids=str)
+def test_a_returned_potential_that_overflows_raises_the_flag(backend, device, dtype, returned):
+    """h is finite; as it is returned it is not. It is the last neuron's of an odd row, at the last step."""
+    current, much = BEYOND[dtype]
+    spec = LIFSpec("none" if returned == "v" else "hard")
+    for name, steps, gain in itertools.product(("reference", backend), (1, 5, 18), (1.0, much)):
+        x = torch.zeros(steps, 1, 19, dtype=dtype, device=device)
+        x[-1, 0, -1] = current
+        flag = torch.zeros(1, dtype=torch.int32, device=device)
+        out = lif(x, gain=gain, spec=spec, backend=name, flag=flag, **{f"return_{returned}": True})
+        assert flag.item() == getattr(out, returned)[-1, 0, -1].isinf() == (gain == much)
+        lif(x, gain=gain, spec=spec, backend=name, flag=flag.zero_(), return_state=True)
+        assert flag.item() == 0  # nothing that was written has overflowed
+
+
+def test_a_state_that_overflows_raises_the_flag(backend, device):
+    """After a soft reset that adds: h is finite, v is not."""
+    values = {"spec": LIFSpec("soft"), "reset_amount": -3e38}
+    for name in ("reference", backend):
+        flag = torch.zeros(1, dtype=torch.int32, device=device)
+        x = torch.zeros(2, 1, 19, device=device)
+        x[-1, 0, -1] = 3e38
+        lif(x, backend=name, flag=flag, **values)
+        assert flag.item() == 0
+        assert lif(x, backend=name, flag=flag, return_state=True, **values).state[0, -1].isinf() and flag.item() == 1
 
 
 def test_two_runs_are_bitwise_equal(backend, device):

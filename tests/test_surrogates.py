@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trtkern import LIFSpec, dialect, nn, reference, surrogates
+from trtkern import LIFSpec, dialect, lif, nn, reference, surrogates
 from trtkern.backends import named
+from trtkern.spec import ALPHAS
 from trtkern.surrogates import exp, where
 
 # The oracle: sigma(u) itself; its slope, by central differences in float64, is what the table must hold.
@@ -160,6 +161,8 @@ def test_a_name_that_no_backend_knows_is_refused():
         ({"alpha": float("nan")}, "finite and positive"),
         ({"alpha": -1}, "finite and positive"),
         ({"alpha": "big"}, "number or None"),
+        ({"alpha": 1e-20}, "expected alpha from 8.7e-19 to 1.2e[+]18, whose squares float32 holds, got 1e-20"),
+        ({"alpha": 1e39, "surrogate": "sigmoid"}, "from 8.7e-19 to 1.2e[+]18"),
     ],
 )
 def test_a_bad_spec_says_what_was_expected(change, message):
@@ -341,6 +344,19 @@ def test_a_spawned_process_gets_the_layer():
         other.join(60)
     finally:
         other.kill()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", surrogates.BUILTIN)
+def test_every_sharpness_within_the_range_has_finite_derivatives(backend, device, name, alpha):
+    """At 0, within and far beyond the width of the surrogate, at the ends of float32."""
+    distances = [0.0, 0.25 * alpha, 0.25 / alpha, 1e-3, 1.0, 1e30, 3e38]
+    u = torch.tensor([sign * distance for distance in distances for sign in (1, -1)], device=device)
+    x = u.reshape(1, 1, -1).requires_grad_()
+    lif(x, v_threshold=0.0, spec=LIFSpec("none", name, alpha), backend=backend).spikes.sum().backward()
+    assert x.grad.isfinite().all() and x.grad.flatten()[0] > 0
+    want = reference.surrogate_derivative(u.cpu().double(), name, alpha)
+    torch.testing.assert_close(x.grad.flatten().cpu().double(), want, rtol=1e-5, atol=1e-37)
 
 
 def test_cpp_refuses_what_it_cannot_print():

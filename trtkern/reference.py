@@ -150,8 +150,9 @@ def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
     """
     steps = []
     for t in range(spec.timesteps):
-        # e^(delta t) - 1 may overflow: the term of that step is then 0.
+        # e^(delta t) - 1 may overflow, or be more than w's dtype holds: the term of that step is then 0.
         slope = surrogates.exp(spec.delta * t) - 1
-        if slope != torch.inf:
-            steps.append(sum((w.square() / (1 + slope * (w.abs() + spec.eps))).sum() for w in weights))
+        held = [w for w in weights if slope <= torch.finfo(w.dtype).max]
+        if held:
+            steps.append(sum((w.square() / (1 + slope * (w.abs() + spec.eps))).sum() for w in held))
     return torch.stack(steps).sum() * (spec.lam / spec.timesteps)

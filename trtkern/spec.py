@@ -10,6 +10,8 @@ from functools import cache
 from trtkern import surrogates
 
 RESETS = ("hard", "soft", "none")
+ALPHAS = (2.0**-60, 2.0**60)
+"""The smallest and the largest sharpness: surrogates square it and divide by that, which float32 holds in between."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class LIFSpec:
         detach_reset: no gradient through the spike in the reset.
 
     Raises:
-        ValueError: an unknown reset or surrogate, or an alpha that is not finite and positive.
+        ValueError: an unknown reset or surrogate, or an alpha that is not finite and positive, or outside ``ALPHAS``.
     """
 
     reset: str = "hard"
@@ -46,6 +48,11 @@ class LIFSpec:
             raise TypeError(f"LIFSpec: expected alpha to be a number or None, got {self.alpha!r}") from None
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"LIFSpec: expected alpha to be finite and positive, got {self.alpha!r}")
+        if not ALPHAS[0] <= alpha <= ALPHAS[1]:
+            raise ValueError(
+                f"LIFSpec: expected alpha from {ALPHAS[0]:.1e} to {ALPHAS[1]:.1e}, whose squares float32 holds, got "
+                f"{self.alpha!r}; scale the potentials and the threshold instead"
+            )
         # Made once: torch.compile takes a string as a constant, where it would trace the number inside.
         token = f"{self.reset}|{name}|{alpha!r}|{int(self.detach_reset)}"
         settled = {"surrogate": name, "alpha": alpha, "detach_reset": bool(self.detach_reset), "token": token}

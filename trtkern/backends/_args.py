@@ -46,6 +46,7 @@ def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     args = _common(extension, inp)
     args.s, args.v, args.v_final = address(out.s), address(out.v), address(out.v_final)
     args.edges, args.flag, args.packed = address(out.edges), address(out.flag), address(out.packed)
+    args.before = inp.before and out.v is not None
     return args
 
 
@@ -55,6 +56,7 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     args.surrogate = surrogates.BUILTIN.index(inp.spec.surrogate)
     args.edges, args.gs, args.gv, args.gv_final, args.coef = address(edges), *map(address, grads)
     args.gx, args.gv0, args.gparams, args.norm_sums = map(address, out)
+    args.before = inp.before and grads.v is not None
     return args
 
 

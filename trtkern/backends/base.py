@@ -53,6 +53,8 @@ class LIFInputs(NamedTuple):
     norm: Norm | None = None
     """None: x is the input current. Its C is that of params, where those are there."""
     pool: Pool | None = None
+    before: bool = False
+    """``LIFForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
 
 
 class LIFForward(NamedTuple):
@@ -64,7 +66,7 @@ class LIFForward(NamedTuple):
     edges: Tensor | None
     """[edges, N] float32: v after step 16, 32, ... (what the backward pass restarts from)."""
     flag: Tensor | None
-    """int32 [1], set to 1 if any h is not finite, never cleared."""
+    """int32 [1], set to 1 if any h, or any v that is written in its dtype, is not finite; never cleared."""
     packed: Tensor | None = None
     """uint8 [ceil(T / 8), ...] in x's layout, never pooled: bit t % 8 of row t // 8 is the spike of step t."""
 

@@ -93,12 +93,13 @@ class Neuron(nn.Module):
                 channel = channel % x.dim()
                 channel = 0 if channel == time else channel + (channel < time)
             x = x.movedim(time, 0)
-        spikes, state, v, packed = lif(
+        out = lif(
             x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.flag_for(x), **values, **want
         )
-        if time != 0:
-            spikes, v, packed = (t if t is None else t.movedim(0, time) for t in (spikes, v, packed))
-        return LIFOutput(spikes, state, v, packed)
+        if time == 0:
+            return out
+        moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}
+        return LIFOutput(**moved)
 
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step: the same numbers as that step of a sequence, bit for bit, for loops over time.

@@ -118,7 +118,7 @@ class BatchNormLIF(nn.Module):
         want = wanted(True, False, state, self.packed)
         held = self.weight if self.running_mean is None else self.running_mean
         flag = lif.nonfinite if held is None else lif.flag_for(held)
-        return Neuron(lif.values(), lif.spec, self.pool == 2, want, flag, lif.backend)
+        return Neuron(lif.values(), lif.spec, self.pool == 2, want, flag, lif.backend, lif.fire_on_equal)
 
     def forward(
         self,
@@ -129,7 +129,8 @@ class BatchNormLIF(nn.Module):
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """Spikes [T, B, C, ...] in y's dtype (2x2 averages with ``pool=2``; ``Spikes`` when packed); with
-        ``return_state`` also the potentials after the last step, [B, C, ...] float32.
+        ``return_state`` also the potentials after the last step, [B, C, ...] float32. Those of every step are left to
+        ``LIF`` (``return_v``, ``return_h``) behind a BatchNorm.
 
         Args:
             y: [T, B, C, ...], contiguous or channels last as it is; expanded along time, the statistics read it once.
@@ -185,8 +186,12 @@ class BatchNormLIF(nn.Module):
 def _settings(num_features: int, eps: float, momentum: float | None, pool: int) -> None:
     if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
         raise ValueError(f"BatchNormLIF: expected num_features to be an int >= 1, got {_check.describe(num_features)}")
-    if not (isinstance(eps, (int, float)) and 0 < eps < float("inf")):
-        raise ValueError(f"BatchNormLIF: expected eps to be a number > 0, got {_check.describe(eps)}")
+    least = torch.finfo(torch.float32).tiny
+    if not (isinstance(eps, (int, float)) and least <= eps <= _check.LARGEST):
+        raise ValueError(
+            f"BatchNormLIF: expected eps to be a number > 0 that float32 holds, {least:.1e} to {_check.LARGEST:.1e}, "
+            f"got {_check.describe(eps)}"
+        )
     if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
         raise ValueError(f"BatchNormLIF: expected momentum in [0, 1] or None, got {_check.describe(momentum)}")
     if pool not in (1, 2):

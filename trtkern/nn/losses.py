@@ -75,6 +75,9 @@ class _TimestepLoss(nn.Module):
 
 
 def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
+    for what, tensor in (("logits", logits), ("target", target)):
+        if isinstance(tensor, Tensor):
+            _check.plain(name, what, tensor)
     if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
         raise TypeError(f"{name}: expected floating-point logits [T, B, C], got {_check.describe(logits)}")
     if logits.dim() != 3 or 0 in logits.shape:

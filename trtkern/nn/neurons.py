@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trtkern.nn._neuron import Neuron, spikes_of, wide
 from trtkern.nn.bounded import Bounded
+from trtkern.ops import _check
 from trtkern.ops._check import Number
 from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
@@ -29,6 +30,7 @@ class Spiking(Neuron):
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
+        fire_on_equal: bool = False,
         packed: bool = False,
         time_dim: int = 0,
         channel_dim: int = 2,
@@ -41,9 +43,11 @@ class Spiking(Neuron):
                 f"{type(self).__name__}: expected reset_amount with a soft reset only, got reset_amount="
                 f"{reset_amount!r} and v_reset={v_reset!r}; pass v_reset=None"
             )
-        self.packed = packed
+        self.packed, self.fire_on_equal = packed, fire_on_equal
         self._hold("v_leak", v_leak)
         self._hold("v_threshold", v_threshold)
+        if fire_on_equal:
+            _check.above_zero(type(self).__name__, self._value("v_threshold"))
         for name, value in {"v_reset": v_reset, "reset_amount": reset_amount}.items():
             if value is None:
                 setattr(self, name, None)
@@ -51,19 +55,25 @@ class Spiking(Neuron):
                 self._hold(name, value)
 
     def forward(
-        self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False, return_v: bool = False
+        self,
+        x: Tensor,
+        v0: Tensor | None = None,
+        *,
+        return_state: bool = False,
+        return_v: bool = False,
+        return_h: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """Spikes [T, B, C, ...] in x's dtype (``Spikes`` when packed); with ``return_state`` also the final v,
-        [B, C, ...] float32; with ``return_v`` also v after every step, [T, B, C, ...] in x's dtype; gradients flow
-        through all of them.
+        [B, C, ...] float32; with ``return_v`` also v after the reset of every step, or with ``return_h`` h before it
+        (what snnTorch calls ``mem``), [T, B, C, ...] in x's dtype; gradients flow through all of them.
 
         Args:
             x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
             v0: potential before the first step, x's shape without time, float32; None is zero.
         """
-        want = {"return_state": return_state, "return_v": return_v, "return_packed": self.packed}
-        out = self._run(x, v0, self.values(), **want)
-        made = tuple(made for made in (spikes_of(out), out.state, out.v) if made is not None)
+        want = {"return_state": return_state, "return_v": return_v, "return_h": return_h, "return_packed": self.packed}
+        out = self._run(x, v0, self.values(), fire_on_equal=self.fire_on_equal, **want)
+        made = tuple(made for made in (spikes_of(out), out.state, out.v, out.h) if made is not None)
         return made if len(made) > 1 else made[0]
 
     def values(self) -> dict[str, Number]:
@@ -86,7 +96,7 @@ class Spiking(Neuron):
             "surrogate": spec.surrogate,
             "alpha": spec.alpha,
             "detach_reset": spec.detach_reset,
-            **({"packed": True} if self.packed else {}),
+            **{name: True for name in ("fire_on_equal", "packed") if getattr(self, name)},
         }
 
 
@@ -107,6 +117,7 @@ class LIF(Spiking):
         surrogate: a name in ``trtkern.surrogates.TABLE`` or a function of ``(u, alpha)``.
         alpha: sharpness of the surrogate; None is its default.
         detach_reset: no gradient through the spike in the reset.
+        fire_on_equal: fire where h[t] >= v_threshold, as SpikingJelly does; the threshold must then be above 0.
         packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
         time_dim, channel_dim: axes of x; per-channel parameters belong to ``channel_dim``.
         backend: "auto", or one of ``trtkern.backends.NAMES``.
@@ -131,6 +142,7 @@ class LIF(Spiking):
         surrogate: str | Callable = "triangle",
         alpha: float | None = None,
         detach_reset: bool = False,
+        fire_on_equal: bool = False,
         packed: bool = False,
         time_dim: int = 0,
         channel_dim: int = 2,
@@ -144,6 +156,7 @@ class LIF(Spiking):
             surrogate=surrogate,
             alpha=alpha,
             detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
             packed=packed,
             time_dim=time_dim,
             channel_dim=channel_dim,

@@ -115,6 +115,9 @@ def _refuse(name: str, expected: str, got: object) -> NoReturn:
 def _expect_spikes(name: str, x: Spikes) -> None:
     """The words belong to the spikes: of their shape, or of twice their height and width."""
     spikes, words = x
+    for what, tensor in (("spikes", spikes), ("words", words)):
+        if isinstance(tensor, Tensor):
+            _check.plain(name, what, tensor)
     if not isinstance(spikes, Tensor) or not isinstance(words, Tensor) or words.dtype != torch.uint8:
         raise TypeError(
             f"{name}: expected Spikes of a floating tensor and uint8 words, got {_check.describe(spikes)} and "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trtkern.ops import _check, _norm
 from trtkern.ops._library import refuse_second_derivative
-from trtkern.ops._lif import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, wanted_grads
+from trtkern.ops._lif import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, given, wanted_grads
 from trtkern.ops.spikes import unpack
 
 OP = "batch_norm_lif"
@@ -85,7 +85,7 @@ class NormedBackward(torch.autograd.Function):
         def run(needed: int, coef: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             return torch.ops.trtkern.lif_backward(
                 y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
-                gs, gv, gv_final, coef, needed, fixed.backend,
+                gs, gv, gv_final, coef, needed + given(fixed.want), fixed.backend,
             )  # fmt: skip
 
         training = fixed.samples > 0

@@ -17,6 +17,8 @@ from trtkern.backends.base import PARAMS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Number = float | int | Tensor
+LARGEST = torch.finfo(torch.float32).max
+"""The kernels compute in float32: a larger number is infinite to them."""
 
 _debugging = False
 
@@ -41,16 +43,38 @@ def debugging() -> bool:
 
 
 def describe(value: object) -> str:
-    """A tensor as its shape, dtype and device; anything else as its repr and type."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    """A tensor as its kind, shape, dtype and device; anything else as its repr and type."""
+    if not isinstance(value, Tensor):
+        return f"{value!r} ({type(value).__name__})"
+    if value.is_nested:  # of no one shape
+        return f"a nested tensor of {value.size(0)} parts, {value.dtype}, on {value.device}"
+    kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.').strip('_')} "
+    return f"a {kind}tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+
+
+def plain(op: str, name: str, value: Tensor) -> None:
+    """A tensor of real numbers that lie in memory one by one, or a TypeError that says how to make one of it.
+
+    The others have no address of a first element, or none that means anything to a kernel.
+    """
+    if value.is_nested:
+        remedy = f"pad it with torch.nested.to_padded_tensor({name}, 0.0)"
+    elif value.layout != torch.strided:
+        remedy = f"convert it with {name}.to_dense()"
+    elif value.is_quantized:
+        remedy = f"convert it with {name}.dequantize()"
+    elif value.is_complex():
+        remedy = f"take {name}.real, or {name}.abs()"
+    else:
+        return
+    raise TypeError(f"{op}: expected {name} to be a dense tensor of real numbers, got {describe(value)}; {remedy}")
 
 
 def sequence(op: str, x: Tensor) -> None:
     """x is a floating tensor [T, ...] with T >= 1."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: expected x to be a tensor [T, ...], got {describe(x)}")
+    plain(op, "x", x)
     if x.dtype not in FLOATS:
         raise TypeError(
             f"{op}: expected x in float32, bfloat16, float16 or float64, got {describe(x)}; convert it with x.float()"
@@ -79,6 +103,7 @@ def state(op: str, v0: Tensor | None, x: Tensor) -> None:
             f"{describe(v0)}; make one with torch.full({tuple(x.shape[1:])}, {value}, dtype={dtype}, "
             f"device={str(x.device)!r})"
         )
+    plain(op, "v0", v0)
     if v0.dtype != dtype:
         raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
     if v0.shape != x.shape[1:] or v0.device != x.device:
@@ -92,6 +117,8 @@ def flag(op: str, flag: Tensor | None, x: Tensor) -> None:
     """The non-finite flag is None or int32 [1] on x's device: a kernel writes to its address."""
     if flag is None:
         return
+    if isinstance(flag, Tensor):
+        plain(op, "flag", flag)
     if not isinstance(flag, Tensor) or flag.dtype != torch.int32 or flag.shape != (1,):
         raise TypeError(f"{op}: expected flag to be an int32 tensor of shape (1,), got {describe(flag)}")
     if flag.device != x.device:
@@ -110,12 +137,14 @@ def axis(op: str, name: str, dim: int, x: Tensor) -> int:
 
 
 def parameters(op: str, values: Mapping[str, Number]) -> None:
-    """The parameters of a neuron: finite numbers, or floating tensors of rank 0 or 1; decay in [0, 1], threshold >= 0.
+    """The parameters of a neuron: numbers that float32 holds, or floating tensors of rank 0 or 1; decay in [0, 1],
+    threshold >= 0.
 
     The threshold comes first: where it stands in for the reset amount it is the one to be named.
     """
     for name, value in sorted(values.items(), key=lambda item: item[0] != "v_threshold"):
         if isinstance(value, Tensor):
+            plain(op, name, value)
             if not value.dtype.is_floating_point or value.dim() > 1 or value.numel() == 0:
                 raise ValueError(
                     f"{op}: expected {name} to be a number or a floating tensor of shape [] or [C], "
@@ -124,7 +153,7 @@ def parameters(op: str, values: Mapping[str, Number]) -> None:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{op}: expected {name} to be a number or a tensor, got {describe(value)}")
         else:
-            _within(op, name, float(value), float(value))
+            _within(op, name, value, value)
 
 
 def held_parameter(op: str, name: str, value: Number) -> None:
@@ -145,6 +174,19 @@ def held_range(op: str, name: str, low: float, high: float) -> None:
         )
 
 
+def above_zero(op: str, threshold: Number) -> None:
+    """The threshold of a neuron that fires on equal, where looking at it costs no synchronisation."""
+    if isinstance(threshold, Tensor):
+        if torch.compiler.is_compiling() or not (threshold.device.type == "cpu" or _debugging):
+            return
+        threshold = threshold.detach().min().item()
+    if not threshold > 0:
+        raise ValueError(
+            f"{op}: expected v_threshold to be > 0 with fire_on_equal, got {threshold!r}: the number before 0 is "
+            "denormal, and a processor may take it for 0"
+        )
+
+
 def parameter_values(op: str, params: Tensor | None) -> None:
     """The values of a [6, C] parameter tensor, where looking at them costs no synchronisation."""
     if params is None or not (params.device.type == "cpu" or _debugging):
@@ -159,6 +201,8 @@ def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None
     expected = None
     if not (abs(low) < math.inf and abs(high) < math.inf):
         expected = "finite"
+    elif max(abs(low), abs(high)) > LARGEST:
+        expected = f"finite in float32, at most {LARGEST:.1e}"
     elif name == "decay" and not 0 <= low <= high <= 1:
         expected = "in [0, 1]"
     elif name == "v_threshold" and low < 0:

@@ -14,14 +14,20 @@ from trtkern.ops import _check
 from trtkern.ops._library import define
 from trtkern.spec import LIFSpec
 
-WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED = 1, 2, 4, 8, 16
-NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS = 1, 2, 4, 8
+WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
+NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H = 1, 2, 4, 8, 16
 
 
 def wanted_grads(grads: tuple, want: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of s, v and v_final; None where the output was not made."""
+    """The gradients of s, v (or h) and v_final; None where the output was not made."""
     gs, gv, gv_final, *_ = grads
-    return gs if want & WANT_SPIKES else None, gv if want & WANT_V else None, gv_final if want & WANT_STATE else None
+    made = gs if want & WANT_SPIKES else None, gv if want & (WANT_V | WANT_H) else None
+    return *made, gv_final if want & WANT_STATE else None
+
+
+def given(want: int) -> int:
+    """Added to what a backward pass needs: whether the gradient that comes for v is that of h."""
+    return GIVEN_H if want & WANT_H else 0
 
 
 class Call(NamedTuple):
@@ -41,7 +47,7 @@ class Call(NamedTuple):
     """Average s over 2 x 2 neurons; x is then [T, B, C, H, W], contiguous or channels last, H and W even."""
 
 
-def _inputs(call: Call) -> LIFInputs:
+def _inputs(call: Call, before: bool) -> LIFInputs:
     """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
     x, v0, params, affine, residual, scalars, token, inner, pool = call
     if not (_check.is_dense(x) or _check.is_static(x)):
@@ -55,7 +61,7 @@ def _inputs(call: Call) -> LIFInputs:
             residual = _check.aligned(residual, x.shape, _check.strides(x), x.dtype, x)
         norm = Norm(affine, residual)
     halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
-    return LIFInputs(x, v0, params, tuple(scalars), LIFSpec.from_token(token), inner, norm, halves)
+    return LIFInputs(x, v0, params, tuple(scalars), LIFSpec.from_token(token), inner, norm, halves, before)
 
 
 def _empty_spikes(x: Tensor, pool: bool) -> Tensor:
@@ -73,7 +79,7 @@ def _allocate(x: Tensor, pool: bool, want: int) -> LIFForward:
         packed = x.new_empty_strided(planes, _check.strides(x), dtype=torch.uint8)
     return LIFForward(
         s=_empty_spikes(x, pool) if want & WANT_SPIKES else None,
-        v=_check.empty(x) if want & WANT_V else None,
+        v=_check.empty(x) if want & (WANT_V | WANT_H) else None,
         v_final=_check.empty(x[:1], torch.float32)[0] if want & WANT_STATE else None,
         edges=edges,
         flag=None,
@@ -87,7 +93,7 @@ def _returned(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
-    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool))
+    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
     out = _allocate(x, pool, want)
     if x.numel():
         named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
@@ -125,7 +131,7 @@ def _allocate_backward(x: Tensor, params: Tensor | None, affine: Tensor | None, 
 def _backward(
     x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
 ):
-    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool))
+    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(needs & GIVEN_H))
     spikes = _check.pooled_shape(x) if pool else (x.shape, _check.strides(x))
     grads = LIFGrads(
         None if gs is None else _check.aligned(gs, *spikes, x.dtype, x),

@@ -53,6 +53,7 @@ def check(
     for name, tensor in norm._asdict().items():
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:
             continue
+        _check.plain(OP, name, tensor)
         if tensor.numel() != channels:
             raise ValueError(
                 f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
@@ -74,6 +75,7 @@ def check(
     if dense is not None:
         if not isinstance(dense, Tensor):
             raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {_check.describe(dense)}")
+        _check.plain(OP, "residual", dense)
         if dense.dtype not in _check.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
             raise TypeError(
                 f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "

@@ -17,6 +17,7 @@ from trtkern.ops._lif import WANT_EDGES
 from trtkern.ops._norm import BatchNorm, Statistics
 from trtkern.ops.lif import (
     LIFOutput,
+    firing,
     from_trace,
     perform,
     reference_rows,
@@ -42,6 +43,8 @@ class Neuron(NamedTuple):
     flag: Tensor | None
     """int32 [1], set to 1 if any potential is not finite."""
     backend: str
+    fire_on_equal: bool = False
+    """Fire where the potential equals the threshold, too."""
 
 
 def batch_norm_lif(
@@ -84,6 +87,7 @@ def batch_norm_lif(
     elif residual is not None:
         residual = residual.to(y.dtype)
 
+    neuron = neuron._replace(values=firing(OP, neuron.values, neuron.fire_on_equal, y))
     statistics: Statistics | None = None
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:

@@ -19,10 +19,12 @@ from trtkern.ops._lif import (
     NEED_V0,
     NEED_X,
     WANT_EDGES,
+    WANT_H,
     WANT_PACKED,
     WANT_SPIKES,
     WANT_STATE,
     WANT_V,
+    given,
     wanted_grads,
 )
 from trtkern.spec import LIFSpec
@@ -39,6 +41,8 @@ class LIFOutput(NamedTuple):
     """[T, ...] in x's dtype: v after the reset of every step."""
     packed: Tensor | None
     """[ceil(T / 8), ...] uint8: bit t % 8 of plane t // 8 is the spike of step t."""
+    h: Tensor | None = None
+    """[T, ...] in x's dtype: h before the firing and the reset of every step."""
 
 
 def lif(
@@ -58,6 +62,8 @@ def lif(
     return_state: bool = False,
     return_v: bool = False,
     return_packed: bool = False,
+    return_h: bool = False,
+    fire_on_equal: bool = False,
     flag: Tensor | None = None,
 ) -> LIFOutput:
     """Leaky integrate-and-fire over all T steps at once.
@@ -75,11 +81,12 @@ def lif(
         spec: reset, surrogate, alpha, detach_reset; default: hard reset and the triangle.
         backend: "auto", or one of ``trtkern.backends.NAMES``; a named backend runs or raises.
         channel_dim: the axis of x that per-channel tensors belong to.
-        return_spikes, return_state, return_v, return_packed: which outputs to make.
-        flag: int32 [1]; set to 1 if any potential is not finite, never cleared.
+        return_spikes, return_state, return_v, return_packed, return_h: which outputs to make; v or h, not both.
+        fire_on_equal: fire where h[t] >= v_threshold, which must then be above 0.
+        flag: int32 [1]; set to 1 if any potential is not finite, in float32 or as it is returned; never cleared.
 
     Returns:
-        LIFOutput(spikes, state, v, packed); gradients flow through the first three.
+        LIFOutput(spikes, state, v, packed, h); gradients flow through all but packed.
 
     Raises:
         TypeError, ValueError: what was expected, what came, what to do.
@@ -91,7 +98,8 @@ def lif(
     given = (decay, gain, bias, v_threshold if reset_amount is None else reset_amount, v_threshold, v_reset)
     values = dict(zip(PARAMS, given, strict=True))
     _check.parameters("lif", values)
-    want = wanted(return_spikes, return_v, return_state, return_packed)
+    values = firing("lif", values, fire_on_equal, x)
+    want = wanted(return_spikes, return_v, return_state, return_packed, return_h)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
@@ -148,23 +156,60 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def firing(op: str, values: dict[str, Number], on_equal: bool, x: Tensor) -> dict[str, Number]:
+    """The values of a neuron that fires where h > v_threshold; ``on_equal``: of one that fires where h >= it.
+
+    That is the same neuron with the number before the threshold for one, in the precision of the potential.
+    """
+    if not on_equal:
+        return values
+    threshold, dtype = values["v_threshold"], state_dtype(x)
+    _check.above_zero(op, threshold)
+    if not isinstance(threshold, Tensor):
+        return {**values, "v_threshold": _number_before(float(threshold), dtype == torch.float64)}
+    held = threshold.to(dtype)
+    before = torch.nextafter(held.detach(), torch.full_like(held, -torch.inf))
+    # Exactly the number before; the gradient is the threshold's.
+    return {**values, "v_threshold": held + (before - held.detach())}
+
+
+def _number_before(value: float, double: bool) -> float:
+    """The float32 (float64 if ``double``) number before ``value`` as that dtype has it."""
+    held = torch.tensor(value, dtype=torch.float64 if double else torch.float32)
+    return torch.nextafter(held, torch.full_like(held, -torch.inf)).item()
+
+
+_number_before._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as ``trtkern.backends.choose``
+
+
 def scalars(values: dict[str, Number], params: Tensor | None) -> list[float]:
     """The six numbers; zeros where a tensor holds them."""
     return [0.0] * len(PARAMS) if params is not None else [float(value) for value in values.values()]
 
 
-def wanted(spikes: bool, v: bool, state: bool, packed: bool) -> int:
-    """Which outputs, as one number."""
-    return WANT_SPIKES * spikes + WANT_V * v + WANT_STATE * state + WANT_PACKED * packed
+def wanted(spikes: bool, v: bool, state: bool, packed: bool, h: bool = False) -> int:
+    """Which outputs, as one number.
+
+    Raises:
+        ValueError: v and h at once; the kernels write one of the two.
+    """
+    if v and h:
+        raise ValueError(
+            "lif: expected return_v or return_h, got both; ask for h, of which torch makes v: "
+            "(1 - spikes) * h + spikes * v_reset after the hard reset, h - reset_amount * spikes after the soft one "
+            "(with spikes.detach() for detach_reset)"
+        )
+    return WANT_SPIKES * spikes + WANT_V * v + WANT_STATE * state + WANT_PACKED * packed + WANT_H * h
 
 
 def returned(spikes: Tensor, state: Tensor, v: Tensor, packed: Tensor | None, want: int) -> LIFOutput:
-    """The outputs that were asked for; None in place of the others."""
+    """The outputs that were asked for, v being h where that was; None in place of the others."""
     return LIFOutput(
         spikes if want & WANT_SPIKES else None,
         state if want & WANT_STATE else None,
         v if want & WANT_V else None,
         packed if want & WANT_PACKED else None,
+        v if want & WANT_H else None,
     )
 
 
@@ -196,11 +241,13 @@ def reference_rows(params: Tensor | None, axis: int | None, values: dict[str, Nu
 
 def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None) -> LIFOutput:
     """What the reference computed, in x's dtype, with the flag and the words that the kernels make on the way."""
+    v = (trace.h if want & WANT_H else trace.v).to(x.dtype)
     if flag is not None:
         with torch.no_grad():
-            flag.bitwise_or_((~torch.isfinite(trace.h)).any().to(flag.dtype))
+            seen = [trace.h, *[trace.v[-1]] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
+            flag.bitwise_or_(torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype))
     packed = reference.spikes_pack(trace.s) if want & WANT_PACKED else None
-    return returned(trace.s.to(x.dtype), trace.v[-1], trace.v.to(x.dtype), packed, want)
+    return returned(trace.s.to(x.dtype), trace.v[-1], v, packed, want)
 
 
 class _LIF(torch.autograd.Function):
@@ -222,7 +269,7 @@ class _LIF(torch.autograd.Function):
         x, v0, params, edges = ctx.saved_tensors
         _, needs_v0, needs_params, *_ = ctx.needs_input_grad
         gs, gv, gv_final = wanted_grads(grads, ctx.want)
-        needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params
+        needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(ctx.want)
         gx, gv0, gparams = _LIFBackward.apply(
             gs, gv, gv_final, x, v0, params, edges, ctx.scalars, ctx.token, ctx.inner, needs, ctx.backend
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,13 +72,16 @@ def add_regularizer_grad_(
 
 
 def check_spec(spec: RegularizerSpec) -> None:
-    """The hyper-parameters: timesteps an int >= 1, the others finite and not negative."""
+    """The hyper-parameters: timesteps an int >= 1, the others finite in float32 and not negative."""
     if isinstance(spec.timesteps, bool) or not isinstance(spec.timesteps, int) or spec.timesteps < 1:
         raise ValueError(f"regularizer: expected timesteps to be an int >= 1, got {spec.timesteps!r}")
     for field in ("lam", "delta", "eps"):
         value = getattr(spec, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"regularizer: expected {field} to be a finite number >= 0, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _check.LARGEST:
+            raise ValueError(
+                f"regularizer: expected {field} to be a finite number >= 0, at most {_check.LARGEST:.1e} (float32), "
+                f"got {value!r}"
+            )
 
 
 def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
@@ -88,6 +90,8 @@ def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
     if not weights:
         raise ValueError(f"{op}: expected at least one weight, got none; check the model and exclude")
     for w in weights:
+        if isinstance(w, Tensor):
+            _check.plain(op, "weight", w)
         if not isinstance(w, Tensor) or not w.dtype.is_floating_point:
             raise TypeError(f"{op}: expected floating-point tensors, got {_check.describe(w)}")
         if w.device != weights[0].device:

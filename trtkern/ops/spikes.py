@@ -74,6 +74,8 @@ def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = Fals
     Raises:
         TypeError, ValueError: words of another kind, or steps that they do not hold.
     """
+    if isinstance(words, Tensor):
+        _check.plain("unpack", "words", words)
     if not isinstance(words, Tensor) or words.dtype != torch.uint8 or words.dim() < 1:
         raise TypeError(f"unpack: expected words as a uint8 tensor [planes, ...], got {_check.describe(words)}")
     if not 0 <= start < start + timesteps <= 8 * words.shape[0]:

@@ -86,7 +86,7 @@ def _edges(access: Literal["read", "write", "keep"], timesteps: int) -> Terms:
 def lif_forward(
     e: int, timesteps: int, *, packed: bool = False, returns_v: bool = False, grad: bool = True, static: bool = False
 ) -> Terms:
-    """Reads x, writes s: 2e; + e for a returned v, + w packed, + 4/16 when T exceeds 16 and a backward may follow."""
+    """Reads x, writes s: 2e; + e for a returned v or h, + w packed, + 4/16 when T exceeds 16 and a backward follows."""
     return (
         _input("x", "read", e, timesteps, static),
         _dense("s", "write", e),
@@ -97,7 +97,7 @@ def lif_forward(
 
 
 def lif_backward(e: int, timesteps: int, *, returns_v: bool = False, static: bool = False) -> Terms:
-    """Reads x and gs, writes gx: 3e; + e for the gradient of a returned v, + 4/16 when T exceeds 16."""
+    """Reads x and gs, writes gx: 3e; + e for the gradient of a returned v or h, + 4/16 when T exceeds 16."""
     return (
         _input("x", "read", e, timesteps, static),
         _dense("gs", "read", e),

@@ -118,7 +118,7 @@ def _neuron(call: Call) -> Moved:
     x = x.movedim(module.time_dim, 0)
     e, steps, static = x.element_size(), x.shape[0], _check.is_static(x)
     grad = torch.is_grad_enabled() and x.requires_grad
-    returns_v = bool(call.kwargs.get("return_v"))
+    returns_v = bool(call.kwargs.get("return_v") or call.kwargs.get("return_h"))
     packed = getattr(module, "packed", False)
     forward = traffic.lif_forward(e, steps, packed=packed, returns_v=returns_v, grad=grad, static=static)
     backward = traffic.lif_backward(e, steps, returns_v=returns_v, static=static) if grad else ()

@@ -8,7 +8,7 @@ import torch
 
 from trtkern.backends import BACKENDS
 from trtkern.backends.base import Backend, Case, RegularizerSpec
-from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare
+from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare, worst
 from trtkern.selftest.norm import NormCell, NormErrors, compare_norm, norm_cells
 from trtkern.selftest.regularizer import REGULARIZER_TOLERANCE, compare_regularizer
 from trtkern.spec import LIFSpec
@@ -16,6 +16,7 @@ from trtkern.spec import LIFSpec
 __all__ = [
     "MARGIN", "PARAMETER_TOLERANCE", "REGULARIZER_TOLERANCE", "TOLERANCE", "Cell", "Errors", "NormCell", "NormErrors",
     "Row", "cells", "compare", "compare_norm", "compare_regularizer", "device_of", "norm_cells", "run",
+    "worst",
 ]  # fmt: skip
 
 
@@ -51,8 +52,8 @@ def _row(backend: Backend) -> Row:
         return Row(backend.name, None, reason)
     device = device_of(backend)
     trial = [
-        Cell(dtype, surrogate, reset, learnable="channel", timesteps=timesteps, shape=(2, 3, 11))
-        for dtype in (torch.float32, torch.bfloat16)
+        Cell(dtype, surrogate, reset, learnable="channel", timesteps=timesteps, shape=(2, 3, 11), returned=returned)
+        for dtype, returned in ((torch.float32, "v"), (torch.bfloat16, "h"))
         for surrogate, reset, timesteps in (("triangle", "hard", 4), ("sigmoid", "soft", 17), ("atan", "none", 1))
     ]
     try:

@@ -8,6 +8,7 @@ within a bound that depends on the dtype alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ class Cell:
     shape: tuple[int, ...] = (3, 5, 7)
     layout: str = "contiguous"
     """"contiguous", "channels_last" or "strided" (every second column of a larger tensor)."""
+    returned: str = "v"
+    """Which potential comes back and is differentiated: "v" after the reset, or "h" before it."""
 
     @property
     def spec(self) -> LIFSpec:
@@ -54,11 +57,13 @@ class Cell:
         detach = "detached" if self.detach_reset else "attached"
         dtype = str(self.dtype).removeprefix("torch.")
         size = "x".join(map(str, (self.timesteps, *self.shape)))
-        return f"{dtype}-{self.surrogate}-{self.reset}-{detach}-{self.learnable}-{size}-{self.layout}"
+        name = f"{dtype}-{self.surrogate}-{self.reset}-{detach}-{self.learnable}-{size}-{self.layout}"
+        return name if self.returned == "v" else f"{name}-{self.returned}"
 
 
 class Errors(NamedTuple):
-    """Spikes that differ, and the largest relative errors of v, of the gradients of x and v0, and of the parameters."""
+    """Spikes that differ, and the largest relative errors of v or h, of the gradients of x and v0, and of the
+    parameters."""
 
     spikes: int
     output: float
@@ -137,10 +142,15 @@ def _problem(cell: Cell, seed: int) -> _Problem:
     return _Problem(x, v0, params, gs, gv, normal(*cell.shape, dtype=torch.float32))
 
 
+def worst(*errors: float) -> float:
+    """The largest; infinite if one is NaN, which Python's ``max`` drops unless it comes first."""
+    return max(math.inf if math.isnan(error) else error for error in errors)
+
+
 def relative(got: Tensor, want: Tensor) -> float:
     scale = want.abs().max().item() if want.numel() else 0.0
     error = (got.detach().double().cpu() - want).abs().max().item() if want.numel() else 0.0
-    return error / scale if scale else error
+    return worst(error / scale if scale else error)
 
 
 def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Errors:
@@ -149,7 +159,8 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     oracle_inputs = [t.double().requires_grad_() for t in (problem.x, problem.v0, *problem.params)]
     oracle = reference.lif(oracle_inputs[0], oracle_inputs[1], broadcast(oracle_inputs[2:], problem.x), cell.spec)
     incoming = [g.double() for g in (problem.gs, problem.gv, problem.gstate)]
-    wanted = torch.autograd.grad([oracle.s, oracle.v, oracle.v[-1]], oracle_inputs, incoming, materialize_grads=True)
+    potentials = getattr(oracle, cell.returned)
+    wanted = torch.autograd.grad([oracle.s, potentials, oracle.v[-1]], oracle_inputs, incoming, materialize_grads=True)
 
     x = laid_out(problem.x.to(device), cell.layout).requires_grad_()
     v0 = problem.v0.to(device).requires_grad_()
@@ -159,7 +170,9 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     values: dict[str, Any] = dict(zip(PARAMS, tensors if learn else [p.item() for p in problem.params], strict=True))
     if cell.dtype == torch.float64:
         v0 = problem.v0.double().to(device).requires_grad_()
-    out = lif(x, v0, **values, spec=cell.spec, backend=backend, return_state=True, return_v=True)
+    before = cell.returned == "h"
+    settings: dict[str, Any] = {"spec": cell.spec, "backend": backend, "return_state": True}
+    out = lif(x, v0, **values, **settings, return_v=not before, return_h=before)
     spikes, state, v = (tensor for tensor in out if tensor is not None)
     outputs = [spikes, v, state]
     grads = [laid_out(g.to(device), cell.layout) for g in (problem.gs, problem.gv)]
@@ -167,8 +180,8 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     got = torch.autograd.grad(outputs, inputs, [*grads, problem.gstate.to(device, v0.dtype)], materialize_grads=True)
     return Errors(
         spikes=int((spikes.detach().double().cpu() != oracle.s.detach()).sum()),
-        output=max(relative(v, oracle.v.detach()), relative(state, oracle.v[-1].detach())),
-        gradient=max(map(relative, got[:2], wanted[:2])),
+        output=worst(relative(v, potentials.detach()), relative(state, oracle.v[-1].detach())),
+        gradient=worst(*map(relative, got[:2], wanted[:2])),
         parameter=relative(torch.stack(got[2:]), torch.stack(wanted[2:]).reshape(len(PARAMS), *got[2].shape))
         if learn
         else 0.0,

@@ -20,7 +20,7 @@ from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
 from trtkern.ops.spikes import Spikes, pack, unpack
-from trtkern.selftest.lif import PARAMETER_TOLERANCE, TOLERANCE, Cell, broadcast, cells, laid_out, relative
+from trtkern.selftest.lif import PARAMETER_TOLERANCE, TOLERANCE, Cell, broadcast, cells, laid_out, relative, worst
 
 MARGIN = 1e-4
 """A neuron whose potential comes closer to a discontinuity may differ in a spike: it is left out of the comparison, and
@@ -191,8 +191,9 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
     out = -functional.max_pool2d(-clear.float(), 2) if cell.pool else clear
     incoming = [(torch.randn(t.shape, generator=draw) * mask).to(cell.dtype) for t, mask in ((s, out), (v, clear))]
     incoming.append(torch.randn(v[-1].shape, generator=draw) * clear)
+    of_steps = h if cell.returned == "h" else v
     wanted_grads = torch.autograd.grad(
-        [s, v, v[-1]], [*leaves, x], [g.double() for g in incoming], materialize_grads=True
+        [s, of_steps, v[-1]], [*leaves, x], [g.double() for g in incoming], materialize_grads=True
     )
     gx = wanted_grads[-1]
 
@@ -207,10 +208,13 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
     values: dict[str, Any] = dict(zip(PARAMS, params if learn else [p.item() for p in problem.params], strict=True))
     mean, var = (t.clone().to(device) for t in problem.running)
     norm = BatchNorm(weight, bias, mean, var, torch.tensor(0, device=device), EPS, MOMENTUM, cell.training)
-    neuron = Neuron(values, cell.spec, cell.pool, wanted(True, True, True, True), None, backend)
+    want = wanted(True, cell.returned == "v", True, True, cell.returned == "h")
+    neuron = Neuron(values, cell.spec, cell.pool, want, None, backend)
     carried = Spikes(residual, pack(residual)) if residual is not None and cell.residual == "packed" else residual
     made = batch_norm_lif(y, norm, neuron, carried, v0, -1 if cell.last else 2)
-    spikes, state, potentials, packed = (t for t in made if t is not None)
+    spikes, state, packed, potentials = (
+        t for t in (made.spikes, made.state, made.packed, made.v, made.h) if t is not None
+    )
     outputs = [spikes, potentials, state]
     grads = [laid_out(incoming[0].to(device), cell.layout), incoming[1].to(device), incoming[2].to(device, v0.dtype)]
     inputs = [t for t in (y, residual, v0, weight, bias) if t is not None] + (params if learn else [])
@@ -223,11 +227,11 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
     return NormErrors(
         spikes=int(((spikes.detach().double().cpu() != s.detach()) & (out > 0)).sum()),
         words=int(((words.cpu() != dense.detach()) & clear).sum()),
-        state=max(
-            relative(potentials.cpu().where(clear, 0), v.detach().where(clear, 0)),
+        state=worst(
+            relative(potentials.cpu().where(clear, 0), of_steps.detach().where(clear, 0)),
             relative(state.cpu().where(clear, 0), v[-1].detach().where(clear, 0)),
         ),
-        running=max(map(relative, (mean, var), wide.running)) if cell.training else 0.0,
-        gradient=max(_of_y(cell, wide, *pairs[0], gx), *(relative(*pair) for pair in pairs[1:split])),
-        parameter=max(relative(*pair) for pair in (*pairs[split : split + 2], *([learned] if learned else []))),
+        running=worst(*map(relative, (mean, var), wide.running)) if cell.training else 0.0,
+        gradient=worst(_of_y(cell, wide, *pairs[0], gx), *(relative(*pair) for pair in pairs[1:split])),
+        parameter=worst(*(relative(*pair) for pair in (*pairs[split : split + 2], *([learned] if learned else [])))),
     )

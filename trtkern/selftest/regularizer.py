@@ -8,6 +8,7 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends.base import RegularizerSpec
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
+from trtkern.selftest.lif import worst
 
 REGULARIZER_TOLERANCE = 1e-6
 """Relative error of the regulariser's value and of each gradient."""
@@ -32,7 +33,7 @@ def compare_regularizer(backend: str, spec: RegularizerSpec, device: str = "cpu"
     added = add_regularizer_grad_(weights, spec, scale=2.0, backend=backend)
     errors.append(abs(added.item() - value.item()) / value.item())
     errors += [_elementwise(w.grad, 2 * want) for w, want in zip(weights, wanted, strict=True)]
-    return max(errors)
+    return worst(*errors)
 
 
 def _elementwise(got: Tensor | None, want: Tensor) -> float:
