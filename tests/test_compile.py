@@ -53,12 +53,12 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
 
 def test_opcheck_of_the_regularizer(backend, device):
     weights = [torch.randn(5, 3, device=device), torch.randn(70, device=device)]
-    spec = [4.0, 1e-5, 0.25, 1e-5]
+    spec = (4, [1e-5, 0.25, 1e-5])
     if backend == "cuda":
         pytest.skip("the cuda backend holds LIF only")
-    torch.library.opcheck(torch.ops.trtkern.regularizer, (weights, spec, True, backend))
+    torch.library.opcheck(torch.ops.trtkern.regularizer, (weights, *spec, True, backend))
     grads = [torch.randn_like(w) for w in weights]
-    torch.library.opcheck(torch.ops.trtkern.regularizer_add_grad_, (weights, grads, spec, 2.0, backend))
+    torch.library.opcheck(torch.ops.trtkern.regularizer_add_grad_, (weights, grads, *spec, 2.0, backend))
 
 
 @pytest.mark.parametrize("make", [nn.LIF, nn.IF, nn.PLIF, lambda **k: nn.PLIF(channels=3, **k), nn.LI])

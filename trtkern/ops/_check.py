@@ -237,6 +237,14 @@ def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Ten
     return found
 
 
+def recording() -> bool:
+    """Whether torch.export or torch.jit.trace records what happens, for inputs whose strides will be their own.
+
+    torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def is_dense(x: Tensor) -> bool:
     """Whether x is [T, N] in memory: time outermost, everything after it dense in some order, no overlap."""
     if x.is_contiguous():
@@ -264,13 +272,25 @@ def flat(w: Tensor) -> Tensor:
 
 
 def is_static(x: Tensor) -> bool:
-    """Whether x is one dense step, the same at every time: expanded along time."""
-    return x.shape[0] > 1 and x.stride(0) == 0 and is_dense(x[:1])
+    """Whether x is one dense step, the same at every time: expanded along time; that of an example does not count."""
+    return not recording() and x.shape[0] > 1 and x.stride(0) == 0 and is_dense(x[:1])
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself if its memory is [T, N] or one step of it, else a contiguous copy: the only copy that a layout costs."""
+    """x itself if its memory is [T, N] or one step of it, else a contiguous copy: the only copy that a layout costs.
+
+    In a recorded program x is contiguous: whether it has to be copied is seen when that runs.
+    """
+    if recording():
+        return x.contiguous()
     return x if is_dense(x) or is_static(x) else x.contiguous()
+
+
+def by_channel(x: Tensor, axis: int) -> tuple[Tensor, int]:
+    """A dense x and the stride of its channels; a recorded program lays them last, with the stride 1 for all sizes."""
+    if recording():
+        return x.movedim(axis, -1).contiguous().movedim(-1, axis), 1
+    return x, x.stride(axis)
 
 
 def strides(x: Tensor) -> tuple[int, ...]:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch
+from torch import Tensor
+
+from trtkern.ops import _check
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
@@ -16,6 +19,16 @@ def define(schema: str, run: Callable, fake: Callable) -> None:
     LIBRARY.define(schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"trtkern::{name}", fake, lib=LIBRARY)
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow: something is kept for it then, and a Function stands around the op.
+
+    Never in a recorded program: it runs without Python, where no Function is.
+    """
+    if not torch.is_grad_enabled() or _check.recording():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def refuse_second_derivative(op: str) -> NoReturn:

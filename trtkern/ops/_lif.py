@@ -52,6 +52,8 @@ def _inputs(call: Call, before: bool) -> LIFInputs:
     x, v0, params, affine, residual, scalars, token, inner, pool = call
     if not (_check.is_dense(x) or _check.is_static(x)):
         raise RuntimeError(f"lif: expected x to be dense with time outermost, got {_check.describe(x)}")
+    if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
+        raise RuntimeError(f"lif: expected images with even sides to pool, got {_check.describe(x)}")
     _check.parameter_values("lif", params)
     if v0 is not None:
         v0 = _check.aligned_like(v0, x[0], torch.float32)

@@ -13,6 +13,7 @@ from trtkern.backends.base import CHUNK
 from trtkern.ops import _check, _norm
 from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Recomputed, Source
 from trtkern.ops._check import Number
+from trtkern.ops._library import differentiated
 from trtkern.ops._lif import WANT_EDGES
 from trtkern.ops._norm import BatchNorm, Statistics
 from trtkern.ops.lif import (
@@ -136,7 +137,7 @@ def _fused(
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     y = _check.poolable(y) if inside else _check.dense(y)
-    inner, channels = y.stride(axis), y.shape[axis]
+    (y, inner), channels = _check.by_channel(y, axis), y.shape[axis]
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
@@ -148,7 +149,7 @@ def _fused(
     want = neuron.want
     tensors = (y, dense, v0, norm.weight, norm.bias, params)
     behind = () if source is None else (source.x, source.weight, source.bias)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, *behind))
+    differentiable = differentiated(*tensors, *behind)
     if differentiable and y.shape[0] > CHUNK:
         want += WANT_EDGES
     fixed = Fixed(

@@ -13,7 +13,7 @@ from trtkern.backends import choose
 from trtkern.backends.base import CHUNK, PARAMS
 from trtkern.ops import _check, spikes
 from trtkern.ops._check import Number
-from trtkern.ops._library import refuse_second_derivative
+from trtkern.ops._library import differentiated, refuse_second_derivative
 from trtkern.ops._lif import (
     NEED_PARAMS,
     NEED_V0,
@@ -142,8 +142,8 @@ def _fused(
     flag: Tensor | None,
 ) -> LIFOutput:
     params, axis = stack("lif", x, values, channel_dim, torch.float32)
-    inner = 1 if axis is None else x.stride(axis)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v0, params))
+    x, inner = (x, 1) if axis is None else _check.by_channel(x, axis)
+    differentiable = differentiated(x, v0, params)
     if differentiable and x.shape[0] > CHUNK:
         want += WANT_EDGES
     run = _LIF.apply if differentiable else _LIF.forward

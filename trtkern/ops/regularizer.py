@@ -12,7 +12,7 @@ from trtkern import reference
 from trtkern.backends import choose, named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.ops import _check
-from trtkern.ops._library import define, refuse_second_derivative
+from trtkern.ops._library import define, differentiated, refuse_second_derivative
 
 
 def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: str = "auto") -> Tensor:
@@ -35,9 +35,9 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
     if name == "reference":
         return reference.regularizer(weights, spec)
     dense = [_check.flat(w) for w in weights]
-    if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-        return _Regularizer.apply(list(spec), name, *dense)[0]
-    return torch.ops.trtkern.regularizer(dense, list(spec), False, name)[0]
+    if differentiated(*weights):
+        return _Regularizer.apply(spec.timesteps, spec[1:], name, *dense)[0]
+    return torch.ops.trtkern.regularizer(dense, spec.timesteps, spec[1:], False, name)[0]
 
 
 def add_regularizer_grad_(
@@ -60,7 +60,7 @@ def add_regularizer_grad_(
             fits = [g.stride() == w.stride() and _check.is_flat(w) for g, w in zip(grads, weights, strict=True)]
             if all(fits):
                 return torch.ops.trtkern.regularizer_add_grad_(
-                    [w.detach() for w in weights], grads, list(spec), float(scale), name
+                    [w.detach() for w in weights], grads, spec.timesteps, spec[1:], float(scale), name
                 )
     with torch.enable_grad():
         leaves = [w.detach().requires_grad_() for w in weights]
@@ -106,43 +106,42 @@ def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
     return choose(backend, op, weights[0].device.type, odd)
 
 
-def _spec(packed: Sequence[float]) -> RegularizerSpec:
-    timesteps, lam, delta, eps = packed
-    return RegularizerSpec(int(timesteps), lam, delta, eps)
-
-
-def _run(weights, spec, with_grads, backend):
+def _run(weights, timesteps, numbers, with_grads, backend):
     weights = [_check.flat(w) for w in weights]
     value = weights[0].new_empty(())
     grads = [torch.empty_like(w) for w in weights] if with_grads else None
-    named(backend).ops["regularizer"](weights, _spec(spec), value, grads, False, 1.0)
+    named(backend).ops["regularizer"](weights, RegularizerSpec(timesteps, *numbers), value, grads, False, 1.0)
     return value, grads or []
 
 
-def _run_fake(weights, spec, with_grads, backend):
+def _run_fake(weights, timesteps, numbers, with_grads, backend):
     return weights[0].new_empty(()), [torch.empty_like(w) for w in weights] if with_grads else []
 
 
+# T by itself, as a SymInt: among the other numbers it would be a constant to compilers, and compiled for each anew.
 define(
-    "regularizer(Tensor[] weights, float[] spec, bool with_grads, str backend) -> (Tensor value, Tensor[] grads)",
+    "regularizer(Tensor[] weights, SymInt timesteps, float[] numbers, bool with_grads, str backend) "
+    "-> (Tensor value, Tensor[] grads)",
     _run,
     _run_fake,
 )
 
 
-def _add_grad(weights, grads, spec, scale, backend):
+def _add_grad(weights, grads, timesteps, numbers, scale, backend):
     for w, g in zip(weights, grads, strict=True):
         if w.stride() != g.stride() or w.dtype != g.dtype or w.device != g.device or not _check.is_flat(w):
             raise RuntimeError(f"regularizer: expected a gradient laid out like its weight, got {_check.describe(g)}")
     value = weights[0].new_empty(())
-    named(backend).ops["regularizer"](list(weights), _spec(spec), value, list(grads), True, scale)
+    spec = RegularizerSpec(timesteps, *numbers)
+    named(backend).ops["regularizer"](list(weights), spec, value, list(grads), True, scale)
     return value
 
 
 define(
-    "regularizer_add_grad_(Tensor[] weights, Tensor(a!)[] grads, float[] spec, float scale, str backend) -> Tensor",
+    "regularizer_add_grad_(Tensor[] weights, Tensor(a!)[] grads, SymInt timesteps, float[] numbers, float scale, "
+    "str backend) -> Tensor",
     _add_grad,
-    lambda weights, grads, spec, scale, backend: weights[0].new_empty(()),
+    lambda weights, grads, timesteps, numbers, scale, backend: weights[0].new_empty(()),
 )
 
 
@@ -150,13 +149,13 @@ class _Regularizer(torch.autograd.Function):
     """The gradients are made in the forward pass and handed over once; a second backward makes them again."""
 
     @staticmethod
-    def forward(spec, backend, *weights):
-        value, grads = torch.ops.trtkern.regularizer(list(weights), spec, True, backend)
+    def forward(timesteps, numbers, backend, *weights):
+        value, grads = torch.ops.trtkern.regularizer(list(weights), timesteps, numbers, True, backend)
         return value, *grads
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, ctx.backend, *weights = inputs
+        ctx.timesteps, ctx.numbers, ctx.backend, *weights = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if torch.compiler.is_compiling():
@@ -170,13 +169,14 @@ class _Regularizer(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
         saved, factor = ctx.saved_tensors, incoming[0]
         if factor is None:
-            return None, None, *[None] * len(saved)
+            return None, None, None, *[None] * len(saved)
         if torch.compiler.is_compiling():
-            return None, None, *[g * factor for g in saved]
+            return None, None, None, *[g * factor for g in saved]
         grads, ctx.grads = ctx.grads, None
         if grads is None:
-            grads = torch.ops.trtkern.regularizer([w.detach() for w in saved], ctx.spec, True, ctx.backend)[1]
-        return None, None, *_Scale.apply(factor, *grads, *saved)
+            detached = [w.detach() for w in saved]
+            grads = torch.ops.trtkern.regularizer(detached, ctx.timesteps, ctx.numbers, True, ctx.backend)[1]
+        return None, None, None, *_Scale.apply(factor, *grads, *saved)
 
 
 class _Scale(torch.autograd.Function):

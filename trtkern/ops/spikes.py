@@ -30,6 +30,19 @@ class Spikes(NamedTuple):
         return self.spikes.shape[1:] != self.words.shape[1:]
 
 
+def dense(x: Tensor | Spikes) -> Tensor:
+    """The dense tensor of ``Spikes``; a tensor as it is."""
+    return x.spikes if isinstance(x, Spikes) else x
+
+
+def packing(packed: bool) -> bool:
+    """Whether a layer that is ``packed`` makes words: not in a recorded program, which has no backward pass for them.
+
+    Their number of planes would also be a constant of the program, and T held to it.
+    """
+    return packed and not _check.recording()
+
+
 _listeners: list[Callable[[Tensor, Tensor], None]] = []
 
 
