@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trtkern.names import NEURONS, unknown
 from trtkern.nn import (
@@ -22,7 +22,9 @@ from trtkern.nn import (
     neurons,
 )
 from trtkern.nn.neurons import Spiking
-from trtkern.ops.spikes import pack
+from trtkern.ops.spikes import dense, pack, packing
+
+fx.wrap("dense")
 
 
 class NarrowProjection(SpikeConv2d):
@@ -34,7 +36,7 @@ class NarrowProjection(SpikeConv2d):
 
     def forward(self, x: Tensor | Spikes) -> Tensor:
         """As ``SpikeConv2d.forward``."""
-        return super().forward(x.spikes if isinstance(x, Spikes) else x)
+        return super().forward(dense(x))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down, right = self.stride
@@ -136,7 +138,19 @@ class Pool(OverTime):
     def forward(self, x: Tensor | Spikes) -> Any:
         """[T, B, C, H', W'] of x [T, B, C, H, W]."""
         pooled = super().forward(x)
-        return Spikes(pooled, pack(pooled)) if self.packed and torch.is_grad_enabled() else pooled
+        return _packed_again(pooled) if self.packed else pooled
+
+
+@fx.wrap
+def _packed_again(maxima: Tensor) -> Tensor | Spikes:
+    """The maxima with their words, where those can be kept for a backward pass."""
+    return Spikes(maxima, pack(maxima)) if packing(torch.is_grad_enabled()) else maxima
+
+
+@fx.wrap
+def _unpooled(x: Tensor | Spikes) -> Tensor | Spikes:
+    """x, without words that are not its own."""
+    return x.spikes if isinstance(x, Spikes) and x.pooled else x
 
 
 class ResidualBlock(nn.Module):
@@ -170,9 +184,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
         """Spikes [T, B, C', H', W'] of x [T, B, C, H, W]."""
-        residual: Tensor | Spikes = x.spikes if isinstance(x, Spikes) and x.pooled else x
-        if self.shortcut is not None:
-            residual = self.shortcut(x)
+        residual = _unpooled(x) if self.shortcut is None else self.shortcut(x)
         return self.second(self.first(x), residual)
 
 
@@ -209,7 +221,7 @@ class SEWBlock(nn.Module):
         """[T, B, C', H', W'] of x [T, B, C, H, W]."""
         s = self.second(self.first(x))
         i = x if self.shortcut is None else self.shortcut(x)
-        return CONNECT[self.connect](s, i.spikes if isinstance(i, Spikes) else i)
+        return CONNECT[self.connect](s, dense(i))
 
     def extra_repr(self) -> str:
         """How s and i are connected."""

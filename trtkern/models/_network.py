@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trtkern.nn import SpikeLinear, Spikes
 from trtkern.ops import _check
@@ -47,20 +47,24 @@ class SpikingNetwork(nn.Module):
         Raises:
             TypeError, ValueError: no tensor, or one of another rank or number of channels.
         """
-        if not isinstance(x, Tensor) or x.dim() not in (4, 5):
-            kind = ValueError if isinstance(x, Tensor) else TypeError
-            raise kind(
-                f"{type(self).__name__}: expected images [B, C, H, W] or frames [T, B, C, H, W], got "
-                f"{_check.describe(x)}; one image needs image.unsqueeze(0)"
-            )
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last).expand(self.timesteps, *x.shape)
-        else:
-            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
-        spikes: Tensor | Spikes = self.layers(x)
+        spikes: Tensor | Spikes = self.layers(_frames(x, self.timesteps, type(self).__name__))
         return self.classifier(spikes)
 
     def extra_repr(self) -> str:
         """T, and the topology where there is one."""
         shown = "" if self.topology is None else f", topology={self.topology!r}"
         return f"timesteps={self.timesteps}{shown}"
+
+
+@fx.wrap
+def _frames(x: Tensor, timesteps: int, who: str) -> Tensor:
+    """[T, B, C, H, W] in channels_last, of frames or of an image that is shown at every step."""
+    if not isinstance(x, Tensor) or x.dim() not in (4, 5):
+        kind = ValueError if isinstance(x, Tensor) else TypeError
+        raise kind(
+            f"{who}: expected images [B, C, H, W] or frames [T, B, C, H, W], got {_check.describe(x)}; one image needs "
+            "image.unsqueeze(0)"
+        )
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last).expand(timesteps, *x.shape)
+    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])

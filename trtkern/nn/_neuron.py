@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trtkern.backends import explain, named, resolve
 from trtkern.backends.base import Case
+from trtkern.nn._leaf import Leaf
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import _check
 from trtkern.ops._check import Number
@@ -22,7 +23,7 @@ from trtkern.ops.spikes import Spikes
 from trtkern.spec import LIFSpec
 
 
-class Neuron(nn.Module):
+class Neuron(Leaf):
     """What the neurons share: the axes, the backend, the non-finite flag and the call of the op."""
 
     takes_time = True

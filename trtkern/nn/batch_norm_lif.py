@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from trtkern.backends import explain, resolve
 from trtkern.backends.base import Case
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF, Spiking
 from trtkern.ops import _check
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, packing
 
 
-class BatchNormLIF(nn.Module):
+class BatchNormLIF(Leaf):
     """BatchNorm over time, batch and space together, a residual, LIF neurons and a 2x2 average, as one op.
 
     x = weight * (y - mean) / sqrt(var + eps) + bias (+ residual), then the neuron of ``LIF`` over all T steps.
@@ -115,7 +116,7 @@ class BatchNormLIF(nn.Module):
     def neuron(self, *, state: bool = False) -> Neuron:
         """What follows the normalisation in the next call."""
         lif = self.lif
-        want = wanted(True, False, state, self.packed)
+        want = wanted(True, False, state, packing(self.packed))
         held = self.weight if self.running_mean is None else self.running_mean
         flag = lif.nonfinite if held is None else lif.flag_for(held)
         return Neuron(lif.values(), lif.spec, self.pool == 2, want, flag, lif.backend, lif.fire_on_equal)
@@ -137,6 +138,8 @@ class BatchNormLIF(nn.Module):
             residual: added to the normalised y; of its shape, in its dtype or cast to it, or packed ``Spikes``.
             v0: potential before the first step, [B, C, ...] float32; None is zero.
         """
+        if is_proxy(y):
+            return self(y, residual, v0, return_state=return_state)
         if isinstance(y, Tensor):
             warn_of_one_step(type(self).__name__, y)
         out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim)

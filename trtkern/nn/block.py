@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.backends import choose
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import spikes_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.ops import _check
 from trtkern.ops.batch_norm_lif import OP, Source, batch_norm_lif
 from trtkern.ops.spikes import Spikes
 
 
-class ConvBatchNormLIF(nn.Module):
+class ConvBatchNormLIF(Leaf):
     """A convolution over every step, then ``BatchNormLIF``: [T, B, C, H, W] -> spikes.
 
     Args:
@@ -42,7 +44,9 @@ class ConvBatchNormLIF(nn.Module):
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """As ``BatchNormLIF.forward`` of the convolved x [T, B, C, H, W]."""
-        if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if is_proxy(x):
+            return self(x, residual, v0, return_state=return_state)
+        if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling() or _check.recording():
             return self.norm(self.conv(x), residual, v0, return_state=return_state)
         norm = self.norm
         dense = x.spikes if isinstance(x, Spikes) else x

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import _check
@@ -31,7 +32,7 @@ class LossParts(NamedTuple):
     regularizer: Tensor
 
 
-class _TimestepLoss(nn.Module):
+class _TimestepLoss(Leaf):
     """What the losses share: the checks, the call, and a regulariser that is absent unless a loss has one.
 
     Args:
@@ -54,6 +55,8 @@ class _TimestepLoss(nn.Module):
         Raises:
             TypeError, ValueError: another rank, dtype or device, or a label out of range.
         """
+        if is_proxy(logits):
+            return self(logits, target)
         return self.parts(logits, target).total
 
     def parts(self, logits: Tensor, target: Tensor, *, regularize: bool = True) -> LossParts:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trtkern.nn._leaf import is_proxy
 from trtkern.nn._neuron import Neuron, spikes_of, wide
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import _check
 from trtkern.ops._check import Number
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, packing
 from trtkern.spec import LIFSpec
 
 
@@ -71,7 +72,14 @@ class Spiking(Neuron):
             x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
             v0: potential before the first step, x's shape without time, float32; None is zero.
         """
-        want = {"return_state": return_state, "return_v": return_v, "return_h": return_h, "return_packed": self.packed}
+        if is_proxy(x):
+            return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h)
+        want = {
+            "return_state": return_state,
+            "return_v": return_v,
+            "return_h": return_h,
+            "return_packed": packing(self.packed),
+        }
         out = self._run(x, v0, self.values(), fire_on_equal=self.fire_on_equal, **want)
         made = tuple(made for made in (spikes_of(out), out.state, out.v, out.h) if made is not None)
         return made if len(made) > 1 else made[0]
@@ -254,6 +262,8 @@ class LI(Neuron):
         self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
         """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one in float32."""
+        if is_proxy(x):
+            return self(x, v0, return_state=return_state)
         out = self._run(x, v0, self.values(), return_spikes=False, return_state=return_state, return_v=True)
         made = tuple(tensor for tensor in (out.v, out.state) if tensor is not None)
         return made if len(made) > 1 else made[0]

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import _check
+from trtkern.ops._library import differentiated
 from trtkern.ops.spikes import Spikes, unpack
 
 
-class SpikeConv2d(nn.Conv2d):
+class SpikeConv2d(Leaf, nn.Conv2d):
     """``torch.nn.Conv2d`` over every timestep; of ``Spikes`` it keeps the words, not the dense spikes.
 
     Constructor, parameters, state dict and results are those of ``torch.nn.Conv2d``, bit for bit: for the gradient of
@@ -33,6 +35,8 @@ class SpikeConv2d(nn.Conv2d):
             x: [T, B, C, H, W], a tensor or ``Spikes``; expanded along time it is convolved once. A tensor [N, C, H, W]
                 or [C, H, W] is convolved as torch does.
         """
+        if is_proxy(x):
+            return self(x)
         name = type(self).__name__
         if isinstance(x, Spikes):
             _expect_spikes(name, x)
@@ -66,7 +70,7 @@ class SpikeConv2d(nn.Conv2d):
         return _Convolution(self.stride, padding, self.dilation, self.groups, last)  # type: ignore[arg-type]
 
 
-class SpikeLinear(nn.Linear):
+class SpikeLinear(Leaf, nn.Linear):
     """``torch.nn.Linear``; of ``Spikes`` it keeps the words, not the dense spikes.
 
     Constructor, parameters, state dict and results are those of ``torch.nn.Linear``, bit for bit. Where ``in_features``
@@ -86,6 +90,8 @@ class SpikeLinear(nn.Linear):
             x: [T, B, ...] with ``in_features`` numbers behind the batch axis, a tensor or ``Spikes``; or
                 [..., in_features]. Expanded along time it is multiplied once.
         """
+        if is_proxy(x):
+            return self(x)
         name = type(self).__name__
         if isinstance(x, Spikes):
             _expect_spikes(name, x)
@@ -136,8 +142,7 @@ def _expect_spikes(name: str, x: Spikes) -> None:
 
 def _differentiable(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
     """Whether anything has to be kept."""
-    tensors = (spikes, layer.weight, layer.bias)
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return differentiated(spikes, layer.weight, layer.bias)
 
 
 def _apply(layer: nn.Conv2d | nn.Linear, folded: Tensor, x: Spikes, function: _Convolution | _Product) -> Tensor:

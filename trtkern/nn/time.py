@@ -6,16 +6,20 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from trtkern.nn._leaf import is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops import _check
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, dense
+
+# What torch.fx traces is decided by the values that come later: it records these functions, not what they do.
+fx.wrap("dense")
 
 
 def takes_time(layer: nn.Module) -> bool:
@@ -72,8 +76,9 @@ class TimeSequential(nn.Sequential):
         Raises:
             TypeError, ValueError: x or what a layer made of it is no tensor, has too few axes, another T or batch.
         """
-        if not isinstance(x, (Tensor, Spikes)):
-            raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {_check.describe(x)}")
+        if is_proxy(x):
+            return self._recorded(x, sequence)
+        _expect_input(x)
         steps, begun = self.timesteps, sequence or self.timesteps is not None
         if steps is not None and (sequence or isinstance(x, Spikes)):
             _same_time(x, steps)
@@ -82,17 +87,37 @@ class TimeSequential(nn.Sequential):
             if isinstance(layer, nn.Identity):
                 x = layer(x)
                 continue
-            if isinstance(x, Spikes) and not _takes_spikes(layer):
-                x = x.spikes
+            if not _takes_spikes(layer):
+                x = dense(x)
             if takes_time(layer):
                 if steps is not None:
                     x, steps = x.expand(steps, *x.shape), None
-                _time_first(name, layer, x)
+                if time_dim := _time_dim(layer):
+                    x = _time_first(x, time_dim, f"layer {name!r} ({_kind(layer)})")
                 x = layer(x, sequence=True) if begun and _wants_one_step(layer) else layer(x)
             else:
                 x, steps = _stateless(f"TimeSequential: layer {name!r}", layer, x, steps)
             begun = True
         return x if steps is None else x.expand(steps, *x.shape)
+
+    def _recorded(self, x: Any, sequence: Any) -> Any:
+        """``forward`` for torch.fx: a static input is found out at every layer, as it is by ``OverTime``."""
+        begun = sequence if self.timesteps is None else True
+        x = _shown(x, self.timesteps, sequence)
+        for name, layer in self._modules.items():
+            if isinstance(layer, nn.Identity):
+                x = layer(x)
+                continue
+            if not _takes_spikes(layer):
+                x = dense(x)
+            if not takes_time(layer):
+                x = _proxied(f"TimeSequential: layer {name!r}", layer, x)
+            else:
+                if time_dim := _time_dim(layer):
+                    x = _time_first(x, time_dim, f"layer {name!r} ({_kind(layer)})")
+                x = layer(x, sequence=begun) if _wants_one_step(layer) else layer(x)
+            begun = True
+        return x
 
     def __getitem__(self, index: slice | int) -> Any:
         """A layer, or with a slice a ``TimeSequential`` of the same layers under the same names."""
@@ -146,7 +171,9 @@ class OverTime(nn.Module):
 
 def over_time(layer: nn.Module, x: Tensor | Spikes) -> Tensor:
     """What ``OverTime(layer)`` makes of x [T, B, ...]."""
-    y, steps = _stateless("OverTime: layer", layer, x.spikes if isinstance(x, Spikes) else x, None)
+    if is_proxy(x):
+        return _proxied("OverTime: layer", layer, dense(x))
+    y, steps = _stateless("OverTime: layer", layer, dense(x), None)
     return y if steps is None else y.expand(steps, *y.shape)
 
 
@@ -160,16 +187,7 @@ def _takes_spikes(layer: nn.Module) -> bool:
 
 def _stateless(who: str, layer: Any, x: Tensor, steps: int | None) -> tuple[Tensor, int | None]:
     """y of a layer without time, and its steps: of x [T, B, ...] with None, or of x [B, ...] shown ``steps`` times."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{who} ({_kind(layer)}) expected a tensor, got {_check.describe(x)}")
-    if steps is None and x.dim() > 0 and x.shape[0] > 1 and x.stride(0) == 0:
-        x, steps = x[0], x.shape[0]
-    if x.dim() < _rank(layer) - (steps is not None):
-        wanted = "[T, B, ...]" if steps is None else "[B, ...]"
-        raise ValueError(
-            f"{who} ({_kind(layer)}) expected {wanted} with {_rank(layer) - (steps is not None)} axes or more, got "
-            f"{_check.describe(x)}; a single step needs timesteps=T or x.unsqueeze(0)"
-        )
+    x, steps = _one_step(f"{who} ({_kind(layer)})", x, steps, _rank(layer))
     if steps is None:
         return _folded(who, layer, x), None
     if _plain(layer):
@@ -179,29 +197,104 @@ def _stateless(who: str, layer: Any, x: Tensor, steps: int | None) -> tuple[Tens
     if not any(_tracks(module) for module in layer.modules()):
         return _called(who, layer, x), steps
     if not _counted(layer) or x.dim() < 2 or x.numel() <= x.shape[1]:
-        # cat keeps channels_last, which expand() followed by a copy would not.
-        return _folded(who, layer, torch.cat([x] * steps).unflatten(0, (steps, -1))), None
+        return _folded(who, layer, _repeated(x, steps).unflatten(0, (steps, -1))), None
     before = layer.running_var.clone()
     y = _called(who, layer, x)
     _recount(layer, before, x.numel() // x.shape[1], steps)
     return y, steps
 
 
+def _one_step(who: str, x: Tensor, steps: int | None, rank: int) -> tuple[Tensor, int | None]:
+    """x [B, ...] and its steps if it is static; x [T, B, ...] and None if not; with enough axes for the layer."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} expected a tensor, got {_check.describe(x)}")
+    if steps is None and x.dim() > 0 and x.shape[0] > 1 and x.stride(0) == 0 and not _check.recording():
+        x, steps = x[0], x.shape[0]
+    least = rank - (steps is not None)
+    if x.dim() < least:
+        wanted = "[T, B, ...]" if steps is None else "[B, ...]"
+        raise ValueError(
+            f"{who} expected {wanted} with {least} axes or more, got {_check.describe(x)}; a single step needs "
+            "timesteps=T or x.unsqueeze(0)"
+        )
+    return x, steps
+
+
 def _folded(who: str, layer: nn.Module, x: Tensor) -> Tensor:
-    return _called(who, layer, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return _called(who, layer, _rows(x)).unflatten(0, x.shape[:2])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x [T, B, ...] as [T * B, ...], a view where there is one."""
+    if torch.compiler.is_exporting():
+        # Of flatten() it takes a stride to be min(n, n * B), and would hold B to that when the axes are parted again.
+        return x.reshape(-1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    return x.flatten(0, 1)
+
+
+def _repeated(x: Tensor, steps: int) -> Tensor:
+    """[T * B, ...] of one step [B, ...]; in channels_last too, which expand() followed by a copy would lose."""
+    return torch.cat([x] * steps)
 
 
 def _called(who: str, layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), which has to be a tensor with as many rows as x."""
     y = layer(x)
+    _expect_rows(f"{who} ({_kind(layer)})", x, y)
+    return y
+
+
+def _expect_rows(who: str, x: Tensor, y: Tensor) -> None:
     if not isinstance(y, Tensor):
-        raise TypeError(f"{who} ({_kind(layer)}) expected to return a tensor, got {_check.describe(y)}")
+        raise TypeError(f"{who} expected to return a tensor, got {_check.describe(y)}")
     if y.dim() < 1 or y.shape[0] != x.shape[0]:
         raise ValueError(
-            f"{who} ({_kind(layer)}) expected to keep the {x.shape[0]} rows (T * B, or B of a static input) of "
-            f"{_check.describe(x)}, got {_check.describe(y)}; a layer that mixes them needs takes_time = True"
+            f"{who} expected to keep the {x.shape[0]} rows (T * B, or B of a static input) of {_check.describe(x)}, "
+            f"got {_check.describe(y)}; a layer that mixes them needs takes_time = True"
         )
-    return y
+
+
+def _proxied(who: str, layer: nn.Module, x: Any) -> Any:
+    """``over_time`` for torch.fx: the layer is a node of its own, on rows, between two that part and join the axes."""
+    who = f"{who} ({_kind(layer)})"
+    # Whether it will be in training is not known; the statistics of all steps are those that a static input needs.
+    every = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in layer.modules())
+    rows = join_time(x, who, _rank(layer), every)
+    return part_time(layer(rows), rows, x, who)
+
+
+@fx.wrap
+def join_time(x: Tensor, who: str, rank: int, every: bool) -> Tensor:
+    """[T * B, ...] of x [T, B, ...]; of a static x one step, [B, ...], unless ``every`` one is to be counted."""
+    x, steps = _one_step(who, x, None, rank)
+    if steps is None:
+        return _rows(x)
+    return _repeated(x, steps) if every else x
+
+
+@fx.wrap
+def part_time(y: Tensor, rows: Tensor, x: Tensor, who: str) -> Tensor:
+    """[T, B, ...] of what a layer made of ``join_time(x)``."""
+    _expect_rows(who, rows, y)
+    steps, batch = x.shape[:2]
+    return y.expand(steps, *y.shape) if y.shape[0] != steps * batch else y.unflatten(0, (steps, batch))
+
+
+def _expect_input(x: object) -> None:
+    if not isinstance(x, (Tensor, Spikes)):
+        raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {_check.describe(x)}")
+
+
+@fx.wrap
+def _shown(x: Tensor | Spikes, timesteps: int | None, sequence: bool) -> Tensor | Spikes:
+    """x as a sequence, with ``timesteps`` as ``TimeSequential.forward`` takes it."""
+    _expect_input(x)
+    if timesteps is None:
+        return x
+    if sequence or isinstance(x, Spikes):
+        _same_time(x, timesteps)
+        return x
+    return x.expand(timesteps, *x.shape)
 
 
 def _recount(norm: Any, before: Tensor, count: int, steps: int) -> None:
@@ -250,20 +343,27 @@ def _rank(layer: nn.Module) -> int:
 
 
 def _same_time(x: Tensor | Spikes, steps: int) -> None:
-    dense = x.spikes if isinstance(x, Spikes) else x
-    if dense.dim() < 1 or dense.shape[0] != steps:
+    spikes = dense(x)
+    if spikes.dim() < 1 or spikes.shape[0] != steps:
         raise ValueError(
-            f"TimeSequential: expected a sequence of timesteps={steps} steps, got {_check.describe(dense)}; set "
+            f"TimeSequential: expected a sequence of timesteps={steps} steps, got {_check.describe(spikes)}; set "
             "timesteps to its T, or to None where only sequences come"
         )
 
 
-def _time_first(name: str, layer: nn.Module, x: Any) -> None:
-    if isinstance(layer, Neuron) and layer.time_dim != 0 and (x.dim() == 0 or layer.time_dim % x.dim() != 0):
+def _time_dim(layer: nn.Module) -> int:
+    """Where it has time."""
+    return layer.time_dim if isinstance(layer, Neuron) else 0
+
+
+@fx.wrap
+def _time_first(x: Tensor, time_dim: int, who: str) -> Tensor:
+    """x, whose first axis is ``time_dim``."""
+    if x.dim() == 0 or time_dim % x.dim() != 0:
         raise ValueError(
-            f"TimeSequential: layer {name!r} ({_kind(layer)}) expected to have time on axis 0, got time_dim="
-            f"{layer.time_dim}; time comes first here"
+            f"TimeSequential: {who} expected to have time on axis 0, got time_dim={time_dim}; time comes first here"
         )
+    return x
 
 
 def _kind(layer: nn.Module) -> str:

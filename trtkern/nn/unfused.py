@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.neurons import Spiking
 from trtkern.nn.time import OverTime, TimeSequential, over_time
 from trtkern.ops.spikes import Spikes
@@ -33,7 +34,7 @@ class Absorbed(nn.Identity):
         return "neuron" if self.pool[0] is None else type(bare(self.pool[0])).__name__
 
 
-class UnfusedBatchNormLIF(TimeSequential):
+class UnfusedBatchNormLIF(Leaf, TimeSequential):
     """norm, lif and pool one after the other: what ``unfuse`` makes of a ``BatchNormLIF`` that was never a pair.
 
     Args:
@@ -62,6 +63,8 @@ class UnfusedBatchNormLIF(TimeSequential):
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """As ``BatchNormLIF.forward``."""
+        if is_proxy(y):
+            return self(y, residual, v0, return_state=return_state)
         if self.channel_dim == 2:
             x = over_time(self.norm, y)
         else:
