@@ -24,7 +24,8 @@ class ConvBatchNormLIF(Leaf):
         norm: the ``BatchNormLIF`` behind it.
         checkpoint: do not keep the convolution's output y, which is nearly all that is kept otherwise: the backward
             pass convolves once more to make it. Gradients are the same bit for bit where the convolution repeats
-            itself, as it does on a CPU. Without effect in what torch.compile compiles and on the reference.
+            itself, as it does on a CPU. Without effect in what torch.compile compiles, torch.export or torch.jit.trace
+            records, and on the reference.
 
     A static input (expanded along time) is convolved once.
     """
