@@ -29,6 +29,7 @@ PRIMITIVES = {
     "atan": lambda u, a: math.atan(math.pi / 2 * a * u) / math.pi + 0.5,
     "rectangle": lambda u, a: min(1.0, max(0.0, a * u + 0.5)),
     "fast_sigmoid": lambda u, a: u / (1 + a * abs(u)),
+    "exponential": lambda u, a: math.exp(a * u) if u < 0 else 2 - math.exp(-a * u),
     "gaussian": lambda u, a: 0.5 * (1 + math.erf(a * u / math.sqrt(2))),
 }
 

@@ -75,6 +75,11 @@ def gaussian(u, alpha):
     return 0.3989422804014327 * alpha * exp(-0.5 * z * z)
 
 
+def exponential(u, alpha):
+    """alpha * exp(-alpha * abs(u)): sinabs' SingleExponential (Shrestha & Orchard 2018)."""
+    return alpha * exp(-alpha * abs(u))
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """A derivative ``dsigma/du`` and the sharpness that ``alpha=None`` stands for."""
@@ -96,6 +101,7 @@ TABLE: dict[str, Surrogate] = {
         Surrogate("rectangle", rectangle, 1.0),
         Surrogate("fast_sigmoid", fast_sigmoid, 25.0),
         Surrogate("gaussian", gaussian, 1.0),
+        Surrogate("exponential", exponential, 2.0),
     )
 }
 BUILTIN: tuple[str, ...] = tuple(TABLE)
