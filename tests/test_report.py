@@ -1,6 +1,7 @@
 """The report is one HTML file that says what the rows say; TensorBoard gets each epoch once."""
 
 import math
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from trtkern.profiling.activity import LayerActivity
-from trtkern.training import figures, report
+from trtkern.training import checkpoint, figures, folder, plan, plots, report, run
 from trtkern.training.tensorboard import TensorBoard, scalars
 
 
@@ -127,6 +128,39 @@ def test_everything_is_escaped(tmp_path):
     assert "script" not in page.tags and "\x00" not in text and "猫" in text
     assert sum("alert" in cell for row in page.rows for cell in row) >= 6
     assert "never fires" in text
+
+
+@pytest.mark.parametrize("name", [b"r\xff\xfe", b"[/x] [bold]", "<b>&\u732b".encode(), b"$x_{"])
+def test_a_folder_of_any_name(tmp_path, name):
+    """Names that are no UTF-8, markup, and what matplotlib takes for formulas: everything that a run writes."""
+    text = os.fsdecode(name)
+    place = tmp_path / text
+    wanted = plan.make(data_dir=str(place), data="cifar10")
+    folder.create(wanted, str(place))
+    assert folder.read_plan(place) == wanted
+    checkpoint.save(place, checkpoint.Checkpoint({"w": torch.zeros(2)}, {"settings": {"data_dir": text}}, {}), 1)
+    assert checkpoint.load(place).metadata["settings"]["data_dir"] == text
+    for row in make_rows(2):
+        run.append_metrics(place, {**row, "loader_share": 0.5})
+    assert len(run.read_metrics(place)) == 2
+    plots.learning_curves(make_rows(2), text, place / run.CURVES)
+    assert (place / run.CURVES).read_bytes().startswith(b"\x89PNG")
+    shown = written(place / run.REPORT, title=text, settings={"data_dir": str(place)}, command=["train", str(place)])
+    assert figures.printable(str(place)) in " ".join(Page(shown).text) and "b" not in Page(shown).tags
+    folder.discard(place)
+
+
+def test_tensorboard_in_a_folder_of_any_name(tmp_path):
+    pytest.importorskip("tensorboard")
+    place = tmp_path / "[/x] \u732b"
+    place.mkdir(parents=True)
+    board = TensorBoard(place)
+    board.epoch(make_rows(1)[0])
+    board.close()
+    (file,) = (place / "tensorboard").iterdir()
+    assert b"train/loss" in file.read_bytes()
+    with pytest.raises(ValueError, match=r"expected a run folder with a name in UTF-8, got '.*r\\udcff'; name another"):
+        TensorBoard(tmp_path / os.fsdecode(b"r\xff"))
 
 
 def test_one_epoch_and_a_validation_split():

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from trtkern.data.files import in_utf8
-from trtkern.training.folder import write
+from trtkern.training.folder import naming, parse, write
 
 FORMAT = 2
 KEPT = 3
@@ -27,6 +27,10 @@ KEPT = 3
 
 _NAME = re.compile(r"[a-z]+-(\d+)\.safetensors")
 _MODEL, _STATE = "model.", "state."
+
+
+class DamagedError(ValueError):
+    """A file that is no whole checkpoint; the message names it."""
 
 
 class Checkpoint(NamedTuple):
@@ -55,12 +59,18 @@ def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoin
     path = folder / f"{kind}-{step:08d}.safetensors"
     write(path, content)
     for old in found(folder, kind)[kept:]:
-        old.unlink(missing_ok=True)
+        with naming(old, "to remove"):
+            old.unlink(missing_ok=True)
     return path
 
 
 def found(folder: Path, kind: str = "checkpoint") -> list[Path]:
     """The checkpoints of a run folder, the newest first."""
+    return [path for path in _called(folder, kind) if path.is_file()]
+
+
+def _called(folder: Path, kind: str = "checkpoint") -> list[Path]:
+    """Whatever has the name of a checkpoint, the newest first."""
     steps = {at: path for path in folder.glob(f"{kind}-*") if (at := step_of(path)) is not None}
     return [steps[step] for step in sorted(steps, reverse=True)]
 
@@ -90,9 +100,9 @@ def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file, or none in the folder.
-        ValueError: the file is damaged, no checkpoint, or of another format.
+        DamagedError: the file is damaged, no checkpoint, or of another format.
     """
-    files = found(path) if path.is_dir() else [path] if path.is_file() else []
+    files = _called(path) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise FileNotFoundError(
             f"checkpoint: expected a run folder with checkpoint-*.safetensors or such a file, got {path}"
@@ -100,7 +110,7 @@ def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
     for file, before in zip(files, [*files[1:], None], strict=True):
         try:
             return _read(file)
-        except ValueError as error:
+        except DamagedError as error:
             if warn is None or before is None:
                 raise
             warn(f"{error}; going on from the one before it, {before}")
@@ -109,22 +119,28 @@ def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
 
 def _read(file: Path) -> Checkpoint:
     try:
-        with in_utf8(file) as named, safe_open(named, framework="pt", device="cpu") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            header = opened.metadata() or {}
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise TypeError("a folder" if file.is_dir() else "no file")
+        content = file.read_bytes()  # safe_open takes no name that is not UTF-8
+        tensors = deserialise(content)
+        header = parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text = header["trtkern"]
-        metadata = json.loads(text)
+        metadata = parse(text)
         version = metadata.pop("format")
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise DamagedError(
             f"checkpoint: expected a checkpoint of trtkern, got a damaged or different file {file} "
             f"({type(error).__name__}: {reason})"
         ) from None
     if version != FORMAT:
-        raise ValueError(f"checkpoint: expected format {FORMAT}, got {version} in {file}; use the trtkern that made it")
+        raise DamagedError(
+            f"checkpoint: expected format {FORMAT}, got {version} in {file}; use the trtkern that made it"
+        )
     if _checksum(tensors, text) != header.get("sha256"):
-        raise ValueError(f"checkpoint: expected the checksum that {file} was written with, got another: it is damaged")
+        raise DamagedError(
+            f"checkpoint: expected the checksum that {file} was written with, got another: it is damaged"
+        )
     parts = [
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (_MODEL, _STATE)

@@ -29,6 +29,11 @@ OPTION: dict[str, Any] = {
     "tensorboard": False,
 }  # fmt: skip
 LOSS = ("loss", "lam", "delta", "eta")
+TYPES: dict[str, type] = {
+    **recipes.KEYS, "recipe": str, "loss": str, "loss_options": dict, "seed": int, "tensorboard": bool,
+    **dict.fromkeys(("data_dir", "cache_dir", "class_list", "backend", "device"), str),
+}  # fmt: skip
+PATHS = ("data_dir", "cache_dir", "class_list")
 CHOICES = {
     "data": DATASETS, "dvs_resize": DVS_RESIZE, "select": SELECT, "backend": BACKENDS, "amp": AMP,
 }  # fmt: skip
@@ -65,14 +70,53 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     plan |= {key: given.get(key, said.get(key, default)) for key, default in BOTH.items()}
     plan |= {key: said.get(key, default) for key, default in RECIPE.items()}
     plan |= {key: given.get(key, default) for key, default in OPTION.items()}
+    for key in PATHS:
+        plan[key] = None if plan[key] is None else str(Path(plan[key]).resolve())
+    return checked(plan)
+
+
+def checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a plan, checked as those of the command line are, whatever file they come from.
+
+    What is missing and has a default gets it.
+
+    Raises:
+        ValueError: one is missing, unknown, of another type or out of range; the message says what was expected.
+    """
+    defaults = {**BOTH, **RECIPE, **OPTION}
+    if unknown := sorted(set(values) - set(TYPES)):
+        raise ValueError(f"settings: expected of {', '.join(TYPES)}, got {unknown[0]!r}")
+    plan = {**{key: value for key, value in defaults.items() if value is not ...}, **values}
+    if missing := [key for key in TYPES if key not in plan]:
+        raise ValueError(f"settings: expected a value of {', '.join(missing)}, got none")
+    for key, kind in TYPES.items():
+        if plan[key] is None and defaults.get(key, ...) is None:
+            continue
+        if not recipes.fits(plan[key], kind):
+            raise ValueError(f"{_option(key)}: expected {kind.__name__}, got {plan[key]!r}")
+        if kind is float:
+            plan[key] = _float(plan[key])
     for key, choices in CHOICES.items():
         one_of(key.replace("_", "-"), plan[key], choices)
-    for key in ("lr", "warmup", "label_smoothing", "validation", "clip"):
-        plan[key] = None if plan[key] is None else float(plan[key])
-    for key in ("data_dir", "cache_dir", "class_list"):
-        plan[key] = None if plan[key] is None else str(Path(plan[key]).resolve())
+    if not isinstance(plan["model"].get("name"), str):
+        raise ValueError(f"--set model.name: expected the name of a model, got {plan['model'].get('name')!r}")
+    plan["loss"], plan["loss_options"] = _loss({**plan["loss_options"], "name": plan["loss"]}, {})
+    plan["optimizer"] = _optimizer(plan["optimizer"])
     _check(plan)
     return plan
+
+
+def _option(key: str) -> str:
+    """How a user says that key."""
+    return f"--set {key}" if key in RECIPE or key == "optimizer" else f"--{key.replace('_', '-')}"
+
+
+def _float(value: float) -> float:
+    """As a float; what none can hold is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _check(plan: dict[str, Any]) -> None:
@@ -153,4 +197,4 @@ def _table(where: str, known: dict[str, Any], said: dict[str, Any]) -> dict[str,
 def _number(value: Any) -> bool:
     """A finite number of at least 0."""
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return real and math.isfinite(value) and value >= 0
+    return real and math.isfinite(_float(value)) and value >= 0

@@ -83,10 +83,14 @@ def _check(recipe: dict[str, Any], where: str) -> None:
     for key, value in recipe.items():
         if key not in KEYS:
             raise unknown(where, key, KEYS)
-        wanted = (int, float) if KEYS[key] is float else KEYS[key]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and KEYS[key] is not bool):
+        if not fits(value, KEYS[key]):
             table = f"; a table is set as {key}.name=..." if KEYS[key] is dict else ""
             raise ValueError(f"{where}: expected {key} as {KEYS[key].__name__}, got {value!r}{table}")
+
+
+def fits(value: Any, kind: type) -> bool:
+    """Whether a value is of that type; an integer is a float too, and a bool is no number."""
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _value(text: str) -> Any:

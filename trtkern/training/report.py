@@ -16,6 +16,7 @@ from torch import Tensor
 from trtkern.profiling.activity import LayerActivity, problems
 from trtkern.training import figures
 from trtkern.training.folder import write as write_whole
+from trtkern.training.settings import flat
 
 TOP = 10
 """Confusions that the table lists."""
@@ -242,18 +243,8 @@ def origin(
         parts.append(f"<p>Command:</p><pre>{escaped(shlex.join(map(str, command)))}</pre>")
     if memory:
         parts.append(f"<p>Memory:</p><pre>{escaped(memory)}</pre>")
-    tables = html_table(["", ""], _flat(settings), "Settings", words=2) + html_table(
+    said = [(name, v if isinstance(v, str) else json.dumps(v, default=str)) for name, v in flat(settings).items()]
+    tables = html_table(["", ""], said, "Settings", words=2) + html_table(
         ["", ""], versions.items(), "Versions", words=2
     )
     return "".join([*parts, f'<div class="row">{tables}</div></section>'])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    rows: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)))
-    return rows

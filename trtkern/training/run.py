@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 
 from trtkern import __version__
 from trtkern.profiling import MemoryReport
-from trtkern.training.folder import named, read_plan, write
+from trtkern.training import plan as plans
+from trtkern.training.folder import CONFIG, PLAN, naming, parse, read_json, read_plan, write
 from trtkern.training.settings import Settings, settle
+from trtkern.training.tally import Tally
 
-METRICS, CONFIG, CURVES, RESULT = "metrics.jsonl", "config.json", "curves.png", "result.json"
+METRICS, CURVES, RESULT = "metrics.jsonl", "curves.png", "result.json"
 REPORT = "report.html"
 
 
@@ -36,8 +39,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_config(folder: Path, settings: Settings, layers: dict[str, str], kept: MemoryReport | None = None) -> None:
-    """config.json: the resolved settings, versions, command line, the backend of each LIF layer, memory of a step."""
+def write_config(
+    folder: Path,
+    settings: Settings,
+    layers: dict[str, str],
+    kept: MemoryReport | None = None,
+    resumed: Sequence[dict[str, Any]] = (),
+) -> None:
+    """config.json: the resolved settings, versions, command line, the backend of each LIF layer, memory of a step, and
+    how the run was resumed."""
     memory = (
         None
         if kept is None
@@ -56,30 +66,68 @@ def write_config(folder: Path, settings: Settings, layers: dict[str, str], kept:
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
         "command": command(folder),
+        "resumed": list(resumed),
     }
     write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def command(folder: Path) -> list[str]:
     """The command that began the run in ``folder``: that of config.json, or this one."""
+    return _noted(folder, "command", str) or ["trtkern", *sys.argv[1:]]
+
+
+def resumed(folder: Path) -> list[dict[str, Any]]:
+    """How the run was resumed so far, as config.json has it."""
+    return _noted(folder, "resumed", dict)
+
+
+def _noted(folder: Path, name: str, kind: type) -> list[Any]:
+    """That list of config.json; empty where there is none."""
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, KeyError):
-        return ["trtkern", *sys.argv[1:]]
+        found = read_json(folder / CONFIG).get(name)
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(part, kind) for part in found) else []
 
 
 def write_result(folder: Path, settings: Settings, epoch: int, splits: dict[str, dict[str, float]]) -> None:
-    """result.json: the chosen epoch, by what it was chosen, and what its weights reach."""
-    result = {"epoch": epoch, "select": settings.select, **splits, "versions": versions()}
+    """result.json: the chosen epoch, of how many, by what it was chosen, and what its weights reach."""
+    result = {"epoch": epoch, "epochs": settings.epochs, "select": settings.select, **splits, "versions": versions()}
     write(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """result.json; None before the end of the run, or if it is damaged."""
     try:
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = read_json(folder / RESULT)
     except (FileNotFoundError, ValueError):
         return None
+    return result if _averages(result.get("test")) else None
+
+
+def reopen(folder: Path) -> None:
+    """Remove what only a run at its end has: it goes on."""
+    for path in (folder / RESULT, folder / REPORT):
+        with naming(path, "to remove"):
+            path.unlink(missing_ok=True)
+
+
+def config_of(folder: Path) -> Settings | None:
+    """The settings of config.json; None where there is no such file.
+
+    Raises:
+        ValueError: it holds no settings, or some that no command line may have; the message names the file.
+    """
+    path = folder / CONFIG
+    try:
+        found = read_json(path).get("settings")
+        if not isinstance(found, dict):
+            raise ValueError('"settings" is missing')
+        return Settings.from_json(found)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"--resume: expected the {CONFIG} of a run, got {path} ({error})") from None
 
 
 def settings_of(folder: Path) -> Settings:
@@ -89,30 +137,77 @@ def settings_of(folder: Path) -> Settings:
         ValueError: there is no run, or its files are damaged.
         RuntimeError: a plan that was never begun wants a device that this machine does not have.
     """
-    path = folder / CONFIG
-    if not path.exists():
-        return settle(read_plan(folder))
+    if (found := config_of(folder)) is not None:
+        return found
     try:
-        return Settings.from_json(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume: expected the {CONFIG} of a run, got {path} ({error})") from None
+        plan = plans.checked(read_plan(folder))
+    except ValueError as error:
+        raise ValueError(f"{error} (in {folder / PLAN})") from None
+    return settle(plan)
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, up to a line that was cut off by a crash."""
-    rows: list[dict[str, Any]] = []
+def read_metrics(folder: Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The good rows of metrics.jsonl, by epoch.
+
+    Args:
+        folder: the run folder.
+        say: told about each line that is no row. Half a line at the end is not worth a word: a crash cuts it off.
+    """
     path = folder / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    try:
+        with naming(path, "a file that can be read"):
+            *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+            row = _row(line)
+            if row["epoch"] in rows:
+                raise ValueError(f"epoch {row['epoch']} has a row already")
+        except ValueError as error:
+            if say is not None and number <= len(lines):
+                say(f"line {number} of {path} is no row of a run ({error}); it is left out")
+        else:
+            rows[row["epoch"]] = row
+    return [rows[epoch] for epoch in sorted(rows)]
 
 
-def cut_metrics(folder: Path, epoch: int, last: dict[str, Any] | None) -> None:
+def _row(line: bytes) -> dict[str, Any]:
+    """A row; a ValueError says what is wrong with it."""
+    row = parse(line)
+    for name in ("epoch", "step"):
+        if type(row.get(name)) is not int or row[name] < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {row.get(name)!r}")
+    for name in ("lr", "seconds", "samples_per_s", "loader_share"):
+        if not _finite(row.get(name)):
+            raise ValueError(f"{name}: expected a finite number, got {row.get(name)!r}")
+    measured = [name for name in ("train", "validation", "test") if name in row]
+    for name in ("train", *measured):
+        if not _averages(row.get(name)):
+            raise ValueError(f"{name}: expected finite numbers of {', '.join(_PARTS)}, got {row.get(name)!r}")
+    if len(measured) < 2:
+        raise ValueError("expected validation or test, got neither")
+    return row
+
+
+_PARTS = (*Tally.NAMES, "accuracy")
+
+
+def _averages(found: Any) -> bool:
+    """Whether that is what ``Tally.read`` gives."""
+    return isinstance(found, dict) and all(_finite(found.get(part)) for part in _PARTS)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def cut_metrics(
+    folder: Path, epoch: int, last: dict[str, Any] | None, say: Callable[[str], None] | None = None
+) -> None:
     """Make metrics.jsonl end where a checkpoint does: no row from ``epoch`` on but ``last``, the one that it holds."""
-    rows = [row for row in read_metrics(folder) if row["epoch"] < epoch] + ([] if last is None else [last])
+    rows = [row for row in read_metrics(folder, say) if row["epoch"] < epoch] + ([] if last is None else [last])
     write(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -125,10 +220,7 @@ def differences(before: dict[str, str]) -> str:
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl."""
     path = folder / METRICS
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise named(error, path) from None
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trtkern.training import checkpoint
+from trtkern.training.folder import naming
 
 BEST = "best"
 """``best-<step>.safetensors``: the weights of the best epoch so far, without what resuming needs."""
@@ -30,22 +31,24 @@ def forget(folder: Path, step: int) -> None:
     """Remove the weights that were chosen after ``step``: the run goes on from there, perhaps to other numbers."""
     for path in checkpoint.found(folder, BEST):
         if (checkpoint.step_of(path) or 0) > step:
-            path.unlink()
+            with naming(path, "to remove"):
+                path.unlink(missing_ok=True)
 
 
 def chosen(folder: Path, best: Best | None) -> checkpoint.Checkpoint:
     """The weights of the best epoch; of the newest checkpoint where nothing was to be chosen.
 
     Raises:
-        FileNotFoundError, ValueError: they are not there, or damaged.
+        DamagedError: they are damaged, or there is no such best epoch.
+        FileNotFoundError: there is no checkpoint at all.
     """
+    newest = next(iter(checkpoint.found(folder)), folder)
     if best is None:
-        return checkpoint.load(folder)
+        return checkpoint.load(newest)
     try:
         return checkpoint.load(folder / f"{BEST}-{best.step:08d}.safetensors")
     except (FileNotFoundError, ValueError) as error:
-        newest = checkpoint.found(folder)[0]
-        raise ValueError(
+        raise checkpoint.DamagedError(
             f"checkpoint: expected the chosen weights, those of epoch {best.epoch}; {error}; "
             f"`trtkern evaluate {newest}` measures the newest ones"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,7 +60,14 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``, checked as a command line is.
+
+        Raises:
+            ValueError: a value is missing, unknown, of another type or out of range; the message names it.
+        """
+        values = plans.checked(values)
+        if values["threads"] is None:
+            raise ValueError("--threads: expected an integer of at least 1, got None")
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +83,14 @@ def settle(plan: dict[str, Any]) -> Settings:
         RuntimeError: a device that this machine does not have.
     """
     where = resolve_device(plan["device"])
+    fits_device(plan, where)
+    augment = Pipeline.from_recipe(plan["augment"]).to_recipe()
+    threads = plan["threads"] or torch.get_num_threads()
+    return Settings(**{**plan, "device": where, "augment": augment, "threads": threads})
+
+
+def fits_device(plan: dict[str, Any], where: str) -> None:
+    """Raise a ValueError if that device cannot do what is wished."""
     if plan["cuda_graphs"] and not where.startswith("cuda"):
         raise ValueError(f"--cuda-graphs: expected a GPU, got --device {where}")
     if plan["cuda_graphs"] and plan["optimizer"]["name"] == "sgd":
@@ -82,9 +98,17 @@ def settle(plan: dict[str, Any]) -> Settings:
             "--cuda-graphs: expected the optimiser adam or adamw, which keep their step and their rate on the GPU, "
             "got sgd"
         )
-    augment = Pipeline.from_recipe(plan["augment"]).to_recipe()
-    threads = plan["threads"] or torch.get_num_threads()
-    return Settings(**{**plan, "device": where, "augment": augment, "threads": threads})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def resolve(**options: Any) -> Settings:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trtkern.training.folder import naming
 from trtkern.training.observer import Observer
 
 FOLDER = "tensorboard"
@@ -23,6 +24,7 @@ class TensorBoard(Observer):
 
     Raises:
         ImportError: the package tensorboard is missing.
+        ValueError: the folder's name is not UTF-8, which that package cannot write to.
     """
 
     interval = math.inf
@@ -35,22 +37,35 @@ class TensorBoard(Observer):
                 f"TensorBoard: expected the package tensorboard, got none ({error}); type: pip install "
                 "'trtkern[tensorboard]'"
             ) from None
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"TensorBoard: expected a run folder with a name in UTF-8, got {str(folder)!a}; name another, or leave "
+                f"--tensorboard out"
+            ) from None
         self._make, self._folder = SummaryWriter, folder / FOLDER
         self._writer: Any = None
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Writes the row, to the disk."""
-        if self._writer is None:
-            self._writer = self._make(str(self._folder), purge_step=row["epoch"])
-        for tag, value in scalars(row):
-            self._writer.add_scalar(tag, value, row["epoch"])
-        self._writer.flush()
+        """Writes the row, to the disk.
+
+        Raises:
+            OSError: it cannot be written; the message names the folder.
+        """
+        with naming(self._folder):
+            if self._writer is None:
+                self._writer = self._make(str(self._folder), purge_step=row["epoch"])
+            for tag, value in scalars(row):
+                self._writer.add_scalar(tag, value, row["epoch"])
+            self._writer.flush()
 
     def close(self) -> None:
         """Closes the file."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            with naming(self._folder):
+                writer.close()
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
