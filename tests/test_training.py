@@ -179,6 +179,47 @@ def test_nan_in_one_weight_stops_the_run_and_names_the_layer(few, tmp_path, weig
     assert len((tmp_path / run.METRICS).read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("penalty", [torch.inf, torch.nan])
+def test_a_penalty_that_is_not_finite_is_named(few, tmp_path, monkeypatch, penalty):
+    """As where lam is beyond float32."""
+    trainer = Trainer(resolve(epochs=1, batch_size=64), few)
+    monkeypatch.setattr(trainer.loss, "add_grad_", lambda: torch.tensor(penalty))
+    with pytest.raises(NonFiniteError, match=r"in epoch 1, step 1, first in the weight penalty of the loss \(every"):
+        trainer.run(tmp_path)
+    assert not checkpoint.found(tmp_path) and not (tmp_path / run.METRICS).exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "name"),
+    [("cross_entropy", torch.nan, "the cross entropy"), ("mse", torch.inf, "the squared error")],
+)
+def test_a_batch_before_the_last_that_is_not_finite_is_seen(few, part, value, name):
+    """Its average says so where the last batch alone is looked at: in an evaluation, and between two looks on a GPU."""
+    trainer = Trainer(resolve(), few)
+    averages = {"loss": value, "cross_entropy": 1.0, "mse": 1.0, "regularizer": 0.0, "accuracy": 0.5, part: value}
+    with pytest.raises(
+        NonFiniteError, match=rf"NaN or Inf at noon, first in {name} of the loss \(every LIF layer stayed finite\)"
+    ):
+        trainer.watch.check(torch.tensor(1.0), "at noon", averages)
+    trainer.watch.check(torch.tensor(1.0), "at noon", dict.fromkeys(averages, 1.0))
+
+
+def test_an_evaluation_looks_at_every_batch(few, monkeypatch):
+    trainer = Trainer(resolve(batch_size=32), few)
+    parts, seen = trainer.loss.parts, []
+
+    def spoilt(logits, target):
+        seen.append(len(target))
+        made = parts(logits, target)
+        return made._replace(cross_entropy=made.cross_entropy * torch.nan) if len(seen) == 1 else made
+
+    monkeypatch.setattr(trainer.loss, "parts", spoilt)
+    monkeypatch.setattr("trtkern.training.measure.LARGEST", 32)
+    with pytest.raises(NonFiniteError, match="in an evaluation, first in the cross entropy of the loss"):
+        trainer.evaluate(few.test)
+    assert len(seen) == 2
+
+
 def test_spikes_hide_a_nan_that_the_flag_shows(few):
     """Why the flags are needed: with one NaN pixel the loss is finite."""
     trainer = Trainer(resolve(), few)

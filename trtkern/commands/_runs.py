@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +13,22 @@ from typing import Any
 import torch
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
-from trtkern.data import load
+from trtkern.data import Dataset, difference, fingerprint, load
 from trtkern.data.folder import DataError
-from trtkern.training import checkpoint, observer, plots, progress, report, run, selection
+from trtkern.training import checkpoint, observer, plots, progress, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
 from trtkern.training.loop import Result, Trainer
 from trtkern.training.pages import keep_pages
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings, resolve_device, settle
-from trtkern.training.watch import NonFiniteError
 
-FAILURES = (NonFiniteError, OSError, DataError)
-"""What may befall a run, and says all that a user needs."""
+FAILURES = (RuntimeError, OSError, MemoryError, DataError, checkpoint.DamagedError)
+"""What may befall a run: numbers that are not finite, a dead worker, a full disk, a device out of memory, bad files."""
 
 
-def prepare(settings: Settings, download: bool = False) -> Trainer:
-    """A trainer of these settings, with this process set to them."""
+def gather(settings: Settings, download: bool = False) -> tuple[Dataset, dict[str, Any]]:
+    """The data set of these settings and its fingerprint, with this process set to them."""
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
     keep_pages()
@@ -36,7 +38,12 @@ def prepare(settings: Settings, download: bool = False) -> Trainer:
         cache=settings.cache_dir, class_list=settings.class_list, size=crops[0] if crops else 224,
         progress=progress.Making(console()),
     )  # fmt: skip
-    return Trainer(settings, data)
+    return data, fingerprint(data)
+
+
+def prepare(settings: Settings, download: bool = False) -> Trainer:
+    """A trainer of these settings, with this process set to them."""
+    return Trainer(settings, *gather(settings, download))
 
 
 def begin(plan: dict[str, Any], folder: Path, download: bool) -> int:
@@ -76,17 +83,18 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
         place = folder / f"seed{one['seed']}"
         with user_errors():
             settings = settle(one)
-            trainer = prepare(settings, download)
             if not (place / folders.PLAN).exists():
+                trainer, left = prepare(settings, download), True
                 folders.create(one, str(place))
-                left = True
-            elif run.settings_of(place) == settings:
-                folders.hold(place)
-                left = take_over(trainer, place)
             else:
-                raise ValueError(
-                    f"--seeds: expected a run of these settings in {place}, got others; name another --run-dir"
-                )
+                folders.hold(place)
+                different = resuming.differences(run.settings_of(place), settings)
+                if other := {name: pair for name, pair in different.items() if name not in resuming.FREE}:
+                    raise ValueError(
+                        f"--seeds: expected a run of these settings in {place}, got others: {resuming.words(other)}; "
+                        f"name another --run-dir"
+                    )
+                trainer, left = go_on(place, {name: getattr(settings, name) for name in different}, download=download)
         if left:
             run_one(trainer, place)
         with quits(FAILURE, *FAILURES):
@@ -102,48 +110,87 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
     return 0
 
 
-def resume(folder: Path) -> int:
-    """Go on from the newest good checkpoint; without one, from the start."""
+def resume(folder: Path, given: dict[str, Any], other_data: bool = False) -> int:
+    """Go on from the newest good checkpoint; without one, from the start.
+
+    Args:
+        folder: the run folder.
+        given: what the user wants otherwise, of ``resuming.FREE``; None is nothing.
+        other_data: go on also where the files are not those of the training.
+    """
     with user_errors():
         folders.hold(folder)
-        settings = run.settings_of(folder)
-        resolve_device(settings.device)
-    if settings.tensorboard:
-        need("tensorboard", "tensorboard")
-    with user_errors():
-        trainer = prepare(settings)
-        if not take_over(trainer, folder):
+        trainer, left = go_on(folder, given, other_data)
+        if not left:
             raise ValueError(
-                f"--resume: expected a run that is not at its end, got all {settings.epochs} epochs in {folder}"
+                f"--resume: expected a run that is not at its end, got all {trainer.settings.epochs} epochs in "
+                f"{folder}; --epochs with more goes on"
             )
     return run_one(trainer, folder)
 
 
-def take_over(trainer: Trainer, folder: Path) -> bool:
-    """Bring the trainer to where the run in ``folder`` is; whether there is something left to do.
+def go_on(
+    folder: Path, given: dict[str, Any], other_data: bool = False, download: bool = False
+) -> tuple[Trainer, bool]:
+    """A trainer where the run in ``folder`` is; whether there is something left to do.
 
     Where nothing is left the model has the chosen weights.
     """
-    out = console()
-
-    def say(line: str) -> None:
-        out.print(f"resume: {line}", highlight=False, soft_wrap=True, markup=False)
-
-    if not checkpoint.found(folder):
+    say = _teller("resume")
+    saved = checkpoint.load(folder, say) if checkpoint.found(folder) else None
+    settings = resuming.settings(folder, saved, given)
+    if settings.tensorboard:
+        need("tensorboard", "tensorboard")
+    before = run.settings_of(folder) if saved is None else resuming.settings_in(saved)
+    data, files = gather(settings, download)
+    other = None if saved is None else _other(saved, data, files, other_data, say)
+    trainer = Trainer(settings, data, files)
+    if saved is None:
         run.cut_metrics(folder, 1, None)
         selection.forget(folder, 0)
         say(f"there is no checkpoint in {folder} yet; starts from the beginning")
-        return True
-    saved = checkpoint.load(folder, say)
-    trainer.resume(saved, folder)
-    if trainer.finished(saved) and run.read_result(folder) is not None and (folder / run.REPORT).exists():
-        trainer.restore(selection.chosen(folder, trainer.best))
+    else:
+        trainer.resume(saved, folder, say)
+        if _ended(trainer, saved, folder):
+            trainer.restore(selection.chosen(folder, trainer.best))
+            return trainer, False
+        say(f"goes on after epoch {saved.metadata['epoch']}, step {saved.metadata['step']} of {trainer.steps}")
+        for line in resuming.notes(before, settings, saved.metadata["versions"], other):
+            say(line)
+    run.reopen(folder)
+    epoch, step = (0, 0) if saved is None else (saved.metadata["epoch"], saved.metadata["step"])
+    changed, command = resuming.differences(before, settings), ["trtkern", *sys.argv[1:]]
+    now = {"epoch": epoch, "step": step, "changed": changed, "other_data": other, "command": command}
+    trainer.history = [*run.resumed(folder), now]
+    return trainer, True
+
+
+def _other(
+    saved: checkpoint.Checkpoint, data: Dataset, files: dict[str, Any], allowed: bool, say: Callable[[str], None]
+) -> str | None:
+    """How the data set differs from that of the training, in words; None if it does not.
+
+    Raises:
+        ValueError: it has other classes, or other files and that is not ``allowed``.
+    """
+    resuming.same_classes(saved, data.classes)
+    found = resuming.other_files(saved, files)
+    if found is None:
+        say("the checkpoint does not say which files it was trained on; they are not compared")
+    elif found and not allowed:
+        raise ValueError(
+            f"--resume: expected the files of the training, got others: {found}; put them back, name their folder with "
+            f"--data-dir, or go on with these by --other-data"
+        )
+    return found or None
+
+
+def _ended(trainer: Trainer, saved: checkpoint.Checkpoint, folder: Path) -> bool:
+    """Whether the run has all its epochs, their result and its report."""
+    if not trainer.finished(saved) or (result := run.read_result(folder)) is None:
         return False
-    epoch, step = saved.metadata["epoch"], saved.metadata["step"]
-    say(f"goes on after epoch {epoch}, step {step} of {trainer.steps}")
-    if different := run.differences(saved.metadata["versions"]):
-        say(f"the same numbers to the last bit are not promised: {different}")
-    return True
+    epochs = trainer.settings.epochs
+    return result.get("epochs", epochs) == epochs and (folder / run.REPORT).exists()
 
 
 def run_one(trainer: Trainer, folder: Path) -> int:
@@ -157,24 +204,29 @@ def run_one(trainer: Trainer, folder: Path) -> int:
         f"{trainer.steps} steps an epoch, run folder {folder}", highlight=False, soft_wrap=True,
     )  # fmt: skip
     title = f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}"
+    with user_errors():
+        told = _observers(trainer, folder)
     try:
         with quits(FAILURE, *FAILURES):
-            result = trainer.run(folder, _observers(trainer, folder))
+            result = trainer.run(folder, told)
             if result.rows:
                 plots.learning_curves(result.rows, title, folder / run.CURVES)
             if result.final is not None:
                 _report(folder, title, trainer, result)
     except Quit as error:
         saved = checkpoint.found(folder)
-        kept = f"; the last good checkpoint is {saved[0]}" if saved else "; no checkpoint was written"
-        raise Quit(f"{error}{kept}", error.status) from error
+        kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written"
+        does = "goes on from it" if saved else "begins anew"
+        again = f"`trtkern train --resume {shlex.quote(str(folder))}` {does}"
+        raise Quit(f"{error}; {kept}: {again}", error.status) from error
     if result.rows:
         out.print(progress.summary(trainer, result, folder))
     if result.stopped:
         epoch, step = result.stopped
+        place = shlex.quote(str(folder))
         raise Quit(
             f"stopped in epoch {epoch} after step {step} of {trainer.steps}, as asked; "
-            f"`trtkern train --resume {folder}` goes on, `trtkern evaluate {folder}` tries its weights", INTERRUPTED,
+            f"`trtkern train --resume {place}` goes on, `trtkern evaluate {place}` tries its weights", INTERRUPTED,
         )  # fmt: skip
     return 0
 
@@ -201,9 +253,32 @@ def _observers(trainer: Trainer, folder: Path) -> observer.Observer:
 
 def weights(path: Path) -> checkpoint.Checkpoint:
     """The weights that a run chose, or chose so far; or those of a file."""
-    newest = checkpoint.load(path)
+    newest = checkpoint.load(path, _teller("evaluate"))
     best = newest.metadata.get("best") if path.is_dir() else None
     return newest if best is None else selection.chosen(path, Best(*best))
+
+
+def to_evaluate(saved: checkpoint.Checkpoint, settings: Settings) -> Trainer:
+    """A trainer with the weights of a checkpoint; it says where the test images are others than in training."""
+    data, files = gather(settings)
+    resuming.same_classes(saved, data.classes)
+    before = saved.metadata.get("data")
+    if before is not None and before["test"] != files["test"]:
+        only = difference(before, {**before, "test": files["test"]})
+        _teller("evaluate")(f"other test images than those of the training: {only}")
+    trainer = Trainer(settings, data, files)
+    trainer.restore(saved)
+    return trainer
+
+
+def _teller(command: str) -> Callable[[str], None]:
+    """Says a line on the console."""
+    out = console()
+
+    def say(line: str) -> None:
+        out.print(f"{command}: {line}", highlight=False, soft_wrap=True, markup=False)
+
+    return say
 
 
 def with_options(

@@ -47,13 +47,11 @@ def evaluate(
         if backend is not None:
             names.one_of("backend", backend, names.BACKENDS)
         from trtkern.commands import _runs
-        from trtkern.training import progress
-        from trtkern.training.settings import Settings
+        from trtkern.training import progress, resuming
 
         saved = _runs.weights(Path(run))
-        settings = Settings.from_json(saved.metadata["settings"])
-        trainer = _runs.prepare(_runs.with_options(settings, data_dir, backend, device, threads))
-        trainer.restore(saved)
+        settings = resuming.settings_in(saved)
+        trainer = _runs.to_evaluate(saved, _runs.with_options(settings, data_dir, backend, device, threads))
     begin = time.perf_counter()
     with quits(FAILURE, *_runs.FAILURES):
         values = trainer.evaluate(trainer.data.test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from trtkern.commands._common import need, user_errors
 from trtkern.training import folder as folders
 from trtkern.training import plan as plans
 from trtkern.training import recipes, signals
+
+_BESIDE = ("--data-dir", "--other-data", "--workers", "--device", "--threads", "--epochs")
+"""What --resume takes: ``resuming.FREE``, and leave to go on with other files."""
 
 
 def _loss_defaults(name: str) -> str:
@@ -194,8 +198,17 @@ def train(
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with the run in that folder, with its settings and no other option."),
+        typer.Option(
+            metavar="RUN",
+            help=f"Go on with the run in that folder, with its settings; beside it may stand {', '.join(_BESIDE)}.",
+        ),
     ] = None,
+    other_data: Annotated[
+        bool,
+        typer.Option(
+            "--other-data", help="With --resume: go on although the data set's files are not those of the training."
+        ),
+    ] = False,
 ) -> int:
     """Train a spiking network on images or events.
 
@@ -208,13 +221,19 @@ def train(
         need("tensorboard", "tensorboard")
     if resume is not None:
         with user_errors():
-            _alone(context, "resume")
-            folders.read_plan(Path(resume))
+            _beside_resume(context)
+            folders.begun(Path(resume))
         with signals.waiting():
             from trtkern.commands import _runs
 
-        return _runs.resume(Path(resume))
+        given = {
+            "data_dir": data_dir, "workers": workers, "device": device if _given(context, "device") else None,
+            "threads": threads, "epochs": epochs,
+        }  # fmt: skip
+        return _runs.resume(Path(resume), given, other_data)
     with user_errors():
+        if other_data:
+            raise ValueError("--other-data: expected it beside --resume, got it without")
         plan = plans.make(
             recipe=recipe, changes=changes or (), data=data, data_dir=data_dir, cache_dir=cache_dir,
             class_list=class_list, dvs_resize=dvs_resize, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
@@ -240,8 +259,12 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _alone(context: typer.Context, option: str) -> None:
-    """Raise if another option was given besides that one."""
-    for name in context.params:
-        if name != option and _given(context, name):
-            raise ValueError(f"--{option}: expected no other option, got it with --{name.replace('_', '-')}")
+def _beside_resume(context: typer.Context) -> None:
+    """Raise if an option was given beside --resume that it does not take."""
+    for option in context.command.params:
+        if option.name != "resume" and _given(context, str(option.name)) and not {*option.opts} & {*_BESIDE}:
+            typed = [name for name in option.opts if any(word.startswith(name) for word in sys.argv)]
+            raise ValueError(
+                f"--resume: expected of {', '.join(_BESIDE)} beside it, got it with {(typed or option.opts)[0]}; a run "
+                f"goes on with its own settings, begin another one for others"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from trtkern.data import Dataset, Split
 from trtkern.data.augment import Pipeline
+from trtkern.nn import LossParts
 from trtkern.profiling import MemoryReport, memory
 from trtkern.profiling.activity import problems
-from trtkern.training import checkpoint, run, selection, snapshot
+from trtkern.training import checkpoint, resuming, run, selection, snapshot
 from trtkern.training.build import build_loss, build_model, build_optimizer, rate_factor
 from trtkern.training.loader import Loader
 from trtkern.training.measure import Final, Measured, Result, measure
@@ -27,6 +29,8 @@ from trtkern.training.watch import StopSignal, Watch
 
 SAVE_EVERY = 600.0
 """Seconds between two checkpoints within an epoch."""
+_NEEDED = ("epoch", "step", "row", "best", "seconds", "versions")
+"""What the metadata of a checkpoint must have to go on from it."""
 
 
 class Trainer:
@@ -36,13 +40,14 @@ class Trainer:
         settings: what to do.
         data: the data set, on any device. With ``settings.select`` "validation" a share of its training images is
             held out first, then ``train_images`` are drawn from the rest.
+        files: what ``trtkern.data.fingerprint`` says of the data set, for the checkpoints; None is not known.
 
     Raises:
         ValueError, RuntimeError: the backend that was asked for cannot run this model here.
     """
 
-    def __init__(self, settings: Settings, data: Dataset) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, data: Dataset, files: dict[str, Any] | None = None) -> None:
+        self.settings, self.files = settings, files
         self.device = torch.device(settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams and graphs are those of the current one
@@ -73,13 +78,20 @@ class Trainer:
         self._changes = torch.Generator().manual_seed(settings.seed)
         self._changes.manual_seed(int(torch.randint(2**62, (), generator=self._changes)))  # not those of the order
         self._first, self._begun, self._when = 1, Begun(), ""
+        self._base = 0  # steps made before the epoch ``_first``
         self._resumed: checkpoint.Checkpoint | None = None
+        self.history: list[dict[str, Any]] = []
+        """How the run was resumed, for config.json."""
         self.best: Best | None = None
         self.kept: MemoryReport | None = None
 
     def rate(self, step: int) -> float:
         """The learning rate of a step of the run, from 0."""
         return self.settings.lr * rate_factor(step, self.steps * self.settings.epochs, self.settings.warmup)
+
+    def _made(self, epoch: int, step: int) -> int:
+        """The steps that the run has made after that one."""
+        return self._base + (epoch - self._first) * self.steps + step
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [T, B, C] in float32 of raw images, computed in the training's precision."""
@@ -93,10 +105,10 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.settings.amp], enabled=self.settings.amp != "none")
 
-    def _look(self, total: Tensor) -> None:
+    def _look(self, parts: LossParts) -> None:
         """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""
-        if not total.is_cuda:
-            self.watch.check(total, self._when)
+        if not parts.total.is_cuda:
+            self.watch.check(parts.total, self._when, parts._asdict())
 
     def _sample(self, count: int) -> Tensor:
         """The first training images, as a batch."""
@@ -124,10 +136,10 @@ class Trainer:
             torch.manual_seed(self.settings.seed)
         else:
             snapshot.restore_random(self._resumed.state)
-        run.write_config(folder, self.settings, self.watch.backends)
+        run.write_config(folder, self.settings, self.watch.backends, resumed=self.history)
         rows = run.read_metrics(folder)
         self.kept = self.memory()
-        run.write_config(folder, self.settings, self.watch.backends, self.kept)
+        run.write_config(folder, self.settings, self.watch.backends, self.kept, self.history)
         stopped, final = None, None
         observer.start(self)
         try:
@@ -173,9 +185,9 @@ class Trainer:
                 now = time.perf_counter()
                 if now - shown >= observer.interval or stop.requested:
                     shown = now
-                    self.watch.check(total, f"by epoch {epoch}, step {step}")
-                    averages = {**self._tally.read(), "samples_per_s": self._tally.images / (now - begin)}
-                    observer.step(epoch, step, averages)
+                    averages = self._tally.read()
+                    self.watch.check(total, f"by epoch {epoch}, step {step}", averages)
+                    observer.step(epoch, step, {**averages, "samples_per_s": self._tally.images / (now - begin)})
                 if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
                     self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
                     saved, kept = now, step
@@ -183,13 +195,14 @@ class Trainer:
                     break
         if step < self.steps:  # stopped, perhaps while a batch was waited for
             if step > kept:
-                self.watch.check(total, f"by epoch {epoch}, step {step}")
+                self.watch.check(total, f"by epoch {epoch}, step {step}", self._tally.read())
                 self._save(folder, epoch, step, None, Begun(step, self._tally.state(), time.perf_counter() - begin))
             return {}, step
-        self.watch.check(total, f"by epoch {epoch}, step {step}")
+        averages = self._tally.read()
+        self.watch.check(total, f"by epoch {epoch}, step {step}", averages)
         now = time.perf_counter()
         row = {
-            "epoch": epoch, "step": before + step, "lr": self.rate(before), "train": self._tally.read(),
+            "epoch": epoch, "step": self._made(epoch, step), "lr": self.rate(before), "train": averages,
             "seconds": now - begin, "samples_per_s": self._tally.images / (now - begin),
             "loader_share": self.loader.waited / (now - resumed),
         }  # fmt: skip
@@ -231,17 +244,18 @@ class Trainer:
         loader = Loader(split, self.device, workers=self.settings.workers)
         tally = Tally(self.settings.device, len(self.data.classes))
         measured = measure(self.logits, self.model, self.loss, loader, self.batch_size, tally, watch)
-        self.watch.check(measured.last, "in an evaluation")
+        self.watch.check(measured.last, "in an evaluation", measured.averages)
         return measured
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take over the weights of a checkpoint.
 
         Raises:
-            ValueError: it belongs to another network or to images of another shape.
+            ValueError: it belongs to another network, to images of another shape or to other classes.
         """
-        if tuple(saved.metadata["shape"]) != self.data.shape:
-            raise ValueError(f"checkpoint: expected one for images {self.data.shape}, got {saved.metadata['shape']}")
+        if (shape := saved.metadata.get("shape")) != list(self.data.shape):
+            raise ValueError(f"checkpoint: expected one for images {self.data.shape}, got {shape}")
+        resuming.same_classes(saved, self.data.classes)
         try:
             self.model.load_state_dict(saved.model)
         except RuntimeError as error:
@@ -249,28 +263,40 @@ class Trainer:
 
     def finished(self, saved: checkpoint.Checkpoint) -> bool:
         """Whether the run was at its end when that checkpoint was written."""
-        return (saved.metadata["epoch"], saved.metadata["step"]) == (self.settings.epochs, self.steps)
+        return saved.metadata["epoch"] == self.settings.epochs and saved.metadata["row"] is not None
 
-    def resume(self, saved: checkpoint.Checkpoint, folder: Path) -> None:
+    def resume(self, saved: checkpoint.Checkpoint, folder: Path, say: Callable[[str], None] | None = None) -> None:
         """Take over a checkpoint of the run in ``folder``: the next ``run`` goes on bitwise, on a CPU with the same
         versions. What the folder holds from after that checkpoint is removed.
 
+        Args:
+            saved: the checkpoint.
+            folder: the run folder.
+            say: told about each line of metrics.jsonl that is no row.
+
         Raises:
-            ValueError: it belongs to another network, or has no more than weights.
+            ValueError: it belongs to another network or other classes, or has no more than weights.
         """
-        epoch, step = saved.metadata["epoch"], saved.metadata["step"]
+        if missing := [name for name in _NEEDED if name not in saved.metadata]:
+            raise ValueError(f"checkpoint: expected the state of a run, got one without {', '.join(missing)}")
+        epoch, step, row = (saved.metadata[name] for name in ("epoch", "step", "row"))
         self.restore(saved)
         snapshot.restore(saved, self.optimizer, self.scaler)
         self._shuffle.set_state(saved.state["shuffle"])
         self._changes.set_state(saved.state["changes"])
         self._resumed = saved
         self.best = None if saved.metadata["best"] is None else Best(*saved.metadata["best"])
-        selection.forget(folder, (epoch - 1) * self.steps + step)
-        run.cut_metrics(folder, epoch, saved.metadata["row"])
-        if step < self.steps:
-            self._first, self._begun = epoch, Begun(step, saved.state["sums"], saved.metadata["seconds"])
-        else:
-            self._first = epoch + 1
+        steps = saved.metadata.get("steps", self.steps)
+        made = saved.metadata.get("made", (epoch - 1) * steps + step)
+        selection.forget(folder, made)
+        run.cut_metrics(folder, epoch, row, say)
+        if row is not None:
+            self._first, self._base = epoch + 1, made
+        elif steps == self.steps:
+            self._first, self._base = epoch, made - step
+            self._begun = Begun(step, saved.state["sums"], saved.metadata["seconds"])
+        else:  # other images: the epoch begins anew
+            self._first, self._base = epoch, made
 
     def _metadata(self, epoch: int, step: int, row: dict[str, Any] | None) -> dict[str, Any]:
         """What rebuilds the network, and where the run is."""
@@ -278,8 +304,11 @@ class Trainer:
             "settings": self.settings.to_json(),
             "shape": list(self.data.shape),
             "classes": list(self.data.classes),
+            "data": self.files,
             "epoch": epoch,
             "step": step,
+            "steps": self.steps,
+            "made": self._made(epoch, step),
             "row": row,
             "versions": run.versions(),
         }
@@ -301,4 +330,4 @@ class Trainer:
             "loop": loop,
         }
         made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
-        checkpoint.save(folder, made, (epoch - 1) * self.steps + step)
+        checkpoint.save(folder, made, self._made(epoch, step))

@@ -29,7 +29,7 @@ class Step:
         optimizer: of the weights; fused, so that it takes the scale and the overflow on the device.
         scaler: of the gradients; one that is not enabled does nothing.
         clip: the largest norm of all gradients together, penalty included; None leaves them.
-        check: looks at the total loss before the update, and raises if it is not finite.
+        check: looks at the loss before the update, and raises if it is not finite.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Step:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         clip: float | None,
-        check: Callable[[Tensor], None],
+        check: Callable[[LossParts], None],
     ) -> None:
         self._forward, self.loss, self.optimizer = forward, loss, optimizer
         self.scaler, self._clip, self._check = scaler, clip, check
@@ -55,10 +55,11 @@ class Step:
         total = parts.total.detach() + penalty
         if self._clip is not None:
             clip_grad_norm_(self._weights(), self._clip)
-        self._check(total)
+        whole = LossParts(total, parts.cross_entropy, parts.mse, penalty)
+        self._check(whole)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        tally.add(LossParts(total, parts.cross_entropy, parts.mse, penalty), logits, target)
+        tally.add(whole, logits, target)
         return total
 
     def _weights(self) -> list[Tensor]:

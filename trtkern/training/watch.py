@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PARTS = {
+    "cross_entropy": "the cross entropy of ", "mse": "the squared error of ", "regularizer": "the weight penalty of ",
+}  # fmt: skip
+"""The parts of a loss in the order in which they are computed."""
 
 
 class NonFiniteError(RuntimeError):
@@ -64,19 +70,29 @@ class Watch:
         for flag in self.flags.values():
             flag.zero_()
 
-    def check(self, loss: Tensor, when: str) -> None:
-        """Raise if a flag is up or the loss is not finite. On a GPU this waits for it.
+    def check(self, loss: Tensor, when: str, parts: Mapping[str, Tensor | float] | None = None) -> None:
+        """Raise if a flag is up, or if the loss or a float among its parts is not finite. On a GPU this waits for it.
+
+        Args:
+            loss: the total, 0-dim.
+            when: for the message.
+            parts: of the loss, by the names of ``LossParts``; they say which of them was the first. Floats are
+                averages, which remember a batch that was not finite.
 
         Raises:
-            NonFiniteError: with ``when`` and the first layer whose flag is up.
+            NonFiniteError: with ``when`` and the first layer whose flag is up, or the first part of the loss.
         """
+        parts = parts or {}
         bad = (~torch.isfinite(loss.detach())).to(torch.int32).reshape(1)
         flags = torch.cat([*self.flags.values(), bad]).tolist()
-        if not any(flags):
+        if not any(flags) and all(math.isfinite(part) for part in parts.values() if isinstance(part, float)):
             return
-        names = [*self.flags, None]
-        first = names[next(index for index, flag in enumerate(flags) if flag)]
-        place = f"the membrane potential of layer {first}" if first else "the loss (every LIF layer stayed finite)"
+        layer = next((name for name, flag in zip(self.flags, flags, strict=False) if flag), None)
+        if layer is not None:
+            place = f"the membrane potential of layer {layer}"
+        else:
+            broken = [of for name, of in PARTS.items() if name in parts and not math.isfinite(float(parts[name]))]
+            place = f"{broken[0] if broken else ''}the loss (every LIF layer stayed finite)"
         raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}, first in {place}")
 
     def check_weights(self, when: str) -> None:
