@@ -74,7 +74,7 @@ float64 runs on the reference. A user's own surrogate runs on reference and trit
 
 VERSIONS = """## Versions of torch, Triton and Python
 
-The package needs Python 3.11 or newer and torch 2.10 or newer. These rows say with which versions the whole suite of
+The package needs Python 3.11 or newer and torch 2.11 or newer. These rows say with which versions the whole suite of
 tests has been run, on a CPU (where Triton's kernels run in its interpreter, and are compiled for GPUs that are not
 there), and what became of it:
 

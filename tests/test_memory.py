@@ -269,7 +269,7 @@ def test_the_account_of_the_allocator_is_completed_by_what_was_there_before(monk
 
     def forward():
         calls.append("forward")
-        return [model(x).grad_fn]
+        return [torch.autograd.graph.get_gradient_edge(model(x))]
 
     report = _on_gpu(Ledger(model, [x]), forward, torch.device("cuda", 0))
     assert calls == ["forward", "allocated", "reset", "forward", "allocated"]

@@ -91,6 +91,15 @@ def test_cuda_without_a_gpu_says_so():
         trtkern.backends.resolve("cuda", trtkern.backends.Case("lif", "cuda", torch.float32, trtkern.LIFSpec()))
 
 
+def test_no_test_is_in_a_hurry():
+    """What waits, waits for PATIENCE; nothing has to be done within seconds, for the machine may be busy."""
+    waits = r"timeout=\d|timedelta\(seconds=\d|\.(join|wait|acquire|get)\(\d+(\.\d*)?\)"
+    hurry = re.compile(waits + r"|(perf_counter|monotonic|time)\(\) - \w+\)?[ /\d]*<")
+    for path in ROOT.glob("tests/*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not hurry.search(line), f"{path.name}:{number}: wait for patience.PATIENCE, count in place of timing"
+
+
 def test_a_call_is_cheap():
     layer, x = trtkern.nn.LIF(), torch.randn(4, 1, 8)
     layer(x)

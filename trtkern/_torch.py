@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch.autograd.graph import GradientEdge
 
-TRIED = ("2.10.0", "2.11.0", "2.13.0", "2.14.1")
-"""Versions of torch (with Triton 3.6.0 and 3.8.0) under which the whole suite has run."""
+TRIED = ("2.11.0", "2.13.0", "2.14.1")
+"""Versions of torch (with Triton 3.6.0 and 3.8.0) that the names were tried on."""
 
 
 class Use(NamedTuple):
