@@ -5,7 +5,7 @@ import torch
 
 from trtkern import lif, nn
 from trtkern.backends import named
-from trtkern.ops._lif import WANT_EDGES, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
+from trtkern.ops._lif import WANT_EDGES, WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
 from trtkern.spec import LIFSpec
 
 
@@ -28,6 +28,7 @@ def test_opcheck_of_the_private_ops(backend, device):
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, flag, want, backend))
     plain = (x, None, None, None, None, SCALARS, token, 1, False)
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES, backend))
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES + WANT_H, backend))
     edges = torch.ops.trtkern.lif_forward(*call, flag, want, backend)[3]
     grads = (torch.randn_like(x), None, torch.randn_like(v0), None)
     torch.library.opcheck(torch.ops.trtkern.lif_backward, (*call, edges, *grads, 7, backend))
@@ -88,6 +89,22 @@ def test_the_flag_is_set_by_compiled_code(backend, device):
         x[2, 0, 0] = torch.nan
     compiled(x)
     assert layer.nonfinite.item() == 1
+
+
+@pytest.mark.parametrize("threshold", [0.7, torch.nn.Parameter(torch.tensor(0.7))], ids=["number", "learned"])
+def test_what_fires_on_equal_and_hands_out_h_compiles(threshold):
+    layers = [nn.LIF(v_threshold=threshold, fire_on_equal=True), nn.LIF(v_threshold=0.3, fire_on_equal=True)]
+    at = torch.tensor([0.7, 0.3]).repeat(4, 1, 3).requires_grad_()
+
+    def both(x):
+        return [layer(x, return_h=True) for layer in layers]
+
+    got, want = torch.compile(both, fullgraph=True, backend="aot_eager")(at), both(at)
+    ours, eager = ([t for made in outputs for t in made] for outputs in (got, want))
+    assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
+    grads = [torch.autograd.grad(sum(t.square().sum() for t in made), at)[0] for made in (ours, eager)]
+    assert torch.equal(*grads) and grads[0].abs().sum() > 0
+    assert got[0][0][0].tolist() == [[1, 0] * 3] and got[1][0][0].tolist() == [[1, 1] * 3]
 
 
 def test_new_sizes_do_not_compile_again():
