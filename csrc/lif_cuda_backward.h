@@ -77,6 +77,15 @@ TK_INLINE void store_chunk(const LifArgs& a, int64_t first, int count, const Slo
   }
 }
 
+// Adds G neighbouring elements of gv to the gradient of v, or of h: the only access that may be narrower than 16 bytes.
+template <class E, int G>
+TK_INLINE void add_gv(uint64_t address, Real (&to)[G]) {
+  Pack<E, G> more;
+  more.load(address);
+  TK_UNROLL
+  for (int j = 0; j < G; ++j) to[j] += more.get(j);
+}
+
 // The input current of step k for G of the V neurons, number `at` and its neighbours.
 template <int G, class E, int V, int K, bool FUSED>
 TK_INLINE void currents(const LifArgs& a, const Affine3 (&affine)[FUSED ? G : 1], int k, int at,
@@ -188,14 +197,8 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
     const Part gs = next;
     if (k > 0) next = slots.template pack<Part>(S::g(first + k - 1) + word);  // before it is needed
     if (k >= count) continue;
-    Part more;  // of v, or of h
-    if (a.gv != 0) {
-      // The only access that may be narrower than 16 bytes.
-      more.load(address<E>(a.gv, element + index::offset(first + k, at, N)));
-      TK_UNROLL
-      for (int j = 0; j < G; ++j) gv[j] = where_(a.before != 0, gv[j], gv[j] + more.get(j));
-    }
-    Real gx[G];
+    if (a.gv != 0 && a.before == 0) add_gv<E>(address<E>(a.gv, element + index::offset(first + k, at, N)), gv);
+    Real gx[G], gh[G];
     StepGradient<Real> g[G];
     TK_UNROLL
     for (int j = 0; j < G; ++j) {
@@ -207,9 +210,14 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
         slope = surrogate<SURROGATE>(h[k][j] - p[j].threshold, lit<Real>(a.alpha));
       }
       g[j] = step_gradient_flat(p[j], h[k][j], slope, gradient, gv[j], hard, attached);
-      if (a.before != 0) g[j].h += more.get(j);
-      gx[j] = p[j].gain * g[j].h;
-      gv[j] = p[j].decay * g[j].h;
+      gh[j] = g[j].h;
+    }
+    if (a.before != 0) add_gv<E>(address<E>(a.gv, element + index::offset(first + k, at, N)), gh);
+    TK_UNROLL
+    for (int j = 0; j < G; ++j) {
+      g[j].h = gh[j];
+      gx[j] = p[j].gain * gh[j];
+      gv[j] = p[j].decay * gh[j];
     }
     if (learn) {
       Real current[G], v[G];

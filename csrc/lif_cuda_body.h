@@ -60,14 +60,13 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
     TK_UNROLL
     for (int k = first; k < first + BATCH; ++k) {
       if (k >= count) return;
-      Real s[V], h[V];
+      Real s[V];
       TK_UNROLL
       for (int j = 0; j < V; ++j) {
-        h[j] = charge(p[j], v[j], input.get(a, affine[FUSED ? j : 0], k - first, j));
-        watch = fma_(h[j], 0.0f, watch);
-        s[j] = fire(p[j], h[j]);
-        if constexpr (FUSED) trains.take(k, j, h[j] > p[j].threshold);
-        v[j] = reset_after_flat(p[j], h[j], hard);
+        v[j] = charge(p[j], v[j], input.get(a, affine[FUSED ? j : 0], k - first, j));  // h, until it is reset below
+        watch = fma_(v[j], 0.0f, watch);
+        s[j] = fire(p[j], v[j]);
+        if constexpr (FUSED) trains.take(k, j, v[j] > p[j].threshold);
       }
       Pack<E, V> out;
       if (dense) {
@@ -76,12 +75,14 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
       }
       if (a.v != 0) {
         TK_UNROLL
-        for (int j = 0; j < V; ++j) h[j] = where_(a.before != 0, h[j], v[j]);
-        out.set(h);
+        for (int j = 0; j < V; ++j) s[j] = where_(a.before != 0, v[j], reset_after_flat(p[j], v[j], hard));
+        out.set(s);
         out.store(address<E>(a.v, here));
         TK_UNROLL
         for (int j = 0; j < V; ++j) watch = fma_(out.get(j), 0.0f, watch);
       }
+      TK_UNROLL
+      for (int j = 0; j < V; ++j) v[j] = reset_after_flat(p[j], v[j], hard);
       here += N;
     }
   }

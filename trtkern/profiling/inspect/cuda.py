@@ -23,14 +23,15 @@ from trtkern.surrogates import BUILTIN
 def plain_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
     """("ld" | "st", tensor) to the bytes of all such accesses in a thread's code.
 
-    Forward 2e a neuron-step (+ e for v when it is asked for), backward 3e (+ e for gv where it came), no more.
+    Forward 2e a neuron-step (+ e for v when it is asked for), backward 3e (+ e for gv where it came), no more. gv is
+    read before the step where it is the gradient of v, or behind it where it is that of h: one of the two runs.
     """
     row, once = k.row, 4 * k.vec
     if k.direction == "forward":
         want = {("ld", "x"): row, ("st", "s"): row, ("st", "v"): row, ("ld", "v0"): once}
         return want | {("st", "v_final"): once, ("st", "flag"): 4} | ({("st", "edges"): once} if k.loop else {})
     rounds = max(1, k.vec // (4 if k.steps <= 8 else 2))  # of the loop over a thread's neurons, one in the code
-    want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): row // rounds}
+    want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): 2 * row // rounds}
     want |= {("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
     return want | {("st", "workspace"): 5 * once + 4} | ({("ld", "edges"): once} if k.loop else {})
 
@@ -58,7 +59,12 @@ def fused_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
     at_a_time = min(k.vec, 2)
     pooled = row + (row // 2 if k.vec > 1 else 0)  # each its own average, or two an average
     want = {("ld", "x"): row, ("ld", "residual"): row, ("ld", "gs"): row + pooled, ("st", "gx"): row}
-    want |= {("ld", "gv"): row * at_a_time // k.vec, ("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
+    want |= {
+        ("ld", "gv"): 2 * row * at_a_time // k.vec,
+        ("ld", "v0"): once,
+        ("ld", "gv_final"): once,
+        ("st", "gv0"): once,
+    }
     want |= {("ld", "affine"): 3 * 4 * at_a_time, ("ld", "coef"): 3 * 4 * at_a_time}
     return want | {("st", "workspace"): 7 * once + 4 + 4} | edges
 
