@@ -76,13 +76,9 @@ class TimeSequential(nn.Sequential):
         Raises:
             TypeError, ValueError: x or what a layer made of it is no tensor, has too few axes, another T or batch.
         """
-        if is_proxy(x):
-            return self._recorded(x, sequence)
-        _expect_input(x)
-        steps, begun = self.timesteps, sequence or self.timesteps is not None
-        if steps is not None and (sequence or isinstance(x, Spikes)):
-            _same_time(x, steps)
-            steps = None
+        steps, begun = self.timesteps, sequence if self.timesteps is None else True
+        if steps is None or is_proxy(x) or sequence or not isinstance(x, Tensor):
+            x, steps = _shown(x, steps, sequence), None
         for name, layer in self._modules.items():
             if isinstance(layer, nn.Identity):
                 x = layer(x)
@@ -94,30 +90,11 @@ class TimeSequential(nn.Sequential):
                     x, steps = x.expand(steps, *x.shape), None
                 if time_dim := _time_dim(layer):
                     x = _time_first(x, time_dim, f"layer {name!r} ({_kind(layer)})")
-                x = layer(x, sequence=True) if begun and _wants_one_step(layer) else layer(x)
+                x = layer(x, sequence=begun) if _wants_one_step(layer) else layer(x)
             else:
                 x, steps = _stateless(f"TimeSequential: layer {name!r}", layer, x, steps)
             begun = True
         return x if steps is None else x.expand(steps, *x.shape)
-
-    def _recorded(self, x: Any, sequence: Any) -> Any:
-        """``forward`` for torch.fx: a static input is found out at every layer, as it is by ``OverTime``."""
-        begun = sequence if self.timesteps is None else True
-        x = _shown(x, self.timesteps, sequence)
-        for name, layer in self._modules.items():
-            if isinstance(layer, nn.Identity):
-                x = layer(x)
-                continue
-            if not _takes_spikes(layer):
-                x = dense(x)
-            if not takes_time(layer):
-                x = _proxied(f"TimeSequential: layer {name!r}", layer, x)
-            else:
-                if time_dim := _time_dim(layer):
-                    x = _time_first(x, time_dim, f"layer {name!r} ({_kind(layer)})")
-                x = layer(x, sequence=begun) if _wants_one_step(layer) else layer(x)
-            begun = True
-        return x
 
     def __getitem__(self, index: slice | int) -> Any:
         """A layer, or with a slice a ``TimeSequential`` of the same layers under the same names."""
@@ -171,8 +148,6 @@ class OverTime(nn.Module):
 
 def over_time(layer: nn.Module, x: Tensor | Spikes) -> Tensor:
     """What ``OverTime(layer)`` makes of x [T, B, ...]."""
-    if is_proxy(x):
-        return _proxied("OverTime: layer", layer, dense(x))
     y, steps = _stateless("OverTime: layer", layer, dense(x), None)
     return y if steps is None else y.expand(steps, *y.shape)
 
@@ -187,6 +162,8 @@ def _takes_spikes(layer: nn.Module) -> bool:
 
 def _stateless(who: str, layer: Any, x: Tensor, steps: int | None) -> tuple[Tensor, int | None]:
     """y of a layer without time, and its steps: of x [T, B, ...] with None, or of x [B, ...] shown ``steps`` times."""
+    if is_proxy(x):
+        return _recorded(who, layer, x), None
     x, steps = _one_step(f"{who} ({_kind(layer)})", x, steps, _rank(layer))
     if steps is None:
         return _folded(who, layer, x), None
@@ -254,8 +231,8 @@ def _expect_rows(who: str, x: Tensor, y: Tensor) -> None:
         )
 
 
-def _proxied(who: str, layer: nn.Module, x: Any) -> Any:
-    """``over_time`` for torch.fx: the layer is a node of its own, on rows, between two that part and join the axes."""
+def _recorded(who: str, layer: nn.Module, x: Any) -> Any:
+    """y of a layer without time for torch.fx: a node of its own between two that join and part the axes."""
     who = f"{who} ({_kind(layer)})"
     # Whether it will be in training is not known; the statistics of all steps are those that a static input needs.
     every = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in layer.modules())
@@ -280,15 +257,11 @@ def part_time(y: Tensor, rows: Tensor, x: Tensor, who: str) -> Tensor:
     return y.expand(steps, *y.shape) if y.shape[0] != steps * batch else y.unflatten(0, (steps, batch))
 
 
-def _expect_input(x: object) -> None:
-    if not isinstance(x, (Tensor, Spikes)):
-        raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {_check.describe(x)}")
-
-
 @fx.wrap
 def _shown(x: Tensor | Spikes, timesteps: int | None, sequence: bool) -> Tensor | Spikes:
     """x as a sequence, with ``timesteps`` as ``TimeSequential.forward`` takes it."""
-    _expect_input(x)
+    if not isinstance(x, (Tensor, Spikes)):
+        raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {_check.describe(x)}")
     if timesteps is None:
         return x
     if sequence or isinstance(x, Spikes):
