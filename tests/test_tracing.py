@@ -174,6 +174,29 @@ def test_fx_keeps_arguments_by_name_and_packed_spikes():
     )
 
 
+class Stepped(nn.Module):
+    """A loop over time of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif, self.norm, self.li = snn.PLIF(packed=True), snn.BatchNormLIF(C, packed=True), snn.LI()
+
+    def forward(self, x):
+        u = v = w = None
+        for t in range(T):
+            s, u = self.lif.step(x[t], u)
+            s, v = self.norm.step(x[t], s, v)
+            y, w = self.li.step(s, w)
+        return y, w
+
+
+def test_fx_of_single_steps():
+    model, x = Stepped().eval(), frames().requires_grad_()
+    traced = fx.symbolic_trace(model)
+    same(traced(x), model(x))
+    same(torch.autograd.grad(total(traced(x)), x), torch.autograd.grad(total(model(x)), x))
+
+
 def test_fx_runs_hooks_once():
     layer, x = snn.LIF(), frames()
     layer.register_forward_hook(lambda layer, args, y: 2 * y)

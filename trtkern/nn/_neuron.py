@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trtkern.backends import explain, named, resolve
 from trtkern.backends.base import Case
@@ -19,8 +19,10 @@ from trtkern.nn.bounded import Bounded
 from trtkern.ops import _check
 from trtkern.ops._check import Number
 from trtkern.ops.lif import LIFOutput, lif
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, dense
 from trtkern.spec import LIFSpec
+
+fx.wrap("dense")
 
 
 class Neuron(Leaf):
@@ -117,10 +119,8 @@ class Neuron(Leaf):
         Raises:
             TypeError, ValueError: x or v of another shape, dtype or device.
         """
-        _check.one_step(type(self).__name__, x)
-        out, state = self(x.unsqueeze(self.time_dim), v, return_state=True)
-        dense = out.spikes if isinstance(out, Spikes) else out
-        return dense.squeeze(self.time_dim), state
+        out, state = self(one_step(type(self).__name__, x, self.time_dim), v, return_state=True)
+        return dense(out).squeeze(self.time_dim), state
 
     def values(self) -> dict[str, Number]:
         """The numbers and tensors of the next call, as ``trtkern.ops.lif`` takes them."""
@@ -168,6 +168,13 @@ def _moved(flag: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad():
             moved.copy_(flag) if not flag.is_meta else moved.zero_()
     return moved
+
+
+@fx.wrap
+def one_step(op: str, x: Tensor, time_dim: int) -> Tensor:
+    """x [B, C, ...] as a sequence of one step."""
+    _check.one_step(op, x)
+    return x.unsqueeze(time_dim)
 
 
 def warn_of_one_step(name: str, x: Tensor) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trtkern.backends import explain, resolve
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import spikes_of, warn_of_one_step
+from trtkern.nn._neuron import one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF, Spiking
 from trtkern.ops import _check
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
-from trtkern.ops.spikes import Spikes, packing
+from trtkern.ops.spikes import Spikes, dense, packing
+
+fx.wrap("dense")
+fx.wrap("one_step")
 
 
 class BatchNormLIF(Leaf):
@@ -163,17 +166,17 @@ class BatchNormLIF(Leaf):
             RuntimeError: the layer normalises with the statistics of the batch, which are those of all steps together.
             TypeError, ValueError: as ``forward``.
         """
-        _check.one_step("BatchNormLIF", y)
+        sequence = one_step("BatchNormLIF", y, 0)
         if self.norm().batch_statistics:
             raise RuntimeError(
                 "BatchNormLIF.step: expected running statistics, got a layer that normalises with those of all steps "
                 "of the batch together; call layer.eval(), or give it the whole sequence"
             )
         if residual is not None:
-            dense = residual.spikes if isinstance(residual, Spikes) else residual
-            residual = dense.unsqueeze(0) if isinstance(dense, Tensor) else dense
-        out, state = self(y.unsqueeze(0), residual, v, return_state=True)
-        return (out.spikes if isinstance(out, Spikes) else out).squeeze(0), state
+            residual = dense(residual)
+            residual = residual.unsqueeze(0) if isinstance(residual, Tensor) or is_proxy(residual) else residual
+        out, state = self(sequence, residual, v, return_state=True)
+        return dense(out).squeeze(0), state
 
     def backend_for(self, y: Tensor) -> str:
         """The backend that runs this layer on y; for "auto" also why the ones before it do not."""
