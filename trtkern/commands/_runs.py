@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
 from trtkern.data import Dataset, difference, fingerprint, load
-from trtkern.data.folder import DataError
+from trtkern.data.folder import DataError, read_classes
+from trtkern.data.known import KNOWN, Known, blank
 from trtkern.training import checkpoint, observer, plots, progress, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
@@ -23,6 +25,8 @@ from trtkern.training.pages import keep_pages
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings, resolve_device, settle
 
+SHOWN = 2**16
+"""Values of images over all steps that a dry run shows the network, roughly."""
 FAILURES = (RuntimeError, OSError, MemoryError, DataError, checkpoint.DamagedError)
 """What may befall a run: numbers that are not finite, a dead worker, a full disk, a device out of memory, bad files."""
 
@@ -57,21 +61,44 @@ def begin(plan: dict[str, Any], folder: Path, download: bool) -> int:
     return run_one(trainer, folder)
 
 
-def show(plan: dict[str, Any], download: bool) -> int:
-    """What a run would be."""
+def show(plan: dict[str, Any]) -> int:
+    """What a run would be, told from what the data set is known to be: its files are not looked at."""
     with user_errors():
-        trainer = prepare(settle(plan), download)
+        settings = settle(plan)
+        torch.set_num_threads(settings.threads)
+        known = KNOWN[settings.data]
+        listed = None if settings.class_list is None else len(read_classes(settings.class_list))
+        crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
+        make = partial(
+            blank, settings.data, timesteps=settings.timesteps, size=crops[0] if crops else 224, classes=listed
+        )
+        channels, height, width = make(1).shape
+        values = settings.timesteps * channels * height * width
+        batch = min(settings.batch_size, settings.train_images or known.train or settings.batch_size)
+        few = min(batch, max(2, SHOWN // values))  # the network runs once, and memory grows with the images
+        trainer = Trainer(replace(settings, select="last", train_images=None), make(few))
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    steps = "as many steps as its files give" if known.train is None else f"{_images(settings, known) // batch:,} steps"
+    more = "" if few == batch else f"; a step of {batch} images keeps {batch / few:.3g} times as much for them"
     lines = [
-        json.dumps(trainer.settings.to_json(), indent=2),
+        json.dumps(settings.to_json(), indent=2),
         str(trainer.model),
         str(trainer.loss),
-        str(trainer.memory()),
-        f"{parameters:,} parameters, {trainer.steps} steps of {trainer.batch_size} images an epoch, "
-        f"{trainer.settings.epochs} epochs",
+        f"{trainer.memory()}\n(of {few} images{more})",
+        f"{parameters:,} parameters, {steps} of {batch} images an epoch, {settings.epochs} epochs",
+        f"The data set was not looked at: its shape, {len(trainer.data.classes):,} classes and number of images "
+        f"are those of {settings.data} as it is published.",
     ]
     console().print("\n\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _images(settings: Settings, known: Known) -> int:
+    """Training images of an epoch, after those that are held out."""
+    count = known.train or 0
+    if settings.select == "validation":
+        count -= round(count * settings.validation)
+    return count if settings.train_images is None else min(count, settings.train_images)
 
 
 def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> int:

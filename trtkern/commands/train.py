@@ -249,7 +249,7 @@ def train(
     if folder is not None:
         return _runs.begin(plan, folder, download)
     if dry_run:
-        return _runs.show(plan, download)
+        return _runs.show(plan)
     return _runs.series(plan, seeds or "", Path(run_dir or f"runs/{plan['data']}-{plan['loss']}-seeds"), download)
 
 
