@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 import gzip
 import hashlib
 import io
 import re
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
+import data_files
 import numpy as np
 import pytest
 import torch
 from data_files import fashion_files, pack_idx, write
 
 from trtkern import data
-from trtkern.data import Dataset, Split, digits, idx
+from trtkern.data import Dataset, Split, digits, idx, neuromorphic
 
 
 def test_digits_are_the_whole_uci_test_set():
@@ -171,6 +174,27 @@ def test_counts_and_shapes_must_agree(tmp_path):
         ValueError, match=r"test split: expected images \[N, C, H, W\] or .* as in the train split, got"
     ):
         data.load("fashion-mnist", str(write(tmp_path, content)))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "dvs-gesture", "n-mnist"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, name):
+    """Root may read everything, so opening is what is refused here."""
+    if name in neuromorphic.NAMES and None in map(find_spec, ("tonic", "safetensors")):
+        pytest.skip("what reads events is not installed")
+    data_files.make(name, tmp_path / "data")
+    refused = {"cifar10": "test_batch.bin", "fashion-mnist": "t10k-labels-idx1-ubyte.gz", "n-mnist": "00021.bin",
+               "dvs-gesture": "trials_to_test.txt"}[name]  # fmt: skip
+    whole = builtins.open
+
+    def refuse(path, *args, **more):
+        if str(path).endswith(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *args, **more)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises((OSError, ValueError), match=rf"^data: expected .*{refused} \(.*Permission denied") as caught:
+        data.load(name, str(tmp_path / "data"), timesteps=2, cache=str(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -264,6 +264,14 @@ def test_a_burst_is_no_disorder(tmp_path):
     assert got.t.tolist() == [5000, 4000]
 
 
+@pytest.mark.parametrize("file", ["trials_to_train.txt", "user01_lab_labels.csv"])
+def test_lists_that_are_no_text_are_named(tmp_path, file):
+    event_files.make("dvs-gesture", tmp_path)
+    (tmp_path / file).write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(ValueError, match=rf"expected a text file in UTF-8, got other bytes in .*{file}"):
+        neuromorphic.load("dvs-gesture", str(tmp_path), timesteps=STEPS, cache=str(tmp_path / "c"))
+
+
 def test_a_folder_that_is_named_like_a_file(tmp_path):
     event_files.make("n-mnist", tmp_path)
     (tmp_path / "Train" / "3" / "00099.bin").mkdir()
@@ -291,6 +299,7 @@ def test_a_missing_class_is_no_smaller_set(tmp_path):
     ("file", "text", "message"),
     [
         ("trials_to_test.txt", "user01_lab.aedat\n", "expected different recordings .* user01_lab.aedat in both"),
+        ("trials_to_test.txt", "user24_lab.aedat\n" * 2, "each recording once in .*test.txt, got user24_lab.aedat 2 t"),
         ("trials_to_test.txt", "user29_lab.aedat\n", "user29_lab.aedat, as a list in .* no such file"),
         ("trials_to_test.txt", "\n", "test split of 1 sample or more"),
         ("user01_lab_labels.csv", "class,startTime_usec,endTime_usec\n12,0,5\n", "class 1..11"),

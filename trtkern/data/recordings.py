@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trtkern.data import files
 from trtkern.data.events import Events
 
 PACKET = 28
@@ -207,6 +208,8 @@ def _whole(path: Path, what: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise files.unreadable(what, path, error) from None
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"data: expected {what}, got a damaged or different one {path} ({type(error).__name__}: {reason}); get it "
