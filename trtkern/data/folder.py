@@ -275,7 +275,8 @@ def _scan(where: str, classes: list[str], size: int) -> tuple[ImageFiles, Tensor
         folder = os.path.join(where, name)
         entries = _entries(folder)
         found = sorted(entry.name for entry in entries if _is_image(entry))
-        if broken := [entry.name for entry in entries if _named_like_an_image(entry) and not os.path.exists(entry)]:
+        broken = [entry.name for entry in entries if entry.is_symlink() and not entry.is_file() and _named(entry)]
+        if broken:
             raise FileNotFoundError(
                 f"data: expected images in {folder}, got links to nothing: {_few(sorted(broken))}; mend or delete them"
             )
@@ -312,10 +313,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return _named_like_an_image(entry) and entry.is_file()
+    return _named(entry) and entry.is_file()
 
 
-def _named_like_an_image(entry: os.DirEntry[str]) -> bool:
+def _named(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
 
 
