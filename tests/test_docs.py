@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md"]
+)
 def test_the_code_on_the_page_runs(page, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     assert blocks

@@ -283,7 +283,7 @@ def test_the_command_takes_a_factory(tmp_path, monkeypatch, capsys):
         (f"{place}:gone", "--input", "4,3"): "expected factories_of_a_test:gone to be a function without arguments",
         (f"{place}:made", "--input", "4,5"): "expected an input that factories_of_a_test:made takes, got 4x5",
         (f"{place}:made",): "expected the sizes of what",
-        ("nonsense",): "expected a network (vggsnn, resnet19",
+        ("nonsense",): "profile: expected one of vggsnn, resnet19",
         ("vggsnn", "--input", "4,5"): "expected T,B,C,H,W of frames",
         ("vggsnn", "--input", "4,x"): "sizes of at least 1",
         ("vggsnn", "--steps", "0"): "--steps: expected an integer of at least 1",

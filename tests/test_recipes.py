@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from trtkern import cli
+from trtkern import cli, nn
 from trtkern.backends import named
+from trtkern.models._blocks import neuron_of
+from trtkern.models.build import _options as options_of
+from trtkern.names import NEURONS
+from trtkern.nn import PLIF
 from trtkern.training import checkpoint, recipes, run, seeds, settings
 from trtkern.training.build import build_loss, build_model
 
@@ -64,6 +68,12 @@ def test_changes_and_options_go_over_the_recipe(tmp_path):
             "--recipe: expected one of cifar10, cifar100, digits, .*, or a .toml file, got 'cifar'",
         ),
         ("digits+l1", (), r"--recipe: expected one of l2, .* after a '\+', got 'l1'"),
+        ("cifar1O", (), "got 'cifar1O'; did you mean 'cifar10'"),
+        ("", (), "--recipe: expected one of cifar10, .*, got ''"),
+        ("digits+tet-mes", (), "got 'tet-mes'; did you mean 'tet-mse'"),
+        ("digits", ("lrr=1",), "got 'lrr'; did you mean 'lr'"),
+        ("digits", ("loss.name=ttr",), "--loss: expected one of trt, tet, sdt, got 'ttr'; did you mean 'trt'"),
+        ("digits", ("augment=[{name='flpi'}]",), "got 'flpi'; did you mean 'flip'"),
         ("digits", ("lr",), "--set: expected key=value, got 'lr'"),
         ("digits", ("learning_rate=1",), "--set: expected one of data, .*, got 'learning_rate'"),
         ("digits", ("epochs=many",), "--set: expected epochs as int, got 'many'"),
@@ -87,6 +97,7 @@ def test_what_is_wrong_is_named(recipe, changes, message):
     [
         ("model={name='resnet'}", ValueError, "model: expected one of conv, .*, got 'resnet'"),
         ("model={name='vggsnn', layers=[8]}", TypeError, "layers"),
+        ("model.decya=0.5", TypeError, "got 'decya'; did you mean 'decay'"),
         ("model.depth=3", TypeError, "model: conv: expected one of layers, .*, got 'depth'"),
     ],
 )
@@ -95,10 +106,54 @@ def test_a_model_that_is_wrong_is_named(change, error, message):
         build_model(resolve("digits", change), (1, 8, 8), 10)
 
 
+def test_a_neuron_by_its_name():
+    """It starts from its own settings: those of the recipe that only another neuron takes go, the others stay."""
+    model = build_model(resolve("cifar10", "model.neuron=PLIF", "model.init_tau=4.0", "model.width=2"), (3, 8, 8), 10)
+    neurons = [layer for layer in model.modules() if isinstance(layer, PLIF)]
+    assert neurons and all(float(layer.decay) == pytest.approx(0.75) for layer in neurons)
+    plan = resolve("digits", "model.decay=0.9", "model.v_threshold=0.7", "model.neuron=IF")
+    assert plan.model == {"name": "conv", "layers": [16, 32, "pool"], "v_threshold": 0.7, "neuron": "IF"}
+    assert resolve("cifar10", "model.neuron=LIF").model["decay"] == 0.5
+    for name, own in NEURONS.items():  # the names that recipes know before torch is loaded are those of the classes
+        assert set(own) <= set(options_of("conv", neuron_of(name)))
+        getattr(nn, name)(**{key: 2.0 if key == "init_tau" else 1 for key in own if key != "decay_input"})
+    for wrong in ("PLIFF", "plif", 3):
+        with pytest.raises(ValueError, match=r"model\.neuron: expected one of LIF, IF, PLIF, got"):
+            resolve("digits", f"model.neuron={wrong}")
+    with pytest.raises(ValueError, match=r"neuron: expected one of LIF, IF, PLIF, or a class .*; did you mean 'PLIF'"):
+        neuron_of("PLIFF")
+
+
+def test_a_topology_in_a_recipe_gets_its_readout_and_says_so():
+    def built(layers):
+        change = f"model={{name='topology', layers='{layers}'}}"
+        return build_model(resolve("digits", change), (1, 8, 8), 10)
+
+    for layers in ("CONVAP-4-3-1-1_FC-8", "CONVAP-4-3-1-1_FC-8_L-10"):
+        assert built(layers).topology == "CONVAP-4-3-1-1_FC-8_L-10"
+    said = (
+        r"token 2, column 16: expected .*, got 'CONVA'; did you mean 'CONVAP'\?; _L-10 is the readout, which is added"
+    )
+    for layers, message, place in (
+        ("CONVAP-4-3-1-1_CONVA-8-3-1-1", said, "CONVA-8-3-1-1_L-10"),
+        ("FC-8_L-5", "token 2, column 6: expected L-10, a readout of the 10 classes of the data, or none", "L-5"),
+        ("L-10_FC-8", "token 1, column 1: expected L-n as the last token only", "L-10_FC-8_L-10"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            built(layers)
+        _, shown, caret = str(caught.value).splitlines()
+        assert shown[caret.index("^") :] == place
+    with pytest.raises(TypeError, match=r"expected layers as a string .*, got \[16, 32, 'pool'\]; a list of channels"):
+        build_model(resolve("digits", "model={name='topology', layers=[16, 32, 'pool']}"), (1, 8, 8), 10)
+    with pytest.raises(ValueError, match=r"ConvSNN: expected layers as a list .* model\.name = \"topology\""):
+        build_model(resolve("digits", "model.layers=CONVAP-4-3-1-1"), (1, 8, 8), 10)
+
+
 def test_files_that_are_wrong_are_named(tmp_path):
     path = tmp_path / "own.toml"
     for text, message in (
         ("lr = ", "expected a TOML file, got .*own.toml"),
+        (f"lr = {'[' * 5000}", "expected a TOML file, got .*own.toml"),
         ("speed = 1", "expected one of data, .*, got 'speed'"),
         ("lr = 1", r"expected data, model, loss, .* in .*own.toml, got lr"),
     ):

@@ -40,7 +40,7 @@ def inspect(
     """
     targets = target or ["sm_90"]
     with user_errors():
-        if csv is not None and not csv.absolute().parent.is_dir():
+        if csv is not None and (csv.is_dir() or not csv.absolute().parent.is_dir()):
             raise ValueError(f"--csv: expected a file in a folder that exists, got {csv}")
         from trtkern.profiling import inspect as inspector
 

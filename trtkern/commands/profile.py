@@ -167,10 +167,7 @@ def _kind(model: str) -> str:
         return "recipe"
     if ":" in model:
         return "factory"
-    raise ValueError(
-        f"profile: expected a network ({', '.join(NETWORKS)}), a recipe ({', '.join(recipes.names())}) or "
-        f"module:function, got {model!r}"
-    )
+    raise names.unknown("profile", model, (*NETWORKS, *recipes.names()), ", a recipe's .toml file or module:function")
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     given = {key: value for key, value in given.items() if value is not None}
     if "data" in given:
         one_of("data", given["data"], DATASETS)
-    name = recipe or given.get("data", "digits")
+    name = given.get("data", "digits") if recipe is None else recipe
     said = recipes.load(name, changes)
     loss, loss_options = _loss(said["loss"], given)
     plan: dict[str, Any] = {

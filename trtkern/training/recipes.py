@@ -73,7 +73,7 @@ def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--recipe: expected a TOML file, got {path} ({error})") from None
     _check(recipe, f"--recipe: {path}")
     return recipe
@@ -96,7 +96,7 @@ def fits(value: Any, kind: type) -> bool:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

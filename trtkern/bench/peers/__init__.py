@@ -1,6 +1,7 @@
 """Other libraries' neurons, one file each: ``layers(where)`` with the settings that the float64 gate can check.
 
-Each file has ``DISTRIBUTION`` (what pip calls it), ``MODULE`` (what Python imports) and ``layers``.
+Each file has ``DISTRIBUTION`` (what pip calls it), ``MODULE`` (what Python imports), ``INSTALL`` (what to
+type to have it beside the torch that is there: some libraries ask for another one) and ``layers``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _peer(name: str) -> Peer:
     except ModuleNotFoundError:  # the package around it
         found = False
     if not found:
-        return Peer(name, "", f"not installed; pip install --no-deps {module.DISTRIBUTION}")
+        return Peer(name, "", f"not installed; {module.INSTALL}")
     try:
         return Peer(name, metadata.version(module.DISTRIBUTION), "")
     except metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "sinabs-exodus"
 MODULE = "sinabs.exodus"
+INSTALL = "pip install sinabs && pip install --no-build-isolation --no-deps sinabs-exodus, with a GPU and nvcc"
 
 NEURON = Neuron((0.5, 1.0, 0.0, 1.0, 1.0, 0.0), LIFSpec("soft", "gaussian", 1.0))
 

@@ -10,6 +10,7 @@ from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "norse"
 MODULE = "norse"
+INSTALL = "pip install --no-deps norse nir nirtorch h5py"
 
 NEURON = Neuron((0.5, 0.5, 0.0, 0.5, 0.5, 0.0), LIFSpec(surrogate="triangle", alpha=1.0))
 

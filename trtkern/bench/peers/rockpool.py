@@ -13,6 +13,7 @@ from trtkern.surrogates import where
 
 DISTRIBUTION = "rockpool"
 MODULE = "rockpool"
+INSTALL = "pip install rockpool"
 
 
 def step_pwl(u, alpha):

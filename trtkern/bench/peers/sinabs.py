@@ -13,6 +13,7 @@ from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "sinabs"
 MODULE = "sinabs"
+INSTALL = "pip install sinabs"
 
 NEURON = Neuron((0.5, 1.0, 0.0, 1.0, 1.0, 0.0), LIFSpec("hard", "gaussian", 1.0, detach_reset=True))
 

@@ -12,6 +12,7 @@ from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "snntorch"
 MODULE = "snntorch"
+INSTALL = "pip install snntorch"
 
 # h[t] = beta * (h[t-1] - s[t-1] * threshold / beta) + x[t]
 NEURON = Neuron((0.5, 1.0, 0.0, 2.0, 1.0, 0.0), LIFSpec("soft", "atan", 2.0, detach_reset=True))

@@ -14,6 +14,7 @@ from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "spikingjelly"
 MODULE = "spikingjelly"
+INSTALL = "pip install loguru h5py requests scipy SciencePlots tqdm && pip install --no-deps spikingjelly"
 
 NEURON = Neuron((0.5, 1.0, 0.0, 1.0, 1.0, 0.0), LIFSpec(surrogate="atan", alpha=2.0))
 
