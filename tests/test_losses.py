@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -191,7 +192,21 @@ def test_channels_last_and_transposed_weights():
         (lambda n: nn.SDTLoss()(torch.zeros(3, 7), torch.zeros(3).long()), ValueError, r"logits \[T, B, C\]"),
         (lambda n: nn.SDTLoss()(torch.zeros(0, 3, 7), torch.zeros(3).long()), ValueError, "no empty axis"),
         (lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7).long(), torch.zeros(3).long()), TypeError, "floating-point"),
-        (lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7), torch.zeros(3)), TypeError, "int64 labels"),
+        (
+            lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7), torch.zeros(3).int()),
+            TypeError,
+            r"int64 labels \[B\], or float",
+        ),
+        (lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7), [0, 1, 2]), TypeError, "int64 labels"),
+        (lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7), torch.zeros(3)), ValueError, r"probabilities of shape \(3, 7\)"),
+        (
+            lambda n: nn.TRTLoss(n)(torch.zeros(4, 3, 7), torch.zeros(3, 6)),
+            ValueError,
+            r"probabilities of shape \(3, 7\)",
+        ),
+        (lambda n: nn.TETLoss()(torch.zeros(4, 3, 7), torch.zeros(3, 7) - 0.1), ValueError, "finite and >= 0"),
+        (lambda n: nn.TETLoss()(torch.zeros(4, 3, 7), torch.full((3, 7), math.nan)), ValueError, "finite and >= 0"),
+        (lambda n: nn.TRTLoss(n)(torch.zeros(4, 3, 7), torch.full((3, 7), math.inf)), ValueError, "finite and >= 0"),
         (lambda n: nn.SDTLoss()(torch.zeros(4, 3, 7), torch.zeros(4).long()), ValueError, r"shape \(3,\)"),
         (lambda n: nn.TETLoss()(torch.zeros(4, 3, 7), torch.tensor([0, 1, 7])), ValueError, r"labels in \[0, 7\)"),
         (lambda n: nn.TRTLoss(n)(torch.zeros(4, 3, 7), torch.tensor([0, -1, 6])), ValueError, "from -1 to 6"),
@@ -200,3 +215,165 @@ def test_channels_last_and_transposed_weights():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call(make())
+
+
+LOSSES = {
+    "sdt": lambda net, **more: nn.SDTLoss(**more),
+    "tet": lambda net, **more: nn.TETLoss(lam=0.2, **more),
+    "trt": lambda net, **more: nn.TRTLoss(net, lam=1e-3, eta=0.3, **more),
+}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_labels_are_mixed_losses(name, smoothing):
+    loss = LOSSES[name](make(), label_smoothing=smoothing)
+    logits, labels = torch.randn(4, 3, 7, dtype=torch.float64, requires_grad=True), torch.tensor([0, 3, 6])
+    onehot = torch.nn.functional.one_hot(labels, 7).double()
+    assert loss(logits, onehot).item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+    # Mixup of B images with their neighbours: the cross entropy is linear in the target, the squared error is not.
+    mixed = 0.7 * onehot + 0.3 * onehot.roll(1, 0)
+    for target in (mixed, mixed.float(), mixed.bfloat16()):
+        value = loss(logits, target)
+        exact = target.double()
+        smooth = (1 - smoothing) * exact + smoothing / 7
+        steps = logits.mean(0, keepdim=True) if name == "sdt" else logits
+        want = -(steps.log_softmax(2) * smooth).sum(2).mean()
+        if name == "tet":
+            want = 0.8 * want + 0.2 * (logits - 1).square().mean()
+        if name == "trt":
+            want = 0.7 * want + 0.3 * (logits - exact).square().mean() + loss.add_grad_(0.0)
+        assert value.item() == pytest.approx(want.item(), rel=1e-7)
+        (got,) = torch.autograd.grad(value, logits)
+        torch.testing.assert_close(got, torch.autograd.grad(want, logits)[0], rtol=1e-7, atol=1e-9)
+
+
+def test_soft_labels_may_want_a_gradient_and_run_in_half_precision():
+    target = torch.full((3, 7), 1 / 7, requires_grad=True)
+    value = nn.TRTLoss(make())(torch.randn(4, 3, 7).bfloat16(), target)
+    value.backward()
+    assert value.dtype == torch.float32 and target.grad.abs().sum() > 0
+
+
+def penalised(loss, net):
+    """The names in the net whose tensors get a gradient from the penalty."""
+    net.zero_grad()
+    loss.add_grad_()
+    return {name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def test_the_penalty_is_of_the_parameters_that_are_in_the_model_now():
+    logits, target, names = torch.randn(4, 3, 7), torch.tensor([0, 3, 6]), {"0.weight", "1.weight", "3.weight"}
+    net = make()
+    loss = nn.TRTLoss(net, lam=0.1)
+    before = loss.parts(logits, target).regularizer
+    net.load_state_dict({name: 2 * held for name, held in net.state_dict().items()}, assign=True)
+    after = loss.parts(logits, target)
+    assert after.regularizer > 2 * before and penalised(loss, net) == names
+    twin = nn.TRTLoss(net, lam=0.1).parts(logits, target)
+    assert after.regularizer == twin.regularizer
+    torch.nn.utils.parametrizations.weight_norm(net[3])
+    inside = {f"3.parametrizations.weight.original{i}" for i in (0, 1)}
+    assert {name for name, _ in loss.regularized()} == {"0.weight", "1.weight"} | inside
+    assert penalised(loss, net) == {"0.weight", "1.weight"} | inside
+    net[0] = torch.nn.Conv2d(2, 5, 3)
+    assert loss.regularized()[0][1] is net[0].weight
+    net[0].weight.requires_grad_(False)
+    assert "0.weight" not in penalised(loss, net)
+    net[0].weight.requires_grad_(True)
+    assert "0.weight" in penalised(loss, net)
+    with torch.device("meta"):
+        bare = make()
+    late = nn.TRTLoss(bare)
+    bare.to_empty(device="cpu").load_state_dict(make().state_dict())
+    late(logits, target)
+    assert penalised(late, bare) == names
+
+
+def test_the_penalty_of_a_functional_call_is_of_its_parameters():
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(5, 7)
+            self.loss = nn.TRTLoss(self.net, lam=0.1, eta=0.0)
+
+        def forward(self, x, target):
+            return self.loss(self.net(x), target)
+
+    both, x, target = Both(), torch.randn(4, 3, 5), torch.tensor([0, 3, 6])
+    held = {name: 3 * p.detach() for name, p in both.named_parameters()}
+    got = torch.func.grad(lambda p: torch.func.functional_call(both, p, (x, target)))(held)
+    both.load_state_dict(held)
+    both(x, target).backward()
+    for name, p in both.named_parameters():
+        assert torch.equal(got[name], p.grad), name
+    with pytest.raises(RuntimeError, match="regularizer: expected no forward-mode derivative"):
+        torch.func.jvp(lambda p: torch.func.functional_call(both, p, (x, target)), (held,), (held,))
+
+
+def test_copies_and_pickles_hold_the_model_that_came_with_them():
+    net = make()
+    loss = nn.TRTLoss(net)
+    for copied in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+        for first in (True, False):
+            pair = copied((net, loss) if first else (loss, net))
+            model, other = pair if first else pair[::-1]
+            ids = {id(p) for p in model.parameters()}
+            assert {id(p) for _, p in other.regularized()} <= ids and len(other.regularized()) == 3
+    alone = copy.deepcopy(loss)
+    assert not {id(p) for _, p in alone.regularized()} & {id(p) for p in net.parameters()}
+
+
+def test_pairs_stay_as_given():
+    w = torch.nn.Parameter(torch.ones(3))
+    loss = nn.TRTLoss(iter([("w", w)]))
+    assert [p is w for _, p in loss.regularized()] == [True] and len(loss.regularized()) == 1
+
+
+class Squashed(torch.nn.Module):
+    def forward(self, value):
+        return torch.sigmoid(value)
+
+
+def test_layers_that_are_left_out_are_left_out_with_their_parametrizations():
+    register = torch.nn.utils.parametrize.register_parametrization
+    net = torch.nn.Sequential(
+        *make(), nn.LIF(torch.nn.Parameter(torch.tensor(0.5))), nn.BatchNormLIF(5, neuron=nn.PLIF)
+    )
+    register(net[4], "decay", Squashed())
+    register(net[5].lif, "w", Squashed())
+    register(net[5], "weight", Squashed())
+    register(net[1], "weight", Squashed())
+    register(net[3], "bias", Squashed())
+    torch.nn.utils.parametrizations.weight_norm(net[0], "bias", dim=None)
+    names = [name for name, _ in nn.TRTLoss(net).regularized()]
+    norms = ["1.parametrizations.weight.original", "5.parametrizations.weight.original"]
+    assert sorted(names) == sorted(["0.weight", "3.weight", *norms])
+    assert [name for name, _ in nn.TRTLoss(net, exclude="norm").regularized()] == ["0.weight", "3.weight"]
+    assert [name for name, _ in nn.TRTLoss(net, exclude=("norm", "classifier")).regularized()] == ["0.weight"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
+def test_a_value_beyond_float32_is_infinite(backend):
+    w = torch.full((2000,), 5e17).requires_grad_()
+    spec = RegularizerSpec(3, 1e3, 0.0, 1e-5)
+    value = regularizer([w], spec, backend=backend)
+    assert value.item() == math.inf
+    (g,) = torch.autograd.grad(value, w)
+    torch.testing.assert_close(g, torch.full_like(g, 1e21), rtol=1e-5, atol=0)
+    assert add_regularizer_grad_([w], spec, backend=backend).item() == math.inf
+    torch.testing.assert_close(w.grad, g)
+    with torch.no_grad():
+        assert regularizer([w], spec, backend=backend).item() == math.inf
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_sparse_gradient_becomes_the_dense_sum(backend):
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 3])).sum().backward()
+    assert table.weight.grad.is_sparse
+    want = table.weight.grad.to_dense()
+    spec = RegularizerSpec(3, 1e-2, 0.3, 1e-5)
+    want += torch.autograd.grad(regularizer([table.weight], spec), table.weight)[0]
+    add_regularizer_grad_([table.weight], spec, backend=backend)
+    torch.testing.assert_close(table.weight.grad, want)

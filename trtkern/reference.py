@@ -51,6 +51,7 @@ class _Spike(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         u, ctx.name, ctx.alpha = inputs
         ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -58,6 +59,17 @@ class _Spike(torch.autograd.Function):
         slope = surrogate_derivative(u, ctx.name, ctx.alpha)
         # A NaN potential has a NaN gradient, also where the surrogate is a constant there.
         return grads[0] * torch.where(torch.isnan(u), u, slope), None, None
+
+
+class _SpikeInBothModes(_Spike):
+    """The same with a forward mode, for eager code: torch.compile traces no Function that has one."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return tangents[0] * surrogate_derivative(u, ctx.name, ctx.alpha)
 
 
 def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:
@@ -74,10 +86,11 @@ def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LI
     """
     decay, gain, bias, reset_amount, v_threshold, v_reset = params
     v = torch.zeros_like(x[0]) if v0 is None else v0
+    fire = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
     spikes, potentials, charges = [], [], []
     for current in x.unbind(0):
         h = decay * v + gain * current + bias
-        s = _Spike.apply(h - v_threshold, spec.surrogate, spec.alpha)
+        s = fire.apply(h - v_threshold, spec.surrogate, spec.alpha)
         s_reset = s.detach() if spec.detach_reset else s
         if spec.reset == "hard":
             # A potential of +inf fires and is reset: it must not meet 1 - s as inf * 0.

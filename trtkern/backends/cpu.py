@@ -120,7 +120,8 @@ def regularizer(
         scale=scale,
         threads=torch.get_num_threads(),
     )
-    value.fill_(total)
+    # Not fill_, which raises where float32 cannot hold the total: that is inf here as on every backend.
+    value.copy_(torch.tensor(total, dtype=torch.float64))
 
 
 BACKEND = Backend(

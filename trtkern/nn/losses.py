@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import _check
+from trtkern.ops._library import is_dual
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
 
 Named = nn.Module | Iterable[tuple[str, Tensor]]
@@ -50,10 +51,12 @@ class _TimestepLoss(Leaf):
 
         Args:
             logits: outputs of the last layer at every timestep, [T, B, C].
-            target: labels [B], int64, in [0, C).
+            target: labels [B], int64, in [0, C); or soft ones, a probability for each class [B, C] in a floating
+                dtype, as mixup and CutMix make them and ``torch.nn.functional.cross_entropy`` takes them.
 
         Raises:
-            TypeError, ValueError: another rank, dtype or device, or a label out of range.
+            TypeError, ValueError: another rank, dtype or device, a label out of range, a probability that is negative
+                or not finite.
         """
         if is_proxy(logits):
             return self(logits, target)
@@ -65,6 +68,8 @@ class _TimestepLoss(Leaf):
         _check_logits(name, logits, target)
         if logits.dtype != torch.float64:
             logits = logits.float()
+        if target.dtype.is_floating_point:
+            target = target.to(logits.dtype)
         self._device = logits.device
         return self._parts(logits, target, regularize)
 
@@ -88,24 +93,34 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
             f"{name}: expected logits [T, B, C] with no empty axis, got {_check.describe(logits)}; "
             "keep the time axis: pass the output of every step, not their mean"
         )
-    if not isinstance(target, Tensor) or target.dtype != torch.int64:
-        raise TypeError(f"{name}: expected target to be int64 labels, got {_check.describe(target)}")
-    if target.shape != logits.shape[1:2] or target.device != logits.device:
-        raise ValueError(
-            f"{name}: expected target of shape ({logits.shape[1]},) on {logits.device}, got {_check.describe(target)}"
+    soft = isinstance(target, Tensor) and target.dtype.is_floating_point
+    if not isinstance(target, Tensor) or not (soft or target.dtype == torch.int64):
+        raise TypeError(
+            f"{name}: expected target to be int64 labels [B], or floating-point probabilities [B, C], got "
+            f"{_check.describe(target)}"
         )
-    if not torch.compiler.is_compiling() and (target.device.type == "cpu" or _check.debugging()):
-        low, high = (bound.item() for bound in target.aminmax())
-        if low < 0 or high >= logits.shape[2]:
-            raise ValueError(
-                f"{name}: expected labels in [0, {logits.shape[2]}), got labels from {low} to {high}; "
-                "check the number of classes"
-            )
+    shape = logits.shape[1:] if soft else logits.shape[1:2]
+    if target.shape != shape or target.device != logits.device:
+        kind = "probabilities" if soft else "int64 labels"
+        raise ValueError(
+            f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {_check.describe(target)}"
+        )
+    if torch.compiler.is_compiling() or not (target.device.type == "cpu" or _check.debugging()):
+        return
+    low, high = (bound.item() for bound in target.detach().aminmax())
+    if soft and not (low >= 0 and high < math.inf):
+        raise ValueError(f"{name}: expected probabilities that are finite and >= 0, got some from {low} to {high}")
+    if not soft and (low < 0 or high >= logits.shape[2]):
+        raise ValueError(
+            f"{name}: expected labels in [0, {logits.shape[2]}), got labels from {low} to {high}; "
+            "check the number of classes"
+        )
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """mean over t and b of the cross entropy of every step."""
-    return F.cross_entropy(logits.flatten(0, 1), target.repeat(logits.shape[0]), label_smoothing=label_smoothing)
+    repeated = torch.cat([target] * logits.shape[0])
+    return F.cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
 
 
 def _fraction(name: str, field: str, value: float) -> float:
@@ -171,10 +186,14 @@ class TRTLoss(_TimestepLoss):
     The last term does not depend on the data; it is one fused pass over all weights. As in the reference
     implementation it covers every trainable parameter whose name does not contain "bias": convolutions, linear layers
     with the classifier, and the scales of normalisation layers. Parameters of the neurons (a learned decay or
-    threshold) are left out: the penalty would pull them to 0.
+    threshold, also behind a parametrization) are left out: the penalty would pull them to 0. For soft labels
+    ``onehot(y)`` is the probabilities themselves.
 
     Args:
-        model: a module, or (name, parameter) pairs. It is only looked at: nothing is registered here.
+        model: a module, or (name, parameter) pairs. Nothing is registered here. A module is held, and its parameters
+            are looked up at each call: also after ``load_state_dict(assign=True)`` or ``weight_norm``, and inside
+            ``torch.func.functional_call`` of a module that holds both. Pairs stay as given. A copy or a pickle of the
+            loss holds a copy of the model; copied or pickled together with the model it holds that one.
         lam: strength of the penalty, >= 0.
         delta: how fast it decays over time, >= 0; 0 is plain L2.
         eps: >= 0, added to abs(w).
@@ -208,7 +227,8 @@ class TRTLoss(_TimestepLoss):
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self._timesteps: int | None = None
         # In a tuple, so that nothing is registered: the parameters belong to the model.
-        self._chosen = tuple(_regularized(model, self.exclude))
+        self._model: tuple[Any, ...] = (model if isinstance(model, nn.Module) else list(model),)
+        _regularized(self._model[0], self.exclude)
         check_spec(self._spec(1))
         if backend != "auto":
             named(backend)
@@ -217,8 +237,10 @@ class TRTLoss(_TimestepLoss):
         return RegularizerSpec(timesteps, self.lam, self.delta, self.eps)
 
     def regularized(self) -> list[tuple[str, Tensor]]:
-        """The (name, parameter) pairs that the penalty covers now: the chosen ones that are trainable."""
-        return [(name, p) for name, p in self._chosen if p.requires_grad]
+        """The (name, parameter) pairs that the penalty covers now: those of the model that are trainable."""
+        chosen = _regularized(self._model[0], self.exclude)
+        # Tangents (forward mode) do not require a gradient, and are differentiated all the same.
+        return [(name, p) for name, p in chosen if p.requires_grad or is_dual(p)]
 
     def extra_repr(self) -> str:
         """The settings and the size of what is regularised."""
@@ -231,7 +253,7 @@ class TRTLoss(_TimestepLoss):
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
         self._timesteps = logits.shape[0]
         cross_entropy = _cross_entropy(logits, target, self.label_smoothing)
-        onehot = F.one_hot(target, logits.shape[2]).to(logits.dtype)
+        onehot = target if target.dim() == 2 else F.one_hot(target, logits.shape[2]).to(logits.dtype)
         mse = (logits - onehot).square().mean()
         total = (1 - self.eta) * cross_entropy + self.eta * mse
         weights = [p for _, p in self.regularized()]
@@ -258,8 +280,11 @@ class TRTLoss(_TimestepLoss):
         return add_regularizer_grad_(weights, self._spec(self._timesteps), scale=scale, backend=self.backend)
 
 
-def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """The pairs that the reference implementation regularises, less ``exclude`` and the neurons' own parameters."""
+def _regularized(model: Any, exclude: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """The pairs that the reference implementation regularises, less ``exclude`` and the neurons' own parameters.
+
+    A parametrization keeps its tensors in modules of its own below the layer, so a layer is left out with all of them.
+    """
     unknown = [name for name in exclude if name not in _EXCLUDABLE]
     if unknown:
         raise ValueError(f"TRTLoss: expected exclude from {_EXCLUDABLE}, got {unknown[0]!r}")
@@ -269,7 +294,7 @@ def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tens
         kinds = (Neuron, *_NORMS) if "norm" in exclude else (Neuron,)
         for module in modules:
             if isinstance(module, kinds):
-                left_out.update(id(p) for p in module.parameters(recurse=isinstance(module, Neuron)))
+                left_out.update(id(p) for p in module.parameters())
         if "classifier" in exclude:
             linear = [module for module in modules if isinstance(module, nn.Linear)]
             if not linear:
@@ -281,7 +306,7 @@ def _regularized(model: Named, exclude: tuple[str, ...]) -> list[tuple[str, Tens
             raise ValueError(
                 f"TRTLoss: expected a module with exclude={exclude}, got pairs; leave them out of the pairs"
             )
-        pairs = list(model)
+        pairs = model
         for pair in pairs:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
                 raise TypeError(f"TRTLoss: expected a module or (name, parameter) pairs, got {_check.describe(pair)}")

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import _check
-from trtkern.ops._library import differentiated
-from trtkern.ops.spikes import Spikes, unpack
+from trtkern.ops._library import apply, differentiated, is_dual
+from trtkern.ops._saved import keep, kept
+from trtkern.ops.spikes import Spikes, current, unpack
 
 
 class SpikeConv2d(Leaf, nn.Conv2d):
@@ -39,7 +40,7 @@ class SpikeConv2d(Leaf, nn.Conv2d):
             return self(x)
         name = type(self).__name__
         if isinstance(x, Spikes):
-            _expect_spikes(name, x)
+            x = _expect_spikes(name, x)
         elif not isinstance(x, Tensor):
             _refuse(name, "a tensor or Spikes", x)
         spikes = x.spikes if isinstance(x, Spikes) else x
@@ -94,7 +95,7 @@ class SpikeLinear(Leaf, nn.Linear):
             return self(x)
         name = type(self).__name__
         if isinstance(x, Spikes):
-            _expect_spikes(name, x)
+            x = _expect_spikes(name, x)
         elif not isinstance(x, Tensor):
             _refuse(name, "a tensor or Spikes", x)
         spikes = x.spikes if isinstance(x, Spikes) else x
@@ -118,8 +119,8 @@ def _refuse(name: str, expected: str, got: object) -> NoReturn:
     raise kind(f"{name}: expected {expected}, got {_check.describe(got)}")
 
 
-def _expect_spikes(name: str, x: Spikes) -> None:
-    """The words belong to the spikes: of their shape, or of twice their height and width."""
+def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
+    """``current(x)``; the words belong to the spikes: of their shape, or of twice their height and width."""
     spikes, words = x
     for what, tensor in (("spikes", spikes), ("words", words)):
         if isinstance(tensor, Tensor):
@@ -138,11 +139,13 @@ def _expect_spikes(name: str, x: Spikes) -> None:
             f"{name}: expected Spikes [T, B, ...] with their words [ceil(T / 8), B, ...], got "
             f"{_check.describe(spikes)} and {_check.describe(words)}; a neuron with packed=True returns both"
         )
+    return current(x)
 
 
 def _differentiable(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
-    """Whether anything has to be kept."""
-    return differentiated(spikes, layer.weight, layer.bias)
+    """Whether anything has to be kept; tangents (forward mode) are left to torch, which has formulas for them."""
+    tensors = (spikes, layer.weight, layer.bias)
+    return differentiated(*tensors) and not is_dual(*tensors)
 
 
 def _apply(layer: nn.Conv2d | nn.Linear, folded: Tensor, x: Spikes, function: _Convolution | _Product) -> Tensor:
@@ -151,7 +154,9 @@ def _apply(layer: nn.Conv2d | nn.Linear, folded: Tensor, x: Spikes, function: _C
     # What autocast would do, but that no copy of spikes or weight is kept: the backward pass converts again.
     lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     kept = _Kept(spikes.shape[0], x.pooled, _lowered(folded.dtype, lower), folded.shape, folded.stride())
-    return _SpikeFunction.apply(folded, x.words, layer.weight, layer.bias, function, kept, lower)
+    return apply(
+        _SpikeFunction, "SpikeConv2d, SpikeLinear", folded, x.words, layer.weight, layer.bias, function, kept, lower
+    )
 
 
 def _lowered(dtype: torch.dtype, lower: torch.dtype | None) -> torch.dtype:
@@ -230,15 +235,24 @@ class _SpikeFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, words, weight, bias, ctx.function, ctx.kept, ctx.lower = inputs
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.save_for_backward(words, weight)
+        keep(ctx, words, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        words, weight = ctx.saved_tensors
+        words, weight = kept(ctx)
         needs_x, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         needs = (needs_x, needs_weight, needs_bias)
-        gx, gweight, gbias = _SpikeFunctionBackward.apply(
-            grads[0], words, weight, ctx.function, ctx.kept, ctx.lower, needs, ctx.dtypes
+        gx, gweight, gbias = apply(
+            _SpikeFunctionBackward,
+            "SpikeConv2d, SpikeLinear",
+            grads[0],
+            words,
+            weight,
+            ctx.function,
+            ctx.kept,
+            ctx.lower,
+            needs,
+            ctx.dtypes,
         )
         return gx, None, gweight, gbias, None, None, None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.neurons import Spiking
 from trtkern.nn.time import OverTime, TimeSequential, over_time
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, remember
 
 
 class Absorbed(nn.Identity):
@@ -75,7 +75,11 @@ class UnfusedBatchNormLIF(Leaf, TimeSequential):
         spikes, *state = made if return_state else (made,)
         if "pool" in self._modules:
             pooled = over_time(self.pool, spikes)
-            spikes = Spikes(pooled, spikes.words) if isinstance(spikes, Spikes) else pooled
+            if isinstance(spikes, Spikes):
+                remember(pooled)
+                spikes = Spikes(pooled, spikes.words)
+            else:
+                spikes = pooled
         return (spikes, *state) if return_state else spikes
 
 

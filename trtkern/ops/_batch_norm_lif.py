@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trtkern.ops import _check, _norm
-from trtkern.ops._library import refuse_second_derivative
+from trtkern.ops import _norm
+from trtkern.ops._library import apply, refuse_second_derivative
 from trtkern.ops._lif import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, given, wanted_grads
+from trtkern.ops._saved import Layout, keep, kept
 from trtkern.ops.spikes import unpack
 
 OP = "batch_norm_lif"
@@ -19,15 +20,10 @@ OP = "batch_norm_lif"
 class Source(NamedTuple):
     """What y was made from, to make it again in the backward pass instead of keeping it."""
 
-    x: Tensor
-    """[T, B, ...] dense."""
-    words: Tensor | None
-    """Kept in place of x; x is then 2x2 averages of them if ``pooled``."""
-    pooled: bool
-    weight: Tensor
-    bias: Tensor | None
-    make: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    """y from x, weight and bias."""
+    make: Callable[..., Tensor]
+    """y from ``tensors``; it holds no tensor itself."""
+    tensors: tuple[Tensor | None, ...]
+    """What is kept in place of y."""
 
 
 class Fixed(NamedTuple):
@@ -45,8 +41,10 @@ class Fixed(NamedTuple):
 
 
 class Normed(torch.autograd.Function):
+    """``make`` and ``source`` are those of a ``Source``; without one, y is kept."""
+
     @staticmethod
-    def forward(y, residual, v0, weight, bias, params, mean, rstd, words, flag, fixed):
+    def forward(y, residual, v0, weight, bias, params, mean, rstd, words, flag, fixed, make=None, *source):
         affine = _norm.affine(mean, rstd, weight, bias)
         return *torch.ops.trtkern.lif_forward(
             y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
@@ -55,26 +53,44 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        y, residual, v0, weight, _, params, mean, rstd, words, _, ctx.fixed = inputs
+        y, residual, v0, weight, _, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[3:])
+        ctx.y = Layout.of(y)
         # The words of a residual stand for it.
-        ctx.dtype = y.dtype
-        kept = residual if words is None else None
-        ctx.save_for_backward(y, kept, v0, weight, params, mean, rstd, words, output[3], output[5])
+        kept_residual = residual if words is None else None
+        kept_y = y if ctx.make is None else None
+        keep(ctx, kept_y, kept_residual, v0, weight, params, mean, rstd, words, output[3], output[5], *source)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        y, residual, v0, weight, params, mean, rstd, words, edges, affine = ctx.saved_tensors
+        y, residual, v0, weight, params, mean, rstd, words, edges, affine, *source = kept(ctx)
+        if ctx.make is not None:
+            y = ctx.y.restore(ctx.make(*source))
         if words is not None:
-            residual = unpack(words, y.shape[0], dtype=ctx.dtype)
+            residual = unpack(words, ctx.y.shape[0], dtype=ctx.y.dtype)
         gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
         needs = tuple(ctx.needs_input_grad[:6])
-        found = NormedBackward.apply(
-            gs, gv, gv_final, y, residual, v0, weight, params, mean, rstd, edges, affine, ctx.fixed, needs
+        found = apply(
+            NormedBackward,
+            OP,
+            gs,
+            gv,
+            gv_final,
+            y,
+            residual,
+            v0,
+            weight,
+            params,
+            mean,
+            rstd,
+            edges,
+            affine,
+            ctx.fixed,
+            needs,
         )
         wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
-        return *wanted, *[None] * 5
+        return *wanted, *[None] * (6 + len(source))
 
 
 class NormedBackward(torch.autograd.Function):
@@ -121,57 +137,3 @@ class NormedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         refuse_second_derivative(OP)
-
-
-class Recomputed(torch.autograd.Function):
-    """The same from what y was made of: neither y nor, where there are words, the dense input is kept."""
-
-    @staticmethod
-    def forward(x, x_words, conv_weight, conv_bias, y, residual, v0, weight, bias, params, mean, rstd, words, flag,
-                fixed, source):  # fmt: skip
-        return Normed.forward(y, residual, v0, weight, bias, params, mean, rstd, words, flag, fixed)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, x_words, conv_weight, conv_bias, y, residual, v0, weight, _, params, mean, rstd, words, _, *rest = inputs
-        ctx.fixed, source = rest
-        ctx.pooled, ctx.make, ctx.dtype, ctx.x_dtype, ctx.steps = source.pooled, source.make, y.dtype, x.dtype, len(y)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[3:])
-        kept_x = x if x_words is None else None
-        kept_residual = residual if words is None else None
-        ctx.save_for_backward(
-            kept_x, x_words, conv_weight, conv_bias, kept_residual, v0, weight, params, mean, rstd, words, output[3],
-            output[5],
-        )  # fmt: skip
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        x, x_words, conv_weight, conv_bias, residual, v0, weight, params, mean, rstd, words, edges, affine = (
-            ctx.saved_tensors
-        )
-        if x_words is not None:
-            x = unpack(x_words, ctx.steps, pooled=ctx.pooled, dtype=ctx.x_dtype)
-        if words is not None:
-            residual = unpack(words, ctx.steps, dtype=ctx.dtype)
-        needs_x, _, needs_weight, needs_bias, _, *others = ctx.needs_input_grad[:10]
-        leaves = [t if t is None else t.detach().requires_grad_(needed)
-                  for t, needed in ((x, needs_x), (conv_weight, needs_weight), (conv_bias, needs_bias))]  # fmt: skip
-        through = needs_x or needs_weight or needs_bias
-        with torch.enable_grad():
-            made = ctx.make(*leaves)
-        y = made.detach()
-        y = _check.poolable(y) if ctx.fixed.pool else _check.dense(y)
-        needs = (through, *others)
-        gy, gresidual, gv0, gweight, gbias, gparams = NormedBackward.forward(
-            *wanted_grads(grads, ctx.fixed.want), y, residual, v0, weight, params, mean, rstd, edges, affine,
-            ctx.fixed, needs,
-        )  # fmt: skip
-        asked = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        found = iter(torch.autograd.grad(made, asked, gy) if through else ())
-        behind = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
-        rest = [
-            grad if needed else None
-            for grad, needed in zip((gresidual, gv0, gweight, gbias, gparams), others, strict=True)
-        ]
-        return behind[0], None, behind[1], behind[2], None, *rest, *[None] * 6

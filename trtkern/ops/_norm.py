@@ -13,7 +13,7 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import named
 from trtkern.ops import _check
-from trtkern.ops._library import define
+from trtkern.ops._library import beneath, define
 from trtkern.ops.spikes import Spikes
 
 OP = "batch_norm_lif"
@@ -165,12 +165,15 @@ def _enough(count: int) -> None:
         raise ValueError(f"{OP}: expected more than 1 value per channel when training, got {count} in all processes")
 
 
-@torch.no_grad()
 def update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     """The running statistics after a batch, as torch's BatchNorm has them; untouched where one is not finite.
 
     The last thing that a call does: whatever raises an error before has changed nothing.
     """
+    beneath(lambda mean, var: _update(norm, mean, var, count), mean, var)
+
+
+def _update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     finite = torch.isfinite(mean).all() & torch.isfinite(var).all()

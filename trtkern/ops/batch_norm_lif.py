@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,9 @@ from trtkern import reference
 from trtkern.backends import choose
 from trtkern.backends.base import CHUNK
 from trtkern.ops import _check, _norm
-from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Recomputed, Source
+from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Source
 from trtkern.ops._check import Number
-from trtkern.ops._library import differentiated
+from trtkern.ops._library import apply, differentiated, refuse_duals
 from trtkern.ops._lif import WANT_EDGES
 from trtkern.ops._norm import BatchNorm, Statistics
 from trtkern.ops.lif import (
@@ -27,7 +28,7 @@ from trtkern.ops.lif import (
     state_dtype,
 )
 from trtkern.ops.lif import returned as as_output
-from trtkern.ops.spikes import Spikes
+from trtkern.ops.spikes import Spikes, current
 from trtkern.spec import LIFSpec
 
 
@@ -70,8 +71,7 @@ def batch_norm_lif(
             rounded where that is narrower; as ``Spikes`` its words are what is saved for the backward pass.
         v0: potential before the first step, [B, C, ...] float32; None is zero.
         channel_dim: the axis of y that the channels are on.
-        source: y is not kept: the backward pass makes it again and goes on through ``source.make``; y itself needs no
-            gradient then. The reference does not take it.
+        source: y is not kept: the backward pass makes it again. The reference keeps it all the same.
 
     Raises:
         TypeError, ValueError: what was expected, what came, what to do; nothing has been changed then.
@@ -79,6 +79,8 @@ def batch_norm_lif(
 
     The running statistics move last, so that no error, of whatever kind, leaves them moved.
     """
+    if isinstance(residual, Spikes):
+        residual = current(residual)
     axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
     _check.parameters(OP, neuron.values)
@@ -141,26 +143,23 @@ def _fused(
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
+    words = residual.words if isinstance(residual, Spikes) else None
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    refuse_duals(OP, y, dense, v0, params, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     found = _norm.batch(y, norm, channels, inner, neuron.backend) if norm.batch_statistics else None
     mean, var, count = (*_norm.running(norm), 0) if found is None else found
     rstd = (var + norm.eps).rsqrt()
-    words = residual.words if isinstance(residual, Spikes) else None
-    dense = residual.spikes if isinstance(residual, Spikes) else residual
     want = neuron.want
     tensors = (y, dense, v0, norm.weight, norm.bias, params)
-    behind = () if source is None else (source.x, source.weight, source.bias)
-    differentiable = differentiated(*tensors, *behind)
+    differentiable = differentiated(*tensors)
     if differentiable and y.shape[0] > CHUNK:
         want += WANT_EDGES
     fixed = Fixed(
         tuple(scalars(neuron.values, params)), neuron.spec.token, inner, inside, want, neuron.backend, count, norm.group
     )
-    if differentiable and source is not None:
-        made = Recomputed.apply(*source[:2], *source[3:5], *tensors, mean, rstd, words, neuron.flag, fixed, source)
-    else:
-        run = Normed.apply if differentiable else Normed.forward
-        made = run(*tensors, mean, rstd, words, neuron.flag, fixed)
-    s, v, v_final, _, packed, _ = made
+    run = partial(apply, Normed, OP) if differentiable else Normed.forward
+    again = (None,) if source is None else (source.make, *source.tensors)
+    s, v, v_final, _, packed, _ = run(*tensors, mean, rstd, words, neuron.flag, fixed, *again)
     if neuron.pool and not inside:
         s = reference.average_pool(s)
     return as_output(s, v_final, v, packed, want), found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from trtkern.backends import choose
 from trtkern.backends.base import CHUNK, PARAMS
 from trtkern.ops import _check, spikes
 from trtkern.ops._check import Number
-from trtkern.ops._library import differentiated, refuse_second_derivative
+from trtkern.ops._library import apply, beneath, differentiated, refuse_duals, refuse_second_derivative
 from trtkern.ops._lif import (
     NEED_PARAMS,
     NEED_V0,
@@ -27,6 +28,7 @@ from trtkern.ops._lif import (
     given,
     wanted_grads,
 )
+from trtkern.ops._saved import keep, kept
 from trtkern.spec import LIFSpec
 
 
@@ -125,6 +127,8 @@ def perform(
         if flag is not None:
             flag.fill_(1)
         raise RuntimeError(f"{op}: expected finite potentials, got NaN or Inf from {_check.describe(x)}")
+    if output.spikes is not None and output.packed is not None:
+        spikes.remember(output.spikes)
     if heard and output.spikes is not None and output.packed is not None:
         spikes.announce(output.spikes, output.packed)
         output = output if want & WANT_PACKED else output._replace(packed=None)
@@ -142,11 +146,12 @@ def _fused(
     flag: Tensor | None,
 ) -> LIFOutput:
     params, axis = stack("lif", x, values, channel_dim, torch.float32)
+    refuse_duals("lif", x, v0, params)
     x, inner = (x, 1) if axis is None else _check.by_channel(x, axis)
     differentiable = differentiated(x, v0, params)
     if differentiable and x.shape[0] > CHUNK:
         want += WANT_EDGES
-    run = _LIF.apply if differentiable else _LIF.forward
+    run = partial(apply, _LIF, "lif") if differentiable else _LIF.forward
     s, v, v_final, _, packed = run(x, v0, params, scalars(values, params), spec.token, inner, flag, want, backend)
     return returned(s, v_final, v, packed, want)
 
@@ -243,9 +248,11 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
     """What the reference computed, in x's dtype, with the flag and the words that the kernels make on the way."""
     v = (trace.h if want & WANT_H else trace.v).to(x.dtype)
     if flag is not None:
-        with torch.no_grad():
-            seen = [trace.h, *[trace.v[-1]] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
-            flag.bitwise_or_(torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype))
+        seen = [trace.h, *[trace.v[-1]] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
+        beneath(
+            lambda *seen: flag.bitwise_or_(torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype)),
+            *seen,
+        )
     packed = reference.spikes_pack(trace.s) if want & WANT_PACKED else None
     return returned(trace.s.to(x.dtype), trace.v[-1], v, packed, want)
 
@@ -262,16 +269,29 @@ class _LIF(torch.autograd.Function):
         x, v0, params, ctx.scalars, ctx.token, ctx.inner, _, ctx.want, ctx.backend = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[3:])
-        ctx.save_for_backward(x, v0, params, output[3])
+        keep(ctx, x, v0, params, output[3])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        x, v0, params, edges = ctx.saved_tensors
+        x, v0, params, edges = kept(ctx)
         _, needs_v0, needs_params, *_ = ctx.needs_input_grad
         gs, gv, gv_final = wanted_grads(grads, ctx.want)
         needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(ctx.want)
-        gx, gv0, gparams = _LIFBackward.apply(
-            gs, gv, gv_final, x, v0, params, edges, ctx.scalars, ctx.token, ctx.inner, needs, ctx.backend
+        gx, gv0, gparams = apply(
+            _LIFBackward,
+            "lif",
+            gs,
+            gv,
+            gv_final,
+            x,
+            v0,
+            params,
+            edges,
+            ctx.scalars,
+            ctx.token,
+            ctx.inner,
+            needs,
+            ctx.backend,
         )
         return gx, gv0 if needs_v0 else None, gparams if needs_params else None, *[None] * 6
 

@@ -12,7 +12,8 @@ from trtkern import reference
 from trtkern.backends import choose, named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.ops import _check
-from trtkern.ops._library import define, differentiated, refuse_second_derivative
+from trtkern.ops._library import apply, define, differentiated, refuse_duals, refuse_second_derivative
+from trtkern.ops._saved import keep, kept
 
 
 def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: str = "auto") -> Tensor:
@@ -34,9 +35,10 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
     name = _gate(weights, spec, backend)
     if name == "reference":
         return reference.regularizer(weights, spec)
+    refuse_duals("regularizer", *weights)
     dense = [_check.flat(w) for w in weights]
     if differentiated(*weights):
-        return _Regularizer.apply(spec.timesteps, spec[1:], name, *dense)[0]
+        return apply(_Regularizer, "regularizer", spec.timesteps, spec[1:], name, *dense)[0]
     return torch.ops.trtkern.regularizer(dense, spec.timesteps, spec[1:], False, name)[0]
 
 
@@ -49,16 +51,24 @@ def add_regularizer_grad_(
     """
     weights = list(weights)
     name = _gate(weights, spec, backend)
+    # Also of the reference: a gradient that is added in place has no tangent.
+    refuse_duals("add_regularizer_grad_", *weights)
     grads = []
     with torch.no_grad():
         for w in weights:
             if w.grad is None:
                 w.grad = torch.zeros_like(w)
+            elif w.grad.layout != torch.strided:
+                # The penalty is dense, and so is its sum with a sparse gradient: what autograd makes of the two.
+                w.grad = w.grad.to_dense()
             grads.append(w.grad)
         if name != "reference":
-            # A gradient in another layout than its weight goes through a fresh one: rare, and torch adds it.
-            fits = [g.stride() == w.stride() and _check.is_flat(w) for g, w in zip(grads, weights, strict=True)]
-            if all(fits):
+            # A gradient in another layout or dtype than its weight goes through a fresh one: rare, and torch adds it.
+            fits = all(
+                g.stride() == w.stride() and g.dtype == w.dtype and _check.is_flat(w)
+                for g, w in zip(grads, weights, strict=True)
+            )
+            if fits:
                 return torch.ops.trtkern.regularizer_add_grad_(
                     [w.detach() for w in weights], grads, spec.timesteps, spec[1:], float(scale), name
                 )
@@ -159,15 +169,15 @@ class _Regularizer(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(*output[1:])
+            keep(ctx, *output[1:])
         else:
             # Handed over uncopied, they become .grad: they must not be kept for another backward as well.
-            ctx.save_for_backward(*weights)
+            keep(ctx, *weights)
             ctx.grads = list(output[1:])
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
-        saved, factor = ctx.saved_tensors, incoming[0]
+        saved, factor = kept(ctx), incoming[0]
         if factor is None:
             return None, None, None, *[None] * len(saved)
         if torch.compiler.is_compiling():
@@ -176,7 +186,7 @@ class _Regularizer(torch.autograd.Function):
         if grads is None:
             detached = [w.detach() for w in saved]
             grads = torch.ops.trtkern.regularizer(detached, ctx.timesteps, ctx.numbers, True, ctx.backend)[1]
-        return None, None, None, *_Scale.apply(factor, *grads, *saved)
+        return None, None, None, *apply(_Scale, "regularizer", factor, *grads, *saved)
 
 
 class _Scale(torch.autograd.Function):

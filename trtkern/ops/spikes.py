@@ -43,6 +43,30 @@ def packing(packed: bool) -> bool:
     return packed and not _check.recording()
 
 
+def remember(spikes: Tensor) -> None:
+    """Words were made of these spikes as they are now: ``current`` then knows of every write to them.
+
+    Autograd counts the writes to a tensor and to its views. Compiled code and ``torch.inference_mode`` count none.
+    """
+    if not torch.compiler.is_compiling() and not spikes.is_inference():
+        owner = _owner(spikes)
+        # With its id: a copy or a pickle of the tensor takes the attribute along, and counts from 0.
+        owner._written = id(owner), spikes._version  # type: ignore[attr-defined]
+
+
+def current(x: Spikes) -> Spikes | Tensor:
+    """x, or its dense tensor alone where that was written to (``mul_``, dropout in place) since the words were made."""
+    if torch.compiler.is_compiling() or not isinstance(x.spikes, Tensor) or x.spikes.is_inference():
+        return x
+    owner = _owner(x.spikes)
+    known, version = getattr(owner, "_written", (None, 0))
+    return x if known != id(owner) or version == x.spikes._version else x.spikes
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
 _listeners: list[Callable[[Tensor, Tensor], None]] = []
 
 
@@ -75,6 +99,7 @@ def pack(spikes: Tensor) -> Tensor:
     """
     _check.sequence("pack", spikes)
     chosen = choose("auto", "spikes_pack", spikes.device.type, spikes.dtype)
+    remember(spikes)
     return torch.ops.trtkern.spikes_pack(_check.dense(spikes.detach()), chosen)
 
 

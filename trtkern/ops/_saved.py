@@ -1,0 +1,63 @@
+"""What a Function keeps for its backward pass, and how it gets it back: in the memory layout that it had.
+
+A hook for saved tensors may return another one: ``torch.autograd.graph.save_on_cpu(pin_memory=True)`` and most wrappers
+that offload return a contiguous copy. Kernels index memory, so the strides belong to what is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern.ops import _check
+
+
+class Layout(NamedTuple):
+    """How a tensor lies in memory."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Layout:
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def restore(self, tensor: Tensor) -> Tensor:
+        """``tensor`` in this layout: itself where it has it already, else a copy."""
+        if tensor.shape != self.shape or tensor.device != self.device:
+            raise RuntimeError(
+                f"expected a hook for saved tensors to return a tensor of shape {tuple(self.shape)} on {self.device}, "
+                f"got {_check.describe(tensor)}"
+            )
+        # What is expanded (a static input) is laid out once and expanded again.
+        once = tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in self.stride)]
+        return _check.aligned(once, once.shape, self.stride, self.dtype, once).expand(self.shape)
+
+
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """``ctx.save_for_backward``, and with it the layout of each tensor."""
+    ctx.layouts = [tensor if tensor is None else Layout.of(tensor) for tensor in tensors]
+    ctx.save_for_backward(*tensors)
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    """``ctx.saved_tensors`` as they were; in compiled code, whose layouts the compiler settles, as they come."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    return tuple(
+        tensor if tensor is None or _fits(tensor, layout) else layout.restore(tensor)
+        for tensor, layout in zip(ctx.saved_tensors, ctx.layouts, strict=True)
+    )
+
+
+def _fits(tensor: Tensor, layout: Layout) -> bool:
+    return (
+        tensor.shape == layout.shape
+        and tensor.stride() == layout.stride
+        and tensor.dtype == layout.dtype
+        and tensor.device == layout.device
+    )
