@@ -255,7 +255,5 @@ def test_every_backend_is_in_the_table():
 
 
 def test_the_reference_compiles_whole():
-    layer, x = nn.LIF(backend="reference"), current().requires_grad_()
-    got = torch.compile(layer, fullgraph=True, backend="eager")(x)
-    (want,) = torch.autograd.grad(layer(x).sin().sum(), x)
-    assert torch.equal(torch.autograd.grad(got.sin().sum(), x)[0], want)
+    layer, x = nn.LIF(backend="reference"), current()
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))

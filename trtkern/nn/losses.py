@@ -256,9 +256,9 @@ class TRTLoss(_TimestepLoss):
         onehot = target if target.dim() == 2 else F.one_hot(target, logits.shape[2]).to(logits.dtype)
         mse = (logits - onehot).square().mean()
         total = (1 - self.eta) * cross_entropy + self.eta * mse
-        weights = [p for _, p in self.regularized()]
+        weights = [p for _, p in self.regularized()] if regularize else []
         penalty = total.new_zeros(())
-        if regularize and weights:
+        if weights:
             penalty = regularizer(weights, self._spec(logits.shape[0]), backend=self.backend)
             total = total + penalty
         return LossParts(total, cross_entropy.detach(), mse.detach(), penalty.detach())
