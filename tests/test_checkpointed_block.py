@@ -132,13 +132,6 @@ def test_a_weight_that_was_replaced_before_the_backward_pass_does_no_harm():
     assert equal(got, want.values())
 
 
-def test_hooks_of_the_norm_are_called():
-    layer, heard = nn.ConvBatchNormLIF(plain(), nn.BatchNormLIF(6), checkpoint=True), []
-    layer.norm.register_forward_hook(lambda *_: heard.append(1))
-    layer(spikes(*SHAPE))
-    assert heard == [1]
-
-
 def test_another_norm_is_refused():
     norm = nn.UnfusedBatchNormLIF(tnn.BatchNorm2d(6), nn.LIF())
     with pytest.raises(TypeError, match="expected a BatchNormLIF with checkpoint=True, got UnfusedBatchNormLIF"):

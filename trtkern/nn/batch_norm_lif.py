@@ -14,7 +14,7 @@ from trtkern.nn._neuron import one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF, Spiking
 from trtkern.ops import _check
 from trtkern.ops._norm import BatchNorm
-from trtkern.ops.batch_norm_lif import OP, Neuron, Source, batch_norm_lif
+from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
 from trtkern.ops.spikes import Spikes, dense, packing
 
@@ -131,7 +131,6 @@ class BatchNormLIF(Leaf):
         v0: Tensor | None = None,
         *,
         return_state: bool = False,
-        source: Source | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """Spikes [T, B, C, ...] in y's dtype (2x2 averages with ``pool=2``; ``Spikes`` when packed); with
         ``return_state`` also the potentials after the last step, [B, C, ...] float32. Those of every step are left to
@@ -141,13 +140,12 @@ class BatchNormLIF(Leaf):
             y: [T, B, C, ...], contiguous or channels last as it is; expanded along time, the statistics read it once.
             residual: added to the normalised y; of its shape, in its dtype or cast to it, or packed ``Spikes``.
             v0: potential before the first step, [B, C, ...] float32; None is zero.
-            source: what y is made from once more in the backward pass, instead of being kept (``ConvBatchNormLIF``).
         """
         if is_proxy(y):
             return self(y, residual, v0, return_state=return_state)
         if isinstance(y, Tensor):
             warn_of_one_step(type(self).__name__, y)
-        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim, source)
+        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim)
         return (spikes_of(out), out.state) if return_state else spikes_of(out)
 
     def step(

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trtkern.nn._leaf import Leaf, is_proxy
+from trtkern.nn._neuron import spikes_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops import _check
 from trtkern.ops._saved import Layout
-from trtkern.ops.batch_norm_lif import Source
+from trtkern.ops.batch_norm_lif import Source, batch_norm_lif
 from trtkern.ops.spikes import Spikes, current, unpack
 
 
@@ -66,7 +67,10 @@ class ConvBatchNormLIF(Leaf):
         if isinstance(x, Spikes):
             x = current(x)
         y, source = _repeatable(self.conv, x)
-        return self.norm(y, residual, v0, return_state=return_state, source=source)
+        norm = self.norm
+        neuron = norm.neuron(state=return_state)
+        out = batch_norm_lif(y, norm.norm(), neuron, residual, v0, norm.channel_dim, source)
+        return (spikes_of(out), out.state) if return_state else spikes_of(out)
 
 
 def _repeatable(conv: nn.Module, x: Tensor | Spikes) -> tuple[Tensor, Source]:
