@@ -93,7 +93,7 @@ def test_cuda_without_a_gpu_says_so():
 
 def test_no_test_is_in_a_hurry():
     """What waits, waits for PATIENCE; nothing has to be done within seconds, for the machine may be busy."""
-    waits = r"timeout=\d|timedelta\(seconds=\d|\.(join|wait|acquire|get)\(\d+(\.\d*)?\)"
+    waits = r"timeout=\d|timedelta\(seconds=\d|\.(join|wait|acquire|get)\(\d+(\.\d*)?\)|alarm\([1-9]"
     hurry = re.compile(waits + r"|(perf_counter|monotonic|time)\(\) - \w+\)?[ /\d]*<")
     for path in ROOT.glob("tests/*.py"):
         for number, line in enumerate(path.read_text().splitlines(), 1):

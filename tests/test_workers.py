@@ -31,10 +31,10 @@ def _no_hang():
     """What waits for ever fails its test instead of the whole run, and leaves no process."""
 
     def fail(number, frame):
-        raise TimeoutError("nothing within a minute")
+        raise TimeoutError(f"nothing within {PATIENCE} seconds")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
+    signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
