@@ -33,7 +33,7 @@ def _no_hang():
         raise TimeoutError("no batch within a minute")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
+    signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
