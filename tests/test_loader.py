@@ -30,7 +30,7 @@ def _no_hang():
     """A deadlock fails its test instead of the whole run."""
 
     def fail(number, frame):
-        raise TimeoutError("no batch within a minute")
+        raise TimeoutError(f"no batch within {PATIENCE} seconds")
 
     before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(PATIENCE)
