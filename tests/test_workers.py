@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("PIL")
 from image_files import write_folder
+from patience import PATIENCE
 
 from trtkern import cli
 from trtkern.data.folder import ImageFiles
