@@ -265,7 +265,7 @@ def test_peak_memory_is_what_one_call_allocates():
         (["--op", "lif", "--shape", "4,x"], "expected whole numbers"),
         (["--op", "bn-lif", "--shape", "4,8"], "expected bn-lif: T,B,C or T,B,C,H,W; got '4,8'"),
         (["--op", "lif", "--shape", "500,1000000000000"], "take a smaller --shape"),
-        (["--peers", "brian"], "expected all, none or names of spikingjelly"),
+        (["--peers", "brian"], "expected one of all, none, spikingjelly"),
         (["--suite", "short"], "--suite: expected one of default, long, open-neuromorphic"),
         (["--suite", "long", "--op", "pack"], "it has no shapes of pack"),
         (["--suite", "open-neuromorphic", "--op", "pack"], "it is Linear + LIF"),

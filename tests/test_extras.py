@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from trtkern import cli
 from trtkern.bench import peers
@@ -114,7 +115,7 @@ def test_the_doctor_runs_with_torch_alone_and_the_others_say_what_to_type(tmp_pa
 
     def call(command):
         made = [sys.executable, "-c", code, command]
-        return subprocess.run(made, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+        return subprocess.run(made, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE)
 
     done = call("doctor")
     assert done.returncode == 0 and not done.stderr, done.stderr

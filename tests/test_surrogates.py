@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from trtkern import LIFSpec, dialect, lif, nn, reference, surrogates
 from trtkern.backends import named
@@ -341,8 +342,8 @@ def test_a_spawned_process_gets_the_layer():
     other = context.Process(target=_in_another_process, args=(nn.LIF(surrogate=mine), found))
     other.start()
     try:
-        assert found.get(timeout=120) == pytest.approx([WIDTH * SLOPE])
-        other.join(60)
+        assert found.get(timeout=PATIENCE) == pytest.approx([WIDTH * SLOPE])
+        other.join(PATIENCE)
     finally:
         other.kill()
 

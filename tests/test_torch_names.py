@@ -31,6 +31,7 @@ def holders():
     """Something that has the attributes, for each kind of it in the table."""
     x = torch.ones(1, 1, 2, 2, requires_grad=True)
     return {
+        "Forward": torch.autograd.forward_ad,
         "Function": torch.compiler.assume_constant_result(lambda: None),
         "Module": nn.Module(),
         "Node": nn.functional.avg_pool2d(x, 2).grad_fn,

@@ -43,6 +43,7 @@ NAMES: dict[str, Use] = {
     "triton.runtime.driver.active": Use("the GPU that Triton compiles for"),
     "triton.runtime.driver.set_active": Use("compiles for a GPU that is not here"),
     # Attributes, by what has them.
+    "Forward._current_level": Use("whether a forward mode is active, at a tenth of the price of unpack_dual"),
     "Function._dynamo_marked_constant": Use("torch.compiler.assume_constant_result without its import of Dynamo"),
     "Module._apply": Use("what to(), half() and to_empty() call: the flag of a neuron keeps its value through them"),
     "Module._backward_hooks": Use("whether a layer has hooks, which fusing would lose"),

@@ -119,7 +119,7 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """mean over t and b of the cross entropy of every step."""
-    repeated = torch.cat([target] * logits.shape[0])
+    repeated = target.repeat(logits.shape[0], *[1] * (target.dim() - 1))
     return F.cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
 
 

@@ -56,7 +56,8 @@ class Normed(torch.autograd.Function):
         y, residual, v0, weight, _, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[3:])
-        ctx.y = Layout.of(y)
+        if ctx.make is not None:
+            ctx.y = Layout.of(y)
         # The words of a residual stand for it.
         kept_residual = residual if words is None else None
         kept_y = y if ctx.make is None else None
@@ -68,7 +69,7 @@ class Normed(torch.autograd.Function):
         if ctx.make is not None:
             y = ctx.y.restore(ctx.make(*source))
         if words is not None:
-            residual = unpack(words, ctx.y.shape[0], dtype=ctx.y.dtype)
+            residual = unpack(words, y.shape[0], dtype=y.dtype)
         gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
         needs = tuple(ctx.needs_input_grad[:6])
         found = apply(

@@ -91,7 +91,7 @@ def beneath(run: Callable[..., object], *tensors: Tensor) -> None:
 
     A buffer that is written to directly would take over a tangent, and ``torch.func`` forbids it altogether.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _check.recording():
         with torch.no_grad():
             run(*(t.detach() for t in tensors))
     else:

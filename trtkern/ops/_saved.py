@@ -40,7 +40,8 @@ class Layout(NamedTuple):
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
     """``ctx.save_for_backward``, and with it the layout of each tensor."""
-    ctx.layouts = [tensor if tensor is None else Layout.of(tensor) for tensor in tensors]
+    if not torch.compiler.is_compiling():  # which would hold T and the batch to those of the first call
+        ctx.layouts = [tensor if tensor is None else Layout.of(tensor) for tensor in tensors]
     ctx.save_for_backward(*tensors)
 
 

@@ -51,7 +51,7 @@ def remember(spikes: Tensor) -> None:
     if not torch.compiler.is_compiling() and not spikes.is_inference():
         owner = _owner(spikes)
         # With its id: a copy or a pickle of the tensor takes the attribute along, and counts from 0.
-        owner._written = id(owner), spikes._version  # type: ignore[attr-defined]
+        owner.trtkern_written = id(owner), spikes._version  # type: ignore[attr-defined]
 
 
 def current(x: Spikes) -> Spikes | Tensor:
@@ -59,7 +59,7 @@ def current(x: Spikes) -> Spikes | Tensor:
     if torch.compiler.is_compiling() or not isinstance(x.spikes, Tensor) or x.spikes.is_inference():
         return x
     owner = _owner(x.spikes)
-    known, version = getattr(owner, "_written", (None, 0))
+    known, version = getattr(owner, "trtkern_written", (None, 0))
     return x if known != id(owner) or version == x.spikes._version else x.spikes
 
 
