@@ -74,7 +74,7 @@ def test_a_small_dev_shm_is_enough():
         "made = w.ahead(lambda step: torch.full((3 << 20,), step, dtype=torch.uint8), 6, 2, 3 << 20)\n"
         "print([int(got.sum()) >> 20 for got in made])"
     )
-    done = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 3, 6, 9, 12, 15]\n", "")
 
 
