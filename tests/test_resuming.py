@@ -105,7 +105,7 @@ def same_weights(a, b):
 def test_what_may_not_stand_beside_resume_is_named_as_it_was_typed(done, capsys, monkeypatch, typed, name):
     monkeypatch.setattr("sys.argv", ["trtkern", "train", "--resume", "a", *typed])
     error = refused(capsys, ["train", "--resume", "a", *typed])
-    assert f"beside it, got it with {name};" in error and "--changes" not in error
+    assert f", got {name};" in error and "--changes" not in error
     assert "--data-dir, --other-data, --workers, --device, --threads, --epochs" in error
     assert "expected it beside --resume" in refused(capsys, ["train", "--other-data"])
 

@@ -265,6 +265,6 @@ def _beside_resume(context: typer.Context) -> None:
         if option.name != "resume" and _given(context, str(option.name)) and not {*option.opts} & {*_BESIDE}:
             typed = [name for name in option.opts if any(word.startswith(name) for word in sys.argv)]
             raise ValueError(
-                f"--resume: expected of {', '.join(_BESIDE)} beside it, got it with {(typed or option.opts)[0]}; a run "
+                f"--resume: expected beside it one of {', '.join(_BESIDE)}, got {(typed or option.opts)[0]}; a run "
                 f"goes on with its own settings, begin another one for others"
             )

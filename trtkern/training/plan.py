@@ -84,8 +84,8 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
         ValueError: one is missing, unknown, of another type or out of range; the message says what was expected.
     """
     defaults = {**BOTH, **RECIPE, **OPTION}
-    if unknown := sorted(set(values) - set(TYPES)):
-        raise ValueError(f"settings: expected of {', '.join(TYPES)}, got {unknown[0]!r}")
+    if others := sorted(set(values) - set(TYPES)):
+        raise unknown("settings", others[0], TYPES)
     plan = {**{key: value for key, value in defaults.items() if value is not ...}, **values}
     if missing := [key for key in TYPES if key not in plan]:
         raise ValueError(f"settings: expected a value of {', '.join(missing)}, got none")

@@ -59,7 +59,7 @@ def settings(folder: Path, saved: Checkpoint | None, given: Mapping[str, Any]) -
     wanted = {name: value for name, value in given.items() if value is not None}
     for name in wanted:
         if name not in FREE:
-            raise TypeError(f"resume: expected of {', '.join(FREE)}, got {name}")
+            raise TypeError(f"resume: expected one of {', '.join(FREE)}, got {name}")
     if "data_dir" in wanted:
         wanted["data_dir"] = str(Path(wanted["data_dir"]).resolve())
     made = Settings.from_json({**base.to_json(), **wanted})
