@@ -6,11 +6,12 @@ VENV ?= .venv
 # setuptools follows too: torch 2.11 wants an older one than torch 2.13.
 TORCH ?=
 TRITON ?=
+PINS := constraints.txt
 ifneq ($(TORCH),)
 VENV := .venv-torch-$(TORCH)-$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+PINS := $(VENV)/constraints.txt
 endif
 BIN := $(VENV)/bin
-PINS := $(VENV)/constraints.txt
 RUN := runs/demo
 
 .PHONY: demo test test-torch lint format docs bench gpu gpu-bundle gpu-rehearsal clean
@@ -22,7 +23,6 @@ ASKS = from importlib.metadata import requires; print(any(r.startswith("triton")
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),)
-	cp constraints.txt $(PINS)
 	$(INSTALL) torch
 else
 	grep -v -e '^torch==' -e '^triton==' -e '^setuptools==' constraints.txt > $(PINS)
