@@ -127,7 +127,7 @@ def test_the_warning_names_the_line_that_called_and_comes_once():
 
 def test_three_axes_and_steps_bring_no_warning():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         snn.LIF()(torch.randn(4, 2, 3))
         snn.LIF().step(torch.randn(2, 3))
         snn.TimeSequential(torch.nn.Linear(3, 4), snn.LIF(), timesteps=4)(torch.randn(2, 3))
