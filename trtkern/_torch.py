@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch.autograd.graph import GradientEdge
 
 TRIED = ("2.11.0", "2.13.0", "2.14.1")
@@ -30,6 +31,7 @@ NAMES: dict[str, Use] = {
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
     "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
     "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
+    "torch.compiler._is_exporting_flag": Use("what is_exporting() returns; see exporting()", only="trtkern/_torch.py"),
     "torch.multiprocessing.reductions.StorageWeakRef": Use("whether a storage is still there, without keeping it"),
     "torch.nn.modules.batchnorm._BatchNorm": Use("what every BatchNorm is"),
     "torch.nn.modules.batchnorm._NormBase": Use("what every BatchNorm and InstanceNorm is"),
@@ -66,6 +68,14 @@ NAMES: dict[str, Use] = {
 }
 """Each name with why it is used. An attribute of a function of torch.compile's, of a module, a node of autograd's
 graph, an operator, a state dict, a tensor or its storage is named after what has it; ``*`` stands for more than one."""
+
+
+def exporting() -> bool:
+    """Whether torch.export records what happens.
+
+    Not ``torch.compiler.is_exporting()``: Dynamo of torch 2.11 takes that for true in whatever torch.compile traces.
+    """
+    return torch.compiler._is_exporting_flag
 
 
 def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:

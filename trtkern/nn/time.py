@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from trtkern._torch import exporting
 from trtkern.nn._leaf import is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.block import ConvBatchNormLIF
@@ -203,7 +204,7 @@ def _folded(who: str, layer: nn.Module, x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """x [T, B, ...] as [T * B, ...], a view where there is one."""
-    if torch.compiler.is_exporting():
+    if exporting():
         # Of flatten() it takes a stride to be min(n, n * B), and would hold B to that when the axes are parted again.
         return x.reshape(-1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     return x.flatten(0, 1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from trtkern._torch import exporting
 from trtkern.backends.base import PARAMS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -242,7 +243,7 @@ def recording() -> bool:
 
     torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return exporting() or torch.jit.is_tracing()
 
 
 def is_dense(x: Tensor) -> bool:
