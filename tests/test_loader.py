@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from patience import PATIENCE
+from patience import PATIENCE, no_hang
 
 pytest.importorskip("PIL")
 from image_files import write_folder
@@ -29,14 +28,8 @@ WINDOWS = Pipeline((ResizedCrop(SIZE), Flip(), Cutout(6)))
 def _no_hang():
     """A deadlock fails its test instead of the whole run."""
 
-    def fail(number, frame):
-        raise TimeoutError(f"no batch within {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(PATIENCE)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with no_hang():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("PIL")
 from image_files import write_folder
-from patience import PATIENCE
+from patience import PATIENCE, no_hang
 
 from trtkern import cli
 from trtkern.data.folder import ImageFiles
@@ -31,14 +31,8 @@ READ = ImageFiles.read
 def _no_hang():
     """What waits for ever fails its test instead of the whole run, and leaves no process."""
 
-    def fail(number, frame):
-        raise TimeoutError(f"nothing within {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(PATIENCE)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with no_hang():
+        yield
     assert not multiprocessing.active_children()
 
 
