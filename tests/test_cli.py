@@ -74,7 +74,7 @@ def test_train_then_evaluate(fashion, capsys):
 
     # The folder, then the file; data from where training had it.
     for what in (folder, best):
-        assert cli.main(["evaluate", str(what)]) == 0
+        assert cli.main(["evaluate", str(what), "--workers", "2"]) == 0
         assert accuracy(capsys.readouterr().out) == printed
     assert cli.main(["evaluate", str(folder), "--data-dir", "elsewhere"]) == 2
     assert "expected the four Fashion-MNIST files in elsewhere" in capsys.readouterr().err
@@ -130,6 +130,7 @@ def one_line(capsys) -> str:
         (["evaluate", "gone"], "expected a run folder with checkpoint-*.safetensors or such a file, got gone"),
         (["evaluate", "full/file"], "expected a checkpoint of trtkern, got a damaged or different file"),
         (["evaluate"], "Missing argument"),
+        (["evaluate", "gone", "--workers", "-1"], "--workers: expected an integer of at least 0, got -1"),
         (["fly"], "command: expected one of train, evaluate, bench, profile, inspect, doctor, got 'fly'"),
         (["trian"], "got 'trian'; did you mean 'train'?"),
     ],

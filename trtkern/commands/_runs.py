@@ -308,16 +308,8 @@ def _teller(command: str) -> Callable[[str], None]:
     return say
 
 
-def with_options(
-    settings: Settings, data_dir: str | None, backend: str | None, device: str | None, threads: int | None
-) -> Settings:
-    """The settings of a training with what the user wants otherwise."""
-    return replace(
-        settings,
-        data_dir=settings.data_dir if data_dir is None else data_dir,
-        backend=settings.backend if backend is None else backend,
-        device=resolve_device(settings.device if device is None else device),
-        threads=settings.threads if threads is None else threads,
-        compile=False,  # an evaluation has no steps
-        cuda_graphs=False,
-    )
+def with_options(settings: Settings, **given: Any) -> Settings:
+    """The settings of a training with what the user wants otherwise; None is as in training."""
+    wanted = {name: value for name, value in given.items() if value is not None}
+    made = replace(settings, **wanted, compile=False, cuda_graphs=False)  # an evaluation has no steps
+    return replace(made, device=resolve_device(made.device))

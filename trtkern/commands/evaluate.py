@@ -35,6 +35,10 @@ def evaluate(
     threads: Annotated[
         int | None, typer.Option(help="How many CPU threads to use.", show_default="as in training")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="How many processes decode image files; 0: this one does.", show_default="as in training"),
+    ] = None,
 ) -> int:
     """Measure the test accuracy of a trained network; of a run folder, with the weights that the run chose.
 
@@ -42,8 +46,9 @@ def evaluate(
     """
     need("train", "matplotlib", "safetensors")
     with user_errors():
-        if threads is not None and threads < 1:
-            raise ValueError(f"--threads: expected an integer of at least 1, got {threads}")
+        for name, value, least in (("threads", threads, 1), ("workers", workers, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"--{name}: expected an integer of at least {least}, got {value}")
         if backend is not None:
             names.one_of("backend", backend, names.BACKENDS)
         from trtkern.commands import _runs
@@ -51,7 +56,8 @@ def evaluate(
 
         saved = _runs.weights(Path(run))
         settings = resuming.settings_in(saved)
-        trainer = _runs.to_evaluate(saved, _runs.with_options(settings, data_dir, backend, device, threads))
+        given = {"data_dir": data_dir, "backend": backend, "device": device, "threads": threads, "workers": workers}
+        trainer = _runs.to_evaluate(saved, _runs.with_options(settings, **given))
     begin = time.perf_counter()
     with quits(FAILURE, *_runs.FAILURES):
         values = trainer.evaluate(trainer.data.test)
