@@ -89,7 +89,7 @@ def show(plan: dict[str, Any]) -> int:
         f"The data set was not looked at: its shape, {len(trainer.data.classes):,} classes and number of images "
         f"are those of {settings.data} as it is published.",
     ]
-    console().print("\n\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console().print("\n\n".join(lines), soft_wrap=True)
     return 0
 
 
@@ -303,7 +303,7 @@ def _teller(command: str) -> Callable[[str], None]:
     out = console()
 
     def say(line: str) -> None:
-        out.print(f"{command}: {line}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"{command}: {line}", soft_wrap=True)
 
     return say
 

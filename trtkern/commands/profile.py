@@ -138,7 +138,7 @@ def profile(
     out = console()
     with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(Text(f"profiling {model}")):
         found = profile_subject(subject, steps)
-    out.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    out.print(str(found), soft_wrap=True)
     with user_errors():
         _write(found, trace, html, plot)
     return 0
