@@ -187,6 +187,7 @@ def test_help_names_every_option(capsys):
         "compile",
         "cuda-graphs",
         "tensorboard",
+        "keep-every",
         "dvs-resize",
         "cache-dir",
         "class-list",

@@ -210,6 +210,22 @@ def test_weights_chosen_after_the_checkpoint_that_is_left_are_dropped(few, tmp_p
     same(newest(tmp_path), undisturbed[1])
 
 
+def test_the_weights_of_every_second_epoch_stay(few, tmp_path, undisturbed):
+    """Through a crash that makes one of them anew, and without a say in the numbers."""
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(plan(keep_every=2), few).run(tmp_path, Impatient(3, 2))
+    checkpoint.save(tmp_path, newest(tmp_path), 99, selection.EPOCH)  # of after the checkpoint: another run's
+    again = Trainer(plan(keep_every=2), few)
+    again.resume(newest(tmp_path), tmp_path)
+    assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
+    kept = [checkpoint.load(path) for path in checkpoint.found(tmp_path, selection.EPOCH)]
+    assert [made.metadata["epoch"] for made in kept] == [4, 2] and not any(made.state for made in kept)
+    for name, weights in undisturbed[1].model.items():
+        assert torch.equal(kept[0].model[name], weights)
+    with pytest.raises(ValueError, match="--keep-every: expected an integer of at least 1, got 0"):
+        plan(keep_every=0)
+
+
 def test_twenty_kills(tmp_path, no_pictures):
     options = ["--epochs", "12", "--timesteps", "2", "--batch-size", "256", *FAST]
     assert cli.main(["train", "--run-dir", str(tmp_path / "whole"), *options]) == 0

@@ -182,6 +182,14 @@ def train(
         bool,
         typer.Option("--cuda-graphs", help="Run a whole step as one CUDA graph; on a GPU, with adam or adamw."),
     ] = False,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep the weights of every N-th epoch as well, so that `trtkern analyze` can show how they changed.",
+            show_default="those of the last three epochs and of the best one",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard as well, into the run folder.")
     ] = False,
@@ -239,7 +247,7 @@ def train(
             class_list=class_list, dvs_resize=dvs_resize, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
             select=select, backend=backend, device=device, threads=threads, workers=workers, seed=seed, epochs=epochs,
             batch_size=batch_size, lr=lr, amp=amp, compile=compile or None, cuda_graphs=cuda_graphs or None,
-            tensorboard=tensorboard,
+            keep_every=keep_every, tensorboard=tensorboard,
         )  # fmt: skip
         if seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")

@@ -215,11 +215,17 @@ class Trainer:
         row["firing"] = {name: layer.mean for name, layer in measured.rates.items()}
         for line in problems(measured.rates):
             observer.note(f"epoch {row['epoch']}: {line}")
-        if self.settings.select != "last" and (best := selection.better(self.best, row, self.watched)):
-            self.best = best
-            self.watch.check_weights(f"in epoch {row['epoch']}, step {self.steps}")
-            made = checkpoint.Checkpoint(self.model.state_dict(), self._metadata(row["epoch"], self.steps, row), {})
-            selection.keep(folder, made, row["step"])
+        epoch, every = row["epoch"], self.settings.keep_every
+        best = None if self.settings.select == "last" else selection.better(self.best, row, self.watched)
+        stays = every is not None and epoch % every == 0
+        if best or stays:
+            self.watch.check_weights(f"in epoch {epoch}, step {self.steps}")
+            made = checkpoint.Checkpoint(self.model.state_dict(), self._metadata(epoch, self.steps, row), {})
+            if best:
+                self.best = best
+                selection.keep(folder, made, row["step"])
+            if stays:
+                selection.keep_epoch(folder, made, row["step"])
         self._save(folder, row["epoch"], self.steps, row)
 
     def finish(self, folder: Path) -> Final:

@@ -26,11 +26,12 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 OPTION: dict[str, Any] = {
     "data_dir": None, "cache_dir": None, "class_list": None, "backend": "auto", "device": "auto", "seed": 0,
-    "tensorboard": False,
+    "keep_every": None, "tensorboard": False,
 }  # fmt: skip
 LOSS = ("loss", "lam", "delta", "eta")
 TYPES: dict[str, type] = {
-    **recipes.KEYS, "recipe": str, "loss": str, "loss_options": dict, "seed": int, "tensorboard": bool,
+    **recipes.KEYS, "recipe": str, "loss": str, "loss_options": dict, "seed": int, "keep_every": int,
+    "tensorboard": bool,
     **dict.fromkeys(("data_dir", "cache_dir", "class_list", "backend", "device"), str),
 }  # fmt: skip
 PATHS = ("data_dir", "cache_dir", "class_list")
@@ -125,7 +126,7 @@ def _check(plan: dict[str, Any]) -> None:
         if key in plan["model"]:
             raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
     one_of("set model.neuron", plan["model"].get("neuron", "LIF"), NEURONS)
-    for key in ("timesteps", "threads", "epochs", "batch_size", "workers"):
+    for key in ("timesteps", "threads", "epochs", "batch_size", "workers", "keep_every"):
         least = 0 if key == "workers" else 1
         if plan[key] is not None and plan[key] < least:
             raise ValueError(f"--{key.replace('_', '-')}: expected an integer of at least {least}, got {plan[key]}")

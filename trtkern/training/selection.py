@@ -1,7 +1,8 @@
-"""Which epoch's weights a run reports, and where they are kept."""
+"""Which epoch's weights a run reports, and which ones it keeps besides those that it goes on from."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from trtkern.training.folder import naming
 
 BEST = "best"
 """``best-<step>.safetensors``: the weights of the best epoch so far, without what resuming needs."""
+
+EPOCH = "epoch"
+"""``epoch-<step>.safetensors``: the weights of every ``keep_every``-th epoch, for ``trtkern analyze``."""
 
 
 class Best(NamedTuple):
@@ -28,8 +32,8 @@ def better(best: Best | None, row: dict[str, Any], split: str) -> Best | None:
 
 
 def forget(folder: Path, step: int) -> None:
-    """Remove the weights that were chosen after ``step``: the run goes on from there, perhaps to other numbers."""
-    for path in checkpoint.found(folder, BEST):
+    """Remove the weights of after ``step``: the run goes on from there, perhaps to other numbers."""
+    for path in (*checkpoint.found(folder, BEST), *checkpoint.found(folder, EPOCH)):
         if (checkpoint.step_of(path) or 0) > step:
             with naming(path, "to remove"):
                 path.unlink(missing_ok=True)
@@ -57,3 +61,8 @@ def chosen(folder: Path, best: Best | None) -> checkpoint.Checkpoint:
 def keep(folder: Path, weights: checkpoint.Checkpoint, step: int) -> None:
     """Write the weights of the best epoch; those that a checkpoint which is kept may refer to stay."""
     checkpoint.save(folder, weights, step, BEST, checkpoint.KEPT + 1)
+
+
+def keep_epoch(folder: Path, weights: checkpoint.Checkpoint, step: int) -> None:
+    """Write the weights of an epoch that stays, beside those of the others."""
+    checkpoint.save(folder, weights, step, EPOCH, sys.maxsize)

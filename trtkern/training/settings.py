@@ -56,6 +56,8 @@ class Settings:
     amp: str
     compile: bool
     cuda_graphs: bool
+    keep_every: int | None
+    """Of every so many epochs the weights stay (``trtkern analyze``); None is of none."""
     tensorboard: bool
 
     @classmethod
