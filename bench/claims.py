@@ -1,5 +1,5 @@
-"""The claims of the TRT paper (arXiv 2506.19256), tested: a smaller gap between training and test, gradients that vanish
-more slowly over time, Fisher information that sits earlier, flatter minima, accuracy.
+"""The claims of the TRT paper (arXiv 2506.19256), tested: a smaller gap between training and test, gradients that
+vanish more slowly over time, Fisher information that sits earlier, flatter minima, accuracy.
 
     python bench/claims.py                 trains what is missing in runs/claims and measures what was not measured
     python bench/claims.py --data digits   one data set of the two: minutes instead of hours

@@ -11,7 +11,10 @@ from importlib.util import find_spec
 from typing import Any
 
 # The extra that brings what a command needs; `trtkern doctor` needs none.
-EXTRAS = {"train": "train", "evaluate": "train", "profile": "train", "bench": "bench", "inspect": "inspect"}
+EXTRAS = {
+    "train": "train", "evaluate": "train", "analyze": "train", "profile": "train", "bench": "bench",
+    "inspect": "inspect",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show, and names that are not UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _run(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        words = list(sys.argv[1:] if argv is None else argv)
+        status = _run([*words, "--help"] if words in ([], ["analyze"]) else words)
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -54,15 +58,16 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         # A wrong command line: typer's own exceptions carry their text and status (their module has moved before).
         if hasattr(error, "format_message"):
-            return say(_explained(error, arguments[0]), error.exit_code)  # type: ignore[attr-defined]
+            return say(_explained(error, arguments), error.exit_code)  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":  # what click makes of Ctrl-C
             raise KeyboardInterrupt from None
         raise
 
 
-def _explained(error: Any, command: str) -> str:
+def _explained(error: Any, arguments: Sequence[str]) -> str:
     """What typer says of a wrong command line; of an unknown option the list of those that there are."""
-    place = f"trtkern {command}" if command in (*EXTRAS, "doctor") else "trtkern"
+    known = arguments[0] in (*EXTRAS, "doctor")
+    place = error.ctx.command_path if known and getattr(error, "ctx", None) else "trtkern"
     if hasattr(error, "possibilities") and error.ctx is not None:
         from trtkern.names import unknown
 

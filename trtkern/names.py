@@ -36,6 +36,7 @@ AMP = ("none", "bf16", "fp16")
 """What autocast computes in; "none" is float32 throughout."""
 SELECT = ("validation", "test", "last")
 """Which epoch's weights are reported: the best on held-out training images, the best on the test images, the last."""
+SPLITS = ("train", "validation", "test")
 DVS_RESIZE = ("bilinear", "paper")
 """How frames of events are resized: each channel by itself, or as the paper's reference does."""
 

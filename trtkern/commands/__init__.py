@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from trtkern import __version__, doctor
-from trtkern.commands import bench, evaluate, inspect, profile, train
-from trtkern.commands._common import USER, Quit
-from trtkern.names import unknown
-
-
-class _Commands(TyperGroup):
-    """The commands; what is none of them is refused with the list."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As its base."""
-        if args[0] not in self.commands:
-            raise Quit(str(unknown("command", args[0], self.commands)), USER)
-        return super().resolve_command(ctx, args)
-
+from trtkern.commands import analyze, bench, evaluate, inspect, profile, train
+from trtkern.commands._common import Commands
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Train spiking neural networks with Temporal Regularization Training, through fused kernels.",
     rich_markup_mode="markdown",
     add_completion=False,
@@ -33,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.add_typer(analyze.app, name="analyze")
 app.command()(bench.bench)
 app.command()(profile.profile)
 app.command()(inspect.inspect)

@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 from rich.console import Console
+from typer.core import TyperGroup
 
 from trtkern.cli import missing
+from trtkern.names import unknown
 
 USER, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit statuses: the command line or the files are at fault; the run went wrong; the user stopped it."""
@@ -58,3 +61,13 @@ def console() -> Console:
     plain = partial(Console, markup=False, emoji=False, highlight=False)
     made = plain()
     return made if made.is_terminal else plain(width=140)
+
+
+class Commands(TyperGroup):
+    """Commands by name; what is none of them is refused with the list."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As its base."""
+        if args and args[0] not in self.commands:
+            raise Quit(str(unknown(ctx.command_path if ctx.parent else "command", args[0], self.commands)), USER)
+        return super().resolve_command(ctx, args)

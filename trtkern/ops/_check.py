@@ -44,7 +44,9 @@ def debugging() -> bool:
 
 
 def describe(value: object) -> str:
-    """A tensor as its kind, shape, dtype and device; anything else as its repr and type."""
+    """A tensor as its kind, shape, dtype and device, a tuple or list of some part by part; else its repr and type."""
+    if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
+        return f"a {type(value).__name__} of {' and '.join(describe(part) for part in value)}"
     if not isinstance(value, Tensor):
         return f"{value!r} ({type(value).__name__})"
     if value.is_nested:  # of no one shape

@@ -1,0 +1,11 @@
+"""What a spiking network learnt, and how: Fisher information and gradients over time, flat minima, energy, spikes.
+
+Every function takes any ``torch.nn.Module`` whose output is [T, B, C] (the logits of every time step) and labelled
+samples, leaves the model as it was, and returns a frozen dataclass with ``save``, ``load``, ``table``, ``remarks`` and
+``plot``. matplotlib is needed for ``plot`` alone. ``trtkern analyze`` runs them on a run of ``trtkern train``.
+"""
+
+from trtkern.analysis._network import Samples
+from trtkern.analysis._result import Picture, Result, Table
+
+__all__ = ["Picture", "Result", "Samples", "Table"]

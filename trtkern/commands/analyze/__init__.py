@@ -1,0 +1,13 @@
+"""``trtkern analyze NAME RUN``: what a trained network is like, one analysis a file."""
+
+from __future__ import annotations
+
+import typer
+
+from trtkern.commands._common import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    help="Look at a run of `trtkern train`: Fisher information and gradients over time, flat minima, energy, spikes.",
+    rich_markup_mode="markdown",
+)

@@ -1,0 +1,147 @@
+"""A run that is looked at: its weights, its samples, and where what was found goes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trtkern import names
+from trtkern.analysis import Result, Samples
+from trtkern.analysis._network import Progress as Told
+from trtkern.commands._common import FAILURE, console, quits
+from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
+from trtkern.data import Split
+from trtkern.training import checkpoint, resuming, run
+from trtkern.training.loader import Loader
+from trtkern.training.loop import Trainer
+
+FOLDER = "analysis"
+"""Of a run folder: what was found out about it."""
+
+
+class Opened(NamedTuple):
+    """A run that is looked at."""
+
+    folder: Path
+    """Of the run."""
+    trainer: Trainer
+    """With the weights that are looked at; it trains nothing."""
+    samples: Samples
+    about: dict[str, str]
+    """``Result.about``."""
+
+
+def opened(
+    path: str,
+    *,
+    split: str = "train",
+    samples: int | None = 512,
+    batch_size: int = 64,
+    **given: Any,
+) -> Opened:
+    """A run with its chosen weights, or with those of a checkpoint file, and samples as its network takes them.
+
+    Args:
+        path: a run folder or a checkpoint file.
+        split: "train" (as in training, without random changes), "validation" or "test".
+        samples: so many, drawn at random and always alike; None, or more than there are, is all.
+        batch_size: of the samples.
+        given: data_dir, backend, device, threads; None is as in training.
+
+    Raises:
+        ValueError, OSError: no such run, a run without checkpoints, a split that it does not have.
+    """
+    names.one_of("split", split, names.SPLITS)
+    for name, value in (("samples", samples), ("batch-size", batch_size), ("threads", given.get("threads"))):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected an integer of at least 1, got {value}")
+    place = Path(path)
+    saved = weights(place)
+    trainer = to_evaluate(saved, with_options(resuming.settings_in(saved), **given))
+    if split not in trainer.splits:
+        raise ValueError(
+            f"--split: expected one of {', '.join(trainer.splits)}, which this run has, got {split}; validation images "
+            "are held out with --select validation"
+        )
+    taken = drawn(trainer, split, samples, batch_size)
+    settings = trainer.settings
+    about = {
+        "run": f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}",
+        "weights": f"epoch {saved.metadata['epoch']} of {settings.epochs}, step {saved.metadata.get('made', '?')}",
+        "samples": f"{len(taken):,} of {len(trainer.splits[split].labels):,} {split} images, without random changes",
+        "precision": "float32",
+        "command": shlex.join(["trtkern", *sys.argv[1:]]),
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions().items() if name != "platform"),
+    }
+    return Opened(place if place.is_dir() else place.parent, trainer, taken, about)
+
+
+def drawn(trainer: Trainer, split: str, samples: int | None, batch_size: int) -> Samples:
+    """Samples of a split as the network takes them, in the order of the data set."""
+    images, labels = trainer.splits[split]
+    count = len(labels) if samples is None else min(samples, len(labels))
+    if count < len(labels):
+        index = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count].sort().values
+        images, labels = images[index.to(labels.device)], labels[index.to(labels.device)]
+    loader = Loader(Split(images, labels), trainer.device)
+    batches = tuple((trainer.data.normalise(found), target) for found, target in loader.whole(batch_size))
+    return Samples(batches, batch_dim=1 if batches[0][0].dim() == 5 else 0)
+
+
+def epochs_of(path: str) -> list[Path]:
+    """The weights of a run over its epochs, the earliest first: what --keep-every kept, else the checkpoints.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folder = Path(path)
+    found = checkpoint.found(folder, "epoch") or checkpoint.found(folder)
+    if not folder.is_dir() or not found:
+        raise ValueError(
+            f"analyze: expected a run folder with the weights of its epochs, got {path}; train with --keep-every N"
+        )
+    return found[::-1]
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Told]:
+    """A moving bar on a terminal, and nothing elsewhere."""
+    out = console()
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,} of {task.total:,}"),
+        TimeRemainingColumn(compact=True), console=out, transient=True, disable=not out.is_terminal,
+    ) as shown:  # fmt: skip
+        task = shown.add_task(what, total=1)
+
+        def told(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+
+        with quits(FAILURE, *FAILURES):
+            yield told
+
+
+def place_of(opened: Opened, path: str, kind: str, out: str | None) -> Path:
+    """Where the numbers of an analysis go: ``out``, or its name in RUN/analysis."""
+    if out is not None:
+        return Path(out)
+    stem = kind if Path(path).is_dir() else f"{kind}-{Path(path).stem}"
+    return opened.folder / FOLDER / f"{stem}.json"
+
+
+def finish(result: Result, place: Path) -> int:
+    """Save the numbers and the picture, and show the table."""
+    with quits(FAILURE, OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        result.save(place)
+        result.plot(place.with_suffix(".png"))
+    out = console()
+    out.print(str(result), soft_wrap=True)
+    out.print(f"{place} and {place.with_suffix('.png').name}", soft_wrap=True)
+    return 0
