@@ -3,21 +3,31 @@ vanish more slowly over time, Fisher information that sits earlier, flatter mini
 
     python bench/claims.py                 trains what is missing in runs/claims and measures what was not measured
     python bench/claims.py --data digits   one data set of the two: minutes instead of hours
+    python bench/claims.py --page          writes the page anew from bench/claims.csv
 
-Every run is killed and started again at will. T = 10 and delta = 0.5, where the penalty of TRT differs from plain L2.
+It makes bench/claims.csv, docs/results.md and its pictures. It may be stopped at any moment, and goes on when it is
+started again: a run that is done is not trained twice, and one that was cut off is resumed. T = 10 and delta = 0.5,
+where the penalty of TRT differs from plain L2.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import claims_page
+
+from trtkern.bench.measure import append, commit, machine, today
 
 SEEDS = (0, 1, 2, 3, 4)
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -33,6 +43,8 @@ DATA = {
 }  # fmt: skip
 PAPER = 5e-5
 """lam of the paper where T = 10."""
+FEW = 300
+"""Training images that everything but the accuracies is measured on."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +121,81 @@ def arms(data: str, runs: Path) -> dict[str, Arm]:
     return FIXED | {name: Arm(control, chosen(data, control, runs)) for name, control in SWEPT.items()}
 
 
-def everything(data: Iterable[str], runs: Path, each: Callable[..., object], jobs: int) -> None:
-    """Train all runs, ``jobs`` at a time."""
+def measure(place: Path) -> dict[str, Any]:
+    """What the claims are about, of the weights that a run chose; kept in its folder."""
+    kept = place / "claims.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    from trtkern import analysis
+    from trtkern.commands.analyze._opened import drawn, epochs_of, opened
+
+    run = opened(str(place), split="train", samples=FEW, threads=1)
+    model, few = run.trainer.model, run.samples
+    reached = {split: _reached(model, drawn(run.trainer, split, None, 250)) for split in ("train", "test")}
+    curved = analysis.curvature(model, few, eigenvalues=1, method="differences", trace_vectors=10)
+    found: dict[str, Any] = {
+        "train": reached["train"][0], "test": reached["test"][0], "gap": reached["train"][0] - reached["test"][0],
+        "loss_gap": reached["test"][1] - reached["train"][1],
+        "vanishing": analysis.gradients(model, few).vanishing, "centroid": analysis.fisher(model, few).centroid,
+        "eigenvalue": curved.eigenvalues[0], "trace": curved.trace, "sharpness": curved.sharpness,
+    }  # fmt: skip
+    found["centroids"] = []
+    for path in epochs_of(str(place)):
+        then = opened(str(path), split="train", samples=FEW, threads=1)
+        epoch = int(then.about["weights"].split()[1])
+        found["centroids"].append((epoch, analysis.fisher(then.trainer.model, then.samples).centroid))
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def _reached(model: Any, samples: Any) -> tuple[float, float]:
+    """Accuracy and cross entropy of the mean output, in evaluation mode."""
+    import torch
+
+    model.eval()
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for inputs, labels in samples:
+            out = model(inputs).mean(0)
+            right += int((out.argmax(1) == labels).sum())
+            loss += float(torch.nn.functional.cross_entropy(out, labels, reduction="sum"))
+    return right / len(samples), loss / len(samples)
+
+
+def row(data: str, name: str, arm: Arm, seed: int, runs: Path) -> dict[str, Any]:
+    """What is written of a run that is trained, measured now if it was not."""
+    place = train(data, arm, seed, runs)
+    command = [sys.executable, __file__, "--measure", str(place)]
+    code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if code.returncode:
+        raise RuntimeError(f"claims: expected measures of {place}, got status {code.returncode}")
+    found = measure(place)
+    print(f"{data}, {name}, seed {seed}: test {found['test']:.2%}, centroid {found['centroid']:.3f}", flush=True)
+    numbers = {key: f"{value:.6g}" for key, value in found.items() if key != "centroids"}
+    centroids = json.dumps([(epoch, round(value, 4)) for epoch, value in found["centroids"]])
+    return {
+        "date": today(), "commit": commit(), "machine": machine(), "data": data, "arm": name,
+        "lam": "" if arm.lam is None else f"{arm.lam:g}", "seed": seed, **numbers, "centroids": centroids,
+        "command": shlex.join(["trtkern", "train", *arm.arguments(data), "--seed", str(seed)]),
+    }  # fmt: skip
+
+
+def known(made: dict[str, Any], before: list[dict[str, str]]) -> bool:
+    """Whether bench/claims.csv has that row already, whenever it was made."""
+    changing = ("date", "commit", "machine")
+    return any(all(old[key] == str(value) for key, value in made.items() if key not in changing) for old in before)
+
+
+def everything(data: Iterable[str], runs: Path, jobs: int) -> None:
+    """Train and measure all runs, ``jobs`` at a time, and write the rows that are new."""
     with ThreadPoolExecutor(jobs) as pool:
         for name in data:
-            list(pool.map(lambda run: each(*run, runs), sweep(name)))
-            named = arms(name, runs)
-            list(
-                pool.map(lambda run: each(*run, runs), [(name, arm, seed) for arm in named.values() for seed in SEEDS])
-            )
+            list(pool.map(lambda run: train(*run, runs), sweep(name)))
+            wanted = [(name, title, arm, seed) for title, arm in arms(name, runs).items() for seed in SEEDS]
+            made = list(pool.map(lambda run: row(*run, runs), wanted))
+            before = list(csv.DictReader(claims_page.ROWS.open(newline=""))) if claims_page.ROWS.exists() else []
+            if fresh := [found for found in made if not known(found, before)]:
+                append(fresh, claims_page.ROWS)
 
 
 def main() -> None:
@@ -126,8 +204,15 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, action="append", help="may be given again; both by default")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where the run folders are")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, of one thread each")
+    parser.add_argument("--page", action="store_true", help="write the page anew from bench/claims.csv alone")
+    parser.add_argument("--measure", type=Path, metavar="RUN", help="measure one run, and write nothing else")
     options = parser.parse_args()
-    everything(options.data or DATA, options.runs, train, options.jobs)
+    if options.measure is not None:
+        measure(options.measure)
+        return
+    if not options.page:
+        everything(options.data or DATA, options.runs, options.jobs)
+    claims_page.write()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the parts of the TRT loss bring: SDT, TET, TET + one-hot MSE, L2 and TRT on Fashion-MNIST, several seeds each.
 
     python bench/controls.py                trains what is missing in runs/controls (25 runs), then writes
-                                            bench/controls.csv, docs/results.md and docs/results.png
+                                            bench/controls.csv, docs/controls.md and docs/controls.png
     python bench/controls.py --page         writes the page and the picture anew from bench/controls.csv
 
 10,000 training images (stratified, the same for all), all test images, a small network, T = 4, no choice of an epoch.
@@ -35,7 +35,7 @@ OPTIONS = (
     "--threads", "1", "--seeds", "0,1,2,3,4",
 )  # fmt: skip
 COLUMNS = ("train", "test", "gap")
-ROWS, PAGE, PICTURE = ROOT / "bench" / "controls.csv", ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
+ROWS, PAGE, PICTURE = ROOT / "bench" / "controls.csv", ROOT / "docs" / "controls.md", ROOT / "docs" / "controls.png"
 
 Runs = dict[str, dict[int, dict[str, float]]]
 """{loss: {seed: {column: value in percent}}}"""
@@ -84,7 +84,7 @@ def spread(values: list[float]) -> str:
 
 
 def page(runs: Runs) -> str:
-    """docs/results.md."""
+    """docs/controls.md."""
     seeds = sorted(next(iter(runs.values())))
     lines = []
     for name, found in runs.items():
@@ -112,7 +112,7 @@ seed, which begin with the same weights and see the images in the same order.
 |---|---|---|---|---|
 {table}
 
-![Test accuracy and gap of every run](results.png)
+![Test accuracy and gap of every run](controls.png)
 
 TRT with lam = 1e-5 and delta = 0.25, as for CIFAR-10; TET with lam = 0.05. With weights of usual size the penalty of
 these settings is within a few percent of plain L2 ([trt.md](trt.md)), and lam is small: what separates TRT from
@@ -121,7 +121,7 @@ TET + one-hot MSE here is no more than the table shows.
 
 
 def draw(runs: Runs) -> None:
-    """docs/results.png: a point a run, the mean as a line."""
+    """docs/controls.png: a point a run, the mean as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
