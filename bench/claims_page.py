@@ -76,7 +76,7 @@ class Interval(NamedTuple):
     def of(cls, values: Sequence[float]) -> Interval:
         """Of some values; one that is not finite makes all of it so."""
         mean = statistics.fmean(values)
-        half = QUANTILE[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+        half = QUANTILE[len(values) - 1] * deviation(values) / math.sqrt(len(values))
         return cls(mean, mean - half, mean + half)
 
     def verdict(self, better: int) -> str:
@@ -85,6 +85,11 @@ class Interval(NamedTuple):
         if not math.isfinite(self.mean):
             return "not measured"
         return "supported" if low > 0 else "contradicted" if high < 0 else "not decided"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation (n - 1); NaN where a value is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def difference(found: Found, arm: str, other: str, name: str) -> Interval:
@@ -100,7 +105,7 @@ def shown(interval: Interval, digits: int) -> str:
 
 def spread(values: Sequence[float], digits: int) -> str:
     """Mean and standard deviation (n - 1)."""
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation(values):.{digits}f}"
 
 
 def overview(found: Found) -> str:
