@@ -27,13 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show, and names that are not UTF-8
             stream.reconfigure(errors="backslashreplace")
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
         status = _run([*words, "--help"] if words in ([], ["analyze"]) else words)
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return say("stopped, as asked; a run that was begun goes on with `trtkern train --resume FOLDER`", 130)
+        after = "; a run that was begun goes on with `trtkern train --resume FOLDER`" if "train" in words[:1] else ""
+        return say(f"stopped, as asked{after}", 130)
     except OSError as error:  # the commands answer for their files; what is left is standard output
         with suppress(OSError, AttributeError):  # so that Python does not try once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
