@@ -67,8 +67,8 @@ def _run(arguments: list[str]) -> int:
 
 def _explained(error: Any, arguments: Sequence[str]) -> str:
     """What typer says of a wrong command line; of an unknown option the list of those that there are."""
-    known = arguments[0] in (*EXTRAS, "doctor")
-    place = error.ctx.command_path if known and getattr(error, "ctx", None) else "trtkern"
+    spoken = [word for word in arguments[: 2 if arguments[0] == "analyze" else 1] if not word.startswith("-")]
+    place = error.ctx.command_path if getattr(error, "ctx", None) else " ".join(["trtkern", *spoken])
     if hasattr(error, "possibilities") and error.ctx is not None:
         from trtkern.names import unknown
 
