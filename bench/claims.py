@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -41,6 +43,8 @@ DATA = {
         "--set", 'model.layers=[16,"pool",32,"pool"]',
     ),
 }  # fmt: skip
+VALIDATION = {"digits": 144, "fashion-mnist": 600}
+"""Images that are held out."""
 PAPER = 5e-5
 """lam of the paper where T = 10."""
 FEW = 300
@@ -94,21 +98,24 @@ def train(data: str, arm: Arm, seed: int, runs: Path) -> Path:
     return place
 
 
-def validation(folder: Path) -> tuple[float, float]:
-    """Accuracy and cross entropy of the chosen weights of a run on the held-out images."""
-    found = json.loads((folder / "result.json").read_text())["validation"]
-    return found["accuracy"], found["cross_entropy"]
+def validation(folder: Path) -> float:
+    """Accuracy of the chosen weights of a run on the held-out images."""
+    return json.loads((folder / "result.json").read_text())["validation"]["accuracy"]
 
 
 def chosen(data: str, control: str, runs: Path) -> float:
-    """The strength with the highest accuracy on the held-out images, over the seeds of the sweep; ties go to the lower
-    cross entropy."""
+    """The strongest penalty whose accuracy on the held-out images, over the seeds of the sweep, is within one standard
+    error of the best (Breiman et al. 1984): it costs nothing that these images can show, and is where a penalty does
+    most."""
 
-    def reached(lam: float) -> tuple[float, float]:
-        found = [validation(runs / data / Arm(control, lam).folder / f"seed{seed}") for seed in SWEEP_SEEDS]
-        return sum(accuracy for accuracy, _ in found), -sum(loss for _, loss in found)
+    def reached(lam: float) -> float:
+        folder = runs / data / Arm(control, lam).folder
+        return statistics.fmean(validation(folder / f"seed{seed}") for seed in SWEEP_SEEDS)
 
-    return max(SWEEP, key=reached)
+    accuracies = {lam: reached(lam) for lam in SWEEP}
+    best = max(accuracies.values())
+    error = math.sqrt(best * (1 - best) / (VALIDATION[data] * len(SWEEP_SEEDS)))
+    return max(lam for lam, accuracy in accuracies.items() if accuracy >= best - error)
 
 
 def sweep(data: str) -> list[tuple[str, Arm, int]]:

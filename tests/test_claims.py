@@ -16,6 +16,7 @@ def claims(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
     import claims
 
+    monkeypatch.setattr(claims, "VALIDATION", dict(claims.VALIDATION))
     return claims
 
 
@@ -49,14 +50,20 @@ def test_differences_pair_the_seeds(claims):
     assert (interval.mean, interval.low, interval.high) == pytest.approx((10, 10, 10))
 
 
-def test_the_strength_with_the_best_validation_accuracy_is_chosen(claims, tmp_path):
-    for number, lam in enumerate(claims.SWEEP):
+def test_the_strongest_penalty_that_costs_no_validation_accuracy_is_chosen(claims, tmp_path):
+    """Within a standard error of the best: 0.0226 for 0.9 of 88 images twice; the test images have no say."""
+    accuracies = dict(zip(claims.SWEEP, (0.89, 0.90, 0.88, 0.879, 0.7), strict=True))
+    for lam, accuracy in accuracies.items():
         for seed in claims.SWEEP_SEEDS:
             place = tmp_path / "digits" / claims.Arm("l2", lam).folder / f"seed{seed}"
             place.mkdir(parents=True)
-            measured = {"accuracy": 0.9 if number in (1, 3) else 0.8 + 0.05 * seed, "cross_entropy": 1.0 - 0.1 * number}
-            (place / "result.json").write_text(json.dumps({"validation": measured, "test": {"accuracy": number}}))
+            shift = 0.05 if seed else -0.05  # their mean counts
+            found = {"validation": {"accuracy": accuracy + shift}, "test": {"accuracy": 1 - accuracy}}
+            (place / "result.json").write_text(json.dumps(found))
+    claims.VALIDATION["digits"] = 88
     assert claims.chosen("digits", "l2", tmp_path) == claims.SWEEP[3]
+    claims.VALIDATION["digits"] = 10_000
+    assert claims.chosen("digits", "l2", tmp_path) == claims.SWEEP[1]
 
 
 def test_every_command_is_one_of_trtkern_train(claims):
