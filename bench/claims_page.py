@@ -270,9 +270,9 @@ without random changes, unless it says otherwise. [analysis.md](analysis.md) has
 - **Test accuracy**: of all test images.
 
 The strength lam of "by validation" is the strongest of five (1e-4 to 1e-2) whose accuracy on held-out images, over
-two seeds, is within one standard error of the best; it is chosen for L2 and for TRT apart. "Of the paper" is lam = 5e-5, the paper's value where T = 10. What the losses
-reach with more images and the settings for CIFAR-10, where TRT is within a few percent of L2:
-[controls.md](controls.md).
+two seeds, is within one standard error of the best; it is chosen for L2 and for TRT apart. "Of the paper" is lam =
+5e-5, the paper's value where T = 10. What the losses reach with more images and the settings for CIFAR-10, where TRT
+is within a few percent of L2: [controls.md](controls.md).
 
 ## What this does not say
 
