@@ -47,8 +47,8 @@ VALIDATION = {"digits": 144, "fashion-mnist": 600}
 """Images that are held out."""
 PAPER = 5e-5
 """lam of the paper where T = 10."""
-FEW = 300
-"""Training images that everything but the accuracies is measured on."""
+FEW, BATCH = 200, 50
+"""Training images that everything but the accuracies is measured on, and how many at a time."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,23 @@ def measure(place: Path) -> dict[str, Any]:
     from trtkern import analysis
     from trtkern.commands.analyze._opened import drawn, epochs_of, opened
 
-    run = opened(str(place), split="train", samples=FEW, threads=1)
+    run = opened(str(place), split="train", samples=FEW, batch_size=BATCH, threads=1)
     model, few = run.trainer.model, run.samples
     reached = {split: _reached(model, drawn(run.trainer, split, None, 250)) for split in ("train", "test")}
-    curved = analysis.curvature(model, few, eigenvalues=1, method="differences", trace_vectors=10)
+    curved = analysis.curvature(
+        model, few, eigenvalues=1, method="differences", starts=1, iterations=15, tolerance=1e-2, trace_vectors=8,
+        balls={"filters": 0.05},
+    )  # fmt: skip
     found: dict[str, Any] = {
         "train": reached["train"][0], "test": reached["test"][0], "gap": reached["train"][0] - reached["test"][0],
         "loss_gap": reached["test"][1] - reached["train"][1],
         "vanishing": analysis.gradients(model, few).vanishing, "centroid": analysis.fisher(model, few).centroid,
-        "eigenvalue": curved.eigenvalues[0], "trace": curved.trace, "sharpness": curved.sharpness,
+        "eigenvalue": float(curved.eigenvalues[0]), "trace": curved.trace,
+        "sharpness": curved.sharpness["filters"].increase,
     }  # fmt: skip
     found["centroids"] = []
     for path in epochs_of(str(place)):
-        then = opened(str(path), split="train", samples=FEW, threads=1)
+        then = opened(str(path), split="train", samples=FEW, batch_size=BATCH, threads=1)
         epoch = int(then.about["weights"].split()[1])
         found["centroids"].append((epoch, analysis.fisher(then.trainer.model, then.samples).centroid))
     kept.write_text(json.dumps(found))
