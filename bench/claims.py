@@ -40,7 +40,7 @@ DATA = {
     "digits": ("--epochs", "40", "--keep-every", "8", "--set", "train_images=500"),
     "fashion-mnist": (
         "--epochs", "15", "--keep-every", "3", "--set", "train_images=2000", "--set", "validation=0.01",
-        "--set", 'model.layers=[16,"pool",32,"pool"]',
+        "--set", 'model.layers=[8,"pool",16,"pool"]',
     ),
 }  # fmt: skip
 VALIDATION = {"digits": 144, "fashion-mnist": 600}

@@ -211,7 +211,7 @@ SETUPS = {
     "digits": "The 8x8 handwritten digits that come with the package: 500 training images, 144 for validation, 360\n"
     "for the test; two convolutions of 16 and 32 channels, 40 epochs.",
     "fashion-mnist": "2,000 training images, 600 for validation and all 10,000 for the test, mirrored at random in\n"
-    "training; two convolutions of 16 and 32 channels, each pooled, 15 epochs.",
+    "training; two convolutions of 8 and 16 channels, each pooled, 15 epochs.",
 }
 
 
