@@ -5,7 +5,8 @@ samples, leaves the model as it was, and returns a frozen dataclass with ``save`
 ``plot``. matplotlib is needed for ``plot`` alone. ``trtkern analyze`` runs them on a run of ``trtkern train``.
 """
 
+from trtkern.analysis._fisher import Fisher, fisher
 from trtkern.analysis._network import Samples
 from trtkern.analysis._result import Picture, Result, Table
 
-__all__ = ["Picture", "Result", "Samples", "Table"]
+__all__ = ["Fisher", "Picture", "Result", "Samples", "Table", "fisher"]

@@ -1,0 +1,304 @@
+"""Fisher information of every timestep, against plain loops over samples and timesteps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn as tnn
+from torch.nn import functional as F
+
+from trtkern import nn
+from trtkern.analysis import Samples, fisher
+from trtkern.models._blocks import Convolution, LinearLIF, ResidualBlock, SEWBlock, Style
+from trtkern.models._network import SpikingNetwork
+from trtkern.models.conv import ConvSNN
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+T, B, CLASSES = 3, 5, 4
+
+
+def plain(model, inputs, labels, batch_dim):
+    """Per layer and sample [N, L, T], and of the mean loss of all [L, T]: autograd's gradients of the weights."""
+    model.eval()
+    names = [name for name, m in model.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+
+    def squares(x, y):
+        steps = len(model(x))
+        found = torch.zeros(len(names), steps, dtype=torch.float64)
+        for t in range(steps):
+            model.zero_grad()
+            F.cross_entropy(model(x)[: t + 1].mean(0), y).backward()
+            for place, name in enumerate(names):
+                own = model.get_submodule(name).parameters(recurse=False)
+                found[place, t] = sum(float(p.grad.double().square().sum()) for p in own if p.grad is not None)
+        model.zero_grad()
+        return found
+
+    own = [squares(inputs.narrow(batch_dim, n, 1), labels[n : n + 1]) for n in range(len(labels))]
+    return names, torch.stack(own), squares(inputs, labels)
+
+
+def conv(**options):
+    return ConvSNN((2, 6, 6), [3, "pool", 4], CLASSES, timesteps=T, backend="reference", **options)
+
+
+def residual():
+    style = Style.of(False, True, backend="reference")
+    blocks = [
+        style.block(Convolution(2, 4)),
+        ResidualBlock(Convolution(4, 4), Convolution(4, 4), None, style),
+        SEWBlock(Convolution(4, 6, stride=2), Convolution(6, 6), Convolution(4, 6, 1, 2, 0), style),
+        ResidualBlock(Convolution(6, 6, stride=2), Convolution(6, 6), Convolution(6, 6, 1, 2, 0), style),
+        LinearLIF(24, 5, style),
+    ]
+    return SpikingNetwork(blocks, nn.SpikeLinear(5, CLASSES), timesteps=T)
+
+
+def no_scales():
+    """Weights of BatchNorm that are 0, behind which no gradient of the input is left."""
+    model = residual()
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNormLIF):
+                m.weight[1::2] = 0
+    return model
+
+
+def folded():
+    """torch's own layers over time and batch in one axis, of each kind."""
+    return nn.TimeSequential(
+        tnn.Conv2d(2, 4, 3, padding="same", padding_mode="circular"), tnn.GroupNorm(2, 4), nn.LIF(backend="reference"),
+        tnn.Conv2d(4, 4, (2, 1), stride=2, groups=2, padding=(1, 0), bias=False), tnn.BatchNorm2d(4),
+        nn.LIF(backend="reference", packed=True), tnn.AvgPool2d(2), tnn.Flatten(), tnn.LayerNorm(8),
+        tnn.Linear(8, CLASSES), timesteps=T,
+    )  # fmt: skip
+
+
+class Foreign(tnn.Module):
+    """A network as others write them: a loop over time, one step a call, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = tnn.Conv1d(12, 5, 3, padding=1), tnn.BatchNorm1d(5)
+        self.hidden, self.out = tnn.Linear(5, 4), tnn.Linear(24, CLASSES)
+
+    def forward(self, x):
+        v, outs = 0.0, []
+        for _ in range(T):
+            y = self.norm(self.conv(x.flatten(1, 2)))
+            y.relu_()
+            v = 0.5 * v + self.hidden(y.transpose(1, 2))
+            outs.append(self.out(v.sigmoid().flatten(1)))
+        return torch.stack(outs)
+
+
+class BatchFirst(tnn.Module):
+    """Batch and time folded with the batch outermost."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = tnn.Linear(72, 6), tnn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        steps = x.flatten(1).unsqueeze(1) * torch.arange(1, T + 1).view(1, T, 1)
+        y = self.first(steps.flatten(0, 1)).tanh()
+        return self.last(y).unflatten(0, (-1, T)).cumsum(1).transpose(0, 1)
+
+
+NETWORKS = {
+    "images": (conv, False),
+    "frames": (conv, True),
+    "checkpoint": (lambda: conv(checkpoint=True), True),
+    "residual": (residual, False),
+    "zero scales": (no_scales, True),
+    "folded": (folded, False),
+    "foreign": (Foreign, False),
+}
+
+
+def problem(name, frames, count=7):
+    model = NETWORKS[name][0]().double()
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(getattr(m, "running_mean", None), torch.Tensor):
+                m.running_mean.normal_(0, 0.3)
+                m.running_var.uniform_(0.2, 1)
+                m.weight.mul_(torch.randn_like(m.weight))
+                m.bias.normal_(0.5)
+    shape = (T, count, 2, 6, 6) if frames else (count, 2, 6, 6)
+    return model, torch.rand(shape, dtype=torch.float64) * 2, torch.randint(CLASSES, (count,))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_definition(name):
+    """Every layer and sample; and the formula of the batch, of each batch of three, the last of one left out."""
+    frames = NETWORKS[name][1]
+    model, x, y = problem(name, frames)
+    found = fisher(model, Samples.of("test", (x, y), batch_size=3, batch_dim=int(frames)), confidence=None)
+    assert (found.method, found.reason) == ("hooks", "")
+    names, own, _ = plain(model, x, y, int(frames))
+    assert found.layers == names and (own.sum(0) > 0).all()
+    exact = {"rtol": 1e-6, "atol": 0.0}
+    torch.testing.assert_close(found.by_sample, own.sum(1), **exact)
+    torch.testing.assert_close(found.information, own.sum(1).mean(0), **exact)
+    torch.testing.assert_close(found.by_layer, own.mean(0), **exact)
+    batches = [plain(model, x.narrow(int(frames), at, 3), y[at : at + 3], int(frames))[2] for at in (0, 3)]
+    torch.testing.assert_close(found.batch_mean.by_layer, (batches[0] + batches[1]) / 2, **exact)
+    torch.testing.assert_close(found.batch_mean.information, (batches[0] + batches[1]).sum(0) / 2, **exact)
+    assert (found.batch_mean.size, found.batch_mean.batches) == (3, 2)
+    for kind, values in ((found, found.information), (found.batch_mean, found.batch_mean.information)):
+        assert kind.centroid == pytest.approx(sum((t + 1) * float(values[t]) for t in range(T)) / float(values.sum()))
+
+
+class Raw(tnn.Module):
+    """Linear, with a parameter of its own beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.gain = tnn.Linear(72, CLASSES), tnn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return (self.out(x.flatten(1)) * self.gain).sin().expand(T, -1, -1).cumsum(0)
+
+
+class Tied(Raw):
+    def __init__(self):
+        super().__init__()
+        del self.gain
+        self.gain, self.again = 1.0, tnn.Linear(72, CLASSES)
+        self.again.weight = self.out.weight
+
+    def forward(self, x):
+        return super().forward(x) + self.again(x.flatten(1).cos())
+
+
+class Beside(Raw):
+    """The weight of a layer is used without the layer, too."""
+
+    def __init__(self):
+        super().__init__()
+        del self.gain
+        self.gain = 1.0
+
+    def forward(self, x):
+        return super().forward(x) + x.flatten(1).cos() @ self.out.weight.T
+
+
+class Later(tnn.Module):
+    """Outputs that know the steps after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = tnn.Linear(72, 5), tnn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        steps = x.flatten(1) * torch.arange(1, T + 1).view(T, 1, 1)
+        return self.out(self.first(steps).tanh().flip(0))
+
+
+def learned():
+    return conv(neuron=nn.PLIF)
+
+
+def weight_norm():
+    model = conv()
+    tnn.utils.parametrizations.weight_norm(model.classifier)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (learned, r"layers.0.norm.lif \(PLIF\) has parameters of its own kind"),
+        (weight_norm, r"classifier.parametrizations.weight \(ParametrizationList\) has parameters of its own kind"),
+        (Raw, r"the model \(Raw\) has parameters"),
+        (Tied, "again and out share a parameter"),
+        (Beside, "differ from those of a single sample"),
+        (Later, "differ from those of a single sample"),
+        (BatchFirst, "differ from those of a single sample"),
+    ],
+)
+def test_what_only_the_loop_can_do(make, why):
+    model, y = make().double(), torch.randint(CLASSES, (4,))
+    x = torch.rand(4, 2, 6, 6, dtype=torch.float64)
+    found = fisher(model, (x, y), confidence=None)
+    assert found.method == "loop"
+    _, own, whole = plain(model, x, y, 0)
+    # A shared parameter counts once.
+    wanted = own.sum(1) if make is not Tied else (own[:, 0] + own[:, 1] - shared(model, x, y))
+    torch.testing.assert_close(found.by_sample, wanted, rtol=1e-9, atol=0.0)
+    if make is not Tied:
+        torch.testing.assert_close(found.by_layer, own.mean(0), rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(found.batch_mean.by_layer, whole, rtol=1e-9, atol=0.0)
+    with pytest.raises(
+        ValueError, match=f'fisher: expected a model for method="hooks", got one where .*{why}'
+    ) as error:
+        fisher(model, (x, y), confidence=None, method="hooks")
+    assert found.reason in str(error.value)
+
+
+def shared(model, x, y):
+    """[N, T] squared norms of the gradient of the weight that two layers have."""
+    values = F.log_softmax(model(x).cumsum(0) / torch.arange(1, T + 1).view(T, 1, 1), 2)
+    values = values[:, torch.arange(len(y)), y]
+    one = [
+        [torch.autograd.grad(v, model.out.weight, retain_graph=True)[0].square().sum() for v in row] for row in values
+    ]
+    return torch.tensor(one, dtype=torch.float64).T
+
+
+def test_nothing_is_left_behind():
+    """Neither in the model nor in the random numbers; twice the same, from within no_grad too."""
+    model, x, y = problem("checkpoint", True, 20)
+    model.train()
+    model.layers[0].conv.weight.requires_grad_(False)
+    model(x).sum().backward()
+    grads = [p.grad for p in model.parameters()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        one, two = (fisher(model, (x, y), batch_dim=1, batch_size=8) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), random) and model.training and model.layers[0].checkpoint
+    assert all(a is b for a, b in zip(grads, [p.grad for p in model.parameters()], strict=True))
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * (len(grads) - 1)
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    assert flags == (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    assert torch.equal(one.by_sample, two.by_sample) and torch.equal(one.interval, two.interval)
+    assert one.layers[0] == "layers.0.norm"
+
+
+def test_the_interval():
+    """Around the value, wider with more confidence; that of many equal samples is a point."""
+    model, x, y = problem("images", False, 24)
+    found = [fisher(model, (x, y), confidence=c) for c in (0.5, 0.95)]
+    for one in found:
+        low, high = one.interval
+        assert (low < one.information).all() and (one.information < high).all()
+        assert one.centroid_interval[0] < one.centroid < one.centroid_interval[1]
+    assert (found[0].interval[0] > found[1].interval[0]).all() and (found[0].interval[1] < found[1].interval[1]).all()
+    error = found[1].by_sample.std(0) / 24**0.5
+    width = (found[1].interval[1] - found[1].interval[0]) / (2 * 1.96 * error)
+    assert ((width > 0.8) & (width < 1.15)).all()
+    same = fisher(model, (x[:1].expand(20, -1, -1, -1), y[:1].expand(20)))
+    torch.testing.assert_close(same.interval, same.information.expand(2, -1), rtol=1e-9, atol=0.0)
+
+
+def test_errors():
+    model, x, y = problem("images", False, 19)
+    with pytest.raises(ValueError, match="fisher: expected at least 20 samples for an interval, got 19; give more, or"):
+        fisher(model, (x, y))
+    with pytest.raises(ValueError, match=r"fisher: expected confidence to be None or a number above 0 .* got 95"):
+        fisher(model, (x, y), confidence=95)
+    with pytest.raises(ValueError, match=r"fisher: method.* expected one of auto, hooks, loop, got 'hook'"):
+        fisher(model, (x, y), method="hook")
+    with pytest.raises(ValueError, match=r"fisher: expected logits .*not their mean"):
+        fisher(tnn.Sequential(tnn.Flatten(), tnn.Linear(72, CLASSES)).double(), (x, y), confidence=None)
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.nan
+    for method in ("hooks", "loop"):
+        with pytest.raises(ValueError, match="fisher: expected finite logits, got some that are NaN"):
+            fisher(model, (x, y), confidence=None, method=method)

@@ -1,0 +1,171 @@
+"""The pictures of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trtkern.analysis._result import COLORS, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from trtkern.analysis._fisher import Epoch, Fisher
+
+SMALL = 8
+"""Points: the finest text."""
+
+
+def pictures(results: Mapping[str, Fisher]) -> dict[str, Picture]:
+    """{caption: picture}, several results in the same pictures, but a heat map for each."""
+    drawn = {
+        "Fisher information of the first t steps, per sample.": Picture(partial(_information, results)),
+        "Share of each t in the sum over all t, by both estimators.": Picture(partial(_shares, results)),
+    }
+    if any(result.history for result in results.values()):
+        drawn["Information centroid over the training."] = Picture(partial(_centroids, results))
+    for name, result in results.items():
+        behind = f", {name}" if name else ""
+        drawn[f"Where in time each layer has its information{behind}."] = Picture(
+            partial(_layers, result), (5.2, max(2.4, 1.1 + 0.2 * len(result.layers)))
+        )
+        if result.history:
+            drawn[f"Share of each t over the training{behind}."] = Picture(
+                partial(_epochs, result.history), (5.2, max(2.4, 1.1 + 0.2 * len(result.history)))
+            )
+    return drawn
+
+
+def _information(results: Mapping[str, Fisher], axes: Axes) -> None:
+    """I_t with its interval."""
+    for color, (name, result) in zip(_colors(results), results.items(), strict=True):
+        steps = range(1, len(result.information) + 1)
+        axes.plot(steps, result.information.tolist(), color=color, marker="o", markersize=4, label=name)
+        if result.interval is not None:
+            axes.fill_between(steps, *result.interval.tolist(), color=color, alpha=0.2, linewidth=0)
+    found = torch.cat([result.information for result in results.values()])
+    if bool((found > 0).all()) and float(found.max() / found.min()) > 20:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    confidence = next((r.confidence for r in results.values() if r.interval is not None), None)
+    band = "" if confidence is None else f", band: {100 * confidence:g} % interval"
+    axes.set(xlabel="first t timesteps", ylabel="$I_t$ (squared gradient norm)", title=f"Fisher information{band}")
+    _whole_numbers(axes)
+    _legend(axes, len(results) > 1)
+
+
+def _shares(results: Mapping[str, Fisher], axes: Axes) -> None:
+    """I_t / sum of I_t, and a mark at each centroid."""
+    highest = 0.0
+    for color, (name, result) in zip(_colors(results), results.items(), strict=True):
+        behind = f", {name}" if name else ""
+        mean = result.batch_mean
+        for values, centre, style, label in (
+            (result.information, result.centroid, "-", f"per sample, centroid {result.centroid:.2f}{behind}"),
+            (mean.information, mean.centroid, "--", f"batches of {mean.size}, centroid {mean.centroid:.2f}{behind}"),
+        ):
+            share = _normal(values)
+            highest = max(highest, float(share.max()))
+            steps = range(1, len(share) + 1)
+            axes.plot(
+                steps, (100 * share).tolist(), color=color, linestyle=style, marker="o", markersize=4, label=label
+            )
+            axes.axvline(centre, color=color, linestyle=style, linewidth=0.8)
+    axes.set(xlabel="first t timesteps", ylabel="share of $I_t$ in the sum (%)", title="Both estimators")
+    axes.set_ylim(0, 100 * highest * (1.25 + 0.15 * len(results)))
+    _whole_numbers(axes)
+    _legend(axes, True)
+
+
+def _centroids(results: Mapping[str, Fisher], axes: Axes) -> None:
+    """IC over the epochs by both estimators."""
+    for color, (name, result) in zip(_colors(results), results.items(), strict=True):
+        if not (history := result.history):
+            continue
+        behind = f", {name}" if name else ""
+        epochs = [one.epoch for one in history]
+        axes.plot(
+            epochs,
+            [one.centroid for one in history],
+            color=color,
+            marker="o",
+            markersize=3,
+            label=f"per sample{behind}",
+        )
+        intervals = [one.centroid_interval for one in history]
+        if all(intervals):
+            low, high = zip(*[pair for pair in intervals if pair], strict=True)
+            axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        label = f"batches of {result.batch_mean.size}{behind}"
+        batch = [one.batch_centroid for one in history]
+        axes.plot(epochs, batch, color=color, linestyle="--", marker="o", markersize=3, label=label)
+    steps = {len(result.information) for result in results.values()}
+    if len(steps) == 1:
+        axes.axhline((steps.pop() + 1) / 2, color="#7a7a7a", linewidth=0.8, linestyle=":", label="same $I_t$ for all t")
+    axes.set(xlabel="epoch", ylabel="centroid (timestep)", title="Information centroid: lower is earlier")
+    _whole_numbers(axes)
+    _legend(axes, True)
+
+
+def _layers(result: Fisher, axes: Axes) -> None:
+    """A row a layer, its shares over t."""
+    total = float(result.by_layer.sum()) or 1.0
+    names = [
+        f"{_short(name or 'the model', 24)}  {float(row.sum()) / total:4.0%}"
+        for name, row in zip(result.layers, result.by_layer, strict=True)
+    ]
+    _heat(axes, result.by_layer, names, "layer and its part of the whole")
+    axes.set(title="Share of each t in a layer's information")
+
+
+def _epochs(history: list[Epoch], axes: Axes) -> None:
+    """A row an epoch, its shares over t."""
+    _heat(axes, torch.stack([one.information for one in history]), [str(one.epoch) for one in history], "epoch")
+    axes.set(title="Share of each t in the sum of $I_t$")
+
+
+def _heat(axes: Axes, values: Tensor, names: list[str], label: str) -> None:
+    """Rows as shares in per cent."""
+    from trtkern.training.figures import _few
+    from trtkern.training.figures import _heat as heat
+
+    shares = 100 * _normal(values)
+    high = float(shares[~shares.isnan()].max()) if bool((~shares.isnan()).any()) else 1.0
+    image = heat(axes, shares.tolist(), "viridis", high=high)
+    places = range(0, len(names), max(1, len(names) // 30))
+    axes.set_yticks(list(places), [names[i] for i in places], fontsize=SMALL, parse_math=False)
+    axes.set_xticks(steps := _few(values.shape[1]), [str(step + 1) for step in steps])
+    axes.set(xlabel="first t timesteps", ylabel=label)
+    axes.figure.colorbar(image, ax=axes, label="%")
+
+
+def _short(text: str, length: int) -> str:
+    from trtkern.training.figures import short
+
+    return short(text, length)
+
+
+def _normal(values: Tensor) -> Tensor:
+    """Shares of the last axis; NaN where all are 0."""
+    return values / values.sum(-1, keepdim=True)
+
+
+def _colors(results: Mapping[str, Any]) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(len(results))]
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _legend(axes: Axes, wanted: bool) -> None:
+    if wanted:
+        axes.legend(frameon=False, fontsize=SMALL)

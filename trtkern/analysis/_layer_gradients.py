@@ -1,0 +1,307 @@
+"""The gradients of a layer's weights, of every sample apart, from what the layer reads and the gradient of its output.
+
+Both come as rows [K, B, ...]: K steps (1 where the layer reads one step), B samples.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn import grad as weights
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trtkern.nn.batch_norm_lif import BatchNormLIF
+
+HELD = 2**24
+"""Numbers of gradients that are held at once, roughly."""
+
+Found = tuple[Tensor, Tensor]
+"""Squared norms, float64: [B] of every sample's gradient, and [] of their sum."""
+
+
+class Layer:
+    """A layer that has read x, [K, B, ...]; called with the gradient of the first k steps of its output.
+
+    Args:
+        module: the layer.
+        x: what it read.
+        trained: of "weight" and "bias".
+    """
+
+    MIXED = 2
+    """The axis of what lies between batch and features, where a layer reads [T * B * n, features]."""
+
+    def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        self.module, self.x = module, x
+        self.weight, self.bias = "weight" in trained, "bias" in trained
+
+    @staticmethod
+    def core(module: Any) -> int | None:
+        """How many of the last axes belong to a single step of a sample; None is not known."""
+        return None
+
+    @staticmethod
+    def read(module: Any, x: Tensor) -> Tensor:
+        """x, as its rows are counted."""
+        return x
+
+    def __call__(self, g: Tensor) -> Found:
+        """Of weight and bias together."""
+        raise NotImplementedError
+
+
+def _of(grads: Tensor) -> Found:
+    """Of gradients [B, ...]."""
+    flat = grads.flatten(1)
+    own = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+    return own, torch.linalg.vector_norm(flat.sum(0), dtype=torch.float64).square()
+
+
+def _plus(*found: Found) -> Found:
+    owns, wholes = zip(*found, strict=True)
+    return sum(owns[1:], owns[0]), sum(wholes[1:], wholes[0])
+
+
+class Convolution(Layer):
+    """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``: one convolution with a group for every sample."""
+
+    WEIGHT = (weights.conv1d_weight, weights.conv2d_weight, weights.conv3d_weight)
+    """By the axes of space, from 1."""
+
+    def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        x, self.padding = _padded(module, x)
+        super().__init__(module, x.contiguous(), trained)
+
+    @staticmethod
+    def core(module: Any) -> int:
+        """Channels and space."""
+        return 1 + len(module.kernel_size)
+
+    def __call__(self, g: Tensor) -> Found:
+        """As its base."""
+        found = []
+        if self.weight:
+            found.append(self._weight(g.contiguous()))
+        if self.bias:
+            found.append(_of(g.sum((0, *range(3, g.dim())), dtype=torch.float64)))
+        return _plus(*found)
+
+    def _weight(self, g: Tensor) -> Found:
+        module = self.module
+        shape, owns = module.weight.shape, []
+        whole = torch.zeros(shape.numel(), dtype=g.dtype, device=g.device)
+        size = max(1, HELD // shape.numel())
+        make: Any = self.WEIGHT[len(module.kernel_size) - 1]
+        for x, part in zip(self.x[: len(g)].split(size, 1), g.split(size, 1), strict=True):
+            count = part.shape[1]
+            made = make(
+                x.flatten(1, 2), (count * shape[0], *shape[1:]), part.flatten(1, 2), module.stride, self.padding,
+                module.dilation, count * module.groups,
+            ).view(count, -1)  # fmt: skip
+            owns.append(torch.linalg.vector_norm(made, dim=1, dtype=torch.float64).square())
+            whole += made.sum(0)
+        return torch.cat(owns), torch.linalg.vector_norm(whole, dtype=torch.float64).square()
+
+
+def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """x with its padding, where a convolution of zeros on both sides alike would not do, and what is left to pad."""
+    none = (0,) * len(module.kernel_size)
+    padding = none if module.padding == "valid" else module.padding
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        sides = [(both // 2, both - both // 2) for both in total]
+    else:
+        sides = [(each, each) for each in padding]
+    if module.padding_mode == "zeros" and padding != "same":
+        return x, tuple(padding)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    around = [width for pair in reversed(sides) for width in pair]
+    return F.pad(x.flatten(0, 1), around, mode).unflatten(0, x.shape[:2]), none
+
+
+class Product(Layer):
+    """``nn.Linear``: ||sum_p g_p x_p^T||^2 = sum_pq (g_p g_q) (x_p x_q), where there are few places p."""
+
+    def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        super().__init__(module, _places(x), trained)
+        count, inner, outer = self.x.shape[1], module.in_features, module.out_features
+        self.products = self.x.bmm(self.x.transpose(1, 2)) if count * (inner + outer) < inner * outer else None
+
+    @staticmethod
+    def read(module: Any, x: Tensor) -> Tensor:
+        """``SpikeLinear`` flattens everything behind the batch axis."""
+        if x.shape[-1] != module.in_features and x.dim() > 2 and math.prod(x.shape[2:]) == module.in_features:
+            return x.flatten(2)
+        return x
+
+    def __call__(self, g: Tensor) -> Found:
+        """As its base."""
+        g, found = _places(g), []
+        count = g.shape[1]
+        x = self.x[:, :count]
+        if self.weight and self.products is not None:
+            own = (g.bmm(g.transpose(1, 2)).double() * self.products[:, :count, :count]).sum((1, 2))
+            whole = g.flatten(0, 1).t().mm(x.flatten(0, 1))
+            found.append((own, torch.linalg.vector_norm(whole, dtype=torch.float64).square()))
+        elif self.weight:
+            found.append(self._directly(g, x))
+        if self.bias:
+            found.append(_of(g.sum(1, dtype=torch.float64)))
+        return _plus(*found)
+
+    def _directly(self, g: Tensor, x: Tensor) -> Found:
+        whole, owns = torch.zeros_like(self.module.weight).flatten(), []
+        size = max(1, HELD // whole.numel())
+        for some, read in zip(g.split(size), x.split(size), strict=True):
+            made = some.transpose(1, 2).bmm(read).flatten(1)
+            owns.append(torch.linalg.vector_norm(made, dim=1, dtype=torch.float64).square())
+            whole += made.sum(0)
+        return torch.cat(owns), torch.linalg.vector_norm(whole, dtype=torch.float64).square()
+
+
+def _places(x: Tensor) -> Tensor:
+    """[B, K * places, features] of [K, B, places..., features]."""
+    return x.transpose(0, 1).flatten(1, -2)
+
+
+class Norm(Layer):
+    """A normalisation: the gradient of its weight is the sum of g times what was normalised."""
+
+    def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        super().__init__(module, x, trained)
+        self.normalised = self.normalise(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x as it is before weight and bias."""
+        raise NotImplementedError
+
+    def sum(self, g: Tensor) -> Tensor:
+        """[B, weights] of [K, B, ...], float64."""
+        return g.sum((0, *range(3, g.dim())), dtype=torch.float64)
+
+    def __call__(self, g: Tensor) -> Found:
+        """As its base."""
+        found = []
+        if self.weight:
+            found.append(_of(self.sum(g * self.normalised[: len(g)])))
+        if self.bias:
+            found.append(_of(self.sum(g)))
+        return _plus(*found)
+
+
+class ByChannel(Norm):
+    """BatchNorm with running statistics."""
+
+    MIXED = -1
+
+    @staticmethod
+    def core(module: Any) -> int | None:
+        """One axis before the channels: ``nn.BatchNorm1d`` alone takes two kinds."""
+        return {nn.BatchNorm2d: 3, nn.BatchNorm3d: 4}.get(type(module))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """As its base."""
+        module, shape = self.module, (-1, *[1] * (x.dim() - 3))
+        return (x - module.running_mean.view(shape)) * (module.running_var + module.eps).rsqrt().view(shape)
+
+
+class Fused(ByChannel):
+    """``BatchNormLIF``, by the gradient of its input (or of its residual)."""
+
+    def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        super().__init__(module, x, trained)
+        scale = torch.ones((), dtype=torch.float64)
+        if invertible(module):
+            scale = module.weight.detach().double() * (module.running_var.double() + module.eps).rsqrt()
+        self.scale = scale.to(x.device)
+
+    @staticmethod
+    def core(module: Any) -> int | None:
+        """Not known."""
+        return None
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """As its base."""
+        return super().normalise(x.movedim(self.module.channel_dim, 2))
+
+    def sum(self, g: Tensor) -> Tensor:
+        """As its base; of the gradient of what was normalised."""
+        return super().sum(g) / self.scale
+
+    def __call__(self, g: Tensor) -> Found:
+        """As its base."""
+        return super().__call__(g.movedim(self.module.channel_dim, 2))
+
+
+def invertible(module: BatchNormLIF) -> bool:
+    """Whether the gradient of what a ``BatchNormLIF`` normalised follows from that of its input."""
+    return module.weight is None or bool((module.weight.detach() != 0).all())
+
+
+class ByPlace(Norm):
+    """``nn.LayerNorm``."""
+
+    @staticmethod
+    def core(module: Any) -> int:
+        """What it normalises over, at least."""
+        return len(module.normalized_shape)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """As its base."""
+        return F.layer_norm(x, self.module.normalized_shape, eps=self.module.eps)
+
+    def sum(self, g: Tensor) -> Tensor:
+        """As its base."""
+        between = range(2, g.dim() - len(self.module.normalized_shape))
+        return g.sum((0, *between), dtype=torch.float64)
+
+
+class ByGroup(Norm):
+    """``nn.GroupNorm``."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """As its base."""
+        return F.group_norm(x.flatten(0, 1), self.module.num_groups, eps=self.module.eps).unflatten(0, x.shape[:2])
+
+
+def kind_of(module: nn.Module) -> type[Layer] | None:
+    """How the gradients of its samples are told apart, or None."""
+    own = {name for name, p in module._parameters.items() if p is not None}
+    if not own <= {"weight", "bias"}:
+        return None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return Convolution
+    if isinstance(module, nn.Linear):
+        return Product
+    if isinstance(module, (_BatchNorm, BatchNormLIF)):
+        if module.running_mean is None or module.running_var is None:
+            return None  # samples normalise each other
+        return Fused if isinstance(module, BatchNormLIF) else ByChannel
+    return {nn.LayerNorm: ByPlace, nn.GroupNorm: ByGroup}.get(type(module))
+
+
+def axes_of(x: Tensor, core: int | None, steps: int, batch: int) -> str | None:
+    """Where time and batch are in what a layer reads: "apart" [T, B, ...], "joined" [T * B, ...] or [T * B * n, ...],
+    "alone" [B, ...]; None is elsewhere."""
+    leading = None if core is None else x.dim() - core
+    if leading in (None, 2) and x.dim() > 2 and x.shape[:2] == (steps, batch):
+        return "apart"
+    if leading not in (None, 1):
+        return None
+    if x.shape[0] == batch:
+        return "alone"
+    return "joined" if x.shape[0] % (steps * batch) == 0 else None
+
+
+def rows(x: Tensor, steps: int, batch: int, axes: str, mixed: int) -> Tensor:
+    """[K, B, ...] of x; ``mixed`` is ``Layer.MIXED``."""
+    if axes == "apart":
+        return x
+    if axes == "alone":
+        return x.unsqueeze(0)
+    joined = x.unflatten(0, (steps, batch, -1))
+    return joined.squeeze(2) if joined.shape[2] == 1 else joined.movedim(2, mixed)
