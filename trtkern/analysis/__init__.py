@@ -9,4 +9,9 @@ from trtkern.analysis._fisher import Fisher, fisher
 from trtkern.analysis._network import Samples
 from trtkern.analysis._result import Picture, Result, Table
 
-__all__ = ["Fisher", "Picture", "Result", "Samples", "Table", "fisher"]
+from trtkern.analysis._gradients import gradients
+from trtkern.analysis._gradients_result import Gradients
+
+__all__ = [
+    "Fisher", "Gradients", "Picture", "Result", "Samples", "Table", "fisher", "gradients",
+]  # fmt: skip

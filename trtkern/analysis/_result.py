@@ -41,6 +41,19 @@ class Table(NamedTuple):
     words: int = 1
     """The first so many columns are words, the others numbers."""
 
+    def text(self) -> str:
+        """Lines of plain text, words to the left and numbers to the right of their columns."""
+        lines = [list(map(str, self.head)), *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        shown = [
+            "  ".join(
+                cell.ljust(width) if i < self.words else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join(shown)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
@@ -107,17 +120,7 @@ class Result:
 
     def __str__(self) -> str:
         """The table and the remarks as plain text."""
-        table = self.table()
-        lines = [list(map(str, table.head)), *([str(cell) for cell in row] for row in table.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-        shown = [
-            "  ".join(
-                cell.ljust(width) if i < table.words else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*shown, *self.remarks()])
+        return "\n".join([self.table().text(), *self.remarks()])
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types; what is not finite becomes a word ("nan", "inf", "-inf")."""

@@ -88,13 +88,8 @@ class Neuron(Leaf):
         if not isinstance(x, Tensor):
             _check.sequence(name, x)
         warn_of_one_step(name, x)
-        time = _check.axis(name, "time_dim", self.time_dim, x)
-        channel = self.channel_dim
+        time, channel = self.axes(x)
         if time != 0:
-            # channel_dim names an axis of x as the caller has it.
-            if -x.dim() <= channel < x.dim():
-                channel = channel % x.dim()
-                channel = 0 if channel == time else channel + (channel < time)
             x = x.movedim(time, 0)
         out = lif(
             x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.flag_for(x), **values, **want
@@ -103,6 +98,15 @@ class Neuron(Leaf):
             return out
         moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}
         return LIFOutput(**moved)
+
+    def axes(self, x: Tensor) -> tuple[int, int]:
+        """The axis of x that time is on, and the one that the channels are on once time has moved to the front."""
+        time, channel = _check.axis(type(self).__name__, "time_dim", self.time_dim, x), self.channel_dim
+        # channel_dim names an axis of x as the caller has it.
+        if time != 0 and -x.dim() <= channel < x.dim():
+            channel = channel % x.dim()
+            channel = 0 if channel == time else channel + (channel < time)
+        return time, channel
 
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step: the same numbers as that step of a sequence, bit for bit, for loops over time.

@@ -64,16 +64,35 @@ class _TimestepLoss(Leaf):
 
     def parts(self, logits: Tensor, target: Tensor, *, regularize: bool = True) -> LossParts:
         """The loss and its parts; with ``regularize=False`` the penalty is left to ``add_grad_``."""
-        name = type(self).__name__
-        _check_logits(name, logits, target)
+        return self._parts(*self._checked(logits, target), regularize)
+
+    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss that depend on the data, by name, weighted and with their graph: their sum is the loss
+        without its penalty. A term of weight 0 is absent."""
+        cross_entropy, mse = self._errors(*self._checked(logits, target))
+        weighted = {"cross entropy": (1 - self.mse_weight, cross_entropy), "squared error": (self.mse_weight, mse)}
+        return {name: weight * term for name, (weight, term) in weighted.items() if weight}
+
+    @property
+    def mse_weight(self) -> float:
+        """Of the squared error; the cross entropy has the rest of 1."""
+        return 0.0
+
+    def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in the dtype of the loss."""
+        _check_logits(type(self).__name__, logits, target)
         if logits.dtype != torch.float64:
             logits = logits.float()
         if target.dtype.is_floating_point:
             target = target.to(logits.dtype)
         self._device = logits.device
-        return self._parts(logits, target, regularize)
+        return logits, target
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
+        raise NotImplementedError
+
+    def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross entropy and the squared error, unweighted, with their graph."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -144,9 +163,12 @@ class SDTLoss(_TimestepLoss):
         return f"label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
-        loss = F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
-        zero = loss.new_zeros(())
+        loss, zero = self._errors(logits, target)
         return LossParts(loss, loss.detach(), zero, zero)
+
+    def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
+        return loss, loss.new_zeros(())
 
 
 class TETLoss(_TimestepLoss):
@@ -171,10 +193,17 @@ class TETLoss(_TimestepLoss):
         return f"means={self.means:g}, lam={self.lam:g}{smoothed}"
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
-        cross_entropy = _cross_entropy(logits, target, self.label_smoothing)
-        mse = (logits - self.means).square().mean()
+        cross_entropy, mse = self._errors(logits, target)
         total = (1 - self.lam) * cross_entropy + self.lam * mse
         return LossParts(total, cross_entropy.detach(), mse.detach(), total.new_zeros(()))
+
+    @property
+    def mse_weight(self) -> float:
+        """lam."""
+        return self.lam
+
+    def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _cross_entropy(logits, target, self.label_smoothing), (logits - self.means).square().mean()
 
 
 class TRTLoss(_TimestepLoss):
@@ -252,16 +281,33 @@ class TRTLoss(_TimestepLoss):
 
     def _parts(self, logits: Tensor, target: Tensor, regularize: bool) -> LossParts:
         self._timesteps = logits.shape[0]
-        cross_entropy = _cross_entropy(logits, target, self.label_smoothing)
-        onehot = target if target.dim() == 2 else F.one_hot(target, logits.shape[2]).to(logits.dtype)
-        mse = (logits - onehot).square().mean()
+        cross_entropy, mse = self._errors(logits, target)
         total = (1 - self.eta) * cross_entropy + self.eta * mse
-        weights = [p for _, p in self.regularized()] if regularize else []
         penalty = total.new_zeros(())
-        if weights:
-            penalty = regularizer(weights, self._spec(logits.shape[0]), backend=self.backend)
+        if regularize and (weights := [p for _, p in self.regularized()]):
+            penalty = self._penalty(weights, logits.shape[0])
             total = total + penalty
         return LossParts(total, cross_entropy.detach(), mse.detach(), penalty.detach())
+
+    @property
+    def mse_weight(self) -> float:
+        """eta."""
+        return self.eta
+
+    def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        onehot = target if target.dim() == 2 else F.one_hot(target, logits.shape[2]).to(logits.dtype)
+        return _cross_entropy(logits, target, self.label_smoothing), (logits - onehot).square().mean()
+
+    def _penalty(self, weights: list[Tensor], timesteps: int) -> Tensor:
+        return regularizer(weights, self._spec(timesteps), backend=self.backend)
+
+    def penalty_grads(self, timesteps: int) -> list[Tensor]:
+        """dR/dw of what ``regularized`` lists, for T = ``timesteps``; no ``.grad`` changes."""
+        leaves = [w.detach().requires_grad_() for _, w in self.regularized()]
+        if not leaves:
+            return []
+        with torch.enable_grad():
+            return list(torch.autograd.grad(self._penalty(leaves, timesteps), leaves))
 
     @torch.no_grad()
     def add_grad_(self, scale: float = 1.0) -> Tensor:

@@ -112,12 +112,7 @@ def _reference(
     y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, axis: int
 ) -> tuple[LIFOutput, Statistics | None]:
     """The readable form, with autograd all the way; also the statistics, where they are those of the batch."""
-    # Once: two casts would add two gradients in y's own precision.
-    wide = y.double()
-    found = _norm.reference_statistics(wide, norm, axis) if norm.batch_statistics else None
-    mean, var = _norm.running(norm) if found is None else found[:2]
-    dense = residual.spikes if isinstance(residual, Spikes) else residual
-    x = reference.batch_norm(wide, mean, (var + norm.eps).rsqrt(), norm.weight, norm.bias, dense, axis)
+    x, found = normalised(y, norm, residual, axis)
     dtype = state_dtype(y)
     rows = reference_rows(*stack(OP, y, neuron.values, axis, dtype), neuron.values, y)
     trace = reference.lif(x.to(dtype), v0, rows, neuron.spec)
@@ -125,6 +120,18 @@ def _reference(
     if neuron.pool and out.spikes is not None:
         out = out._replace(spikes=reference.average_pool(out.spikes))
     return out, found
+
+
+def normalised(
+    y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, axis: int
+) -> tuple[Tensor, Statistics | None]:
+    """What the neurons get, in float64 with autograd; also the statistics, where they are those of the batch."""
+    # Once: two casts would add two gradients in y's own precision.
+    wide = y.double()
+    found = _norm.reference_statistics(wide, norm, axis) if norm.batch_statistics else None
+    mean, var = _norm.running(norm) if found is None else found[:2]
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    return reference.batch_norm(wide, mean, (var + norm.eps).rsqrt(), norm.weight, norm.bias, dense, axis), found
 
 
 def _fused(

@@ -1,0 +1,207 @@
+"""The pictures of ``gradients``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trtkern.analysis._gradients_result import EDGES, TERMS, Factors, Gradients, Origin
+from trtkern.analysis._result import COLORS, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINES = 8
+"""Layers up to which each has a line; more are rows of a heat map."""
+_MARKS = "os^Dv<>P"
+"""Of the lines, beside their colours: for eyes and printers that tell colours apart badly."""
+
+
+def pictures(results: Mapping[str, Gradients]) -> dict[str, Picture]:
+    """{caption: picture}; several results are lines of one picture where a line holds what is compared."""
+    found: dict[str, Picture] = {}
+    pooled = {name: factors for name, result in results.items() if (factors := _pooled(result)) is not None}
+    if len(results) == 1:
+        (result,) = results.values()
+        for loss in result.losses:
+            curves = {name: layer.norms[loss].h for name, layer in result.layers.items()}
+            caption = f"Norm of the gradient of the {loss} loss by the potentials h[t], for each layer."
+            found[caption] = _over_steps(curves, f"‖dL/dh[t]‖ of the {loss} loss", "norm")
+        curves = {name: layer.last.h / layer.last.h[-1] for name, layer in result.layers.items()}
+        caption = f"{_LAST}, for each layer."
+        shares = {"did not fire": f.silent, "fired": f.fired} if (f := pooled.get(next(iter(results)))) else {}
+        chained = {name: layer.factors for name, layer in result.layers.items() if layer.factors is not None}
+        products = chained if len(chained) <= _LINES else pooled
+    else:
+        curves = {name: _middle(result) for name, result in results.items()}
+        caption = f"{_LAST}, geometric mean over the layers."
+        shares = {name: f.silent + f.fired for name, f in pooled.items()}
+        products = pooled
+    found[caption] = _over_steps(curves, "‖dCE(O[T], y)/dh[t]‖", "norm, 1 at the last step")
+    if pooled:
+        found["How often the factors dv[t]/dv[t-1] of all layers have which size."] = Picture(
+            partial(_factors, shares=shares)
+        )
+        found["Mean size of the product of k consecutive factors, and decay^k, its bound where the leak sets it."] = (
+            Picture(partial(_products, chained=products))
+        )
+    for name, result in results.items():
+        for loss, origins in result.weights.items():
+            if any(len(origin.parts) > 1 for origin in origins.values()):
+                bars = by_layer(origins)
+                caption = (
+                    f"What the gradients of the parameters are made of, {loss} loss{f' ({name})' if name else ''}."
+                )
+                found[caption] = Picture(
+                    partial(_origins, bars=bars, title=f"{name} {loss} loss".strip()), (5.2, 1.7 + 0.22 * len(bars))
+                )
+    return found
+
+
+_LAST = "Norm of the gradient of the last step's cross entropy by the potentials h[t]: what only time carries back"
+
+
+def _middle(result: Gradients) -> Tensor:
+    """The geometric mean over the layers of the norms relative to the last step; NaN where a layer has exactly 0."""
+    curves = [
+        layer.last.h / layer.last.h[-1] for layer in result.layers.values() if len(layer.last.h) == result.timesteps
+    ]
+    mean = torch.stack(curves).log().mean(0).exp()
+    return torch.where(mean > 0, mean, math.nan)
+
+
+def _pooled(result: Gradients) -> Factors | None:
+    """The factors of all layers: counts added, means and shares averaged over the layers."""
+    there = [layer.factors for layer in result.layers.values() if layer.factors is not None]
+    longest = min((len(f.product) for f in there), default=0)
+    if longest == 0:
+        return None
+    mean = {n: torch.stack([getattr(f, n)[:longest] for f in there]).mean(0) for n in ("product", "zero")}
+    return Factors(
+        decay=max(f.decay for f in there),
+        silent=torch.stack([f.silent for f in there]).sum(0),
+        fired=torch.stack([f.fired for f in there]).sum(0),
+        fired_zero=math.nan,
+        product=mean["product"],
+        zero=mean["zero"],
+        largest=torch.stack([f.largest[:longest] for f in there]).amax(0),
+        bound=torch.stack([f.bound[:longest] for f in there]).amax(0),
+    )
+
+
+def by_layer(origins: Mapping[str, Origin]) -> dict[str, dict[str, float]]:
+    """{module: {part: share}}: the parts' norms over all parameters of a module, of their sum."""
+    squares: dict[str, dict[str, float]] = {}
+    for name, origin in origins.items():
+        held = squares.setdefault(name.rpartition(".")[0] or name, {})
+        for part, norm in origin.parts.items():
+            held[part] = held.get(part, 0.0) + norm**2
+    norms = {module: {part: math.sqrt(s) for part, s in parts.items()} for module, parts in squares.items()}
+    return {m: {part: n / (sum(parts.values()) or 1.0) for part, n in parts.items()} for m, parts in norms.items()}
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    for i in range(10_000):
+        yield {"color": COLORS[i % len(COLORS)], "marker": _MARKS[i % len(_MARKS)], "markersize": 3.5, "linewidth": 1.4}
+
+
+def _over_steps(curves: Mapping[str, Tensor], title: str, label: str) -> Picture:
+    if len(curves) <= _LINES:
+        return Picture(partial(_lines, curves=curves, title=title, label=label))
+    return Picture(partial(_heat_map, curves=curves, title=title, label=label), (5.2, 1.4 + 0.17 * len(curves)))
+
+
+def _lines(axes: Axes, curves: Mapping[str, Tensor], title: str, label: str) -> None:
+    for (name, values), style in zip(curves.items(), _styles(), strict=False):
+        axes.plot(range(1, len(values) + 1), _positive(values), label=_label(name), **style)
+    _steps(axes, max(len(values) for values in curves.values()), "timestep t")
+    axes.set(ylabel=label, title=title)
+    _finished(axes)
+
+
+def _heat_map(axes: Axes, curves: Mapping[str, Tensor], title: str, label: str) -> None:
+    """Rows of logarithms; white where the norm is exactly 0."""
+    steps = max(len(values) for values in curves.values())
+    rows = [_positive(values) + [math.nan] * (steps - len(values)) for values in curves.values()]
+    cells = torch.tensor(rows, dtype=torch.float64).log10().numpy()
+    image = axes.imshow(
+        cells, aspect="auto", interpolation="none", cmap="viridis", extent=(0.5, steps + 0.5, len(rows) - 0.5, -0.5)
+    )
+    axes.set_yticks(range(len(rows)), [_label(name) for name in curves], fontsize=8, parse_math=False)
+    _steps(axes, steps, "timestep t")
+    axes.set_title(title)
+    axes.figure.colorbar(image, ax=axes, label=f"log10 of the {label}")
+
+
+def _factors(axes: Axes, shares: Mapping[str, Tensor]) -> None:
+    """Of all factors of a picture's line, the share in each bin; those of one network add up to 100 %."""
+    together = sum(float(counts.sum()) for counts in shares.values()) if "fired" in shares else None
+    centres = [(low + high) / 2 for low, high in pairwise(EDGES)]
+    ends = [0.0]
+    for (name, counts), style in zip(shares.items(), _styles(), strict=False):
+        percent = 100 * counts / (together or float(counts.sum()))
+        ends += [x for x, share in zip(centres, percent.tolist(), strict=True) if share]
+        axes.step(centres, _positive(percent), where="mid", label=_label(name), color=style["color"], linewidth=1.4)
+    axes.set(xlabel="dv[t]/dv[t-1]", ylabel="share of the factors (%)", title="factors of the temporal chain")
+    axes.set_xlim(min(ends) - 0.1, max(ends) + 0.1)
+    _finished(axes)
+
+
+def _products(axes: Axes, chained: Mapping[str, Factors]) -> None:
+    for (name, factors), style in zip(chained.items(), _styles(), strict=False):
+        axes.plot(range(1, len(factors.product) + 1), _positive(factors.product), label=_label(name), **style)
+    bounds = {tuple(factors.bound.tolist()) for factors in chained.values()}
+    for i, bound in enumerate(sorted(bounds)):
+        label = "decay^k" if i == 0 else None
+        axes.plot(range(1, len(bound) + 1), bound, color="#7a7a7a", linestyle="--", linewidth=1.2, label=label)
+    _steps(axes, max(len(factors.product) for factors in chained.values()), "steps k")
+    axes.set(ylabel="mean size of the product", title="products of k factors")
+    _finished(axes)
+
+
+def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) -> None:
+    places, left = range(len(bars)), [0.0] * len(bars)
+    for part, color, hatch in zip(TERMS, COLORS, ("", "//", ".."), strict=False):
+        widths = [100 * parts.get(part, 0.0) for parts in bars.values()]
+        if any(widths):
+            axes.barh(places, widths, left=left, color=color, label=part, hatch=hatch, edgecolor="white", linewidth=0.5)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(places, [_label(name) for name in bars], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="share of the norms (%)")
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -3.2 / (2 + len(bars))), fontsize=8)
+
+
+def _positive(values: Tensor) -> list[float]:
+    """For a logarithmic axis: NaN in place of 0."""
+    return [value if value > 0 else math.nan for value in values.tolist()]
+
+
+def _label(name: str) -> str:
+    from trtkern.training.figures import short
+
+    return short(name, 26) or "model"
+
+
+def _steps(axes: Axes, count: int, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel=label, xlim=(0.5, count + 0.5))
+
+
+def _finished(axes: Axes) -> None:
+    """A logarithmic axis where there is something above 0, a grid, a legend of several."""
+    if math.isfinite(axes.dataLim.y0) and axes.dataLim.y1 > 0:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=2 if len(names) > 4 else 1)
