@@ -166,6 +166,8 @@ def _products(axes: Axes, chained: Mapping[str, Factors]) -> None:
 
 
 def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     places, left = range(len(bars)), [0.0] * len(bars)
     for part, color, hatch in zip(TERMS, COLORS, ("", "//", ".."), strict=False):
         widths = [100 * parts.get(part, 0.0) for parts in bars.values()]
@@ -176,7 +178,8 @@ def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) ->
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="share of the norms (%)")
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -3.2 / (2 + len(bars))), fontsize=8)
+    below = axes.transAxes + ScaledTranslation(0, -0.4, axes.figure.dpi_scale_trans)  # of the axis and its label
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, fontsize=8)
 
 
 def _positive(values: Tensor) -> list[float]:

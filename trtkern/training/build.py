@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trtkern.models import SpikingNetwork
 from trtkern.models.build import build
+from trtkern.names import LOSSES
 from trtkern.nn import SDTLoss, TETLoss, TRTLoss
 from trtkern.training.settings import Settings
 
@@ -30,6 +32,13 @@ def build_loss(settings: Settings, model: SpikingNetwork) -> Loss:
     if settings.loss == "trt":
         return TRTLoss(model, **options)
     return TETLoss(**options) if settings.loss == "tet" else SDTLoss(**options)
+
+
+def build_losses(settings: Settings, model: SpikingNetwork) -> dict[str, Loss]:
+    """One loss of each kind, by its name in capitals: the kind of the run with its options, the others with theirs."""
+    options = {**LOSSES, settings.loss: settings.loss_options}
+    kinds = {kind: replace(settings, loss=kind, loss_options=options[kind]) for kind in reversed(LOSSES)}
+    return {kind.upper(): build_loss(each, model) for kind, each in kinds.items()}
 
 
 def build_optimizer(settings: Settings, model: SpikingNetwork) -> torch.optim.Optimizer:

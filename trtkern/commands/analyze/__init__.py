@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from trtkern.commands._common import Commands
+from trtkern.commands.analyze import gradients
 
 app = typer.Typer(
     cls=Commands,
     help="Look at a run of `trtkern train`: Fisher information and gradients over time, flat minima, energy, spikes.",
     rich_markup_mode="markdown",
 )
+app.command()(gradients.gradients)
