@@ -6,12 +6,15 @@ samples, leaves the model as it was, and returns a frozen dataclass with ``save`
 """
 
 from trtkern.analysis._fisher import Fisher, fisher
+from trtkern.analysis._directions import Directions
 from trtkern.analysis._network import Samples
 from trtkern.analysis._result import Picture, Result, Table
+from trtkern.analysis.curvature import Curvature, curvature
 
 from trtkern.analysis._gradients import gradients
 from trtkern.analysis._gradients_result import Gradients
 
 __all__ = [
-    "Fisher", "Gradients", "Picture", "Result", "Samples", "Table", "fisher", "gradients",
+    "Curvature", "Directions", "Fisher", "Gradients", "Picture", "Result", "Samples", "Table", "curvature",
+    "fisher", "gradients",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trtkern.nn._neuron import Neuron
 from trtkern.ops import _check
 from trtkern.profiling.unchanged import unchanged, uncompiled
 
@@ -160,3 +161,25 @@ def still(who: str, model: nn.Module) -> Iterator[None]:
             for p, wanted, grad in held:
                 p.requires_grad_(wanted)
                 p.grad = grad
+
+
+@contextmanager
+def on_reference(model: nn.Module) -> Iterator[None]:
+    """Inside, the layers of trtkern compute in plain torch, which can be differentiated twice and in both modes: on
+    the reference, from dense spikes, with nothing computed again. Afterwards they are as they were.
+    """
+    wanted = {"packed": False, "checkpoint": False}
+    changed: list[tuple[nn.Module, str, Any]] = []
+    for module in model.modules():
+        new: dict[str, Any] = {n: value for n, value in wanted.items() if type(getattr(module, n, None)) is bool}
+        if isinstance(module, Neuron):
+            new["backend"] = "reference"
+        if any(kind.__module__.startswith("trtkern.") for kind in type(module).__mro__):
+            changed += [(module, name, getattr(module, name)) for name in new]
+            for name, value in new.items():
+                setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)

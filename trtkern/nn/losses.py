@@ -20,7 +20,7 @@ from trtkern.ops._library import is_dual
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
 
 Named = nn.Module | Iterable[tuple[str, Tensor]]
-_NORMS = (BatchNormLIF, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (BatchNormLIF, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EXCLUDABLE = ("norm", "classifier")
 
 
@@ -337,7 +337,7 @@ def _regularized(model: Any, exclude: tuple[str, ...]) -> list[tuple[str, Tensor
     left_out: set[int] = set()
     if isinstance(model, nn.Module):
         modules = list(model.modules())
-        kinds = (Neuron, *_NORMS) if "norm" in exclude else (Neuron,)
+        kinds = (Neuron, *NORMS) if "norm" in exclude else (Neuron,)
         for module in modules:
             if isinstance(module, kinds):
                 left_out.update(id(p) for p in module.parameters())
