@@ -64,7 +64,10 @@ def spiking(backend="auto", detach_reset=False):
         nn.LIF(0.5, channel_dim=-1, **lif),
         torch.nn.Linear(4, 3),
     )
-    model[1].running_var.fill_(0.3)
+    model[1].running_var.fill_(0.1)
+    with torch.no_grad():
+        model[2].weight.mul_(4)
+        model[4].weight.mul_(3)
     return model.eval()
 
 

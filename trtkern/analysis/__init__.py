@@ -10,11 +10,12 @@ from trtkern.analysis._directions import Directions
 from trtkern.analysis._network import Samples
 from trtkern.analysis._result import Picture, Result, Table
 from trtkern.analysis.curvature import Curvature, curvature
+from trtkern.analysis.landscape import Landscape, landscape
 
 from trtkern.analysis._gradients import gradients
 from trtkern.analysis._gradients_result import Gradients
 
 __all__ = [
-    "Curvature", "Directions", "Fisher", "Gradients", "Picture", "Result", "Samples", "Table", "curvature",
-    "fisher", "gradients",
+    "Curvature", "Directions", "Fisher", "Gradients", "Landscape", "Picture", "Result", "Samples", "Table",
+    "curvature", "fisher", "gradients", "landscape",
 ]  # fmt: skip
