@@ -104,16 +104,7 @@ class Result:
                 f"{type(self).__name__}.plot: expected the package matplotlib, got none; "
                 "type: pip install 'trtkern[train]'"
             ) from None
-        pictures = self.pictures({"": self})
-        columns = min(2, len(pictures))
-        rows = math.ceil(len(pictures) / columns)
-        width, height = (max(picture.size[axis] for picture in pictures.values()) for axis in (0, 1))
-        figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-        for axes, picture in zip(places, pictures.values(), strict=False):
-            picture.draw(axes)
-        for axes in places[len(pictures) :]:
-            axes.remove()
+        figure = drawn(Figure, self.pictures({"": self}))
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
@@ -158,6 +149,20 @@ class Result:
             raise ValueError(
                 f"analysis: expected a file that an analysis saved, got {path} ({error}); make it anew"
             ) from None
+
+
+def drawn(kind: type[Figure], pictures: Mapping[str, Picture], columns: int = 2) -> Figure:
+    """All pictures in one figure, which is made of that class of matplotlib, in rows of so many."""
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = (max(picture.size[axis] for picture in pictures.values()) for axis in (0, 1))
+    figure = kind(figsize=(columns * width, rows * height), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axes, picture in zip(places, pictures.values(), strict=False):
+        picture.draw(axes)
+    for axes in places[len(pictures) :]:
+        axes.remove()
+    return figure
 
 
 def _plain(value: Any) -> Any:

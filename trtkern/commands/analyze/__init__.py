@@ -6,6 +6,7 @@ import typer
 
 from trtkern.commands._common import Commands
 from trtkern.commands.analyze import gradients
+from trtkern.commands.analyze import landscape
 
 app = typer.Typer(
     cls=Commands,
@@ -13,3 +14,4 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(gradients.gradients)
+app.command()(landscape.landscape)
