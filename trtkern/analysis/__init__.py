@@ -15,7 +15,10 @@ from trtkern.analysis.landscape import Landscape, landscape
 from trtkern.analysis._gradients import gradients
 from trtkern.analysis._gradients_result import Gradients
 
+from trtkern.analysis._memory import Memory
+from trtkern.analysis.energy import Energy, energy
+
 __all__ = [
-    "Curvature", "Directions", "Fisher", "Gradients", "Landscape", "Picture", "Result", "Samples", "Table",
-    "curvature", "fisher", "gradients", "landscape",
+    "Curvature", "Directions", "Energy", "Fisher", "Gradients", "Landscape", "Memory", "Picture", "Result",
+    "Samples", "Table", "curvature", "energy", "fisher", "gradients", "landscape",
 ]  # fmt: skip

@@ -139,18 +139,21 @@ def logits_of(who: str, model: nn.Module, inputs: Tensor, labels: Tensor) -> Ten
 
 
 @contextmanager
-def still(who: str, model: nn.Module) -> Iterator[None]:
+def still(who: str, model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     """Inside, the model is in evaluation mode and runs uncompiled; afterwards mode, attributes, buffers, gradients,
     ``requires_grad`` and all random states are as they were.
 
+    Args:
+        gradients: whether gradients are asked of it.
+
     Raises:
         TypeError: no module.
-        ValueError: a model without parameters that a gradient can flow to.
+        ValueError: gradients, and no parameters that a gradient can flow to.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{who}: expected model to be a torch.nn.Module, got {_check.describe(model)}")
     parameters = list(model.parameters())
-    if not any(p.requires_grad for p in parameters):
+    if gradients and not any(p.requires_grad for p in parameters):
         raise ValueError(f"{who}: expected a model with trainable parameters, got none")
     held = [(p, p.requires_grad, p.grad) for p in parameters]
     with unchanged(model), uncompiled():
