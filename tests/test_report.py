@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from trtkern import page
 from trtkern.profiling.activity import LayerActivity
 from trtkern.training import checkpoint, figures, folder, plan, plots, report, run
 from trtkern.training.tensorboard import TensorBoard, scalars
@@ -37,7 +38,7 @@ def make_activity(layers, steps):
 class Page(HTMLParser):
     """Tags as they open and close, the text, and the cells of the tables."""
 
-    VOID = ("meta", "br", "link", "img", "image", "use")
+    VOID = ("meta", "br", "link", "img", "image", "use", "input")
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -161,6 +162,59 @@ def test_tensorboard_in_a_folder_of_any_name(tmp_path):
     assert b"train/loss" in file.read_bytes()
     with pytest.raises(ValueError, match=r"expected a run folder with a name in UTF-8, got '.*r\\udcff'; name another"):
         TensorBoard(tmp_path / os.fsdecode(b"r\xff"))
+
+
+def test_a_picture_reads_on_a_light_and_on_a_dark_page():
+    """Black and white are the page's ink and paper, but for words and cells that have them as their own colours."""
+
+    def draw(axes):
+        axes.plot([0, 1], [0, 1], color="#222222", label="dark")
+        axes.scatter([0.5], [0.5], facecolors="white", edgecolors="#3b6ea8")
+        axes.scatter([0.2], [0.5], color="black")
+        axes.pcolormesh([0, 1, 2], [0, 1], [[0.0, 1.0]], cmap="gray")
+        axes.text(0, 0, "on a cell", color="black")
+        axes.text(0, 1, "aside", color="#444444")
+        axes.set(title="title", xlabel="x")
+        axes.legend()
+
+    text = figures.svg(draw, (4, 3), "theme")
+    styles = dict.fromkeys(re.findall(r'style="([^"]*)"', text))
+    assert figures._INK not in text and "#222222" not in text and "#444444" not in text
+    strokes = " ".join(style for style in styles if "stroke: " in style)
+    assert "#000000" not in strokes and "#ffffff" not in strokes and "stroke: #3b6ea8" in strokes
+    assert "fill: var(--page, #fff); stroke: #3b6ea8" in strokes
+    assert "fill: #ffffff" in styles, "a white cell"
+    assert "fill: currentColor; stroke: currentColor" in styles, "a black mark"
+    words = {word: style for style, word in re.findall(r'<text style="([^"]*)"[^>]*>([^<]*)', text)}
+    assert "fill" not in words["on a cell"] or "#000000" in words["on a cell"]
+    assert all("fill: currentColor" in words[word] for word in ("aside", "title", "x", "dark", "0.0"))
+
+
+def test_the_page_has_contents_anchors_and_a_choice_of_colours(tmp_path):
+    text = written(tmp_path / "r.html", activity=make_activity(1, 2))
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    assert {"result", "learning-curves", "firing-rates", "origin", "auto", "dark"} <= set(ids)
+    names = set(re.findall(r"(--[a-z]+):", page.STYLE))
+    assert names == {"--page", "--ink", "--soft", "--line", "--band", "--link", "--alarm"}
+    assert set(re.findall(r"var\((--[a-z]+)", page.STYLE)) - {"--of"} == names
+
+
+def test_a_run_leads_to_its_analyses_once(tmp_path):
+    path = tmp_path / "a b" / "report.html"
+    path.parent.mkdir()
+    before = written(path)
+    assert f"trtkern report &#x27;{path.parent}&#x27;" in before
+    for _ in range(2):
+        report.link(path, "ana lysis.html")
+        after = path.read_text()
+        assert after.count('<a href="ana%20lysis.html">') == 1 and "trtkern report" not in after
+    assert len(Page(after).rows) == len(Page(before).rows)
+    path.write_text("<h1>of an older version</h1>")
+    report.link(path, "x.html")
+    assert '</h1><p id="analyses">' in path.read_text()
+    report.link(tmp_path / "report.html", "x.html")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_one_epoch_and_a_validation_split():

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, evaluate, inspect, profile, train
+from trtkern.commands import analyze, bench, evaluate, inspect, profile, report, train
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.add_typer(analyze.app, name="analyze")
+app.command()(report.report)
 app.command()(bench.bench)
 app.command()(profile.profile)
 app.command()(inspect.inspect)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from trtkern.page import Section, document, escaped, figure, html_table, origin
 from trtkern.profiling import roofline
 from trtkern.profiling.step_profile import LEGEND, StepProfile
 from trtkern.training.figures import svg
 from trtkern.training.folder import write as write_whole
-from trtkern.training.report import document, escaped, figure, html_table, origin
 
 
 def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:
@@ -37,10 +37,13 @@ def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: 
     )
     said = "".join(f"<p>{escaped(line)}</p>" for line in (*found.verdict(), *found.notes()))
     title = f"Profile of a step: {found.title}"
-    body = (
-        f"<section><h2>What bounds it</h2>{said}</section>"
-        f'<section><h2>Layer by layer</h2><div class="row">{pictures}</div>'
-        f"{html_table(found.HEAD, found.table(), words=2)}<p>{escaped(LEGEND)}.</p></section>"
-        f"{origin(found.about, versions, found.kept, command)}"
-    )
-    write_whole(path, document(title, body))
+    sections = [
+        Section("What bounds it", said),
+        Section(
+            "Layer by layer",
+            f'<div class="row">{pictures}</div>{html_table(found.HEAD, found.table(), words=2)}'
+            f"<p>{escaped(LEGEND)}.</p>",
+        ),
+        origin(found.about, versions, found.kept, command),
+    ]
+    write_whole(path, document(title, sections))

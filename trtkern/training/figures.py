@@ -37,8 +37,8 @@ def loss(axes: Axes, rows: Sequence[Row]) -> None:
     """Total loss over the epochs, and the cross entropy where it is another."""
     positive = True
     for name in splits(rows):
-        epochs, total = _series(rows, name, "loss")
-        _, cross_entropy = _series(rows, name, "cross_entropy")
+        epochs, total = series(rows, name, "loss")
+        _, cross_entropy = series(rows, name, "cross_entropy")
         style = _style(name, epochs)
         axes.plot(epochs, total, label=f"{name} loss", **style)
         if cross_entropy != total:
@@ -46,23 +46,20 @@ def loss(axes: Axes, rows: Sequence[Row]) -> None:
         positive = positive and all(value > 0 for value in (*total, *cross_entropy))
     axes.set(xlabel="epoch", ylabel="loss", title="loss")
     if positive:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    _over_epochs(axes)
+        logarithmic(axes)
+    over_epochs(axes)
 
 
 def accuracy(axes: Axes, rows: Sequence[Row]) -> None:
     """Accuracy over the epochs, in per cent; the title has the last one of the held-out split."""
     for name in splits(rows):
-        epochs, values = _series(rows, name, "accuracy")
+        epochs, values = series(rows, name, "accuracy")
         axes.plot(epochs, [100 * value for value in values], label=name, **_style(name, epochs))
     name = splits(rows)[-1]
-    epochs, values = _series(rows, name, "accuracy")
+    epochs, values = series(rows, name, "accuracy")
     title = f"{name} accuracy after epoch {epochs[-1]}: {100 * values[-1]:.2f} %"
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
-    _over_epochs(axes)
+    over_epochs(axes)
 
 
 def learning_rate(axes: Axes, rows: Sequence[Row]) -> None:
@@ -71,7 +68,7 @@ def learning_rate(axes: Axes, rows: Sequence[Row]) -> None:
     axes.plot(epochs, [row["lr"] for row in rows], **_style("train", epochs))
     axes.set(xlabel="epoch", ylabel="learning rate", title="learning rate")
     axes.set_ylim(bottom=0)
-    _over_epochs(axes, legend=False)
+    over_epochs(axes, legend=False)
 
 
 def confusion(axes: Axes, counts: Tensor, classes: Sequence[str]) -> None:
@@ -106,12 +103,21 @@ def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
+_INK = "#010203"
+"""What is drawn in no colour of its own: the page's ink takes its place."""
+_RULES = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "patch.edgecolor")
+
+
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> str:
     """An ``<svg>`` element of what ``draw`` puts on new axes, its text as text; ``size`` in inches.
 
+    It stands on the page without a background, and what is black or white in it is the page's ink or paper, so that it
+    reads on a light page and on a dark one. Words that ``draw`` makes black or white stay so: they stand on a colour.
+
     ``salt`` makes the names inside differ from those of other pictures on the page.
     """
-    options: Any = {"svg.fonttype": "none", "svg.hashsalt": salt}
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, **dict.fromkeys(_RULES, _INK)}
+    options |= {"axes.facecolor": "none", "figure.facecolor": "none"}
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # measured here, drawn by the browser's fonts
         figure = Figure(figsize=size, dpi=72, layout="constrained")
@@ -123,7 +129,25 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> s
         stream = io.StringIO()
         canvas.print_svg(stream, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = stream.getvalue()
-    return re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text[text.index("<svg") :])
+    text = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text[text.index("<svg") :])
+    return re.sub(r'(<(\w+)[^>]*? style=")([^"]*)', _themed, text)
+
+
+def _themed(found: re.Match[str]) -> str:
+    """The start of an element, its black and white made the page's ink and paper."""
+    begin, element, style = found.groups()
+    style = style.replace(_INK, "currentColor")
+    if element in ("text", "tspan"):
+        style = re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
+    elif "stroke: " in style:  # a line, or a mark with an edge; not a cell
+        style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
+        if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
+            style = f"fill: currentColor; {style}"
+    return begin + style
+
+
+_DARK = r"#([0-5][0-9a-f])\1\1(?![0-9a-f])"
+"""Black, and greys that are lost on a dark page."""
 
 
 def short(text: str, length: int) -> str:
@@ -138,7 +162,8 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
-def _series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[float]]:
+def series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[float]]:
+    """(epochs, values) of a part of the averages of a split."""
     found = [(row["epoch"], row[split][part]) for row in rows if split in row]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
@@ -147,7 +172,16 @@ def _style(name: str, epochs: Sequence[int]) -> dict[str, Any]:
     return {"color": COLORS[name], "marker": "o" if len(epochs) <= 30 else None, "markersize": 3}
 
 
-def _over_epochs(axes: Axes, legend: bool = True) -> None:
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def over_epochs(axes: Axes, legend: bool = True) -> None:
+    """The x axis in whole epochs, a grid and a legend."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     low, high = axes.dataLim.intervalx
     if low == high:

@@ -29,7 +29,7 @@ ADVICE = {
 }  # fmt: skip
 
 _PART = re.compile(
-    r"\.(?:plan\.json|config\.json|metrics\.jsonl|result\.json|report\.html|curves\.png|seeds\.json"
+    r"\.(?:plan\.json|config\.json|metrics\.jsonl|result\.json|report\.html|analysis\.html|curves\.png|seeds\.json"
     r"|[a-z]+-\d+\.safetensors)\.part"
 )
 """What ``write`` leaves of a file of a run when it is killed."""

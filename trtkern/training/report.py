@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
+from trtkern.page import Section, document, escaped, figure, html_table, origin
 from trtkern.profiling.activity import LayerActivity, problems
 from trtkern.training import figures
+from trtkern.training.folder import naming
 from trtkern.training.folder import write as write_whole
-from trtkern.training.settings import flat
 
 TOP = 10
 """Confusions that the table lists."""
-
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: #fff; color: #1a1a1a;
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
-figure { margin: 0; flex: 1 1 20rem; min-width: 0; } figcaption { color: #444; font-size: .85rem; }
-figure svg { width: 100%; height: auto; overflow: visible; }
-.wide { overflow-x: auto; } .wide svg { width: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { text-align: left; padding: .15rem .6rem .15rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-td.n, th.n { text-align: right; }
-.problem { border-left: 4px solid #c0392b; padding-left: .6rem; }
-pre { white-space: pre-wrap; font-size: .85rem; }
-@media print { html { font-size: 12px; } body { max-width: none; padding: 0; font-size: 12px; }
-  figure, tr, caption, thead { break-inside: avoid; } h2, caption { break-after: avoid; }
-  .row { display: block; }
-  .row > figure { display: inline-block; vertical-align: top; width: 46%; margin: 0 1rem 1rem 0; }
-  .wide { overflow: visible; } .wide svg { max-width: 100%; height: auto; } }
-"""
 
 
 def write(
@@ -79,23 +59,44 @@ def write(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"report: expected a file in a folder that is there, got {path}; make the folder first")
     counts = None if confusion is None else _checked(confusion, classes)
-    sections = [_results(rows, final), _curves(rows)]
+    sections = [_results(rows, final)]
+    if rows:
+        sections.append(curves(rows))
     if counts is not None:
-        sections.append(_confusions(counts, classes))
+        sections += [_confusions(counts, classes), _classes(counts, classes)]
     if activity:
         sections.append(_firing(activity))
     sections.append(origin(settings, versions, memory, command))
-    write_whole(path, document(title, "\n".join(sections)))
+    hint = f"<code>trtkern report {escaped(shlex.quote(str(path.parent)))}</code> makes the page of its analyses."
+    write_whole(path, document(title, sections, linked(hint)))
 
 
-def document(title: str, body: str) -> bytes:
-    """The whole page: its head with the styles, its title and that body."""
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n"
-    )
-    return f"{head}<body><h1>{escaped(title)}</h1>\n{body}\n</body></html>\n".encode()
+def linked(said: str) -> str:
+    """The paragraph of the page that leads to the analyses of the run, with that HTML."""
+    return f'<p id="analyses">{said}</p>'
+
+
+def link(path: Path, target: str) -> None:
+    """Let the page lead to that of the analyses; once, however often it is told.
+
+    Args:
+        path: the page; where there is none, nothing is done.
+        target: the file of the other one, relative to this.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    with naming(path, "a file that can be read"):
+        if not path.is_file():
+            return
+        before = path.read_bytes()
+    said = f'What its network learnt, and how: <a href="{escaped(quote(os.fsencode(target)))}">the analyses</a>.'
+    text = linked(said).encode()
+    after, count = re.subn(rb'<p id="analyses">.*?</p>', lambda _: text, before, count=1, flags=re.DOTALL)
+    if not count:  # a page of before there was that paragraph
+        after = before.replace(b"</h1>", b"</h1>" + text, 1)
+    if after != before:
+        write_whole(path, after)
 
 
 def _checked(confusion: Tensor, classes: Sequence[str]) -> Tensor:
@@ -112,32 +113,7 @@ def _checked(confusion: Tensor, classes: Sequence[str]) -> Tensor:
     return confusion
 
 
-def escaped(value: object) -> str:
-    """For people and for HTML."""
-    return escape(figures.printable(value))
-
-
-def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", words: int = 1) -> str:
-    """A table whose first ``words`` columns are words, the others numbers."""
-    kinds = ["" if i < words else ' class="n"' for i in range(len(head))]
-    top = "".join(f"<th{kind}>{escaped(name)}</th>" for kind, name in zip(kinds, head, strict=True))
-    lines = (
-        "<tr>" + "".join(f"<td{kind}>{escaped(value)}</td>" for kind, value in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    shown = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    top = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    return f'<div class="wide"><table>{shown}{top}<tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def figure(svg: str, caption: str, wide: bool = False) -> str:
-    """A picture, as SVG, with its caption."""
-    kind = ' class="wide"' if wide else ""
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escaped(caption)}" ', 1)
-    return f"<figure{kind}>{svg}<figcaption>{escaped(caption)}</figcaption></figure>"
-
-
-def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str, float]]) -> str:
+def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str, float]]) -> Section:
     parts = list(dict.fromkeys(part for averages in final.values() for part in averages))
     lines = []
     for split, averages in final.items():
@@ -147,7 +123,7 @@ def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str,
         lines.append([split, *shown])
     table = html_table(["split", *(part.replace("_", " ") for part in parts)], lines) if final else ""
     if not rows:
-        return f"<section><h2>Result</h2>{table}<p>No epoch was finished.</p></section>"
+        return Section("Result", f"{table}<p>No epoch was finished.</p>")
     seconds = sum(row["seconds"] for row in rows)
     speed = sorted(row["samples_per_s"] for row in rows)[len(rows) // 2]
     epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
@@ -155,7 +131,7 @@ def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str,
     waits = [row["loader_share"] for row in rows if row.get("loader_share") is not None]
     if waits:
         text += f", {sum(waits) / len(waits):.1%} of the time waiting for data"
-    return f"<section><h2>Result</h2>{table}<p>{escaped(text)}.</p></section>"
+    return Section("Result", f"{table}<p>{escaped(text)}.</p>")
 
 
 def _duration(seconds: float) -> str:
@@ -166,9 +142,8 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
+def curves(rows: Sequence[Mapping[str, Any]]) -> Section:
+    """Loss, accuracy and learning rate over the epochs of a run, of at least one row."""
     size = (5.2, 3.6)
     drawn = {
         "Loss; training: averages over the epoch while the weights move, otherwise at its end.": figures.loss,
@@ -179,16 +154,16 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         figure(figures.svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
         for i, (caption, draw) in enumerate(drawn.items())
     )
-    return f'<section><h2>Learning curves</h2><div class="row">{"".join(pictures)}</div></section>'
+    return Section("Learning curves", f'<div class="row">{"".join(pictures)}</div>')
 
 
-def _confusions(counts: Tensor, classes: Sequence[str]) -> str:
+def _confusions(counts: Tensor, classes: Sequence[str]) -> Section:
     number = len(classes)
     side = min(4.2 + 0.2 * number, 8.0)
     shade = "Shade: root of the share of the row" + ("; number: count." if number <= figures.NUMBERED else ".")
     draw = partial(figures.confusion, counts=counts, classes=classes)
-    picture = figure(figures.svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}", wide=True)
-    totals, right, taken = counts.sum(1), counts.diagonal(), counts.sum(0)
+    picture = figure(figures.svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}")
+    totals, right = counts.sum(1), counts.diagonal()
     wrong = (counts - torch.diag(right)).flatten()
     order = wrong.argsort(descending=True, stable=True)[:TOP]
     top = []
@@ -197,29 +172,31 @@ def _confusions(counts: Tensor, classes: Sequence[str]) -> str:
         if count:
             top.append([classes[true], classes[guess], f"{count:,}", _share(count, totals[true])])
     heading = f"Most frequent confusions (of {int(wrong.sum()):,} errors in {int(totals.sum()):,})"
-    confusions = html_table(["true class", "taken for", "count", "share of the class"], top, heading, words=2)
+    head = ["true class", "taken for", "count", "share of the class"]
+    return Section("Confusions", picture + html_table(head, top, heading, words=2))
+
+
+def _classes(counts: Tensor, classes: Sequence[str]) -> Section:
+    totals, right, taken = counts.sum(1), counts.diagonal(), counts.sum(0)
     lines = [
         [name, f"{int(totals[i]):,}", _share(right[i], totals[i]), _share(right[i], taken[i])]
         for i, name in enumerate(classes)
     ]
     head, chunk = ["class", "images", "accuracy", "precision"], 26
-    each = "".join(html_table(head, lines[i : i + chunk]) for i in range(0, number, chunk))
+    each = "".join(html_table(head, lines[i : i + chunk]) for i in range(0, len(classes), chunk))
     note = "Accuracy: share of the images of a class that are found; precision: share of its answers that are right."
-    return (
-        f'<section><h2>Confusions</h2>{picture}{confusions}<h2>Classes</h2><p>{note}</p><div class="row">{each}</div>'
-        "</section>"
-    )
+    return Section("Classes", f'<p>{note}</p><div class="row">{each}</div>')
 
 
 def _share(part: Any, whole: Any) -> str:
     return f"{int(part) / int(whole):.1%}" if int(whole) else "-"
 
 
-def _firing(activity: Mapping[str, LayerActivity]) -> str:
+def _firing(activity: Mapping[str, LayerActivity]) -> Section:
     steps = max(len(layer.rate) for layer in activity.values())
     size = (min(4.6 + 0.25 * steps, 9.0), max(2.2, 1.2 + 0.2 * len(activity)))
     caption = "Mean firing rate of each layer at each timestep."
-    picture = figure(figures.svg(partial(figures.firing, activity=activity), size, "firing"), caption, wide=True)
+    picture = figure(figures.svg(partial(figures.firing, activity=activity), size, "firing"), caption)
     shown = list(range(steps)) if steps <= 8 else [*range(4), *range(steps - 4, steps)]
     head = ["layer", "type", "neurons", "rate", "silent", "saturated", *(f"t={step + 1}" for step in shown)]
     lines = []
@@ -231,20 +208,4 @@ def _firing(activity: Mapping[str, LayerActivity]) -> str:
     note = "Silent and saturated: share of the neurons that never and that always fired, in all that was seen."
     if len(shown) < steps:
         note += f" Of the {steps} steps the table has the first and last four."
-    return f"<section><h2>Firing rates</h2>{found}{picture}{html_table(head, lines, words=2)}<p>{note}</p></section>"
-
-
-def origin(
-    settings: Mapping[str, Any], versions: Mapping[str, str], memory: str | None, command: Sequence[str] | None
-) -> str:
-    """Settings, versions, memory, command."""
-    parts = ["<section><h2>Where it comes from</h2>"]
-    if command:
-        parts.append(f"<p>Command:</p><pre>{escaped(shlex.join(map(str, command)))}</pre>")
-    if memory:
-        parts.append(f"<p>Memory:</p><pre>{escaped(memory)}</pre>")
-    said = [(name, v if isinstance(v, str) else json.dumps(v, default=str)) for name, v in flat(settings).items()]
-    tables = html_table(["", ""], said, "Settings", words=2) + html_table(
-        ["", ""], versions.items(), "Versions", words=2
-    )
-    return "".join([*parts, f'<div class="row">{tables}</div></section>'])
+    return Section("Firing rates", f"{found}{picture}{html_table(head, lines, words=2)}<p>{note}</p>")

@@ -15,3 +15,8 @@ app = typer.Typer(
 )
 app.command()(gradients.gradients)
 app.command()(landscape.landscape)
+
+REPORTED: dict[str, str] = {}
+"""The analyses that `trtkern report` makes, in the order of its page: {name: module}. A module has
+``measure(opened, progress) -> Result``, which computes with the defaults of the command, and may have ``OPENED``, the
+options of ``_opened.opened`` for it where they are others: {"split": "test", "samples": None}."""

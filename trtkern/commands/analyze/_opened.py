@@ -21,6 +21,7 @@ from trtkern.data import Split
 from trtkern.training import checkpoint, resuming, run
 from trtkern.training.loader import Loader
 from trtkern.training.loop import Trainer
+from trtkern.training.settings import Settings
 
 FOLDER = "analysis"
 """Of a run folder: what was found out about it."""
@@ -74,13 +75,18 @@ def opened(
     settings = trainer.settings
     about = {
         "run": f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}",
-        "weights": f"epoch {saved.metadata['epoch']} of {settings.epochs}, step {saved.metadata.get('made', '?')}",
+        "weights": weights_in_words(saved, settings),
         "samples": f"{len(taken):,} of {len(trainer.splits[split].labels):,} {split} images, without random changes",
         "precision": "float32",
         "command": shlex.join(["trtkern", *sys.argv[1:]]),
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions().items() if name != "platform"),
     }
     return Opened(place if place.is_dir() else place.parent, trainer, taken, about)
+
+
+def weights_in_words(saved: checkpoint.Checkpoint, settings: Settings) -> str:
+    """Which weights those are, as ``Result.about`` says it."""
+    return f"epoch {saved.metadata['epoch']} of {settings.epochs}, step {saved.metadata.get('made', '?')}"
 
 
 def drawn(trainer: Trainer, split: str, samples: int | None, batch_size: int) -> Samples:
@@ -135,12 +141,17 @@ def place_of(opened: Opened, path: str, kind: str, out: str | None) -> Path:
     return opened.folder / FOLDER / f"{stem}.json"
 
 
-def finish(result: Result, place: Path) -> int:
-    """Save the numbers and the picture, and show the table."""
+def keep(result: Result, place: Path) -> None:
+    """Save the numbers and, beside them, the picture."""
     with quits(FAILURE, OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         result.save(place)
         result.plot(place.with_suffix(".png"))
+
+
+def finish(result: Result, place: Path) -> int:
+    """Save the numbers and the picture, and show the table."""
+    keep(result, place)
     out = console()
     out.print(str(result), soft_wrap=True)
     out.print(f"{place} and {place.with_suffix('.png').name}", soft_wrap=True)

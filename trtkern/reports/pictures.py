@@ -1,0 +1,71 @@
+"""Runs side by side: learning curves and what they reached, a colour a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from trtkern.analysis._result import COLORS
+from trtkern.reports.runs import Run
+from trtkern.training import figures
+
+
+def label(name: str) -> str:
+    """For a legend, where matplotlib would take what stands between two dollars for a formula."""
+    return name.replace("$", r"\$")
+
+
+def accuracies(axes: Axes, runs: Sequence[Run]) -> None:
+    """Accuracy over the epochs in per cent: held-out images as a line, training images dashed."""
+    _curves(axes, runs, "accuracy", 100.0)
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy")
+    figures.over_epochs(axes)
+
+
+def cross_entropies(axes: Axes, runs: Sequence[Run]) -> None:
+    """The cross-entropy over the epochs, which is the same quantity under every loss."""
+    positive = _curves(axes, runs, "cross_entropy", 1.0)
+    axes.set(xlabel="epoch", ylabel="cross-entropy", title="cross-entropy")
+    if positive:
+        figures.logarithmic(axes)
+    figures.over_epochs(axes)
+
+
+def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
+    """The curves of the runs that have epochs; whether all are above 0."""
+    positive = True
+    for each, color in zip(runs, COLORS, strict=False):
+        for split, style in ((each.held_out, "-"), ("train", "--")):
+            epochs, values = figures.series(each.rows, split, part)
+            if not epochs:
+                continue
+            marker = "o" if len(epochs) == 1 else None
+            name = label(each.label) if split != "train" else None
+            width = 1.6 if split != "train" else 1.0
+            axes.plot(
+                epochs, [scale * value for value in values], color=color, linestyle=style, linewidth=width, label=name,
+                marker=marker, markersize=3,
+            )  # fmt: skip
+            positive = positive and all(value > 0 for value in values)
+    return positive
+
+
+def gaps(axes: Axes, runs: Sequence[Run]) -> None:
+    """A line a run from its accuracy on the test images to that on the training images, in per cent."""
+    shown = [(each, color) for each, color in zip(runs, COLORS, strict=False) if each.result is not None]
+    for place, (each, color) in enumerate(shown):
+        test, train = each.final("test"), each.final("train")
+        assert test is not None
+        here = 100 * test["accuracy"]
+        if train is not None:
+            there = 100 * train["accuracy"]
+            axes.plot([here, there], [place, place], color=color, linewidth=2)
+            axes.plot(there, place, "o", markersize=7, markerfacecolor="white", markeredgecolor=color)
+        axes.plot(here, place, "o", markersize=7, color=color)
+    axes.set_yticks(range(len(shown)), [each.label for each, _ in shown], parse_math=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set(xlabel="accuracy (%)", title="test images (filled), training images (empty)")
+    axes.margins(x=0.08)
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
