@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from trtkern.commands._common import Commands
@@ -16,7 +18,14 @@ app = typer.Typer(
 app.command()(gradients.gradients)
 app.command()(landscape.landscape)
 
-REPORTED: dict[str, str] = {}
-"""The analyses that `trtkern report` makes, in the order of its page: {name: module}. A module has
-``measure(opened, progress) -> Result``, which computes with the defaults of the command, and may have ``OPENED``, the
-options of ``_opened.opened`` for it where they are others: {"split": "test", "samples": None}."""
+_REPORTED = {
+    "fisher": "fisher", "gradients": "gradients", "landscape": "landscape", "curvature": "landscape",
+    "energy": "energy", "spikes": "spikes", "early": "early",
+}  # fmt: skip
+"""The analyses of a report in order, each with the command that makes it."""
+
+
+def reported() -> dict[str, Callable[..., int]]:
+    """{analysis: the command that makes it}, in the order of the page of `trtkern report`."""
+    commands = {each.callback.__name__: each.callback for each in app.registered_commands if each.callback is not None}
+    return {name: commands[command] for name, command in _REPORTED.items() if command in commands}

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,18 +142,27 @@ def place_of(opened: Opened, path: str, kind: str, out: str | None) -> Path:
     return opened.folder / FOLDER / f"{stem}.json"
 
 
-def keep(result: Result, place: Path) -> None:
-    """Save the numbers and, beside them, the picture."""
+def finish(result: Result, place: Path) -> int:
+    """Save the numbers and the picture, and show the table."""
     with quits(FAILURE, OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         result.save(place)
         result.plot(place.with_suffix(".png"))
-
-
-def finish(result: Result, place: Path) -> int:
-    """Save the numbers and the picture, and show the table."""
-    keep(result, place)
-    out = console()
-    out.print(str(result), soft_wrap=True)
-    out.print(f"{place} and {place.with_suffix('.png').name}", soft_wrap=True)
+    if not _quiet.get():
+        out = console()
+        out.print(str(result), soft_wrap=True)
+        out.print(f"{place} and {place.with_suffix('.png').name}", soft_wrap=True)
     return 0
+
+
+_quiet = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, ``finish`` shows nothing."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)

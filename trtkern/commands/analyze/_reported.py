@@ -1,18 +1,17 @@
-"""The analyses of runs for their report: read where they are there, made where they are not."""
+"""The analyses of a run for its report: read where they are there, made where they are not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from trtkern import names as known
 from trtkern.analysis import Result
 from trtkern.commands import analyze
-from trtkern.commands._common import Quit, console, one_line
+from trtkern.commands._common import INTERRUPTED, Quit, console, one_line
 from trtkern.commands._runs import weights
-from trtkern.commands.analyze._opened import FOLDER, Opened, bar, keep, opened, weights_in_words
+from trtkern.commands.analyze._opened import FOLDER, quiet, weights_in_words
 from trtkern.reports.runs import Analyses, Run
 from trtkern.training import resuming
 
@@ -23,10 +22,11 @@ def chosen(only: Sequence[str], skip: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one that is not known.
     """
+    every = analyze.reported()
     for option, given in (("only", only), ("skip", skip)):
         for name in given:
-            known.one_of(option, name, analyze.REPORTED)
-    return [name for name in analyze.REPORTED if (not only or name in only) and name not in skip]
+            known.one_of(option, name, every)
+    return [name for name in every if (not only or name in only) and name not in skip]
 
 
 class Gathered:
@@ -35,25 +35,35 @@ class Gathered:
     Args:
         run: of that run.
         names: which ones are wanted.
-        given: options of ``opened``: data_dir, backend, device, threads.
+        given: options of the commands that make them: data_dir, backend, device, threads.
+
+    Raises:
+        ValueError, OSError: checkpoints or files that cannot be read.
     """
 
     def __init__(self, run: Run, names: Sequence[str], given: dict[str, Any]) -> None:
         self.run, self.names, self.given = run, names, given
-        self.results: dict[str, Result] = {}
         self.notes: dict[str, str] = {}
         """Why one is not there, or not as it should be."""
+        self.results: dict[str, Result] = {}
         self.damaged: dict[str, str] = {}
-        self._opened: tuple[Any, Opened] | None = None
         self.now = self._weights()
         for name in names:
-            analysis_of(name)  # loads the class that the file is of
             try:
-                self.results[name] = Result.load(self.place(name))
+                self.results[name] = self._load(name)
             except FileNotFoundError:
                 continue
             except ValueError as error:
-                self.damaged[name] = str(error)
+                self.damaged[name] = one_line(error)
+
+    def _load(self, name: str) -> Result:
+        found = Result.load(self.place(name))
+        if found.NAME != name:
+            raise ValueError(
+                f"analysis: expected a file that {name} saved, got {self.place(name)}, which is of {found.NAME}; make "
+                "it anew"
+            )
+        return found
 
     def place(self, name: str) -> Path:
         """Its file."""
@@ -72,9 +82,9 @@ class Gathered:
         return self.now is not None and self.results[name].about.get("weights", self.now) != self.now
 
     def whole(self) -> None:
-        """Raise a ValueError if a file is damaged: nothing will make it anew."""
+        """Raise a ValueError if a file is damaged and nothing will make it anew."""
         for name, error in self.damaged.items():
-            raise ValueError(f"report: {error}: leave out --no-compute, or leave the analysis out by --skip {name}")
+            raise ValueError(f"{error} without --no-compute, or leave it out by --skip {name}")
 
     def fill(self, compute: bool) -> list[str]:
         """Make what is not there and what is of other weights; what went wrong, a line each.
@@ -84,55 +94,45 @@ class Gathered:
         """
         failed = []
         for name in self.names:
-            old = name in self.results and self._old(name)
-            if name in self.results and not old:
+            if name in self.results and not self._old(name):
                 continue
             if not compute:
-                self._note(name, old)
+                self.notes[name] = self._lack(name)
             elif self.now is None:
                 self.notes[name] = "not made: the run has no weights yet"
             elif error := self._make(name):
                 self.results.pop(name, None)
                 self.notes[name] = f"could not be made: {error}"
                 failed.append(f"{name} of {self.run.label} could not be made ({error})")
-        self._opened = None
         return failed
 
-    def _note(self, name: str, old: bool) -> None:
-        if old:
-            made = self.results[name].about["weights"]
-            self.notes[name] = f"of other weights ({made}) than those that the run has now ({self.now})"
-        else:
-            self.notes[name] = "not made yet (--no-compute)"
+    def _lack(self, name: str) -> str:
+        """What is not right with one that is not made."""
+        if name not in self.results:
+            return "not made yet (--no-compute)"
+        made = self.results[name].about["weights"]
+        return f"of other weights ({made}) than those that the run has now ({self.now})"
 
     def _make(self, name: str) -> str:
-        """Make and keep an analysis; what went wrong in words, or nothing."""
+        """Make an analysis by its command; what went wrong in words, or nothing. A command may make several."""
         say = console().print
         if name in self.damaged:
             say(f"report: {self.damaged[name]}", soft_wrap=True)
         say(f"{name} of {self.run.label} ...", soft_wrap=True)
-        module = analysis_of(name)
+        every, path = analyze.reported(), str(self.run.folder)
+        command = every[name]
+        several = "runs" in command.__annotations__
         try:
-            looked_at = self._open(getattr(module, "OPENED", {}))
-            with bar(f"{name} of {self.run.label}") as told:
-                result = module.measure(looked_at, told)
-            keep(result, self.place(name))
-        except (ValueError, TypeError, RuntimeError, OSError, ImportError, Quit) as error:
+            with quiet():
+                command([path] if several else path, **self.given)
+            for each in self.names:
+                if every[each] is command:
+                    self.results[each] = self._load(each)
+        except (ValueError, TypeError, RuntimeError, OSError, Quit) as error:
+            if isinstance(error, Quit) and error.status == INTERRUPTED:
+                raise
             return one_line(error)
-        self.results[name] = result
         return ""
-
-    def _open(self, options: dict[str, Any]) -> Opened:
-        """The run, opened once for analyses in a row that want the same of it."""
-        if self._opened is None or self._opened[0] != options:
-            self._opened = None
-            self._opened = options, opened(str(self.run.folder), **{**options, **self.given})
-        return self._opened[1]
-
-
-def analysis_of(name: str) -> Any:
-    """The module of an analysis."""
-    return import_module(analyze.REPORTED[name])
 
 
 def together(names: Sequence[str], gathered: Sequence[Gathered]) -> list[Analyses]:
