@@ -58,7 +58,7 @@ class Gathered:
 
     def _load(self, name: str) -> Result:
         found = Result.load(self.place(name))
-        if found.NAME != name:
+        if name != found.NAME:
             raise ValueError(
                 f"analysis: expected a file that {name} saved, got {self.place(name)}, which is of {found.NAME}; make "
                 "it anew"
