@@ -26,6 +26,9 @@ class Use(NamedTuple):
 
 NAMES: dict[str, Use] = {
     # Functions and classes, by their whole path.
+    "torch._C._are_functorch_transforms_active": Use(
+        "whether torch.func or torch.vmap is active, which shows nowhere else"
+    ),
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
@@ -76,6 +79,14 @@ def exporting() -> bool:
     Not ``torch.compiler.is_exporting()``: Dynamo of torch 2.11 takes that for true in whatever torch.compile traces.
     """
     return torch.compiler._is_exporting_flag
+
+
+def recording() -> bool:
+    """Whether torch.export or torch.jit.trace records what happens, for inputs whose strides will be their own.
+
+    torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
+    """
+    return exporting() or torch.jit.is_tracing()
 
 
 def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:

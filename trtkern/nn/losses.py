@@ -16,6 +16,7 @@ from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import _check
+from trtkern.ops._beneath import look
 from trtkern.ops._library import is_dual
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
 
@@ -126,13 +127,17 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
         )
     if torch.compiler.is_compiling() or not (target.device.type == "cpu" or _check.debugging()):
         return
-    low, high = (bound.item() for bound in target.detach().aminmax())
-    if soft and not (low >= 0 and high < math.inf):
-        raise ValueError(f"{name}: expected probabilities that are finite and >= 0, got some from {low} to {high}")
-    if not soft and (low < 0 or high >= logits.shape[2]):
+    look(lambda target: _check_values(name, target, logits.shape[2]), target.detach())
+
+
+def _check_values(name: str, target: Tensor, classes: int) -> None:
+    low, high = (bound.item() for bound in target.aminmax())
+    if target.dtype.is_floating_point:
+        if not (low >= 0 and high < math.inf):
+            raise ValueError(f"{name}: expected probabilities that are finite and >= 0, got some from {low} to {high}")
+    elif low < 0 or high >= classes:
         raise ValueError(
-            f"{name}: expected labels in [0, {logits.shape[2]}), got labels from {low} to {high}; "
-            "check the number of classes"
+            f"{name}: expected labels in [0, {classes}), got labels from {low} to {high}; check the number of classes"
         )
 
 

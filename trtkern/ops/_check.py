@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from trtkern._torch import exporting
+from trtkern._torch import recording as recording
 from trtkern.backends.base import PARAMS
+from trtkern.ops._beneath import look
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Number = float | int | Tensor
@@ -163,8 +164,7 @@ def held_parameter(op: str, name: str, value: Number) -> None:
     """A parameter that a layer is constructed with: also the values of a tensor, wherever it is."""
     parameters(op, {name: value})
     if isinstance(value, Tensor) and value.device.type != "meta":
-        low, high = value.detach().aminmax()
-        _within(op, name, low.item(), high.item())
+        look(lambda value: _within(op, name, *(end.item() for end in value.aminmax())), value.detach())
 
 
 def held_range(op: str, name: str, low: float, high: float) -> None:
@@ -182,8 +182,8 @@ def above_zero(op: str, threshold: Number) -> None:
     if isinstance(threshold, Tensor):
         if torch.compiler.is_compiling() or not (threshold.device.type == "cpu" or _debugging):
             return
-        threshold = threshold.detach().min().item()
-    if not threshold > 0:
+        look(lambda threshold: above_zero(op, threshold.min().item()), threshold.detach())
+    elif not threshold > 0:
         raise ValueError(
             f"{op}: expected v_threshold to be > 0 with fire_on_equal, got {threshold!r}: the number before 0 is "
             "denormal, and a processor may take it for 0"
@@ -194,7 +194,11 @@ def parameter_values(op: str, params: Tensor | None) -> None:
     """The values of a [6, C] parameter tensor, where looking at them costs no synchronisation."""
     if params is None or not (params.device.type == "cpu" or _debugging):
         return
-    low, high = params.detach().aminmax(dim=1)
+    look(lambda params: _rows_within(op, params.movedim(-2, 0).flatten(1)), params.detach())
+
+
+def _rows_within(op: str, params: Tensor) -> None:
+    low, high = params.aminmax(dim=1)
     rows = list(zip(PARAMS, low.tolist(), high.tolist(), strict=True))
     for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
         _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
@@ -238,14 +242,6 @@ def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Ten
                 f"{op}: expected {name} on {x.device} like x, got {describe(value)}; move the module to it"
             )
     return found
-
-
-def recording() -> bool:
-    """Whether torch.export or torch.jit.trace records what happens, for inputs whose strides will be their own.
-
-    torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
-    """
-    return exporting() or torch.jit.is_tracing()
 
 
 def is_dense(x: Tensor) -> bool:
@@ -321,7 +317,8 @@ def poolable(x: Tensor) -> Tensor:
     """x [T, B, C, H, W], dense and either contiguous or channels last after time: itself, or a contiguous copy."""
     x = dense(x)
     step = x[0]
-    if step.is_contiguous() or step.is_contiguous(memory_format=torch.channels_last):
+    # The second question is that for channels last, in words that torch.vmap takes.
+    if step.is_contiguous() or step.movedim(-3, -1).is_contiguous():
         return x
     return x.contiguous()
 

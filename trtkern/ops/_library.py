@@ -11,16 +11,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from trtkern.ops import _check
+from trtkern.ops._beneath import is_mapped, transformed
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
 
-def define(schema: str, run: Callable, fake: Callable) -> None:
-    """Register a private op: its schema, what runs it on every device, and what predicts its outputs."""
+def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) -> None:
+    """Register a private op: its schema, what runs it on every device, what predicts its outputs, and the op of all
+    samples that ``torch.vmap`` maps over (``torch.library.register_vmap``); None: its caller refuses those."""
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"trtkern::{name}", fake, lib=LIBRARY)
+    if mapped is not None:
+        torch.library.register_vmap(f"trtkern::{name}", mapped, lib=LIBRARY)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -30,7 +34,14 @@ def differentiated(*tensors: Tensor | None) -> bool:
     """
     if not torch.is_grad_enabled() or _check.recording():
         return False
-    return any(t is not None and t.requires_grad for t in tensors)
+    # Beneath torch.vmap a tensor may need a gradient and not say so.
+    return any(t is not None and t.requires_grad for t in tensors) or transformed()
+
+
+def refuse_mapped(op: str, what: str, instead: str, *tensors: Tensor | None) -> None:
+    """Raise where ``torch.vmap`` maps over one of the tensors."""
+    if is_mapped(*tensors):
+        raise RuntimeError(f"{op}: expected no torch.vmap over {what}, got one; {instead}")
 
 
 def refuse_second_derivative(op: str) -> NoReturn:
@@ -63,7 +74,8 @@ def refuse_duals(op: str, *tensors: object) -> None:
 
 
 def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> Any:
-    """``function.apply``, with a ``jvp`` that refuses by name: for tangents beneath a reverse mode, or of a gradient.
+    """``function.apply``, also beneath ``torch.vmap``, and with a ``jvp`` that refuses by name: for tangents beneath a
+    reverse mode, or of a gradient.
 
     torch.compile traces no Function that has a ``jvp``, and gets the bare one.
     """
@@ -75,7 +87,9 @@ def _refusing(function: type[torch.autograd.Function], op: str) -> Any:
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         refuse_forward_mode(op)
 
-    return type(function.__name__, (function,), {"jvp": staticmethod(jvp), "__module__": function.__module__})
+    # torch.vmap runs the methods of the Function on what it maps; the private ops know what that means.
+    names = {"jvp": staticmethod(jvp), "generate_vmap_rule": True, "__module__": function.__module__}
+    return type(function.__name__, (function,), names)
 
 
 def refuse_forward_mode(op: str) -> NoReturn:
@@ -84,38 +98,3 @@ def refuse_forward_mode(op: str) -> NoReturn:
         f"{op}: expected no forward-mode derivative (jvp, jacfwd, dual tensors), got one; fused kernels have the "
         'reverse mode only: backend="reference" gives it'
     )
-
-
-def beneath(run: Callable[..., object], *tensors: Tensor) -> None:
-    """run(*tensors) on what the tensors hold beneath autograd, tangents and ``torch.func``: bookkeeping in place.
-
-    A buffer that is written to directly would take over a tangent, and ``torch.func`` forbids it altogether.
-    """
-    if torch.compiler.is_compiling() or _check.recording():
-        with torch.no_grad():
-            run(*(t.detach() for t in tensors))
-    else:
-        _Beneath.apply(run, *tensors)
-
-
-class _Beneath(torch.autograd.Function):
-    @staticmethod
-    def forward(run: Callable[..., object], *tensors: Tensor) -> Tensor:
-        run(*tensors)
-        return tensors[0].new_empty(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, run: Callable[..., object], *tensors: Tensor) -> tuple[Tensor, None]:
-        return _Beneath.apply(run, *tensors), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
-        return None
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        return (None,) * len(ctx.needs_input_grad)

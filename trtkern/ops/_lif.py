@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from trtkern.backends import named
 from trtkern.backends.base import CHUNK, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
 from trtkern.ops import _check
 from trtkern.ops._library import define
+from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.spec import LIFSpec
 
 WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
@@ -107,6 +108,46 @@ def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, f
     return _returned(x, *out[:4], out.packed)
 
 
+def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:
+    """The call of all samples together; ``own``: each has sums of its own over the neurons of a channel."""
+    at: Any = Call(*dims[: len(call)])
+    rows, at_rows = (call.params, at.params) if call.affine is None else (call.affine, at.affine)
+    own = own or at.params is not None or at.affine is not None
+    channels = sample(rows, at_rows).shape[1] if own and rows is not None else None
+    fold = Fold(call.x, at.x, count, channels, call.inner, call.pool)
+    return fold, call._replace(
+        x=fold.steps(call.x, at.x),  # type: ignore[arg-type]
+        v0=fold.step(call.v0, at.v0),
+        params=fold.rows(call.params, at.params),
+        affine=fold.rows(call.affine, at.affine),
+        residual=fold.steps(call.residual, at.residual),
+        inner=fold.inner,
+    )
+
+
+def _made(*outputs: tuple[bool, Callable[[Tensor], Mapped], Tensor]) -> tuple[tuple[Tensor, ...], tuple]:
+    """What a rule returns: of every output that was wanted, the samples apart."""
+    tensors, dims = zip(*((apart(t) if wanted else (t, None)) for wanted, apart, t in outputs), strict=True)
+    return tensors, dims
+
+
+def _forward_mapped(info: Any, dims: tuple, *given: Any) -> tuple:
+    *inputs, flag, want, backend = given
+    fold, call = _folded(info.batch_size, dims, Call(*inputs), False)
+    # The kernel raises one flag, which is then that of every sample.
+    raised = flag if dims[len(inputs)] is None else flag.new_zeros(1)
+    s, v, v_final, edges, packed = torch.ops.trtkern.lif_forward(*call, raised, want, backend)
+    if raised is not flag:
+        flag.bitwise_or_(raised)
+    return _made(
+        (bool(want & WANT_SPIKES), fold.out_steps, s),
+        (bool(want & (WANT_V | WANT_H)), fold.out_steps, v),
+        (bool(want & WANT_STATE), fold.out_step, v_final),
+        (bool(want & WANT_EDGES), fold.out_flat, edges),
+        (bool(want & WANT_PACKED), fold.out_steps, packed),
+    )
+
+
 _CALL = (
     "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, float[] scalars, str spec, SymInt inner, "
     "bool pool"
@@ -116,6 +157,7 @@ define(
     "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed)",
     _forward,
     _forward_fake,
+    _forward_mapped,
 )
 
 
@@ -157,9 +199,33 @@ def _backward_fake(
     return _returned(x, *_allocate_backward(x, params, affine, needs))
 
 
+def _backward_mapped(info: Any, dims: tuple, *given: Any) -> tuple:
+    *inputs, edges, gs, gv, gv_final, coef, needs, backend = given
+    at_edges, at_gs, at_gv, at_gv_final, at_coef = dims[len(inputs) : len(inputs) + 5]
+    own = bool(needs & (NEED_PARAMS | NEED_SUMS)) or at_coef is not None
+    fold, call = _folded(info.batch_size, dims, Call(*inputs), own)
+    gx, gv0, gparams, gsums = torch.ops.trtkern.lif_backward(
+        *call,
+        fold.flat(edges, at_edges) if edges.dim() > 1 else edges,
+        fold.steps(gs, at_gs),
+        fold.steps(gv, at_gv),
+        fold.step(gv_final, at_gv_final),
+        fold.rows(coef, at_coef),
+        needs,
+        backend,
+    )
+    return _made(
+        (bool(needs & NEED_X), fold.out_steps, gx),
+        (bool(needs & NEED_V0), fold.out_step, gv0),
+        (bool(needs & NEED_PARAMS) and call.params is not None, fold.out_rows, gparams),
+        (bool(needs & NEED_SUMS) and call.affine is not None, fold.out_rows, gsums),
+    )
+
+
 define(
     f"lif_backward({_CALL}, Tensor edges, Tensor? gs, Tensor? gv, Tensor? gv_final, Tensor? coef, int needs, "
     "str backend) -> (Tensor gx, Tensor gv0, Tensor gparams, Tensor sums)",
     _backward,
     _backward_fake,
+    _backward_mapped,
 )

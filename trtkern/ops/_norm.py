@@ -13,7 +13,9 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import named
 from trtkern.ops import _check
-from trtkern.ops._library import beneath, define
+from trtkern.ops._beneath import beneath
+from trtkern.ops._library import define, refuse_mapped
+from trtkern.ops._mapped import Fold, sample
 from trtkern.ops.spikes import Spikes
 
 OP = "batch_norm_lif"
@@ -94,6 +96,9 @@ def check(
             f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {_check.describe(y)} with "
             f"channels on axis {axis}; use pool=1"
         )
+    if norm.batch_statistics and norm.group is not None:
+        what = "statistics that processes share (sync=True)"
+        refuse_mapped(OP, what, "construct the layer with sync=False, or call layer.eval()", y, dense)
     return axis
 
 
@@ -170,18 +175,33 @@ def update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
 
     The last thing that a call does: whatever raises an error before has changed nothing.
     """
-    beneath(lambda mean, var: _update(norm, mean, var, count), mean, var)
-
-
-def _update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
-    finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
-    norm.num_batches_tracked.add_(finite)
-    factor = 1.0 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
-    for held, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
-        moved = held + factor * (value - held)
-        held.copy_(torch.where(finite, moved, held))
+    momentum = norm.momentum
+
+    def move(mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, batches: Tensor) -> None:
+        finite = (torch.isfinite(mean) & torch.isfinite(var)).all(-1)
+        _own(finite, batches, "num_batches_tracked")
+        _own(mean, running_mean, "running_mean")
+        _own(var, running_var, "running_var")
+        batches.add_(finite)
+        factor = 1.0 / batches.double().unsqueeze(-1) if momentum is None else momentum
+        for held, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+            moved = held + factor * (value - held)
+            held.copy_(torch.where(finite.unsqueeze(-1), moved, held))
+
+    beneath(move, mean, var, norm.running_mean, norm.running_var, norm.num_batches_tracked)
+
+
+def _own(value: Tensor, held: Tensor, name: str) -> None:
+    """What is written to has the mapped axes (``torch.vmap``) of what is written."""
+    if torch.broadcast_shapes(value.shape, held.shape) != held.shape:
+        raise RuntimeError(
+            f"{OP}: expected {name} to be mapped by torch.vmap as the statistics of y are, got one for samples that "
+            f"each move their own ({tuple(held.shape)} for {tuple(value.shape)}); pass the buffers through "
+            "torch.func.functional_call, with an axis in in_dims, or call layer.eval(), or construct it with "
+            "track_running_stats=False"
+        )
 
 
 def affine(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -239,13 +259,33 @@ def _input_grad(gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int,
     return out
 
 
+def _statistics_mapped(info: Any, dims: tuple, y: Tensor, channels: int, inner: int, backend: str) -> tuple:
+    fold = Fold(y, dims[0], info.batch_size, channels, inner)
+    folded = fold.steps(y, dims[0])
+    return fold.out_rows(
+        torch.ops.trtkern.batch_norm_lif_statistics(folded, info.batch_size * channels, fold.inner, backend)
+    )
+
+
+def _input_grad_mapped(
+    info: Any, dims: tuple, gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int, backend: str
+) -> tuple:
+    own = None if dims[2] is None and dims[3] is None else sample(affine, dims[2]).shape[1]
+    fold = Fold(y, dims[1], info.batch_size, own, inner)
+    steps = fold.steps(gx, dims[0]), fold.steps(y, dims[1])
+    rows = fold.rows(affine, dims[2]), fold.rows(coef, dims[3])
+    return fold.out_steps(torch.ops.trtkern.batch_norm_lif_input_grad(*steps, *rows, fold.inner, backend))
+
+
 define(
     "batch_norm_lif_statistics(Tensor y, SymInt channels, SymInt inner, str backend) -> Tensor",
     _statistics,
     _statistics_fake,
+    _statistics_mapped,
 )
 define(
     "batch_norm_lif_input_grad(Tensor gx, Tensor y, Tensor affine, Tensor coef, SymInt inner, str backend) -> Tensor",
     _input_grad,
     lambda gx, y, affine, coef, inner, backend: _check.empty(y),
+    _input_grad_mapped,
 )

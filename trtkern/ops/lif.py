@@ -13,8 +13,9 @@ from trtkern import reference
 from trtkern.backends import choose
 from trtkern.backends.base import CHUNK, PARAMS
 from trtkern.ops import _check, spikes
+from trtkern.ops._beneath import beneath
 from trtkern.ops._check import Number
-from trtkern.ops._library import apply, beneath, differentiated, refuse_duals, refuse_second_derivative
+from trtkern.ops._library import apply, differentiated, refuse_duals, refuse_second_derivative
 from trtkern.ops._lif import (
     NEED_PARAMS,
     NEED_V0,
@@ -121,7 +122,7 @@ def perform(
     _check.flag(op, flag, x)
     heard = bool(want & WANT_SPIKES) and spikes.listening()
     # A flag of its own: the caller's may be set already, by another call.
-    watched = x.new_zeros(1, dtype=torch.int32) if _check.debugging() else flag
+    watched = torch.zeros(1, dtype=torch.int32, device=x.device) if _check.debugging() else flag
     output = run(want | WANT_PACKED if heard else want, watched)
     if watched is not flag and watched is not None and watched.item():
         if flag is not None:
@@ -229,7 +230,7 @@ def stack(
     rows = [
         value.to(dtype).reshape(-1).expand(count)
         if isinstance(value, Tensor)
-        else x.new_full((count,), float(value), dtype=dtype)
+        else torch.full((count,), float(value), dtype=dtype, device=x.device)
         for value in values.values()
     ]
     return torch.stack(rows), axis
@@ -250,7 +251,10 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
     if flag is not None:
         seen = [trace.h, *[trace.v[-1]] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
         beneath(
-            lambda *seen: flag.bitwise_or_(torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype)),
+            lambda flag, *seen: flag.bitwise_or_(
+                torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype)
+            ),
+            flag,
             *seen,
         )
     packed = reference.spikes_pack(trace.s) if want & WANT_PACKED else None

@@ -12,7 +12,16 @@ from trtkern import reference
 from trtkern.backends import choose, named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.ops import _check
-from trtkern.ops._library import apply, define, differentiated, refuse_duals, refuse_second_derivative
+from trtkern.ops._beneath import transformed
+from trtkern.ops._library import (
+    apply,
+    define,
+    differentiated,
+    refuse_duals,
+    refuse_mapped,
+    refuse_second_derivative,
+)
+from trtkern.ops._mapped import sample
 from trtkern.ops._saved import keep, kept
 
 
@@ -53,6 +62,7 @@ def add_regularizer_grad_(
     name = _gate(weights, spec, backend)
     # Also of the reference: a gradient that is added in place has no tangent.
     refuse_duals("add_regularizer_grad_", *weights)
+    refuse_mapped("add_regularizer_grad_", "weights", "use regularizer(weights), which has a gradient", *weights)
     grads = []
     with torch.no_grad():
         for w in weights:
@@ -128,12 +138,26 @@ def _run_fake(weights, timesteps, numbers, with_grads, backend):
     return weights[0].new_empty(()), [torch.empty_like(w) for w in weights] if with_grads else []
 
 
+def _mapped(info, dims, weights, timesteps, numbers, with_grads, backend):
+    # A sum over all weights: one pass a sample.
+    found = [
+        torch.ops.trtkern.regularizer(
+            [sample(w, dim, number) for w, dim in zip(weights, dims[0], strict=True)],
+            timesteps, numbers, with_grads, backend,
+        )
+        for number in range(info.batch_size)
+    ]  # fmt: skip
+    grads = [torch.stack(of_one) for of_one in zip(*(grads for _, grads in found), strict=True)]
+    return (torch.stack([value for value, _ in found]), grads), (0, [0] * len(grads))
+
+
 # T by itself, as a SymInt: among the other numbers it would be a constant to compilers, and compiled for each anew.
 define(
     "regularizer(Tensor[] weights, SymInt timesteps, float[] numbers, bool with_grads, str backend) "
     "-> (Tensor value, Tensor[] grads)",
     _run,
     _run_fake,
+    _mapped,
 )
 
 
@@ -152,6 +176,7 @@ define(
     "str backend) -> Tensor",
     _add_grad,
     lambda weights, grads, timesteps, numbers, scale, backend: weights[0].new_empty(()),
+    None,
 )
 
 
@@ -170,6 +195,9 @@ class _Regularizer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if torch.compiler.is_compiling():
             keep(ctx, *output[1:])
+        elif transformed():
+            ctx.grads = None
+            keep(ctx, *weights, *output[1:])
         else:
             # Handed over uncopied, they become .grad: they must not be kept for another backward as well.
             keep(ctx, *weights)
@@ -177,16 +205,17 @@ class _Regularizer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
-        saved, factor = kept(ctx), incoming[0]
+        saved, factor, count = kept(ctx), incoming[0], len(ctx.needs_input_grad) - 3
         if factor is None:
-            return None, None, None, *[None] * len(saved)
+            return None, None, None, *[None] * count
         if torch.compiler.is_compiling():
             return None, None, None, *[g * factor for g in saved]
-        grads, ctx.grads = ctx.grads, None
-        if grads is None:
-            detached = [w.detach() for w in saved]
+        weights, made = saved[:count], saved[count:]
+        grads, ctx.grads = ctx.grads or made, None
+        if not grads:
+            detached = [w.detach() for w in weights]
             grads = torch.ops.trtkern.regularizer(detached, ctx.timesteps, ctx.numbers, True, ctx.backend)[1]
-        return None, None, None, *apply(_Scale, "regularizer", factor, *grads, *saved)
+        return None, None, None, *apply(_Scale, "regularizer", factor, *grads, *weights)
 
 
 class _Scale(torch.autograd.Function):
@@ -198,8 +227,8 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(factor, *tensors):
         grads = tensors[: len(tensors) // 2]
-        # On a GPU, looking at the factor would wait for it.
-        if factor.device.type == "cpu" and factor.item() == 1.0:
+        # On a GPU, looking at the factor would wait for it; a mapped one has no one value.
+        if not transformed() and factor.device.type == "cpu" and factor.item() == 1.0:
             return tuple(g.view_as(g) for g in grads)
         return tuple(g * factor for g in grads)
 

@@ -13,7 +13,9 @@ from trtkern import reference
 from trtkern.backends import choose, named
 from trtkern.backends.base import Pool
 from trtkern.ops import _check
+from trtkern.ops._beneath import is_mapped, transformed
 from trtkern.ops._library import define
+from trtkern.ops._mapped import Fold
 
 
 class Spikes(NamedTuple):
@@ -55,9 +57,14 @@ def remember(spikes: Tensor) -> None:
 
 
 def current(x: Spikes) -> Spikes | Tensor:
-    """x, or its dense tensor alone where that was written to (``mul_``, dropout in place) since the words were made."""
+    """x, or its dense tensor alone where that was written to (``mul_``, dropout in place) since the words were made.
+
+    Beneath ``torch.vmap``, which counts no writes, always the dense one.
+    """
     if torch.compiler.is_compiling() or not isinstance(x.spikes, Tensor) or x.spikes.is_inference():
         return x
+    if is_mapped(x.spikes):
+        return x.spikes
     owner = _owner(x.spikes)
     known, version = getattr(owner, "trtkern_written", (None, 0))
     return x if known != id(owner) or version == x.spikes._version else x.spikes
@@ -81,8 +88,11 @@ def listen(listener: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Whether anybody wants the words: never in compiled code, which would be compiled again for each answer."""
-    return not torch.compiler.is_compiling() and bool(_listeners)
+    """Whether anybody wants the words: never in compiled code, which would be compiled again for each answer.
+
+    Nor beneath ``torch.func``, where no hook for saved tensors may be.
+    """
+    return bool(_listeners) and not torch.compiler.is_compiling() and not transformed()
 
 
 def announce(spikes: Tensor, words: Tensor) -> None:
@@ -160,9 +170,26 @@ def _unpack(words: Tensor, start: int, steps: int, pooled: bool, dtype: torch.dt
     return out
 
 
-define("spikes_pack(Tensor spikes, str backend) -> Tensor", _pack, lambda spikes, backend: _empty_words(spikes))
+def _pack_mapped(info, dims, spikes, backend):
+    fold = Fold(spikes, dims[0], info.batch_size)
+    return fold.out_steps(torch.ops.trtkern.spikes_pack(fold.steps(spikes, dims[0]), backend))
+
+
+def _unpack_mapped(info, dims, words, start, steps, pooled, dtype, backend):
+    fold = Fold(words, dims[0], info.batch_size, pool=pooled)
+    folded = fold.steps(words, dims[0])
+    return fold.out_steps(torch.ops.trtkern.spikes_unpack(folded, start, steps, pooled, dtype, backend))
+
+
+define(
+    "spikes_pack(Tensor spikes, str backend) -> Tensor",
+    _pack,
+    lambda spikes, backend: _empty_words(spikes),
+    _pack_mapped,
+)
 define(
     "spikes_unpack(Tensor words, SymInt start, SymInt steps, bool pooled, ScalarType dtype, str backend) -> Tensor",
     _unpack,
     lambda words, start, steps, pooled, dtype, backend: _empty_spikes(words, steps, pooled, dtype),
+    _unpack_mapped,
 )

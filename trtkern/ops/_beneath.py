@@ -1,0 +1,88 @@
+"""Beneath ``torch.func``: what a tensor is there, and how to look at it or write to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtkern._torch import recording
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func``, or ``torch.vmap``, is active: tensors may then be more than they say."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_mapped(*tensors: Tensor | None) -> bool:
+    """Whether ``torch.vmap`` maps over an axis of one of the tensors, which does not show in its shape."""
+    found: list[bool] = []
+    if transformed():
+        _Asked.apply(found, *(t for t in tensors if t is not None))
+    return bool(found)
+
+
+class _Asked(torch.autograd.Function):
+    @staticmethod
+    def forward(found: list[bool], *tensors: Tensor) -> Tensor:
+        return torch.empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, found: list[bool], *tensors: Tensor) -> tuple[Tensor, None]:
+        found.append(True)
+        return torch.empty(0), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        return None
+
+
+def look(run: Callable[..., object], *tensors: Tensor) -> None:
+    """run(*tensors), which looks at values and raises where they are wrong: at those of every mapped sample."""
+    if transformed():
+        beneath(run, *tensors)
+    else:
+        run(*tensors)
+
+
+def beneath(run: Callable[..., object], *tensors: Tensor) -> None:
+    """run(*tensors) on what the tensors hold beneath autograd, tangents and ``torch.func``: bookkeeping in place.
+
+    A buffer that is written to directly would take over a tangent, and ``torch.func`` forbids it altogether. Axes that
+    ``torch.vmap`` maps over come first; a tensor that is not mapped has 1 there.
+    """
+    if torch.compiler.is_compiling() or recording():
+        with torch.no_grad():
+            run(*(t.detach() for t in tensors))
+    else:
+        _Beneath.apply(run, *tensors)
+
+
+class _Beneath(torch.autograd.Function):
+    @staticmethod
+    def forward(run: Callable[..., object], *tensors: Tensor) -> Tensor:
+        run(*tensors)
+        return tensors[0].new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, run: Callable[..., object], *tensors: Tensor) -> tuple[Tensor, None]:
+        moved = (t.unsqueeze(0) if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:], strict=True))
+        return _Beneath.apply(run, *moved), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return (None,) * len(ctx.needs_input_grad)
