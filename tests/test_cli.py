@@ -189,6 +189,8 @@ def test_help_names_every_option(capsys):
         "cuda-graphs",
         "tensorboard",
         "keep-every",
+        "observe",
+        "observe-every",
         "dvs-resize",
         "cache-dir",
         "class-list",

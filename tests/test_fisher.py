@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn as tnn
 from torch.nn import functional as F
 
-from trtkern import nn
-from trtkern.analysis import Samples, fisher
+from trtkern import cli, nn
+from trtkern.analysis import Fisher, Result, Samples, fisher
+from trtkern.analysis._fisher import Epoch
+from trtkern.backends import named
+from trtkern.commands import _runs
 from trtkern.models._blocks import Convolution, LinearLIF, ResidualBlock, SEWBlock, Style
 from trtkern.models._network import SpikingNetwork
 from trtkern.models.conv import ConvSNN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-T, B, CLASSES = 3, 5, 4
+T, CLASSES = 3, 4
+# Not "auto": in Triton's interpreter a step takes minutes.
+FUSED = "cpu" if named("cpu").missing() is None else "reference"
 
 
 def plain(model, inputs, labels, batch_dim):
@@ -185,6 +194,18 @@ class Beside(Raw):
         return super().forward(x) + x.flatten(1).cos() @ self.out.weight.T
 
 
+class Deaf(tnn.Module):
+    """A layer that is called for nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = tnn.Linear(72, 5), tnn.Linear(72, CLASSES)
+
+    def forward(self, x):
+        self.first(x.flatten(1))
+        return self.out(x.flatten(1)).expand(T, -1, -1)
+
+
 class Later(tnn.Module):
     """Outputs that know the steps after them."""
 
@@ -302,3 +323,70 @@ def test_errors():
     for method in ("hooks", "loop"):
         with pytest.raises(ValueError, match="fisher: expected finite logits, got some that are NaN"):
             fisher(model, (x, y), confidence=None, method=method)
+
+
+def test_saved_and_drawn(tmp_path):
+    """Two results in the same pictures; epochs, and what no gradient reaches, too."""
+    model, x, y = problem("images", False, 21)
+    one = fisher(model, (x, y), batch_size=8)
+    none = fisher(Deaf().double(), (x, y), batch_size=8)
+    assert none.method == "hooks" and not none.by_layer[0].any() and none.by_layer[1].any()
+    whole = dataclasses.replace(one, history=[Epoch.of(2, none), Epoch.of(4, one)])
+    whole.save(tmp_path / "fisher.json")
+    again = Result.load(tmp_path / "fisher.json")
+    assert torch.equal(again.by_sample, one.by_sample) and again.history[1].centroid == one.centroid
+    assert str(again) == str(whole) and "From epoch 2 to epoch 4 the centroid went from" in str(whole)
+    assert f"With batches of 8 (2 of them) its centroid is {one.batch_mean.centroid:.3f}" in str(one)
+    assert len(whole.plot().axes) == 5 + 2  # two of them have a bar of colours
+    drawn = Fisher.pictures({"a": whole, "b": none})
+    assert len(drawn) == 6
+    for picture in drawn.values():
+        picture.draw(Figure().add_subplot())
+
+
+def test_no_information():
+    """A network that is certain beyond what numbers hold."""
+    model, x, _ = problem("images", False, 20)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1e6, 0, 0, 0]))
+    found = fisher(model, (x, torch.zeros(20, dtype=torch.int64)))
+    assert not found.information.any() and found.centroid != found.centroid
+    assert "is nan" in str(found) and len(found.plot().axes) == 4
+
+
+def test_single_precision():
+    """The fused kernels, against the definition on the same graph: within the rounding of float32."""
+    model = conv().float()
+    fused = ConvSNN((2, 6, 6), [3, "pool", 4], CLASSES, timesteps=T, backend=FUSED)
+    fused.load_state_dict(model.state_dict())
+    x, y = torch.rand(6, 2, 6, 6) * 2, torch.randint(CLASSES, (6,))
+    found = fisher(fused, (x, y), confidence=None)
+    _, own, whole = plain(fused, x, y, 0)
+    assert found.method == "hooks"
+    torch.testing.assert_close(found.by_sample, own.sum(1), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(found.batch_mean.by_layer, whole, rtol=1e-5, atol=1e-12)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):
+    monkeypatch.setattr(_runs, "keep_pages", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    options = ["--backend", FUSED, "--threads", "1", "--device", "cpu", "--set", "model.layers=[4]"]
+    options += ["-T", "2", "--batch-size", "256", "--epochs", "2", "--keep-every", "1"]
+    assert cli.main(["train", "--run-dir", "a", *options]) == 0
+    assert cli.main(["analyze", "fisher", "a", "--samples", "30", "--batch-size", "16"]) == 0
+    assert "the centroid went from" in capsys.readouterr().out
+    found = Fisher.load("a/analysis/fisher.json")
+    assert len(found.by_sample) == 30 and found.batch_mean.size == 16 and "train images" in found.about["samples"]
+    assert [one.epoch for one in found.history] == [1, 2] and Path("a/analysis/fisher.png").exists()
+    file = next(str(path) for path in Path("a").glob("epoch-*1*.safetensors"))
+    assert cli.main(["analyze", "fisher", file, "--samples", "20", "--split", "test", "--out", "b.json"]) == 0
+    assert not Fisher.load("b.json").history
+    for wrong, why in (
+        (["a", "--samples", "19"], "fisher: expected at least 20 samples for an interval, got 19"),
+        (["a", "--confidence", "1"], "expected confidence to be None or a number above 0 and below 1, got 1.0"),
+        ([file, "--epochs"], "analyze: expected a run folder with the weights of its epochs"),
+        (["nowhere"], "nowhere"),
+    ):
+        assert cli.main(["analyze", "fisher", *wrong]) == 2
+        assert why in capsys.readouterr().err

@@ -34,6 +34,8 @@ NEURONS: dict[str, tuple[str, ...]] = {
 
 AMP = ("none", "bf16", "fp16")
 """What autocast computes in; "none" is float32 throughout."""
+OBSERVE = ("fisher",)
+"""What `trtkern train --observe` looks at."""
 SELECT = ("validation", "test", "last")
 """Which epoch's weights are reported: the best on held-out training images, the best on the test images, the last."""
 SPLITS = ("train", "validation", "test")

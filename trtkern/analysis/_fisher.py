@@ -214,7 +214,7 @@ def fisher(
     with still("fisher", model), torch.enable_grad():
         where = next(model.parameters()).device
         taken = Samples.of("fisher", data, count=samples, batch_size=batch_size, batch_dim=batch_dim, device=where)
-        _confident(confidence, len(taken))
+        confident(confidence, len(taken))
         layers = _per_sample.layers_of(model)
         found, method, reason = _found(model, layers, taken, method, progress)
     size = len(taken.batches[0][1])
@@ -245,7 +245,8 @@ def fisher(
     )
 
 
-def _confident(confidence: float | None, samples: int) -> None:
+def confident(confidence: float | None, samples: int) -> None:
+    """Raise a ValueError if that is no confidence, or takes more samples."""
     if confidence is None:
         return
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:

@@ -168,4 +168,4 @@ def _whole_numbers(axes: Axes) -> None:
 
 def _legend(axes: Axes, wanted: bool) -> None:
     if wanted:
-        axes.legend(frameon=False, fontsize=SMALL)
+        axes.legend(frameon=False, fontsize=SMALL, handlelength=3.5)

@@ -270,12 +270,16 @@ def _report(folder: Path, title: str, trainer: Trainer, result: Result) -> None:
 
 
 def _observers(trainer: Trainer, folder: Path) -> observer.Observer:
-    shown = progress.observer(console())
-    if not trainer.settings.tensorboard:
-        return shown
-    from trtkern.training.tensorboard import TensorBoard
+    told = [progress.observer(console())]
+    if trainer.settings.observe is not None:
+        from trtkern.commands._observing import FisherObserver
 
-    return observer.Observers([shown, TensorBoard(folder)])
+        told.append(FisherObserver(trainer.settings.observe_every or 1))
+    if trainer.settings.tensorboard:
+        from trtkern.training.tensorboard import TensorBoard
+
+        told.append(TensorBoard(folder))
+    return observer.Observers(told)
 
 
 def weights(path: Path) -> checkpoint.Checkpoint:

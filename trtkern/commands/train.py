@@ -190,6 +190,18 @@ def train(
             show_default="those of the last three epochs and of the best one",
         ),
     ] = None,
+    observe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What to look at after each epoch: {', '.join(names.OBSERVE)}, the Fisher information of every time "
+            "step and its centroid. It goes into metrics.jsonl; the training is the same to the last bit.",
+            show_default="nothing",
+        ),
+    ] = None,
+    observe_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --observe: after every N-th epoch alone.", show_default="each"),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard as well, into the run folder.")
     ] = False,
@@ -247,7 +259,7 @@ def train(
             class_list=class_list, dvs_resize=dvs_resize, loss=loss, lam=lam, delta=delta, eta=eta, timesteps=timesteps,
             select=select, backend=backend, device=device, threads=threads, workers=workers, seed=seed, epochs=epochs,
             batch_size=batch_size, lr=lr, amp=amp, compile=compile or None, cuda_graphs=cuda_graphs or None,
-            keep_every=keep_every, tensorboard=tensorboard,
+            keep_every=keep_every, observe=observe, observe_every=observe_every, tensorboard=tensorboard,
         )  # fmt: skip
         if seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")

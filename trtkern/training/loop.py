@@ -215,6 +215,7 @@ class Trainer:
         row["firing"] = {name: layer.mean for name, layer in measured.rates.items()}
         for line in problems(measured.rates):
             observer.note(f"epoch {row['epoch']}: {line}")
+        observer.measured(self, row)
         epoch, every = row["epoch"], self.settings.keep_every
         best = None if self.settings.select == "last" else selection.better(self.best, row, self.watched)
         stays = every is not None and epoch % every == 0

@@ -22,6 +22,10 @@ class Observer:
     def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
         """Within an epoch: the averages so far, as in a row's "train"."""
 
+    def measured(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """After an epoch, before its row and its checkpoint are written, with the model in evaluation mode: what is
+        added to the row is in both. Model, random numbers and gradients stay as they are."""
+
     def epoch(self, row: dict[str, Any]) -> None:
         """After an epoch: the row of metrics.jsonl."""
 
@@ -51,6 +55,11 @@ class Observers(Observer):
         """To each."""
         for observer in self._all:
             observer.step(epoch, step, averages)
+
+    def measured(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """To each."""
+        for observer in self._all:
+            observer.measured(trainer, row)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """To each."""

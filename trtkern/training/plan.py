@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtkern.names import AMP, BACKENDS, DATASETS, DVS_RESIZE, LOSSES, NEURONS, OPTIMIZERS, SELECT, one_of, unknown
+from trtkern.names import (
+    AMP,
+    BACKENDS,
+    DATASETS,
+    DVS_RESIZE,
+    LOSSES,
+    NEURONS,
+    OBSERVE,
+    OPTIMIZERS,
+    SELECT,
+    one_of,
+    unknown,
+)
 from trtkern.training import recipes
 
 HELD_OUT = 0.1
@@ -26,12 +38,12 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 OPTION: dict[str, Any] = {
     "data_dir": None, "cache_dir": None, "class_list": None, "backend": "auto", "device": "auto", "seed": 0,
-    "keep_every": None, "tensorboard": False,
+    "keep_every": None, "observe": None, "observe_every": None, "tensorboard": False,
 }  # fmt: skip
 LOSS = ("loss", "lam", "delta", "eta")
 TYPES: dict[str, type] = {
     **recipes.KEYS, "recipe": str, "loss": str, "loss_options": dict, "seed": int, "keep_every": int,
-    "tensorboard": bool,
+    "observe": str, "observe_every": int, "tensorboard": bool,
     **dict.fromkeys(("data_dir", "cache_dir", "class_list", "backend", "device"), str),
 }  # fmt: skip
 PATHS = ("data_dir", "cache_dir", "class_list")
@@ -126,10 +138,14 @@ def _check(plan: dict[str, Any]) -> None:
         if key in plan["model"]:
             raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
     one_of("set model.neuron", plan["model"].get("neuron", "LIF"), NEURONS)
-    for key in ("timesteps", "threads", "epochs", "batch_size", "workers", "keep_every"):
+    for key in ("timesteps", "threads", "epochs", "batch_size", "workers", "keep_every", "observe_every"):
         least = 0 if key == "workers" else 1
         if plan[key] is not None and plan[key] < least:
             raise ValueError(f"--{key.replace('_', '-')}: expected an integer of at least {least}, got {plan[key]}")
+    if plan["observe"] is not None:
+        one_of("observe", plan["observe"], OBSERVE)
+    elif plan["observe_every"] is not None:
+        raise ValueError(f"--observe-every: expected --observe beside it, got {plan['observe_every']} without")
     if not (math.isfinite(plan["lr"]) and plan["lr"] > 0):
         raise ValueError(f"--lr: expected a finite number above 0, got {plan['lr']}")
     if plan["clip"] is not None and not (math.isfinite(plan["clip"]) and plan["clip"] > 0):

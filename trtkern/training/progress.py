@@ -52,6 +52,11 @@ class Lines(Observer):
             f"{row['epoch']:>4}/{self.epochs:<4}{self._losses(train, 9)}{train['accuracy']:>11.2%} "
             f"{watched['accuracy']:>10.2%} {row['samples_per_s']:>11,.0f}"
         )
+        if (fisher := row.get("fisher")) and fisher["centroid"] is not None:
+            self._print(
+                f"{'':9} information centroid {fisher['centroid']:.3f} of {len(fisher['information'])} steps "
+                f"({fisher['samples']} images, {fisher['seconds']:.1f} s)"
+            )
 
     def step(self, epoch: int, step: int, averages: dict[str, float]) -> None:
         """How far the epoch is, with its averages so far."""

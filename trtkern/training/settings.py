@@ -58,6 +58,10 @@ class Settings:
     cuda_graphs: bool
     keep_every: int | None
     """Of every so many epochs the weights stay (``trtkern analyze``); None is of none."""
+    observe: str | None
+    """What is looked at after an epoch: a name of ``trtkern.names.OBSERVE``; None is nothing."""
+    observe_every: int | None
+    """After every so many epochs; None is after each."""
     tensorboard: bool
 
     @classmethod

@@ -9,6 +9,7 @@ import typer
 from trtkern.commands._common import Commands
 from trtkern.commands.analyze import gradients
 from trtkern.commands.analyze import landscape
+from trtkern.commands.analyze import fisher
 
 app = typer.Typer(
     cls=Commands,
@@ -29,3 +30,4 @@ def reported() -> dict[str, Callable[..., int]]:
     """{analysis: the command that makes it}, in the order of the page of `trtkern report`."""
     commands = {each.callback.__name__: each.callback for each in app.registered_commands if each.callback is not None}
     return {name: commands[command] for name, command in _REPORTED.items() if command in commands}
+app.command()(fisher.fisher)
