@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trtkern import analysis, nn
+from trtkern import analysis, cli, nn
 from trtkern.analysis._gradients import per_step
+from trtkern.commands import _runs
 from trtkern.models.build import build
 
 LOSSES = ("SDT", "TET", "TRT")
@@ -304,3 +305,272 @@ def test_a_gradient_that_is_zero():
     result = analysis.gradients(model, (x, y), batch_dim=1)
     assert (result.layers["0"].saturated, result.layers["0"].dead) == (0, 0) and 0 < result.vanishing < 1
     assert result.vanishing == result.layers["0"].vanishing.ratio
+
+
+class Handed(torch.nn.Module):
+    """Two layers whose potentials take part in the output, over a sequence in two parts, or a step at a time."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.first, self.second = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+        self.lif = nn.LIF(0.7, 0.9, v_reset=None, reset_amount=0.6)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.way == "h":
+            s, h = self.lif(x, return_h=True)
+            return self.second(s + 0.3 * h)
+        if self.way == "v and state":
+            s, state, v = self.lif(x, return_state=True, return_v=True)
+            return self.second(s + 0.3 * v) + 0.2 * self.second(state.to(x.dtype))
+        if self.way == "parts":
+            s, state = self.lif(x[:2], return_state=True)
+            more, end = self.lif(x[2:], state, return_state=True)
+            return self.second(torch.cat((s, more))) + self.second(end.to(x.dtype)) * self.second(state.to(x.dtype))
+        v, out = None, []
+        for current in x.unbind(0):
+            s, v = self.lif.step(current, v)
+            out.append(self.second(s))
+        return torch.stack(out)
+
+    def plain(self, x):
+        """The same by hand, in float64; h and v retain their gradients."""
+        x = self.first(x)
+        v, h_all, v_all, out = torch.zeros_like(x[0]), [], [], []
+        for current in x.unbind(0):
+            h = 0.7 * v + 0.9 * current
+            s = Spike.apply(h - 1)
+            v = h - 0.6 * s
+            for each in (h, v):
+                each.retain_grad()
+            h_all.append(h)
+            v_all.append(v)
+            out.append(self.second(s + 0.3 * {"h": h, "v and state": v}.get(self.way, 0 * v)))
+        logits = torch.stack(out)
+        if self.way == "v and state":
+            logits = logits + 0.2 * self.second(v)
+        elif self.way == "parts":
+            logits = logits + self.second(v) * self.second(v_all[1])
+        return logits, h_all, v_all
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("way", ["h", "v and state", "parts", "steps"])
+def test_potentials_that_are_handed_out(way, backend):
+    torch.manual_seed(6)
+    model = Handed(way)
+    model.lif.backend = backend
+    x, y = 2 * torch.randn(5, 4, 4), torch.tensor([0, 1, 2, 0])
+    result = analysis.gradients(model, (x, y), batch_dim=1)
+    oracle = copy.deepcopy(model).double()
+    for name, loss in {"SDT": nn.SDTLoss(), "TRT": nn.TRTLoss(oracle)}.items():
+        logits, *potentials = oracle.plain(x.double())
+        torch.testing.assert_close(logits, model(x).double(), rtol=1e-5, atol=1e-5)
+        loss(logits, y).backward()
+        for i, each in enumerate(potentials):
+            want = [torch.zeros(()).double() if t.grad is None else t.grad.norm() for t in each]
+            torch.testing.assert_close(result.layers["lif"].norms[name][i], torch.stack(want), rtol=1e-5, atol=1e-12)
+    assert len(result.layers["lif"].factors.product) == 4 and list(result.layers) == ["lif"]
+
+
+class Foreign(torch.nn.Module):
+    """Nothing of trtkern: a loop over the steps, whose neurons are called with one step or with all."""
+
+    class Neuron(torch.nn.Module):
+        def forward(self, x, v=0.0):
+            h = 0.5 * v + x
+            s = Spike.apply(h - 1)
+            return s, (1 - s) * h
+
+    class Multi(Neuron):
+        def forward(self, x):
+            v, out = 0.0, []
+            for current in x.unbind(0):
+                s, v = super().forward(current, v)
+                out.append(s)
+            return torch.stack(out)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 5)
+        self.third, self.fourth = torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)
+        self.single, self.multi, self.ours = self.Neuron(), self.Multi(), nn.LIF(0.5)
+        self.seen = []
+
+    def forward(self, x):
+        v, out = 0.0, []
+        for current in x.unbind(0):
+            s, v = self.single(self.first(current), v)
+            out.append(s)
+        multi = self.multi(self.second(torch.stack(out)))
+        self.seen = [out, [multi]]
+        return self.fourth(self.ours(self.third(multi)))
+
+
+def test_modules_of_another_kind():
+    torch.manual_seed(7)
+    model = Foreign()
+    x, y = 3 * torch.randn(4, 6, 4), torch.arange(6) % 3
+    result = analysis.gradients(model, (x, y), layers=["single", "multi", "ours"], batch_dim=1)
+    assert [(layer.kind, layer.ours, layer.neurons) for layer in result.layers.values()] == [
+        ("Neuron", False, 6), ("Multi", False, 5), ("LIF", True, 5)
+    ]  # fmt: skip
+    loss = nn.TETLoss()(model(x), y)
+    for name, tensors in zip(("single", "multi"), model.seen, strict=True):
+        grads = torch.autograd.grad(loss, tensors, retain_graph=True)
+        want = (torch.stack(grads) if len(grads) > 1 else grads[0]).flatten(1).double().norm(dim=1)
+        layer = result.layers[name]
+        torch.testing.assert_close(layer.norms["TET"].h, want, rtol=1e-5, atol=1e-12)
+        assert layer.norms["TET"].v is layer.factors is layer.dead is layer.silent is None and layer.last.h[-1] > 0
+    assert result.layers["ours"].factors is not None and "no neurons of trtkern" in str(result)
+    with pytest.raises(ValueError, match=r"expected .*one of .*single.*got 'singel'; did you mean 'single'"):
+        analysis.gradients(model, (x, y), layers=["singel"], batch_dim=1)
+    del model.ours
+    model.ours = model.Multi()
+    with pytest.raises(ValueError, match=r"gradients: expected a model with neurons of trtkern, got none; .*layers="):
+        analysis.gradients(model, (x, y), batch_dim=1)
+
+
+def test_other_surrogates_and_kinds_of_firing():
+    """The bound is of the leak alone: a steep surrogate passes it, and the result says so."""
+    x, y = torch.full((4, 2, 3), 1.9), torch.tensor([0, 1])
+    for surrogate, alpha, over in (("triangle", 1.0, False), ("sigmoid", 8.0, True), ("triangle", 0.25, True)):
+        neurons = nn.LIF(0.5, 0.6, surrogate=surrogate, alpha=alpha, v_threshold=1.15, fire_on_equal=True)
+        model = nn.TimeSequential(neurons, torch.nn.Linear(3, 2))
+        result = analysis.gradients(model, (x, y), {}, batch_dim=1, max_k=2)
+        assert result.layers["0"].factors.exceeded == over and len(result.layers["0"].factors.product) == 2
+        assert ("decay^k is a bound only where" in str(result)) == over and result.losses == []
+
+
+def small():
+    torch.manual_seed(8)
+    model = build("conv", (1, 4, 4), 3, timesteps=3, layers=[4, 4], checkpoint=True)
+    return model, (2 * torch.rand(5, 1, 4, 4), torch.arange(5) % 3)
+
+
+def test_the_model_stays_as_it_was():
+    model, data = small()
+    model.train()
+    model(data[0]).sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        analysis.gradients(model, data)
+    assert model.training and all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(grads[name], p.grad) for name, p in model.named_parameters())
+    assert all(block.checkpoint for block in model.layers)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_is_refused():
+    model, (x, y) = small()
+    with pytest.raises(ValueError, match="gradients: expected max_k to be an int of at least 1, got 0"):
+        analysis.gradients(model, (x, y), max_k=0)
+    with pytest.raises(ValueError, match=r"losses\['all'\] to return a 0-dim tensor that depends on the logits"):
+        analysis.gradients(model, (x, y), {"all": lambda logits, labels: logits})
+    with pytest.raises(TypeError, match=r"gradients: expected layers as a list of names of modules, got 'classifier'"):
+        analysis.gradients(model, (x, y), layers="classifier")
+    with pytest.raises(ValueError, match="gradients: expected 0 to give a tensor that gradients flow through"):
+        analysis.gradients(torch.nn.Sequential(torch.nn.Identity(), model), (x, y), layers=["0"])
+    frames = [(torch.rand(t, 2, 1, 4, 4), y[:2]) for t in (3, 2)]
+    with pytest.raises(ValueError, match="gradients: expected batches of T = 3 steps, got one of 2"):
+        analysis.gradients(model, frames, batch_dim=1)
+    idle = nn.TimeSequential(nn.LIF(0.5, torch.tensor([1.0, 0.0])), torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="expected neurons whose gain is not 0, got 0 with gain 0"):
+        analysis.gradients(idle, (torch.rand(3, 5, 2), y), batch_dim=1)
+    parts = (torch.nn.Flatten(1, 2), nn.LIF(0.5, channel_dim=-1), torch.nn.Unflatten(1, (5, 2)), torch.nn.Flatten(2))
+    other = torch.nn.Sequential(*parts, torch.nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"1 to run on \[T, B, ...\] with B = 5, got .*; name other modules"):
+        analysis.gradients(other, (torch.rand(3, 5, 2, 2), y), batch_dim=1)
+
+
+def test_what_is_saved_is_loaded_and_drawn(tmp_path):
+    model, data = small()
+    result = analysis.gradients(model, data)
+    result.save(tmp_path / "gradients.json")
+    found = analysis.Gradients.load(tmp_path / "gradients.json")
+    assert str(found) == str(result) and found.to_json() == result.to_json()
+    assert found.layers["layers.0.norm"].last.h.dtype == torch.float64
+    single = analysis.Gradients.pictures({"": found})
+    assert len(found.plot().axes) == len(single) == 3 + 1 + 2 + 2
+    several = analysis.Gradients.pictures({"SDT": found, "TRT": result})
+    assert len(several) == 1 + 2 + 2 * 2
+    for picture in several.values():
+        _drawn(picture)
+
+
+def _drawn(picture):
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=picture.size, layout="constrained").subplots()
+    picture.draw(axes)
+    axes.figure.canvas.draw()
+    return axes
+
+
+def test_pictures_of_many_layers_of_one_step_and_of_nothing():
+    many = nn.TimeSequential(*[part for _ in range(9) for part in (torch.nn.Linear(3, 3), nn.LIF(0.9))])
+    x, y = 3 * torch.rand(4, 2, 3), torch.tensor([0, 1])
+    many.append(torch.nn.Linear(3, 2))
+    pictures = list(analysis.Gradients.pictures({"": analysis.gradients(many, (x, y), batch_dim=1)}).values())
+    assert len(_drawn(pictures[0]).get_yticklabels()) == 9
+    one = analysis.gradients(many, (x[:1], y), {}, batch_dim=1)
+    assert math.isnan(one.vanishing) and "With one time step there is no past" in str(one)
+    for result in (one, analysis.gradients(many, (0 * x, y), {}, batch_dim=1)):
+        for picture in [*analysis.Gradients.pictures({"": result}).values(), *pictures]:
+            _drawn(picture)
+        for picture in analysis.Gradients.pictures({"a": result, "b": result}).values():
+            _drawn(picture)
+
+
+@pytest.mark.usefixtures("no_pictures", "one_thread")
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """The losses of a run: its own with its own settings. A checkpoint's numbers lie beside those of the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(_runs, "keep_pages", lambda: False)
+    train = [
+        "train",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "-T",
+        "3",
+        "--lam",
+        "0.01",
+        "--delta",
+        "0.7",
+        "--run-dir",
+        "run",
+    ]
+    options = ["--set", "train_images=40", "--set", "model.layers=[4]", "--backend", "reference", "--device", "cpu"]
+    assert cli.main([*train, *options, "--threads", "1"]) == 0
+    monkeypatch.setattr(analysis.Gradients, "plot", lambda self, path: path.write_text("picture"))
+    capsys.readouterr()
+    assert cli.main(["analyze", "gradients", "run", "--samples", "20", "--batch-size", "8", "--max-k", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "layers.0.norm" in out and "run/analysis/gradients.json and gradients.png" in out
+    found = analysis.Gradients.load("run/analysis/gradients.json")
+    assert found.losses == ["SDT", "TET", "TRT"] and (found.samples, found.timesteps) == (20, 3)
+    assert len(found.layers["layers.0.norm"].factors.product) == 1 and "20 of 40 train" in found.about["samples"]
+    (file,) = tmp_path.glob("run/checkpoint-*")
+    assert cli.main(["analyze", "gradients", str(file), "--samples", "20"]) == 0
+    again = analysis.Gradients.load(f"run/analysis/gradients-{file.stem}.json")
+    trainer = _runs.to_evaluate(*_settings(file))
+    (module,) = (m for n, m in trainer.model.named_modules() if n == "layers.0.conv")
+    w, slope = module.weight.detach().double(), [math.exp(0.7 * t) - 1 for t in range(3)]
+    size = w.abs()
+    grad = sum(w * (2 + c * (size + 2e-5)) / (1 + c * (size + 1e-5)) ** 2 for c in slope) * 0.01 / 3
+    part = again.weights["TRT"]["layers.0.conv.weight"].parts["regulariser"]
+    assert part == pytest.approx(float(grad.norm()), rel=1e-5)
+    assert cli.main(["analyze", "gradients", "run", "--max-k", "0"]) == 2
+    assert "--max-k: expected an integer of at least 1, got 0" in capsys.readouterr().err
+
+
+def _settings(file):
+    from trtkern.training import resuming
+
+    saved = _runs.weights(file)
+    return saved, resuming.settings_in(saved)

@@ -121,6 +121,29 @@ def test_tet_and_sdt_are_their_formulas():
     assert nn.SDTLoss().add_grad_() == 0
 
 
+def test_the_terms_add_up_to_the_loss_without_its_penalty():
+    net = make().double()
+    logits, target = torch.randn(3, 4, 7).double().requires_grad_(), torch.arange(4)
+    for loss in (
+        nn.TRTLoss(net, 0.1, eta=0.3),
+        nn.TETLoss(lam=0.2),
+        nn.TETLoss(lam=1),
+        nn.SDTLoss(label_smoothing=0.1),
+    ):
+        terms, parts = loss.terms(logits, target), loss.parts(logits, target, regularize=False)
+        torch.testing.assert_close(sum(terms.values()), parts.total, rtol=0, atol=0)
+        assert ("squared error" in terms) == (loss.mse_weight > 0) and ("cross entropy" in terms) == (
+            loss.mse_weight < 1
+        )
+        if "squared error" in terms:
+            assert float(terms["squared error"].detach()) == loss.mse_weight * float(parts.mse)
+    loss = nn.TRTLoss(net, 0.1, 0.5)
+    grads = torch.autograd.grad(loss(logits, target), [w for _, w in loss.regularized()])
+    for found, wanted in zip(loss.penalty_grads(3), grads, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_coverage_is_the_references_less_the_neurons():
     net = torch.nn.Sequential(*make(), nn.PLIF(), nn.LIF(v_threshold=torch.nn.Parameter(torch.tensor(1.0))))
     chosen = [n for n, _ in nn.TRTLoss(net).regularized()]

@@ -68,12 +68,13 @@ _LAST = "Norm of the gradient of the last step's cross entropy by the potentials
 
 
 def _middle(result: Gradients) -> Tensor:
-    """The geometric mean over the layers of the norms relative to the last step; NaN where a layer has exactly 0."""
-    curves = [
-        layer.last.h / layer.last.h[-1] for layer in result.layers.values() if len(layer.last.h) == result.timesteps
-    ]
-    mean = torch.stack(curves).log().mean(0).exp()
-    return torch.where(mean > 0, mean, math.nan)
+    """The geometric mean over the layers of the norms relative to the last step, less those that get no gradient at
+    all; NaN where another has exactly 0."""
+    there = [layer.last.h for layer in result.layers.values() if len(layer.last.h) == result.timesteps]
+    curves = [norms / norms[-1] for norms in there if norms[-1] > 0]
+    if not curves:
+        return torch.full((result.timesteps,), math.nan, dtype=torch.float64)
+    return torch.stack(curves).log().mean(0).exp()
 
 
 def _pooled(result: Gradients) -> Factors | None:
@@ -136,7 +137,7 @@ def _heat_map(axes: Axes, curves: Mapping[str, Tensor], title: str, label: str) 
     axes.set_yticks(range(len(rows)), [_label(name) for name in curves], fontsize=8, parse_math=False)
     _steps(axes, steps, "timestep t")
     axes.set_title(title)
-    axes.figure.colorbar(image, ax=axes, label=f"log10 of the {label}")
+    axes.figure.colorbar(image, ax=axes, label=f"log10 of the {label} (white: 0)")
 
 
 def _factors(axes: Axes, shares: Mapping[str, Tensor]) -> None:
@@ -175,8 +176,7 @@ def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) ->
             axes.barh(places, widths, left=left, color=color, label=part, hatch=hatch, edgecolor="white", linewidth=0.5)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(places, [_label(name) for name in bars], fontsize=8, parse_math=False)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="share of the norms (%)")
+    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel="share of the norms (%)")
     axes.set_title(title, loc="left")
     below = axes.transAxes + ScaledTranslation(0, -0.4, axes.figure.dpi_scale_trans)  # of the axis and its label
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, fontsize=8)

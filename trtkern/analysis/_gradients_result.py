@@ -210,9 +210,9 @@ def _how(result: Gradients) -> list[str]:
         "first/last is the norm of dL/dh[1] by that of dL/dh[T], where h[t] is the potential before firing. A loss "
         "that acts on every step gives every step a gradient of its own; h[1] has one through all "
         "later steps beside it.",
-        f"Left per step is what remains of the gradient of the cross entropy of the last step alone for each of the "
-        f"{result.timesteps} steps that it goes back: 1 would be no vanishing. It is fitted to the logarithms of the "
-        f"norms. The mean over the layers is {_number(result.vanishing, '.3f')}.",
+        "Left per step is what remains of the gradient of the cross entropy of the last step alone for each step that "
+        "it goes back: 1 would be no vanishing. It is fitted by least squares to the logarithms of the norms. "
+        f"The mean over the layers is {_number(result.vanishing, '.3f')}.",
         "A factor is dv[t]/dv[t-1] = decay * dv[t]/dh[t], by which a gradient is multiplied for each step back within "
         "a neuron, as the surrogate has it; zero is the share of factors that are exactly 0.",
         "Silent neurons never fired, saturated ones fired at every step of every sample. Dead are those whose "
