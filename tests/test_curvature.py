@@ -48,9 +48,9 @@ def bowl(matrix):
 VALUES = torch.tensor([9.0, 5.0, 2.0, 1.0, 0.5, 0.1, -0.5, -3.0])
 
 
-def toy_samples(count=24, inputs=6, classes=3, batch_size=6, dtype=torch.float32):
+def toy_samples(count=16, inputs=6, classes=3, batch_size=8, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(4, count, inputs, generator=generator).to(dtype) * 2
+    x = torch.rand(3, count, inputs, generator=generator).to(dtype) * 2
     return Samples.of("test", [(x, torch.arange(count) % classes)], batch_size=batch_size, batch_dim=1)
 
 
@@ -141,7 +141,7 @@ def test_a_small_network_against_its_whole_hessian():
     torch.testing.assert_close(found.eigenvalues, values.flip(0)[:3], rtol=1e-3, atol=0)
     assert abs(found.trace - float(hessian.trace())) < 4 * found.trace_spread
     assert 0 < found.trace_spread < 2 * float(hessian.norm()) and 0 < float(found.errors.min()) < 1
-    wide = curvature(model, samples, dtype=torch.float64, trace_vectors=5)
+    wide = curvature(model, samples, dtype=torch.float64, trace_vectors=5, starts=1, balls={})
     torch.testing.assert_close(wide.eigenvalues, values.flip(0)[:3], rtol=1e-3, atol=0)
     assert wide.asymmetry < 1e-12
 
@@ -149,9 +149,8 @@ def test_a_small_network_against_its_whole_hessian():
 @pytest.mark.skipif(importlib.util.find_spec("curvlinops") is None, reason="the oracle curvlinops is not installed")
 def test_curvlinops_agrees():
     from curvlinops import HessianLinearOperator
-    from scipy.sparse.linalg import eigsh
 
-    model, samples = spiking("reference").double(), toy_samples(dtype=torch.float64)
+    model, samples = spiking("reference").double(), toy_samples(count=8, batch_size=8, dtype=torch.float64)
 
     class Mean(torch.nn.Module):
         def __init__(self):
@@ -169,9 +168,10 @@ def test_curvlinops_agrees():
     except (TypeError, ValueError):  # newer versions take them by name
         named = dict(wrapped.named_parameters())
         operator = HessianLinearOperator(wrapped, torch.nn.CrossEntropyLoss(), named, data)
-    values = eigsh(operator.to_scipy(), k=3, which="LA", return_eigenvectors=False)
+    whole = operator @ torch.eye(operator.shape[1], dtype=torch.float64)
+    values = torch.linalg.eigvalsh(whole).flip(0)[:3]
     found = curvature(model, samples, trace_vectors=2, balls={})
-    torch.testing.assert_close(found.eigenvalues, torch.tensor(sorted(values)[::-1]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.eigenvalues, values, rtol=1e-3, atol=0)
 
 
 def test_differences_on_a_smooth_network_are_the_exact_products():

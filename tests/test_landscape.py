@@ -185,7 +185,7 @@ def test_points_of_other_work_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"landscape: .*points.jsonl.*{what}.*delete the file to begin anew"):
             landscape(model, samples, **{"dims": 1, "points": 3, "file": file, **given})
     with pytest.raises(ValueError, match="samples is"):
-        landscape(spiking(), toy_samples(count=18), dims=1, points=3, file=file)
+        landscape(spiking(), toy_samples(count=12), dims=1, points=3, file=file)
     file.write_text('{"x": 1}\n[3]\n')
     with pytest.raises(ValueError, match="which is none or is damaged; delete it"):
         landscape(spiking(), samples, dims=1, points=3, file=file)
@@ -197,11 +197,11 @@ class Deadly:
     """SDT's loss, which ends its process at the third point."""
 
     def __init__(self, alive=False):
-        self.calls = 9 if alive else 0
+        self.calls = 5 if alive else 0
 
     def __call__(self, logits, labels):
         self.calls += 1
-        if self.calls == 9:
+        if self.calls == 5:
             os._exit(9)
         return F.cross_entropy(logits.mean(0), labels)
 

@@ -132,8 +132,8 @@ class Curvature(Result):
         if self.sharpness:
             said.append(
                 "A rise is of the true loss, found by ascent along the surrogate gradient: a lower bound. Eigenvalues, "
-                "trace and the ball 'sphere' change when weights before a norm are scaled, which leaves the network "
-                "as it is; the ball 'filters' does not, so compare networks by it."
+                "trace and the balls 'box' and 'sphere' change when weights before a norm are scaled, which leaves the "
+                "network as it is; the ball 'filters' does not, so compare networks by it."
             )
         return said
 
@@ -161,7 +161,7 @@ def curvature(
     starts: int = 2,
     iterations: int = 60,
     tolerance: float = 1e-3,
-    step: float = 1e-2,
+    step: float = 3e-3,
     balls: Mapping[str, float] | None = None,
     ascent_steps: int = 8,
     dtype: torch.dtype | None = None,

@@ -105,6 +105,8 @@ class Landscape(Result):
         }
         planes = {name: result.plane for name, result in found.items() if result.plane is not None}
         levels = _levels(list(planes.values()))
+        heights = [plane.losses[plane.losses.isfinite() & (plane.losses > 0)] for plane in planes.values()]
+        limits = [float(t) for t in torch.cat(heights).aminmax()] if any(map(len, heights)) else [0.5, 1.0]
         for name, plane in planes.items():
             of = f" of {name}" if name else ""
             pictures[f"Loss{of} on the plane of both directions."] = Picture(
@@ -113,7 +115,7 @@ class Landscape(Result):
         for name, plane in planes.items():
             of = f" of {name}" if name else ""
             pictures[f"Loss{of} as a surface over that plane."] = Picture(
-                partial(_surface, name, plane, levels), (4.4, 4.0)
+                partial(_surface, name, plane, levels, limits), (4.4, 4.0)
             )
         return pictures
 
@@ -264,22 +266,26 @@ def _hash(parts: Any) -> str:
 
 
 def _levels(planes: Sequence[Slice]) -> list[float]:
-    """Of contours: 1, 2 and 5 times powers of ten, from the lowest to the highest loss of all planes."""
+    """Of contours: round numbers, a factor of about 1.5 apart, from the lowest to the highest loss of all planes."""
     values = torch.cat([plane.losses.flatten() for plane in planes]) if planes else torch.ones(1)
     values = values[values.isfinite() & (values > 0)]
     if values.numel() == 0:
         return [0.5, 1.0]
     low, high = float(values.min()), float(values.max())
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    levels = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-    inner = [level for level in levels if low < level < high]
-    if len(inner) < 4:  # a range of less than a decade: evenly in logarithms
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        inner = [level for p in powers for m in steps if low < (level := m * 10.0**p) < high]
+        if len(inner) >= 6:
+            return inner
+    if len(inner) < 4:  # a small range: evenly in logarithms
         inner = torch.logspace(math.log10(low), math.log10(max(high, low * 1.001)), 8).tolist()[1:-1]
     return inner
 
 
 def _lines(results: Mapping[str, Landscape], of: str, axes: Axes) -> None:
     """The line of each run."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for i, (name, result) in enumerate(results.items()):
         values = getattr(result.line, of)
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[i % 4]}
@@ -291,6 +297,9 @@ def _lines(results: Mapping[str, Landscape], of: str, axes: Axes) -> None:
     )
     if of == "losses" and all(bool((result.line.losses > 0).all()) for result in results.values()):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     if any(results):
         axes.legend(fontsize=8)
@@ -298,34 +307,54 @@ def _lines(results: Mapping[str, Landscape], of: str, axes: Axes) -> None:
 
 def _contours(name: str, plane: Slice, levels: Sequence[float], axes: Axes) -> None:
     """Lines of equal loss."""
-    from matplotlib.colors import LogNorm
-
     alphas = plane.alphas.numpy()
     values = plane.losses.T.numpy()  # rows are the second direction, upwards
     shown = axes.contour(
-        alphas, alphas, values, levels=list(levels), cmap="viridis", linewidths=1.2, norm=LogNorm(levels[0], levels[-1])
-    )
+        alphas, alphas, values, levels=list(levels), cmap="viridis", linewidths=1.2, norm=_norm(levels)
+    )  # fmt: skip
     axes.clabel(shown, fmt=lambda level: f"{level:.3g}", fontsize=8)
     axes.plot([0], [0], marker="+", color="#d1603d", markersize=9, markeredgewidth=1.6)
     axes.set(xlabel="first direction, in lengths of each filter", ylabel="second direction", title=_title("loss", name))
+    axes.set_xticks(_ticks(plane))
+    axes.set_yticks(_ticks(plane))
     axes.set_aspect("equal")
 
 
-def _surface(name: str, plane: Slice, levels: Sequence[float], axes: Axes) -> None:
+def _surface(name: str, plane: Slice, levels: Sequence[float], limits: Sequence[float], axes: Axes) -> None:
     """Height and colour are the loss, in logarithms, as the contours have it."""
-    from matplotlib.colors import LogNorm
+    import matplotlib
 
     figure, place = axes.figure, axes.get_subplotspec()
     axes.remove()
     solid: Any = figure.add_subplot(*([] if place is None else [place]), projection="3d")
     x, y = torch.meshgrid(plane.alphas, plane.alphas, indexing="ij")
-    heights = plane.losses.clamp(min=1e-12).log10()
-    norm = LogNorm(levels[0], levels[-1])
-    import matplotlib
+    losses = plane.losses.clamp(min=limits[0])
+    colors = matplotlib.colormaps["viridis"](_norm(levels)(losses.numpy()))
+    heights = losses.log10().numpy()
+    solid.plot_surface(
+        x.numpy(), y.numpy(), heights, facecolors=colors, rstride=1, cstride=1, linewidth=0.2, edgecolor="white",
+        shade=False,
+    )  # fmt: skip
+    shown = levels[:: math.ceil(len(levels) / 6)]
+    solid.set_zticks([math.log10(level) for level in shown], [f"{level:.2g}" for level in shown])
+    if limits[0] < limits[1]:
+        solid.set_zlim(*map(math.log10, limits))
+    solid.set_xticks(_ticks(plane))
+    solid.set_yticks(_ticks(plane))
+    solid.tick_params(labelsize=8)
+    solid.set(xlabel="first direction", ylabel="second direction", zlabel="loss", title=_title("loss", name))
 
-    colors = matplotlib.colormaps["viridis"](norm(plane.losses.numpy()))
-    solid.plot_surface(x.numpy(), y.numpy(), heights.numpy(), facecolors=colors, rstride=1, cstride=1, linewidth=0)
-    solid.set(xlabel="first direction", ylabel="second direction", zlabel="log10 loss", title=_title("loss", name))
+
+def _norm(levels: Sequence[float]) -> Any:
+    """Colours of losses: logarithmic, the highest one still dark enough on white."""
+    from matplotlib.colors import LogNorm
+
+    return LogNorm(levels[0], levels[-1] * (levels[-1] / levels[0]) ** 0.2, clip=True)
+
+
+def _ticks(plane: Slice) -> list[float]:
+    """-R, -R/2, 0, R/2, R."""
+    return [float(plane.alphas[-1]) * share for share in (-1, -0.5, 0, 0.5, 1)]
 
 
 def _title(what: str, name: str) -> str:

@@ -64,7 +64,7 @@ def landscape(
     ] = "auto",
     step: Annotated[
         float, typer.Option(help="Of the differences: how far the weights move, as a share of their length.")
-    ] = 1e-2,
+    ] = 3e-3,
     eigenvalues: Annotated[int, typer.Option(help="How many of the largest eigenvalues.")] = 3,
     trace_vectors: Annotated[int, typer.Option(help="Random vectors for the trace.")] = 10,
     samples: SamplesOption = 512,
