@@ -40,10 +40,12 @@ $(VENV)/installed: $(BUILT)
 	$(INSTALL) --editable ".[train]"
 	@touch $@
 
-# Of what reads events the tests need three packages, without what those ask for.
+# Of what reads events the tests need three packages, without what those ask for; curvlinops is an oracle of curvature.
+ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt-einsum scipy tqdm
+
 $(VENV)/installed-dev: $(BUILT)
 	$(INSTALL) --editable ".[train,triton,tensorboard,dev]"
-	$(INSTALL) --no-deps tonic aedat h5py
+	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE)
 	@touch $@
 
 demo: $(VENV)/installed

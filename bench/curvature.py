@@ -10,7 +10,6 @@ import argparse
 import csv
 import shlex
 import sys
-import time
 from pathlib import Path
 
 from trtkern.analysis import curvature
@@ -30,19 +29,17 @@ def main() -> None:
     run = opened(given.run, samples=given.samples, batch_size=given.batch_size)
     rows = []
     for method, step in (("exact", None), *(("differences", step) for step in STEPS)):
-        begin = time.perf_counter()
         found = curvature(
             run.trainer.model, run.samples, method=method, balls={}, starts=2, iterations=30, trace_vectors=10,
             **({} if step is None else {"step": step}),
         )  # fmt: skip
-        seconds = (time.perf_counter() - begin) / (found.products + 10)
         values = {f"eigenvalue_{i + 1}": f"{value:.5g}" for i, value in enumerate(found.eigenvalues.tolist())}
         spreads = {f"spread_{i + 1}": f"{value:.2g}" for i, value in enumerate(found.spreads.tolist())}
         rows.append({
             "method": method, "step": "" if step is None else f"{step:g}", **values, **spreads,
             "lowest": f"{found.lowest:.4g}", "trace": f"{found.trace:.5g}", "trace_spread": f"{found.trace_spread:.3g}",
             "asymmetry": f"{found.asymmetry:.3g}", "asymmetry_leading": f"{found.asymmetry_leading:.3g}",
-            "converged": found.converged, "products": found.products, "seconds_a_product": f"{seconds:.3g}",
+            "converged": found.converged, "products": found.products,
             "samples": len(run.samples), "run": run.about["run"], "versions": run.about["versions"],
             "command": shlex.join(["python", "bench/curvature.py", *sys.argv[1:]]),
         })  # fmt: skip
