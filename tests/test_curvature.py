@@ -308,6 +308,15 @@ def test_what_is_refused(given, kind, why):
         curvature(spiking(), toy_samples(), **given)
 
 
+def test_what_is_not_finite_is_said():
+    model = spiking()
+    with torch.no_grad():
+        model[4].weight[0, 0] = math.nan
+    for method in ("exact", "differences"):
+        with pytest.raises(RuntimeError, match="expected finite second derivatives, got a product that is not"):
+            curvature(model, toy_samples(), method=method)
+
+
 class Once(torch.autograd.Function):
     """A spike whose derivative cannot be differentiated."""
 

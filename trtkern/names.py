@@ -38,6 +38,10 @@ OBSERVE = ("fisher",)
 """What `trtkern train --observe` looks at."""
 SELECT = ("validation", "test", "last")
 """Which epoch's weights are reported: the best on held-out training images, the best on the test images, the last."""
+CURVATURES = ("auto", "exact", "differences")
+"""How products with a Hessian are made."""
+VIEWS = ("sdt", "tet")
+"""The losses that a landscape shows."""
 SPLITS = ("train", "validation", "test")
 DVS_RESIZE = ("bilinear", "paper")
 """How frames of events are resized: each channel by itself, or as the paper's reference does."""

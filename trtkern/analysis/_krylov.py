@@ -10,8 +10,8 @@ from torch import Tensor
 
 Multiply = Callable[[Tensor], Tensor]
 """A x of a vector x [n]."""
-_GONE = 1e-7
-"""A vector that keeps less than this share of its length next to others is a sum of them."""
+_GONE = 100
+"""A vector that keeps less than so many roundings of its length next to others is a sum of them."""
 
 
 class Pairs(NamedTuple):
@@ -50,6 +50,7 @@ def lanczos(
     """
     size = start.numel()
     iterations = min(max(iterations, count), size)
+    gone = _GONE * torch.finfo(start.dtype).eps
     basis = [start / torch.linalg.vector_norm(start)]
     projected = torch.zeros(iterations, iterations, dtype=torch.float64)
     for j in range(iterations):
@@ -63,7 +64,7 @@ def lanczos(
         top = residuals.flip(0)[:count]
         done = j + 1 == size or (j + 1 >= count and bool(top.max() <= tolerance * values.abs().max()))
         # Where nothing leaves the space, all of its eigenvalues are known, and others may hide beside it.
-        if leaving <= _GONE * max(length, 1e-300) and j + 1 < size:
+        if leaving <= gone * max(length, 1e-300) and j + 1 < size:
             done = False
             rest = _beside(torch.randn(size, generator=generator).to(image), basis)[0]
             leaving = 0.0

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.analysis._network import Samples, logits_of, still
-from trtkern.names import unknown
+from trtkern.names import VIEWS, unknown
 from trtkern.nn.losses import SDTLoss, TETLoss
 from trtkern.ops import _check
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 """A name of ``LOSSES``, or a function of the logits [T, B, C] and the labels [B]: a mean over the batch, 0-dim."""
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sdt": SDTLoss(), "tet": TETLoss(lam=0.0)}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(zip(VIEWS, (SDTLoss(), TETLoss(lam=0.0)), strict=True))
 """sdt: the cross entropy of the mean output. tet: the mean over time of the cross entropy of every output."""
 WORDS = {
     "sdt": "the cross entropy of the output averaged over time",

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from trtkern.analysis._objective import Objective
 
-METHODS = ("auto", "exact", "differences")
-
 
 class Product(NamedTuple):
     """H v."""

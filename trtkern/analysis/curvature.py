@@ -20,7 +20,7 @@ from trtkern.analysis._directions import with_filters
 from trtkern.analysis._krylov import Pairs, lanczos, ratio, signs
 from trtkern.analysis._network import Data, Progress, Samples, on_reference
 from trtkern.analysis._objective import WORDS, Loss, Objective, opened
-from trtkern.analysis._products import METHODS, Product, differences, exact, twice_differentiable
+from trtkern.analysis._products import Product, differences, exact, twice_differentiable
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def curvature(
         TypeError, ValueError: an argument or an output of another kind; the message says which and what to do.
         RuntimeError: "exact" for a model that cannot be differentiated twice.
     """
-    if method not in METHODS:
-        raise names.unknown(f"{_WHO}: method", method, METHODS)
+    if method not in names.CURVATURES:
+        raise names.unknown(f"{_WHO}: method", method, names.CURVATURES)
     counts = {"eigenvalues": eigenvalues, "trace_vectors": trace_vectors, "starts": starts, "iterations": iterations}
     for name, value in {**counts, "ascent_steps": ascent_steps}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -285,7 +285,13 @@ def _spectrum(
 
     def image(v: Tensor) -> Tensor:
         told()
-        return multiply(v).vector
+        found = multiply(v).vector
+        if not bool(torch.isfinite(found).all()):
+            raise RuntimeError(
+                f"{_WHO}: expected finite second derivatives, got a product that is not; the loss or its gradient is "
+                "not finite at these weights"
+            )
+        return found
 
     runs: list[Pairs] = []
     for start in range(starts):

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from trtkern.analysis import Result
     from trtkern.commands.analyze._opened import Opened
 
-LOSSES = ("sdt", "tet")
-METHODS = ("auto", "exact", "differences")
-
 
 def landscape(
     runs: Annotated[
@@ -60,7 +57,7 @@ def landscape(
     processes: Annotated[int, typer.Option(help="Processes that compute points.")] = 1,
     curvature: Annotated[bool, typer.Option(help="Also eigenvalues, trace and sharpness: curvature.json.")] = True,
     method: Annotated[
-        str, typer.Option(help=f"How products with the Hessian are made: {', '.join(METHODS)}.")
+        str, typer.Option(help=f"How products with the Hessian are made: {', '.join(names.CURVATURES)}.")
     ] = "auto",
     step: Annotated[
         float, typer.Option(help="Of the differences: how far the weights move, as a share of their length.")
@@ -89,12 +86,12 @@ def landscape(
     compares them. A command that was cut off goes on where it was when it is called again.
     """  # fmt: skip
     with asked():
-        for name, value, choices in (("loss", loss, LOSSES), ("method", method, METHODS)):
+        for name, value, choices in (("loss", loss, names.VIEWS), ("method", method, names.CURVATURES)):
             names.one_of(name, value, choices)
         if backend is not None:
             names.one_of("backend", backend, names.BACKENDS)
         from trtkern.analysis import Directions
-        from trtkern.commands.analyze._opened import opened
+        from trtkern.commands.analyze._opened import FOLDER, opened
 
         given = {"data_dir": data_dir, "backend": backend, "device": device, "threads": threads}
         found = [opened(run, split=split, samples=samples, batch_size=batch_size, **given) for run in runs]
@@ -113,7 +110,7 @@ def landscape(
             for run, path in zip(found, runs, strict=True)
         ]
     if len(runs) > 1:
-        place = Path(picture) if picture else found[0].folder / "analysis" / "landscapes.png"
+        place = Path(picture) if picture else found[0].folder / FOLDER / "landscapes.png"
         _compare(_labels(runs), made, place)
     return 0
 
