@@ -5,10 +5,10 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from html_page import Page
 
 from trtkern import page
 from trtkern.profiling.activity import LayerActivity
@@ -33,40 +33,6 @@ def make_rows(count, split="test"):
 def make_activity(layers, steps):
     rate = torch.linspace(0.1, 0.3, steps, dtype=torch.float64)
     return {f"layers.{i}.norm": LayerActivity("BatchNormLIF", rate, 0.25, 0.0, 64, 9) for i in range(layers)}
-
-
-class Page(HTMLParser):
-    """Tags as they open and close, the text, and the cells of the tables."""
-
-    VOID = ("meta", "br", "link", "img", "image", "use", "input")
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.text, self.rows, self.tags = [], [], [], set()
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
 
 
 def written(path, **changes):
@@ -165,12 +131,15 @@ def test_tensorboard_in_a_folder_of_any_name(tmp_path):
 
 
 def test_a_picture_reads_on_a_light_and_on_a_dark_page():
-    """Black and white are the page's ink and paper, but for words and cells that have them as their own colours."""
+    """Black and white are the page's ink and paper, but for words and cells that have them as their own colours; lines
+    that are lost on one of the two pages are mixed there."""
 
     def draw(axes):
         axes.plot([0, 1], [0, 1], color="#222222", label="dark")
         axes.scatter([0.5], [0.5], facecolors="white", edgecolors="#3b6ea8")
         axes.scatter([0.2], [0.5], color="black")
+        axes.plot([0, 1], [1, 1], color="#440154")
+        axes.plot([0, 1], [2, 2], color="#fde725")
         axes.pcolormesh([0, 1, 2], [0, 1], [[0.0, 1.0]], cmap="gray")
         axes.text(0, 0, "on a cell", color="black")
         axes.text(0, 1, "aside", color="#444444")
@@ -184,6 +153,8 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
     assert "#000000" not in strokes and "#ffffff" not in strokes and "stroke: #3b6ea8" in strokes
     assert "fill: var(--page, #fff); stroke: #3b6ea8" in strokes
     assert "fill: #ffffff" in styles, "a white cell"
+    for name, other in (("#440154", "white var(--lift, 0%)"), ("#fde725", "black var(--sink, 0%)")):
+        assert f"stroke: {name}; stroke: color-mix(in srgb, {other}, {name})" in strokes
     assert "fill: currentColor; stroke: currentColor" in styles, "a black mark"
     words = {word: style for style, word in re.findall(r'<text style="([^"]*)"[^>]*>([^<]*)', text)}
     assert "fill" not in words["on a cell"] or "#000000" in words["on a cell"]
@@ -192,12 +163,12 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
 
 def test_the_page_has_contents_anchors_and_a_choice_of_colours(tmp_path):
     text = written(tmp_path / "r.html", activity=make_activity(1, 2))
-    ids = re.findall(r' id="([^"]+)"', text)
-    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
-    assert {"result", "learning-curves", "firing-rates", "origin", "auto", "dark"} <= set(ids)
+    found = Page(text)
+    found.stands_alone()
+    assert {"result", "learning-curves", "firing-rates", "origin", "auto", "dark"} <= set(found.ids)
     names = set(re.findall(r"(--[a-z]+):", page.STYLE))
-    assert names == {"--page", "--ink", "--soft", "--line", "--band", "--link", "--alarm"}
-    assert set(re.findall(r"var\((--[a-z]+)", page.STYLE)) - {"--of"} == names
+    assert names == {"--page", "--ink", "--soft", "--line", "--band", "--link", "--alarm", "--lift", "--sink"}
+    assert set(re.findall(r"var\((--[a-z]+)", page.STYLE)) - {"--of"} == names - {"--lift", "--sink"}
 
 
 def test_a_run_leads_to_its_analyses_once(tmp_path):

@@ -13,9 +13,9 @@ from trtkern.training.figures import printable
 from trtkern.training.settings import flat
 
 _LIGHT = """color-scheme: light; --page: #fff; --ink: #1a1a1a; --soft: #505050; --line: #dcdcdc; --band: #f4f5f7;
-  --link: #1d5c9e; --alarm: #b3261e;"""
+  --link: #1d5c9e; --alarm: #b3261e; --lift: 0%; --sink: 30%;"""
 _DARK = """color-scheme: dark; --page: #15181c; --ink: #e4e6e9; --soft: #a9afb7; --line: #363c44; --band: #1f2329;
-  --link: #86b7f0; --alarm: #f08379;"""
+  --link: #86b7f0; --alarm: #f08379; --lift: 40%; --sink: 0%;"""
 
 STYLE = f"""
 :root {{ {_LIGHT} }}
@@ -35,7 +35,7 @@ h2 a {{ color: inherit; text-decoration: none; }} h2 a:hover {{ text-decoration:
 header {{ position: relative; }}
 .theme {{ border: 0; margin: 0 0 .4rem; padding: 0; font-size: .8rem; color: var(--soft); }}
 .theme label {{ margin-right: .7rem; cursor: pointer; }} .theme input {{ margin: 0 .25rem 0 0; vertical-align: -.1em; }}
-.theme legend {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }}
+.theme legend {{ float: left; margin-right: .6rem; padding: 0; }}
 nav {{ position: sticky; top: 0; z-index: 2; margin: 0 -1rem; padding: .4rem 1rem; background: var(--page);
   border-bottom: 1px solid var(--line); font-size: .85rem; }}
 nav ul {{ display: flex; gap: .2rem 1.1rem; margin: 0; padding: 0; max-width: none; list-style: none; overflow-x: auto;
@@ -53,10 +53,12 @@ table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tab
 caption {{ text-align: left; font-weight: 600; padding: .3rem 0; }}
 th, td {{ text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }}
-th {{ font-weight: 600; }} td.n, th.n {{ text-align: right; }} th.over {{ text-align: center; }}
+th {{ font-weight: 600; }} td.n, th.n {{ text-align: right; }} td.n {{ white-space: nowrap; }}
+th.over {{ text-align: center; }}
 thead th {{ vertical-align: bottom; }}
 th:first-child, td:first-child {{ position: sticky; left: 0; background: var(--page); max-width: 60vw; }}
 .run {{ display: inline-block; white-space: nowrap; }}
+.legend {{ display: flex; flex-wrap: wrap; gap: 0 1rem; }}
 .run::before {{ content: ""; display: inline-block; width: .75em; height: .75em; margin-right: .4em;
   border-radius: 50%; background: var(--of); }}
 .problem {{ border-left: 4px solid var(--alarm); padding-left: .6rem; }}
@@ -130,7 +132,7 @@ def document(title: str, sections: Sequence[Section], intro: str = "", legend: s
         f'<label><input type="radio" name="theme" id="{name}"{" checked" if name == "auto" else ""}>{name}</label>'
         for name in ("auto", "light", "dark")
     )
-    theme = f'<fieldset class="theme"><legend>Colours</legend>{choice}</fieldset>'
+    theme = f'<fieldset class="theme"><legend>Colours:</legend>{choice}</fieldset>'
     header = f"<header>{theme}<h1>{escaped(title)}</h1>{intro}</header>\n"
     return f"{head}<body>{header}{contents}<main>\n{chr(10).join(parts)}\n</main></body></html>\n".encode()
 

@@ -117,7 +117,7 @@ def _overview(runs: Sequence[Run], place: Path) -> Section:
     for each in runs:
         if (each.folder / REPORT).is_file():
             target = quote(os.fsencode(os.path.relpath(each.folder / REPORT, place)))
-            links.append(f'<a href="{escaped(target)}">{escaped(each.label if several else "the page of the run")}</a>')
+            links.append(f'<a href="{escaped(target)}">{escaped(each.label if several else REPORT)}</a>')
     parts = [_problems(trouble(runs))]
     parts += [_problems([f"{each.label}: {line}" if several else line for line in each.notes]) for each in runs]
     parts += [html_table(head, lines), f"<p>{note}</p>"]
@@ -156,7 +156,7 @@ def _analysis(runs: Sequence[Run], found: Analyses) -> Section:
     """An analysis of all runs that have it: what it says, its pictures and numbers, how it was made."""
     heading = HEADINGS.get(found.name, found.name)
     if not found.results:
-        return Section(heading, _problems(found.notes), found.name)
+        return Section(heading, _problems(found.notes), found.name.capitalize())
     mine = [each for each in runs if each.label in found.results]
     results = [found.results[each.label] for each in mine]
     names = [_swatch(runs, each) for each in mine]
@@ -171,7 +171,7 @@ def _analysis(runs: Sequence[Run], found: Analyses) -> Section:
         _remarks(names, results),
         _about(names, results),
     ]
-    return Section(heading, "".join(parts), found.name)
+    return Section(heading, "".join(parts), found.name.capitalize())
 
 
 def _drawn(runs: Sequence[Run], mine: Sequence[Run], results: Sequence[Result]) -> dict[str, Picture]:

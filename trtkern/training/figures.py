@@ -134,16 +134,29 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> s
 
 
 def _themed(found: re.Match[str]) -> str:
-    """The start of an element, its black and white made the page's ink and paper."""
+    """The start of an element, its black and white made the page's ink and paper; the colour of a line that would be
+    lost on a dark page or on a light one is mixed there."""
     begin, element, style = found.groups()
     style = style.replace(_INK, "currentColor")
     if element in ("text", "tspan"):
-        style = re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
-    elif "stroke: " in style:  # a line, or a mark with an edge; not a cell
-        style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
-        if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
-            style = f"fill: currentColor; {style}"
-    return begin + style
+        return begin + re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
+    if "stroke: " not in style:  # a cell
+        return begin + style
+    style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
+    if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
+        style = f"fill: currentColor; {style}"
+    return begin + re.sub(r"stroke: (#[0-9a-f]{6})", _mixed, style)
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """A colour that is too dark or too light for one of the two pages, mixed by what the page says (``--lift``,
+    ``--sink``); behind the plain colour, for browsers that mix none."""
+    parts = [int(found[1][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    light = sum(w * p**2.2 for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+    if 0.09 < light < 0.5:
+        return found[0]
+    other = "white var(--lift, 0%)" if light <= 0.09 else "black var(--sink, 0%)"
+    return f"{found[0]}; stroke: color-mix(in srgb, {other}, {found[1]})"
 
 
 _DARK = r"#([0-5][0-9a-f])\1\1(?![0-9a-f])"
