@@ -7,15 +7,14 @@ from collections.abc import Callable
 import typer
 
 from trtkern.commands._common import Commands
-from trtkern.commands.analyze import gradients
-from trtkern.commands.analyze import landscape
-from trtkern.commands.analyze import fisher
+from trtkern.commands.analyze import fisher, gradients, landscape
 
 app = typer.Typer(
     cls=Commands,
     help="Look at a run of `trtkern train`: Fisher information and gradients over time, flat minima, energy, spikes.",
     rich_markup_mode="markdown",
 )
+app.command()(fisher.fisher)
 app.command()(gradients.gradients)
 app.command()(landscape.landscape)
 
@@ -30,4 +29,6 @@ def reported() -> dict[str, Callable[..., int]]:
     """{analysis: the command that makes it}, in the order of the page of `trtkern report`."""
     commands = {each.callback.__name__: each.callback for each in app.registered_commands if each.callback is not None}
     return {name: commands[command] for name, command in _REPORTED.items() if command in commands}
+
+
 app.command()(fisher.fisher)
