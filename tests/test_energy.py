@@ -216,7 +216,9 @@ def test_sums_of_spikes():
     assert as_macs.layers["Linear"].kind == "integers" and as_macs.layers["Linear"].values == 4
     assert as_macs.layers["Linear"].macs.tolist() == [4, 4] and as_macs.sums == 0
     assert as_sums.layers["Linear"].sums.tolist() == [4, 10] and as_sums.macs == 0
-    assert any("Linear take integers" in line and "n for the value n" in line for line in as_sums.remarks())
+    assert any(
+        "Integers that are not only 0 and 1" in line and "n for the value n" in line for line in as_sums.remarks()
+    )
 
 
 def test_kinds_of_values():
@@ -333,7 +335,7 @@ def test_the_result(tmp_path):
     assert str(again) == str(found) and torch.equal(again.by_step, found.by_step) and again.total == found.total
     words = str(found)
     assert "This is a model, not a measurement" in words and "0.9 pJ" in words and "Horowitz" in words
-    assert "3 take fractions, as average pooling makes them of spikes: no longer 0 or 1, so MACs" in words
+    assert "Fractions, as average pooling makes them of spikes, go to 3: no longer 0 or 1, so MACs" in words
     assert len(found.plot(tmp_path / "energy.png").axes) == 2 and (tmp_path / "energy.png").stat().st_size > 0
     assert len(Energy.pictures({"a": found, "b": again})) == 2
 

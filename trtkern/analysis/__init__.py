@@ -13,10 +13,12 @@ from trtkern.analysis._memory import Memory
 from trtkern.analysis._network import Samples
 from trtkern.analysis._result import Picture, Result, Table
 from trtkern.analysis.curvature import Curvature, curvature
+from trtkern.analysis.early import Early, early
 from trtkern.analysis.energy import Energy, energy
 from trtkern.analysis.landscape import Landscape, landscape
+from trtkern.analysis.spikes import SpikeStatistics, spikes
 
 __all__ = [
-    "Curvature", "Directions", "Energy", "Fisher", "Gradients", "Landscape", "Memory", "Picture", "Result",
-    "Samples", "Table", "curvature", "energy", "fisher", "gradients", "landscape",
+    "Curvature", "Directions", "Early", "Energy", "Fisher", "Gradients", "Landscape", "Memory", "Picture", "Result",
+    "Samples", "SpikeStatistics", "Table", "curvature", "early", "energy", "fisher", "gradients", "landscape", "spikes",
 ]  # fmt: skip

@@ -229,17 +229,17 @@ class Energy(Result):
             named.setdefault(layer.kind, []).append(name)
         if found := named.get("analog"):
             counted = "that is not 0" if self.zeros == "skipped" else "and for what is 0 too, as it is usual"
-            said.append(f"{_listed(found)} take analog values, such as images: a MAC for each one {counted}.")
+            said.append(f"Analog values, such as images, go to {_listed(found)}: a MAC for each one {counted}.")
         if found := named.get("fractions"):
             said.append(
-                f"{_listed(found)} take fractions, as average pooling makes them of spikes: no longer 0 or 1, so MACs. "
-                "Hardware that weighs the spikes before it averages them would need sums."
+                f"Fractions, as average pooling makes them of spikes, go to {_listed(found)}: no longer 0 or 1, so MACs"
+                ". Hardware that weighs the spikes before it averages them would need sums."
             )
         if found := named.get("integers"):
             how = "MACs" if self.integers == "mac" else "counted as repeated sums, n for the value n"
             said.append(
-                f"{_listed(found)} take integers that are not only 0 and 1, as sums of spikes are behind a SEW block: "
-                f"{how}."
+                f"Integers that are not only 0 and 1, as sums of spikes are behind a SEW block, go to "
+                f"{_listed(found)}: {how}."
             )
         once = [name for name, layer in self.layers.items() if layer.once]
         if once and self.timesteps > 1:
@@ -248,7 +248,7 @@ class Energy(Result):
                 if self.static == "once"
                 else f"counted at each of the {self.timesteps} steps, though once would do"
             )
-            said.append(f"{_listed(once)} see the same input at every step: {how}.")
+            said.append(f"The same input at every step goes to {_listed(once)}: {how}.")
         return said
 
     @classmethod

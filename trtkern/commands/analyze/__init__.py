@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from trtkern.commands._common import Commands
-from trtkern.commands.analyze import fisher, gradients, landscape
+from trtkern.commands.analyze import early, energy, fisher, gradients, landscape, spikes
 
 app = typer.Typer(
     cls=Commands,
@@ -17,6 +17,9 @@ app = typer.Typer(
 app.command()(fisher.fisher)
 app.command()(gradients.gradients)
 app.command()(landscape.landscape)
+app.command()(energy.energy)
+app.command()(spikes.spikes)
+app.command()(early.early)
 
 _REPORTED = {
     "fisher": "fisher", "gradients": "gradients", "landscape": "landscape", "curvature": "landscape",
@@ -31,4 +34,3 @@ def reported() -> dict[str, Callable[..., int]]:
     return {name: commands[command] for name, command in _REPORTED.items() if command in commands}
 
 
-app.command()(fisher.fisher)
