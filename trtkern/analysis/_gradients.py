@@ -14,7 +14,6 @@ from trtkern.analysis._gradients_result import EDGES, Factors, Gradients, Layer,
 from trtkern.analysis._network import Data, Progress, Samples, logits_of, still
 from trtkern.analysis._sites import Chain, Site, sites
 from trtkern.nn import SDTLoss, TETLoss, TRTLoss
-from trtkern.nn.losses import _TimestepLoss
 from trtkern.ops import _check
 from trtkern.profiling.activity import firing_rates
 
@@ -193,7 +192,7 @@ class _Seen:
 
 def _terms(loss: Loss, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The terms of a loss that depend on the data; a loss of another kind is one."""
-    if isinstance(loss, _TimestepLoss):
+    if isinstance(loss, (SDTLoss, TETLoss, TRTLoss)):
         return loss.terms(logits, labels)
     return {"loss": loss(logits, labels)}
 
