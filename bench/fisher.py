@@ -43,8 +43,8 @@ class Case(NamedTuple):
 
 CASES = {
     "digits-10": Case(partial(build, "conv", (1, 8, 8), 10, layers=[16, 32, "pool"], timesteps=10), (64, 1, 8, 8), 4),
-    "resnet19-6": Case(partial(build, "resnet19", (3, 32, 32), 10, timesteps=6), (8, 3, 32, 32), 2),
-    "vggsnn-10": Case(vggsnn, (10, 8, 2, 48, 48), 2, 1),
+    "resnet19-6": Case(partial(build, "resnet19", (3, 32, 32), 10, timesteps=6), (4, 3, 32, 32), 1),
+    "vggsnn-10": Case(vggsnn, (10, 4, 2, 48, 48), 1, 1),
 }
 
 
@@ -90,7 +90,7 @@ def measured(case: str, backend: str, rounds: int, malloc: str) -> list[dict[str
     """A row for each candidate."""
     both = candidates(case, backend)
     for candidate in both:
-        warm_up(candidate)
+        warm_up(candidate, 5)
     times = interleave(both, [rounds] * 2, case)
     made = []
     for candidate in both:

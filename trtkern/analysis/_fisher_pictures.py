@@ -77,7 +77,7 @@ def _shares(results: Mapping[str, Fisher], axes: Axes) -> None:
             )
             axes.axvline(centre, color=color, linestyle=style, linewidth=0.8)
     axes.set(xlabel="first t timesteps", ylabel="share of $I_t$ in the sum (%)", title="Both estimators")
-    axes.set_ylim(0, 100 * highest * (1.25 + 0.15 * len(results)))
+    axes.set_ylim(0, 100 * (highest or 1.0) * (1.25 + 0.15 * len(results)))
     _whole_numbers(axes)
     _legend(axes, True)
 
