@@ -88,7 +88,8 @@ def test_the_first_steps_do_not_know_the_later_ones():
     model.eval()
     with torch.no_grad():
         for t in range(1, 7):
-            assert torch.equal(model(x[:t]), model(x)[:t])
+            # The same spikes; a product of other height may be summed in another order.
+            torch.testing.assert_close(model(x[:t]), model(x)[:t], rtol=1e-5, atol=1e-6)
     for t in range(1, 7):
         part = early(model, Samples.of("t", (x[:t], labels), batch_dim=1))
         assert torch.equal(part.correct, whole.correct[:t]) and torch.equal(part.alone, whole.alone[:t])
