@@ -143,6 +143,8 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
         axes.pcolormesh([0, 1, 2], [0, 1], [[0.0, 1.0]], cmap="gray")
         axes.text(0, 0, "on a cell", color="black")
         axes.text(0, 1, "aside", color="#444444")
+        axes.text(0, 2, "dark", color="#440154")
+        axes.text(0, 3, "light", color="#fde725")
         axes.set(title="title", xlabel="x")
         axes.legend()
 
@@ -155,10 +157,11 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
     assert "fill: #ffffff" in styles, "a white cell"
     for name, other in (("#440154", "white var(--lift, 0%)"), ("#fde725", "black var(--sink, 0%)")):
         assert f"stroke: {name}; stroke: color-mix(in srgb, {other}, {name})" in strokes
+        assert f"fill: {name}; fill: color-mix(in srgb, {other}, {name})" in text, "words of that colour too"
     assert "fill: currentColor; stroke: currentColor" in styles, "a black mark"
     words = {word: style for style, word in re.findall(r'<text style="([^"]*)"[^>]*>([^<]*)', text)}
     assert "fill" not in words["on a cell"] or "#000000" in words["on a cell"]
-    assert all("fill: currentColor" in words[word] for word in ("aside", "title", "x", "dark", "0.0"))
+    assert all("fill: currentColor" in words[word] for word in ("aside", "title", "x", "0.0"))
 
 
 def test_the_page_has_contents_anchors_and_a_choice_of_colours(tmp_path):

@@ -29,6 +29,8 @@ PAGE = "analysis.html"
 """Of a single run, in its folder."""
 NAMED = 80
 """Characters of the names of runs in the name of a page."""
+BESIDE = 5
+"""Columns up to which the tables of two runs stand beside each other; wider ones stand below each other."""
 COLUMNS = 12
 """Columns up to which the tables of several runs are one, a column a run."""
 
@@ -210,7 +212,7 @@ def _tables(names: Sequence[Html], tables: Sequence[Table]) -> str:
             f"<div><h3>{name}</h3>{html_table(table.head, table.rows, words=table.words)}</div>"
             for name, table in zip(names, tables, strict=True)
         )
-        return f'<div class="row">{"".join(each)}</div>'
+        return f'<div class="row">{"".join(each)}</div>' if len(first.head) <= BESIDE else "".join(each)
     rows = [
         [*key, *(found[key][column] if key in found else "-" for column in range(len(values)) for found in cells)]
         for key in keys

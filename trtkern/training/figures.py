@@ -139,24 +139,25 @@ def _themed(found: re.Match[str]) -> str:
     begin, element, style = found.groups()
     style = style.replace(_INK, "currentColor")
     if element in ("text", "tspan"):
-        return begin + re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
+        style = re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
+        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, style)
     if "stroke: " not in style:  # a cell
         return begin + style
     style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
     if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
         style = f"fill: currentColor; {style}"
-    return begin + re.sub(r"stroke: (#[0-9a-f]{6})", _mixed, style)
+    return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, style)
 
 
 def _mixed(found: re.Match[str]) -> str:
     """A colour that is too dark or too light for one of the two pages, mixed by what the page says (``--lift``,
     ``--sink``); behind the plain colour, for browsers that mix none."""
-    parts = [int(found[1][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(found[2][i : i + 2], 16) / 255 for i in (1, 3, 5)]
     light = sum(w * p**2.2 for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
     if 0.09 < light < 0.5:
         return found[0]
     other = "white var(--lift, 0%)" if light <= 0.09 else "black var(--sink, 0%)"
-    return f"{found[0]}; stroke: color-mix(in srgb, {other}, {found[1]})"
+    return f"{found[0]}; {found[1]}: color-mix(in srgb, {other}, {found[2]})"
 
 
 _DARK = r"#([0-5][0-9a-f])\1\1(?![0-9a-f])"
