@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from trtkern import nn
 from trtkern.analysis import Directions, Landscape, Result, landscape
-from trtkern.analysis.landscape import _levels, axis
+from trtkern.analysis._landscape import _levels, axis
 
 
 def plain_loss(model, samples, view="sdt"):
@@ -256,7 +256,7 @@ def test_levels_and_coordinates():
 
 
 def landscape_plane(losses):
-    from trtkern.analysis.landscape import Slice
+    from trtkern.analysis._landscape import Slice
 
     return Slice(torch.tensor([-1.0, 1.0]), torch.tensor(losses).double(), torch.zeros(2, 2))
 

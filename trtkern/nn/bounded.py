@@ -106,6 +106,8 @@ def _range(kind: str, low: float, high: float | None) -> tuple[float, float]:
 class _Clamp(torch.autograd.Function):
     """Clamp whose gradient leads back in: 0 only where a step against it would go further out."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(raw: Tensor, low: float, high: float) -> Tensor:
         return raw.clamp(low, high)

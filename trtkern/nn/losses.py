@@ -16,7 +16,7 @@ from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import _check
-from trtkern.ops._beneath import look
+from trtkern.ops._beneath import look, requires_grad
 from trtkern.ops._library import is_dual
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
 
@@ -274,7 +274,7 @@ class TRTLoss(_TimestepLoss):
         """The (name, parameter) pairs that the penalty covers now: those of the model that are trainable."""
         chosen = _regularized(self._model[0], self.exclude)
         # Tangents (forward mode) do not require a gradient, and are differentiated all the same.
-        return [(name, p) for name, p in chosen if p.requires_grad or is_dual(p)]
+        return [(name, p) for name, p in chosen if requires_grad(p) or is_dual(p)]
 
     def extra_repr(self) -> str:
         """The settings and the size of what is regularised."""
@@ -300,7 +300,9 @@ class TRTLoss(_TimestepLoss):
         return self.eta
 
     def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        onehot = target if target.dim() == 2 else F.one_hot(target, logits.shape[2]).to(logits.dtype)
+        classes = torch.arange(logits.shape[2], device=logits.device)
+        # Not F.one_hot, which looks at the labels: torch.vmap has no one value to show.
+        onehot = target if target.dim() == 2 else (target.unsqueeze(1) == classes).to(logits.dtype)
         return _cross_entropy(logits, target, self.label_smoothing), (logits - onehot).square().mean()
 
     def _penalty(self, weights: list[Tensor], timesteps: int) -> Tensor:

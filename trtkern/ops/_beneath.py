@@ -18,15 +18,25 @@ def transformed() -> bool:
 
 def is_mapped(*tensors: Tensor | None) -> bool:
     """Whether ``torch.vmap`` maps over an axis of one of the tensors, which does not show in its shape."""
+    return bool(_beneath_vmap(*tensors))
+
+
+def requires_grad(tensor: Tensor) -> bool:
+    """``tensor.requires_grad``, also where ``torch.vmap`` hides it."""
+    return tensor.requires_grad or any(_beneath_vmap(tensor))
+
+
+def _beneath_vmap(*tensors: Tensor | None) -> list[bool]:
+    """For each ``torch.vmap`` over one of the tensors, whether any needs a gradient beneath it."""
     found: list[bool] = []
     if transformed():
-        _Asked.apply(found, *(t for t in tensors if t is not None))
-    return bool(found)
+        _Asked.apply(found.append, *(t for t in tensors if t is not None))
+    return found
 
 
 class _Asked(torch.autograd.Function):
     @staticmethod
-    def forward(found: list[bool], *tensors: Tensor) -> Tensor:
+    def forward(tell: Callable[[bool], None], *tensors: Tensor) -> Tensor:
         return torch.empty(0)
 
     @staticmethod
@@ -34,9 +44,9 @@ class _Asked(torch.autograd.Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, found: list[bool], *tensors: Tensor) -> tuple[Tensor, None]:
-        found.append(True)
-        return torch.empty(0), None
+    def vmap(info: Any, in_dims: tuple, tell: Callable[[bool], None], *tensors: Tensor) -> tuple[Tensor, None]:
+        tell(any(t.requires_grad for t in tensors))
+        return _Asked.apply(tell, *tensors), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from trtkern.ops import _check
-from trtkern.ops._beneath import is_mapped, transformed
+from trtkern.ops._beneath import is_mapped
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
@@ -34,8 +34,18 @@ def differentiated(*tensors: Tensor | None) -> bool:
     """
     if not torch.is_grad_enabled() or _check.recording():
         return False
+    if any(t is not None and t.requires_grad for t in tensors):
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    if torch.compiler.is_compiling():
+        # Dynamo takes every tensor in there for one that needs no gradient, and the gradient for 0.
+        raise RuntimeError(
+            "a fused op: expected torch.func outside of what torch.compile compiles, got one of its transforms inside; "
+            "call torch.func.grad, torch.vmap and the like without torch.compile around them"
+        )
     # Beneath torch.vmap a tensor may need a gradient and not say so.
-    return any(t is not None and t.requires_grad for t in tensors) or transformed()
+    return True
 
 
 def refuse_mapped(op: str, what: str, instead: str, *tensors: Tensor | None) -> None:

@@ -181,9 +181,9 @@ def update(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
 
     def move(mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, batches: Tensor) -> None:
         finite = (torch.isfinite(mean) & torch.isfinite(var)).all(-1)
-        _own(finite, batches, "num_batches_tracked")
         _own(mean, running_mean, "running_mean")
         _own(var, running_var, "running_var")
+        _own(finite, batches, "num_batches_tracked")
         batches.add_(finite)
         factor = 1.0 / batches.double().unsqueeze(-1) if momentum is None else momentum
         for held, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
@@ -197,10 +197,9 @@ def _own(value: Tensor, held: Tensor, name: str) -> None:
     """What is written to has the mapped axes (``torch.vmap``) of what is written."""
     if torch.broadcast_shapes(value.shape, held.shape) != held.shape:
         raise RuntimeError(
-            f"{OP}: expected {name} to be mapped by torch.vmap as the statistics of y are, got one for samples that "
-            f"each move their own ({tuple(held.shape)} for {tuple(value.shape)}); pass the buffers through "
-            "torch.func.functional_call, with an axis in in_dims, or call layer.eval(), or construct it with "
-            "track_running_stats=False"
+            f"{OP}: expected {name} to be mapped by torch.vmap as the statistics of y are, got one that all samples "
+            "would move; give each its own: pass the buffers through torch.func.functional_call, with an axis in "
+            "in_dims, or call layer.eval(), or construct the layer with track_running_stats=False"
         )
 
 

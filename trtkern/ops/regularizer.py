@@ -218,6 +218,15 @@ class _Regularizer(torch.autograd.Function):
         return None, None, None, *apply(_Scale, "regularizer", factor, *grads, *weights)
 
 
+def _is_one(factor: Tensor) -> bool:
+    if factor.device.type != "cpu":  # looking at it would wait for it
+        return False
+    try:
+        return factor.item() == 1.0
+    except RuntimeError:  # torch.vmap, or autograd's is_grads_batched, maps over it: it is not one number
+        return False
+
+
 class _Scale(torch.autograd.Function):
     """factor * gradients; the gradients themselves, uncopied, where the factor is known to be 1.
 
@@ -227,8 +236,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(factor, *tensors):
         grads = tensors[: len(tensors) // 2]
-        # On a GPU, looking at the factor would wait for it; a mapped one has no one value.
-        if not transformed() and factor.device.type == "cpu" and factor.item() == 1.0:
+        if _is_one(factor):
             return tuple(g.view_as(g) for g in grads)
         return tuple(g * factor for g in grads)
 

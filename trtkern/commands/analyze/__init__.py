@@ -32,5 +32,3 @@ def reported() -> dict[str, Callable[..., int]]:
     """{analysis: the command that makes it}, in the order of the page of `trtkern report`."""
     commands = {each.callback.__name__: each.callback for each in app.registered_commands if each.callback is not None}
     return {name: commands[command] for name, command in _REPORTED.items() if command in commands}
-
-
