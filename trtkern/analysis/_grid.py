@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
 import torch
@@ -111,11 +113,19 @@ _look: list[Callable[[Sequence[float]], Point]] = []
 
 def _begin(packed: bytes, dims: int, threads: int) -> None:
     """In a worker, once."""
+    threading.Thread(target=_follow, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     torch.set_num_threads(threads)
     grid: Grid = torch.load(io.BytesIO(packed), weights_only=False)
     _look.append(grid.looking(_stack, dims))
+
+
+def _follow() -> None:
+    """In a worker: end when the process that asks ends, also where it was stopped while this one was being born."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _at(coordinates: Sequence[float]) -> Point:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 Multiply = Callable[[Tensor], Tensor]
 """A x of a vector x [n]."""
-_GONE = 100
-"""A vector that keeps less than so many roundings of its length next to others is a sum of them."""
+_GONE = 2 / 3
+"""A vector that keeps less than this power of a rounding of its length next to others is a sum of them."""
 
 
 class Pairs(NamedTuple):
@@ -50,7 +50,7 @@ def lanczos(
     """
     size = start.numel()
     iterations = min(max(iterations, count), size)
-    gone = _GONE * torch.finfo(start.dtype).eps
+    gone = torch.finfo(start.dtype).eps ** _GONE
     basis = [start / torch.linalg.vector_norm(start)]
     projected = torch.zeros(iterations, iterations, dtype=torch.float64)
     for j in range(iterations):
