@@ -91,7 +91,12 @@ class Early(Result):
         """A row a number of steps, and a row for stopping early."""
         low, high = self.interval(self.correct)
         rows = [
-            (f"{t + 1} steps", f"{self.correct[t]:.2%}", f"{low[t]:.1%} to {high[t]:.1%}", f"{self.alone[t]:.2%}")
+            (
+                f"{t + 1} step{'s' * (t > 0)}",
+                f"{self.correct[t]:.2%}",
+                f"{low[t]:.1%} to {high[t]:.1%}",
+                f"{self.alone[t]:.2%}",
+            )
             for t in range(self.timesteps)
         ]
         best = int(torch.where(self.exit_correct >= self._wanted, self.steps, math.inf).argmin())
@@ -114,7 +119,7 @@ class Early(Result):
             "Accuracy is that of the mean output of the steps so far, as the network would answer if it was stopped "
             "there. It was trained to answer after all steps, and may lose by that at fewer.",
             f"All {self.timesteps} steps reach {self.correct[-1]:.2%}. To within {100 * self.margin:g} points of that, "
-            f"{self.fixed_needed} steps for every sample are enough, or {self.needed:.2f} in the mean where each "
+            f"the first {self.fixed_needed} of every sample are enough, or {self.needed:.2f} in the mean where each "
             f"sample stops as soon as the network is sure. Sureness is {sure} of the mean output so far, at or above a "
             "threshold.",
             "The threshold was chosen on these same samples, so the mean number of steps is a little too good. A "
@@ -244,6 +249,7 @@ def _fixed(found: Mapping[str, Early], axes: Axes) -> None:
         alone = None if label else "that step alone"
         axes.plot(steps, (100 * result.alone).tolist(), "--", linewidth=1, color=color, label=alone)
     axes.set(xlabel="time steps used", ylabel="accuracy (%)", title="accuracy by time steps")
+    axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -259,5 +265,6 @@ def _exits(found: Mapping[str, Early], axes: Axes) -> None:
             steps = range(1, result.timesteps + 1)
             axes.plot(steps, (100 * result.correct).tolist(), "--", linewidth=1, color=COLORS[1], label="same for all")
     axes.set(xlabel="mean time steps used", ylabel="accuracy (%)", title="early exit by confidence")
+    axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
