@@ -35,3 +35,15 @@ def test_the_results_are_the_rows(monkeypatch):
     runs = controls.read()
     assert list(runs) == list(controls.CONTROLS) and all(sorted(found) == [0, 1, 2, 3, 4] for found in runs.values())
     assert controls.PAGE.read_text() == controls.page(runs)
+
+
+def test_the_claims_are_the_rows(monkeypatch):
+    """The page is what bench/claims.py makes of bench/claims.csv, several seeds of every way to train."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import claims_page
+
+    found = claims_page.read()
+    assert list(found) == list(claims_page.SETUPS)
+    for arms in found.values():
+        assert {claims_page.TRT, *claims_page.OTHERS} <= set(arms) and all(len(seeds) > 2 for seeds in arms.values())
+    assert claims_page.PAGE.read_text() == claims_page.page(found)

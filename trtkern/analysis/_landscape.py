@@ -342,7 +342,7 @@ def _surface(name: str, plane: Slice, levels: Sequence[float], limits: Sequence[
     solid.set_xticks(_ticks(plane))
     solid.set_yticks(_ticks(plane))
     solid.tick_params(labelsize=8)
-    solid.set(xlabel="first direction", ylabel="second direction", zlabel="loss", title=_title("loss", name))
+    solid.set(xlabel="first direction", ylabel="second direction", title=_title("loss", name))
 
 
 def _norm(levels: Sequence[float]) -> Any:

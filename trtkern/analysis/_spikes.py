@@ -252,7 +252,7 @@ def _depth(result: SpikeStatistics) -> list[Any]:
     from matplotlib import colormaps
 
     count = len(result.layers)
-    return [colormaps["viridis"](0.9 * i / max(1, count - 1)) for i in range(count)]
+    return [colormaps["viridis"](0.3 + 0.45 * i / max(1, count - 1)) for i in range(count)]
 
 
 def _rates(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
