@@ -226,6 +226,8 @@ def page(found: dict[str, Found]) -> str:
             f"{verdicts(arms)}\n\n![Every run, every measure](results-{data}.png)\n\n"
             f"![The centroid over the epochs](results-{data}-centroid.png)\n\n### All measures\n\n{overview(arms)}\n"
         )
+    if missing := [data for data in SETUPS if data not in found]:
+        parts.append(f"## {', '.join(missing)}\n\nNot measured yet: the command above goes on with it.\n")
     return "\n".join(parts) + TAIL
 
 
@@ -233,7 +235,7 @@ HEAD = """# The paper's claims, tested
 
 The paper behind TRT ([arXiv 2506.19256](https://arxiv.org/abs/2506.19256)) says that its loss closes the gap between
 training and test, slows the vanishing of gradients over time, moves Fisher information to early time steps, finds
-flatter minima, and is more accurate. This page tests each of these on two small data sets. One command makes it, its
+flatter minima, and is more accurate. This page tests each of these on small data sets. One command makes it, its
 pictures and [its rows](../bench/claims.csv):
 
 ```
@@ -249,7 +251,7 @@ The difference is taken between two runs of one seed, which begin with the same 
 order. Its mean over the seeds stands with a 95 % interval by Student's t. A claim is **supported** where the interval
 lies on its side of zero, **contradicted** where it lies on the other side, and **not decided** where it holds zero. A
 table of so many intervals has one in twenty that misses by chance, so a single word in it proves little; look for
-what both data sets say.
+what agrees.
 
 """
 TAIL = """
