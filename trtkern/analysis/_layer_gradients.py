@@ -83,14 +83,19 @@ def _plus(*found: Found) -> Found:
 
 
 class Convolution(Layer):
-    """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``: one convolution with a group for every sample."""
+    """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``: one convolution with a group for every sample.
+
+    Where the patches of an image that the weight meets are few enough to hold, they are laid out once, [K, B,
+    places, numbers of a patch], and batches of matrix products do it for all t.
+    """
 
     WEIGHT = (weights.conv1d_weight, weights.conv2d_weight, weights.conv3d_weight)
     """By the axes of space, from 1."""
 
     def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
         x, self.padding = _padded(module, x)
-        super().__init__(module, x.contiguous(), trained)
+        self.patches = _patches(module, x, self.padding) if "weight" in trained else None
+        super().__init__(module, x.contiguous() if self.patches is None else x, trained)
 
     @staticmethod
     def core(module: Any) -> int:
@@ -101,10 +106,17 @@ class Convolution(Layer):
         """As its base."""
         found = []
         if self.weight:
-            found.append(self._weight(g.contiguous()))
+            found.append(self._weight(g.contiguous()) if self.patches is None else self._by_patches(g, self.patches))
         if self.bias:
             found.append(_of(_summed(g)))
         return _plus(*found)
+
+    @staticmethod
+    def _by_patches(g: Tensor, patches: Tensor) -> Found:
+        made = g.new_zeros(g.shape[1], g.shape[2], patches.shape[-1])
+        for some, read in zip(g.flatten(3), patches, strict=False):  # in channels_last, too, nothing is copied
+            made.baddbmm_(some, read)
+        return _of(made)
 
     def _weight(self, g: Tensor) -> Found:
         module = self.module
@@ -121,6 +133,19 @@ class Convolution(Layer):
             owns.append(_squared(made))
             whole += made.sum(0)
         return torch.cat(owns), _squared(whole[None])[0]
+
+
+def _patches(module: Any, x: Tensor, padding: tuple[int, ...]) -> Tensor | None:
+    """[K, B, places, numbers of a patch] of x [K, B, C, H, W], padded; None: too many to hold, or another kind."""
+    if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.dilation != (1, 1):
+        return None
+    (high, wide), around = module.kernel_size, [width for each in reversed(padding) for width in (each, each)]
+    x = F.pad(x.movedim(2, -1), (0, 0, *around))
+    for axis, size, stride in zip((2, 3), (high, wide), module.stride, strict=True):
+        x = x.unfold(axis, size, stride)
+    if x.numel() > HELD or x.shape[1] * module.weight.numel() > HELD:
+        return None
+    return x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4).flatten(2, 3)
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -145,7 +170,7 @@ class Product(Layer):
     def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
         super().__init__(module, _places(x), trained)
         count, inner, outer = self.x.shape[1], module.in_features, module.out_features
-        self.products = self.x.bmm(self.x.transpose(1, 2)) if count * (inner + outer) < inner * outer else None
+        self.products = self.x.bmm(self.x.transpose(1, 2)) if count * (inner + outer) < 2 * inner * outer else None
 
     @staticmethod
     def read(module: Any, x: Tensor) -> Tensor:
