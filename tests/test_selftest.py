@@ -118,8 +118,8 @@ def test_a_fault_in_the_regularizer_is_seen(damage, what):
 @pytest.mark.parametrize("what", ["running_mean", "running_var"])
 def test_a_fault_in_the_running_statistics_is_seen(damage, monkeypatch, what):
     damage()
-    real = _norm._update
-    monkeypatch.setattr(_norm, "_update", lambda norm, *rest: (real(norm, *rest), spoil(getattr(norm, what))))
+    real = _norm.update
+    monkeypatch.setattr(_norm, "update", lambda norm, *rest: (real(norm, *rest), spoil(getattr(norm, what))))
     assert not run(CELLS["norm"])
 
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
+from trtkern._torch import nodes
 from trtkern.analysis._objective import Objective
 
 
@@ -71,13 +73,7 @@ def twice_differentiable(objective: Objective) -> bool:
 
 def _leaves(output: Tensor) -> list[Tensor]:
     """The tensors that a graph begins with."""
-    found, seen, left = [], set(), [output.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(leaf := getattr(node, "variable", None), Tensor):
-            found.append(leaf)
-        left += [parent for parent, _ in node.next_functions]
-    return found
+    if not output.requires_grad:
+        return []
+    made_of = (getattr(node, "variable", None) for node in nodes([get_gradient_edge(output)]))
+    return [leaf for leaf in made_of if isinstance(leaf, Tensor)]
