@@ -30,6 +30,7 @@ from typing import Any
 import claims_page
 
 from trtkern.bench.measure import append, commit, machine, today
+from trtkern.training.folder import write
 
 SEEDS = (0, 1, 2, 3, 4)
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -155,7 +156,7 @@ def measure(place: Path) -> dict[str, Any]:
         then = opened(str(path), split="train", samples=FEW, batch_size=BATCH, threads=1)
         epoch = int(then.about["weights"].split()[1])
         found["centroids"].append((epoch, analysis.fisher(then.trainer.model, then.samples).centroid))
-    kept.write_text(json.dumps(found))
+    write(kept, json.dumps(found).encode())  # whole or not at all: it may be stopped at any moment
     return found
 
 
