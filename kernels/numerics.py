@@ -8,7 +8,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from trtkern import dialect, surrogates
+from trtkern import surrogates
+from trtkern.expressions import rebind
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -101,5 +102,5 @@ def derivative(name: str) -> Any:
         if not INTERPRETED.value:  # compiled code takes no global number but a constexpr
             numbers = ((key, function.__globals__.get(key)) for key in function.__code__.co_names)
             names.update({key: tl.constexpr(number) for key, number in numbers if isinstance(number, float)})
-        found = _derivatives[row.name] = inline(dialect.rebind(function, names))
+        found = _derivatives[row.name] = inline(rebind(function, names))
     return found

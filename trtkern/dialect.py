@@ -8,21 +8,11 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType
-from typing import Any
+from collections.abc import Callable, Iterable
 
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _OPERATORS = _ARITHMETIC | {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _CALLS = {"exp": "exp_", "abs": "abs_", "maximum": "maximum_", "where": "where_"}
-
-
-def rebind(function: Callable, names: Mapping[str, Any]) -> FunctionType:
-    """The same code object over other globals: ``names`` replaces exp, abs, maximum and where."""
-    bound = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
-    bound.__module__ = function.__module__
-    bound.__qualname__ = function.__qualname__
-    return bound
 
 
 def to_cpp(function: Callable) -> str:

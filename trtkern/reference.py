@@ -1,4 +1,4 @@
-"""The oracle: a LIF neuron as a readable time loop in torch, differentiated by autograd. Never optimised.
+"""The oracle: every neuron as a readable time loop in torch, differentiated by autograd. Never optimised.
 
 Everything else in this package is tested against these functions. They run in any floating dtype (float64 for tests),
 on any device, and support second derivatives.
@@ -13,26 +13,56 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trtkern import dialect, surrogates
+from trtkern import neurons, surrogates
+from trtkern.expressions import rebind
 from trtkern.spec import LIFSpec
 
 
 class Trace(NamedTuple):
-    """Spikes s and potentials after reset v of every step, [T, ...], and h, the potentials before firing."""
+    """Spikes s, potentials v after the reset and h before the firing, each [T, ...]; state: after the last step."""
 
     s: Tensor
     v: Tensor
     h: Tensor
+    state: Tensor
+    """[...]; of a neuron with several states [S, ...]."""
 
 
 def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
     return torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device))
 
 
+def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a where the condition holds, b elsewhere. A spike is a condition too, with the derivative a - b."""
+    if condition.dtype == torch.bool:
+        return torch.where(condition, a, b)
+    s = condition
+    a, b = (torch.as_tensor(each, dtype=s.dtype, device=s.device) for each in (a, b))
+    difference = a - b
+    # A potential of +inf fires and is reset: what is multiplied by 0 must not be inf.
+    finite = torch.where(torch.isfinite(difference), difference, torch.zeros_like(difference))
+    return torch.where(s > 0, a, b) + (s - s.detach()) * finite
+
+
+_NAMES = {
+    "fma": lambda a, b, c: a * b + c,
+    "exp": torch.exp,
+    "abs": torch.abs,
+    "maximum": _maximum,
+    "where": _where,
+}
+
+
 @cache
 def _derivative(name: str) -> Any:
-    names = {"exp": torch.exp, "abs": torch.abs, "maximum": _maximum, "where": torch.where}
-    return dialect.rebind(surrogates.lookup(name).function, names)
+    return rebind(surrogates.lookup(name).function, _NAMES)
+
+
+@cache
+def _steps(neuron: str, reset: str) -> tuple[Any, Any, Any]:
+    row = neurons.lookup(neuron)
+    charge, fire, settle = (rebind(function, _NAMES) for function in (row.charge, row.fire, row.settle[reset]))
+    return charge, fire, settle
 
 
 def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:
@@ -73,37 +103,32 @@ class _SpikeInBothModes(_Spike):
 
 
 def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:
-    """h[t] = decay * v[t-1] + gain * x[t] + bias; s[t] = h[t] > threshold; then the reset of ``spec``.
+    """The neuron that ``spec`` names, step by step: charge, fire, settle (``trtkern.neurons``).
 
     Args:
         x: [T, ...] input current.
-        v0: [...] potential before the first step; None is zero.
-        params: decay, gain, bias, reset_amount, v_threshold, v_reset: numbers, or tensors that broadcast with x[0].
-        spec: reset, surrogate, alpha, detach_reset.
+        v0: the state before the first step, [...], of a neuron with several states [S, ...]; None is zero.
+        params: the neuron's parameters in the order of its row: numbers, or tensors that broadcast with x[0].
+        spec: neuron, reset, surrogate, alpha, detach_reset.
 
     Returns:
-        Trace: s, v, h, each [T, ...] in x's dtype.
+        Trace: s, v, h, each [T, ...], and the last state, in x's dtype.
     """
-    decay, gain, bias, reset_amount, v_threshold, v_reset = params
-    v = torch.zeros_like(x[0]) if v0 is None else v0
-    fire = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
+    row, single = spec.row, len(spec.row.states) == 1
+    charge, fire, settle = _steps(spec.neuron, spec.reset)
+    state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
+    spike = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
     spikes, potentials, charges = [], [], []
     for current in x.unbind(0):
-        h = decay * v + gain * current + bias
-        s = fire.apply(h - v_threshold, spec.surrogate, spec.alpha)
-        s_reset = s.detach() if spec.detach_reset else s
-        if spec.reset == "hard":
-            # A potential of +inf fires and is reset: it must not meet 1 - s as inf * 0.
-            held = torch.where(h == torch.inf, torch.zeros_like(h), h)
-            v = (1 - s_reset) * held + s_reset * v_reset
-        elif spec.reset == "soft":
-            v = h - reset_amount * s_reset
-        else:
-            v = h
+        trace = charge(current, state, params)
+        potential, threshold = fire(trace, params)
+        s = spike.apply(potential - threshold, spec.surrogate, spec.alpha)
+        state = settle(trace, s > 0 if spec.detach_reset else s, params)
         spikes.append(s)
-        potentials.append(v)
-        charges.append(h)
-    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges))
+        potentials.append(state[row.membrane])
+        charges.append(trace[row.potential])
+    last = state[0] if single else torch.stack(state)
+    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges), last)
 
 
 def batch_norm(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from trtkern import surrogates
+from trtkern import neurons, surrogates
 
 RESETS = ("hard", "soft", "none")
 ALPHAS = (2.0**-60, 2.0**60)
@@ -16,29 +16,37 @@ ALPHAS = (2.0**-60, 2.0**60)
 
 @dataclass(frozen=True)
 class LIFSpec:
-    """The choices of a LIF neuron that select code; everything else is a number or a tensor.
+    """The choices of a neuron that select code; everything else is a number or a tensor.
 
     Args:
         reset: "hard" (v = v_reset after a spike), "soft" (v = h - reset_amount) or "none".
         surrogate: a name in ``trtkern.surrogates.TABLE``, or a plain function of ``(u, alpha)``, which then goes by
             its name and a digest of its code.
         alpha: sharpness of the surrogate; None is the default of its row.
-        detach_reset: no gradient through the spike in the reset.
+        detach_reset: no gradient through the spike in what follows it within the neuron: the reset, the adaptation.
+        neuron: a name in ``trtkern.neurons.TABLE``.
 
     Raises:
-        ValueError: an unknown reset or surrogate, or an alpha that is not finite and positive, or outside ``ALPHAS``.
+        ValueError: an unknown neuron, reset or surrogate, a reset that the neuron cannot have, or an alpha that is not finite and positive, or outside ``ALPHAS``.
     """
 
     reset: str = "hard"
     surrogate: str | Callable = "triangle"
     alpha: float | None = None
     detach_reset: bool = False
+    neuron: str = "LIF"
     token: str = field(init=False, repr=False, compare=False)
     """The spec as one string, the form in which it passes through ``torch.ops``."""
 
     def __post_init__(self) -> None:
         if self.reset not in RESETS:
             raise ValueError(f"LIFSpec: expected reset to be one of {', '.join(RESETS)}, got {self.reset!r}")
+        possible = self.row.settle
+        if self.reset not in possible:
+            raise ValueError(
+                f"LIFSpec: expected the reset of {self.neuron} to be {' or '.join(possible)}, got {self.reset!r}, which "
+                "this neuron does not have"
+            )
         name = surrogates.register(self.surrogate) if callable(self.surrogate) else self.surrogate
         row = surrogates.lookup(name)
         name = row.name
@@ -55,21 +63,30 @@ class LIFSpec:
             )
         # Made once: torch.compile takes a string as a constant, where it would trace the number inside.
         token = f"{self.reset}|{name}|{alpha!r}|{int(self.detach_reset)}"
+        token += "" if self.neuron == "LIF" else f"|{self.neuron}"
         settled = {"surrogate": name, "alpha": alpha, "detach_reset": bool(self.detach_reset), "token": token}
         for attribute, value in settled.items():
             object.__setattr__(self, attribute, value)
 
+    @property
+    def row(self) -> neurons.Neuron:
+        """The neuron's row of the table."""
+        return neurons.lookup(self.neuron)
+
     def __reduce__(self) -> tuple:
         # A surrogate of the user's own is only a name in another process.
-        return _restored, (self.reset, surrogates.reference(str(self.surrogate)), self.alpha, self.detach_reset)
+        surrogate = surrogates.reference(str(self.surrogate))
+        return _restored, (self.reset, surrogate, self.alpha, self.detach_reset, self.neuron)
 
     @staticmethod
     @cache
     def from_token(token: str) -> LIFSpec:
         """The spec that ``token`` came from."""
-        reset, surrogate, alpha, detach = token.split("|")
-        return LIFSpec(reset, surrogate, float(alpha), detach == "1")
+        reset, surrogate, alpha, detach, *neuron = token.split("|")
+        return LIFSpec(reset, surrogate, float(alpha), detach == "1", *neuron)
 
 
-def _restored(reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool) -> LIFSpec:
-    return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset)
+def _restored(
+    reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool, neuron: str = "LIF"
+) -> LIFSpec:
+    return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset, neuron)

@@ -251,7 +251,7 @@ def _chain(h: Tensor, rows: list[Any], spec: Any) -> Chain:
     decay, _, _, *reset = rows
     with torch.enable_grad():
         at = h.detach().requires_grad_()
-        s, v, _ = reference.lif(at.unsqueeze(0), None, (0.0, 1.0, 0.0, *reset), spec)
+        s, v, *_ = reference.lif(at.unsqueeze(0), None, (0.0, 1.0, 0.0, *reset), spec)
         (kept,) = torch.autograd.grad(v.sum(), at, retain_graph=True)
         slope = torch.ones_like(at) if spec.reset == "none" else torch.autograd.grad(s.sum(), at)[0]
     fires = torch.zeros_like(h, dtype=torch.bool) if spec.reset == "none" else s.detach().squeeze(0) > 0

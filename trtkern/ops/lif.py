@@ -249,7 +249,7 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
     """What the reference computed, in x's dtype, with the flag and the words that the kernels make on the way."""
     v = (trace.h if want & WANT_H else trace.v).to(x.dtype)
     if flag is not None:
-        seen = [trace.h, *[trace.v[-1]] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
+        seen = [trace.h, *[trace.state] * bool(want & WANT_STATE), *[v] * bool(want & (WANT_V | WANT_H))]
         beneath(
             lambda flag, *seen: flag.bitwise_or_(
                 torch.stack([~torch.isfinite(t).all() for t in seen]).any().to(flag.dtype)
@@ -258,7 +258,7 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
             *seen,
         )
     packed = reference.spikes_pack(trace.s) if want & WANT_PACKED else None
-    return returned(trace.s.to(x.dtype), trace.v[-1], v, packed, want)
+    return returned(trace.s.to(x.dtype), trace.state, v, packed, want)
 
 
 class _LIF(torch.autograd.Function):

@@ -1,0 +1,326 @@
+"""The neurons: each one defined here, once, for every backend.
+
+A neuron is three straight-line functions, which every backend runs at each step in this order:
+
+    trace = charge(x, state, p)      what the step computes from the input current and the state before it
+    potential, threshold = fire(trace, p)
+                                     it fires where potential > threshold; the surrogate is taken at their difference
+    state = settle(trace, s, p)      the state after the step, with the reset; s: whether it fired
+
+``state``, ``trace`` and ``p`` are tuples. ``s`` is a condition: ``where(s, a, b)`` is a where the neuron fired and b
+elsewhere, and its derivative by the spike is a - b. The functions are built from arithmetic, comparisons and the names
+``fma``, ``exp``, ``abs``, ``maximum`` and ``where``. ``trtkern.adjoint`` derives the backward pass from them; the
+kernels keep ``trace`` and compute the state from it again.
+
+This module imports the standard library only: the build uses it before torch exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from trtkern.surrogates import exp, maximum, where
+
+
+def fma(a: float, b: float, c: float) -> float:
+    """a * b + c; rounded once on every backend."""
+    return a * b + c
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A row of the table.
+
+    Args:
+        name: of the neuron; that of its layer.
+        states: the names of the state's numbers, "v" (the membrane potential after the reset) among them.
+        trace: the names of the trace's numbers, "h" (the potential before the firing) among them.
+        params: the names of the parameters, in the order of their rows.
+        charge: (x, state, p) -> trace.
+        fire: (trace, p) -> (potential, threshold).
+        settle: by the name of a reset that the neuron can have, (trace, s, p) -> state.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    trace: tuple[str, ...]
+    params: tuple[str, ...]
+    charge: Callable
+    fire: Callable
+    settle: Mapping[str, Callable]
+
+    @property
+    def membrane(self) -> int:
+        """Which state is v."""
+        return self.states.index("v")
+
+    @property
+    def potential(self) -> int:
+        """Which number of the trace is h."""
+        return self.trace.index("h")
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+# Leaky integrate-and-fire.
+
+
+def lif_charge(x, state, p):
+    """h[t] = decay * v[t-1] + gain * x[t] + bias."""
+    (v,) = state
+    decay, gain, bias, _reset_amount, _v_threshold, _v_reset = p
+    return (fma(decay, v, fma(gain, x, bias)),)
+
+
+def lif_fire(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[0], p[4]
+
+
+def lif_hard(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]."""
+    return (where(s, p[5], trace[0]),)
+
+
+def lif_soft(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]."""
+    return (where(s, trace[0] - p[3], trace[0]),)
+
+
+def lif_none(trace, s, p):
+    """v[t] = h[t]."""
+    return (trace[0],)
+
+
+# A synaptic current in front of the membrane: NIR's CubaLIF, snnTorch's Synaptic, Norse's and Rockpool's LIF.
+
+
+def cubalif_charge(x, state, p):
+    """i[t] = decay_syn * i[t-1] + gain_syn * x[t]; h[t] = decay * v[t-1] + gain * i[t] + bias."""
+    i, v = state
+    decay_syn, gain_syn, decay, gain, bias, _reset_amount, _v_threshold, _v_reset = p
+    i = fma(decay_syn, i, gain_syn * x)
+    return i, fma(decay, v, fma(gain, i, bias))
+
+
+def cubalif_fire(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[1], p[6]
+
+
+def cubalif_hard(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]; i[t] stays."""
+    return trace[0], where(s, p[7], trace[1])
+
+
+def cubalif_soft(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]; i[t] stays."""
+    return trace[0], where(s, trace[1] - p[5], trace[1])
+
+
+def cubalif_none(trace, s, p):
+    """v[t] = h[t]; i[t] stays."""
+    return trace
+
+
+# A threshold that adapts: Bellec et al. 2018 (arXiv 1803.09574) and 2020, sinabs' ALIF, Norse's LSNN.
+
+
+def alif_charge(x, state, p):
+    """h[t] = decay * v[t-1] + gain * x[t] + bias; a[t-1] comes along."""
+    v, a = state
+    return fma(p[0], v, fma(p[1], x, p[2])), a
+
+
+def alif_fire(trace, p):
+    """Where h[t] > v_threshold + beta * a[t-1]."""
+    return trace[0], fma(p[5], trace[1], p[7])
+
+
+def alif_hard(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
+    return where(s, p[8], trace[0]), fma(p[3], trace[1], where(s, p[4], 0.0))
+
+
+def alif_soft(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
+    return where(s, trace[0] - p[6], trace[0]), fma(p[3], trace[1], where(s, p[4], 0.0))
+
+
+def alif_none(trace, s, p):
+    """v[t] = h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
+    return trace[0], fma(p[3], trace[1], where(s, p[4], 0.0))
+
+
+# A current that adapts, also below the threshold: Bittar and Garner 2022 (doi 10.3389/fnins.2022.865897), sparch.
+
+
+def adlif_charge(x, state, p):
+    """h[t] = decay * v[t-1] + gain * (x[t] - w[t-1]) + bias; w[t-1] comes along."""
+    v, w = state
+    return fma(p[0], v, fma(p[1], x - w, p[2])), w
+
+
+def adlif_fire(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[0], p[7]
+
+
+def adlif_hard(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
+    return where(s, p[8], trace[0]), fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+
+
+def adlif_soft(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
+    return where(s, trace[0] - p[6], trace[0]), fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+
+
+def adlif_none(trace, s, p):
+    """v[t] = h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
+    return trace[0], fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+
+
+# One state, not linear: SpikingJelly's QIFNode and EIFNode (Gerstner et al., Neuronal Dynamics, chapter 5).
+
+
+def qif_charge(x, state, p):
+    """h[t] = v[t-1] + gain * (x[t] + a0 * (v[t-1] - v_rest) * (v[t-1] - v_c))."""
+    (v,) = state
+    return (fma(p[0], fma(p[1] * (v - p[2]), v - p[3], x), v),)
+
+
+def eif_charge(x, state, p):
+    """h[t] = v[t-1] + gain * (x[t] + v_rest - v[t-1] + delta_t * exp((v[t-1] - theta_rh) / delta_t))."""
+    (v,) = state
+    return (fma(p[0], x + p[3] - v + p[1] * exp((v - p[2]) / p[1]), v),)
+
+
+def threshold_at_5(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[0], p[5]
+
+
+def hard_at_6(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]."""
+    return (where(s, p[6], trace[0]),)
+
+
+def soft_at_4(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]."""
+    return (where(s, trace[0] - p[4], trace[0]),)
+
+
+# Izhikevich 2003 (doi 10.1109/TNN.2003.820440) as SpikingJelly's IzhikevichNode writes it.
+
+
+def izhikevich_charge(x, state, p):
+    """h[t] = v[t-1] + gain * (x[t] + a0 * (v[t-1] - v_rest) * (v[t-1] - v_c) - w[t-1]); w[t-1] comes along."""
+    v, w = state
+    return fma(p[0], fma(p[1] * (v - p[2]), v - p[3], x) - w, v), w
+
+
+def izhikevich_fire(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[0], p[8]
+
+
+def izhikevich_hard(trace, s, p):
+    """v[t] = v_reset where it fired, else h[t]; w[t] = w[t-1] + rate_w * (a * (h[t] - v_rest) - w[t-1]) + b * s[t]."""
+    h, w = trace
+    return where(s, p[9], h), fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
+
+
+def izhikevich_soft(trace, s, p):
+    """v[t] = h[t] - reset_amount where it fired, else h[t]; w[t] as after the hard reset."""
+    h, w = trace
+    return where(s, h - p[7], h), fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
+
+
+def izhikevich_none(trace, s, p):
+    """v[t] = h[t]; w[t] as after the hard reset."""
+    h, w = trace
+    return h, fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
+
+
+# A complementary membrane, which remembers spikes: Huang et al. 2024 (arXiv 2402.04663).
+
+
+def clif_charge(x, state, p):
+    """h[t] = decay * v[t-1] + gain * x[t] + bias; m[t-1] comes along."""
+    v, m = state
+    return fma(p[0], v, fma(p[1], x, p[2])), m
+
+
+def clif_fire(trace, p):
+    """Where h[t] > v_threshold."""
+    return trace[0], p[5]
+
+
+def clif_soft(trace, s, p):
+    """m[t] = m[t-1] * sigmoid(rate * h[t]) + s[t]; v[t] = h[t] - (reset_amount + sigmoid(m[t])) where it fired."""
+    h, m = trace
+    # Below -60 a sigmoid is 0 for every purpose, and its derivative must not be inf / inf.
+    m = m / (1.0 + exp(-maximum(p[3] * h, -60.0))) + where(s, 1.0, 0.0)
+    return where(s, h - (p[4] + 1.0 / (1.0 + exp(-maximum(m, -60.0)))), h), m
+
+
+# The position of a row is its number in the compiled code: append, never reorder.
+TABLE: dict[str, Neuron] = {
+    row.name: row
+    for row in (
+        Neuron(
+            "LIF", ("v",), ("h",),
+            ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset"),
+            lif_charge, lif_fire, {"hard": lif_hard, "soft": lif_soft, "none": lif_none},
+        ),
+        Neuron(
+            "CUBALIF", ("i", "v"), ("i", "h"),
+            ("decay_syn", "gain_syn", "decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset"),
+            cubalif_charge, cubalif_fire, {"hard": cubalif_hard, "soft": cubalif_soft, "none": cubalif_none},
+        ),
+        Neuron(
+            "ALIF", ("v", "a"), ("h", "a"),
+            ("decay", "gain", "bias", "decay_a", "gain_a", "beta", "reset_amount", "v_threshold", "v_reset"),
+            alif_charge, alif_fire, {"hard": alif_hard, "soft": alif_soft, "none": alif_none},
+        ),
+        Neuron(
+            "AdLIF", ("v", "w"), ("h", "w"),
+            ("decay", "gain", "bias", "decay_w", "a", "b", "reset_amount", "v_threshold", "v_reset"),
+            adlif_charge, adlif_fire, {"hard": adlif_hard, "soft": adlif_soft, "none": adlif_none},
+        ),
+        Neuron(
+            "QIF", ("v",), ("h",),
+            ("gain", "a0", "v_rest", "v_c", "reset_amount", "v_threshold", "v_reset"),
+            qif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4, "none": lif_none},
+        ),
+        Neuron(
+            "EIF", ("v",), ("h",),
+            ("gain", "delta_t", "theta_rh", "v_rest", "reset_amount", "v_threshold", "v_reset"),
+            eif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4, "none": lif_none},
+        ),
+        Neuron(
+            "Izhikevich", ("v", "w"), ("h", "w"),
+            ("gain", "a0", "v_rest", "v_c", "rate_w", "a", "b", "reset_amount", "v_threshold", "v_reset"),
+            izhikevich_charge, izhikevich_fire,
+            {"hard": izhikevich_hard, "soft": izhikevich_soft, "none": izhikevich_none},
+        ),
+        Neuron(
+            "CLIF", ("v", "m"), ("h", "m"),
+            ("decay", "gain", "bias", "rate", "reset_amount", "v_threshold"),
+            clif_charge, clif_fire, {"soft": clif_soft},
+        ),
+    )
+}  # fmt: skip
+
+
+def lookup(name: str) -> Neuron:
+    """The row of that name; a ValueError with the list of names otherwise."""
+    row = TABLE.get(name)
+    if row is None:
+        from trtkern.names import unknown
+
+        raise unknown("neuron", name, TABLE)
+    return row
