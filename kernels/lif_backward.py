@@ -12,45 +12,16 @@ from __future__ import annotations
 import triton.language as tl
 
 from trtkern.kernels.channels import channel, combined, current, vectors
-from trtkern.kernels.lif import charge, load_rows, parameters, reset_after
+from trtkern.kernels.lif import load_rows, load_states, parameters, store_states
+from trtkern.kernels.neurons import added, chosen, nothing, settled
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
 from trtkern.kernels.pooling import first_neuron, neurons, place, pooled_lanes, positions, spread
 
 
 @inline
-def _step(p, h, g, spike, alpha, RESET: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr):
-    """gh, the part of it that came through the spike, and 1 where it fired; g and spike: gradients of v and s."""
-    fired = tl.where(h > p[4], 1.0, 0.0)
-    passed = g
-    if RESET == "hard":
-        if not DETACH:
-            spike = fma(g, p[5] - h, spike)
-        passed = g * (1.0 - fired)
-    elif RESET == "soft" and not DETACH:
-        spike = fma(-g, p[3], spike)
-    through = SURROGATE(h - p[4], alpha) * spike
-    return tl.where(h == h, through + passed, h), through, fired
-
-
-@inline
-def _learned(sums, gh, g, through, fired, before, y, live, RESET: tl.constexpr):
-    """The six parameters' sums with those of a step added; before: v before it, y: its input current."""
-    g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset = sums
-    g_decay = tl.where(live, fma(gh, before, g_decay), g_decay)
-    g_gain = tl.where(live, fma(gh, y, g_gain), g_gain)
-    g_bias = tl.where(live, g_bias + gh, g_bias)
-    g_threshold = tl.where(live, g_threshold - through, g_threshold)
-    if RESET == "hard":
-        g_reset = tl.where(live, fma(g, fired, g_reset), g_reset)
-    elif RESET == "soft":
-        g_amount = tl.where(live, fma(-g, fired, g_amount), g_amount)
-    return g_decay, g_gain, g_bias, g_amount, g_threshold, g_reset
-
-
-@inline
 def _group(
-    streams, vectors, again, alpha, v, rows, charges, given, state, offsets, mask, t0, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr,
+    streams, vectors, again, alpha, start, rows, traces, given, state, offsets, mask, t0, T, N,
+    NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr,
     POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr, COEF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -62,30 +33,32 @@ def _group(
     carry, sums, moments = state
     for k in tl.static_range(3, -1, -1):
         live = t0 + (START + k) < T
-        h = charges[START + k]
+        trace = traces[START + k]
         x = x_rows[START + k]
         g = carry
         if gv is not None and not BEFORE:
-            g = g + widen(potentials[k])
-        spike = tl.zeros_like(h)
+            g = added(g, NEURON.v, widen(potentials[k]), NEURON.states)
+        spike = tl.zeros_like(trace[0])
         if gs is not None:
             spike = widen(spikes[k])
             if POOL != "none":
                 spike = spread(spike * 0.25, POOL, BLOCK)
-        gh, through, fired = _step(p, h, g, spike, alpha, RESET, DETACH, SURROGATE)
+        potential, threshold = NEURON.fire(trace, p)
+        slope = SURROGATE(potential - threshold, alpha)
+        g, learned = NEURON.fired_back(trace, p, g, spike, slope, sums)
         if gv is not None and BEFORE:
-            gh = gh + widen(potentials[k])
-        gradient = p[1] * gh
+            g = added(g, NEURON.h, widen(potentials[k]), NEURON.traces)
+        before = start
+        if START + k > 0:
+            before, _ = settled(traces[START + k - 1], again, NEURON)
+        y = current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
+        gradient, g, learned = NEURON.charge_back(y, before, p, g, learned)
         if gx is not None:
             written = combined(gradient, x, a, coef) if COEF else gradient
             tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & live)
-        carry = tl.where(live, p[0] * gh, carry)
+        carry = chosen(live, g, carry, NEURON.states)
         if LEARN:
-            before = v
-            if START + k > 0:
-                before = reset_after(again, charges[START + k - 1], RESET)
-            y = current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
-            sums = _learned(sums, gh, g, through, fired, before, y, live, RESET)
+            sums = chosen(live, learned, sums, NEURON.params)
         if MOMENTS:
             moments = (
                 tl.where(live, moments[0] + gradient, moments[0]),
@@ -107,34 +80,40 @@ def _incoming(streams, held, offsets, mask, t0, T, N, START: tl.constexpr, POOL:
 
 @inline
 def _chunk(
-    streams, edges, vectors, alpha, v, held, state, offsets, mask, j, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    streams, edges, vectors, alpha, start, held, state, offsets, mask, j, T, N,
+    NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
     LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
     AFFINE: tl.constexpr, COEF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Chunk j of one position, last step first; v: before the first chunk.
+    """Chunk j of one position, last step first; start: the neuron's state before the first chunk.
 
-    state is the gradient of v, then the sums of the six parameters, then those of gx and of gx * (x - center).
+    state is the gradient of the neuron's state, then the sums of the parameters, then those of gx and of
+    gx * (x - center).
     """
     x, residual, _gs, gv, _gx = streams
     p, a, _coef = vectors
     t0 = j * STEPS
     if LOOP:
-        edge = tl.load(edges + (j - 1) * N + offsets, mask=mask & (j > 0), other=0.0)
-        v = tl.where(j > 0, edge, v)
+        edge = ()
+        for k in tl.static_range(NEURON.states):
+            row = edges + ((j - 1) * NEURON.states + k) * N
+            edge = edge + (tl.load(row + offsets, mask=mask & (j > 0), other=0.0),)  # noqa: RUF005
+        start = chosen(j > 0, edge, start, NEURON.states)
     N_first = tl.where(t0 < T, N, 0)  # opaque
     rows = load_rows(x, offsets, mask, t0, T, N_first, 0, STEPS, STATIC)
-    added = load_rows(residual, offsets, mask, t0, T, N_first, 0, STEPS)
+    more = load_rows(residual, offsets, mask, t0, T, N_first, 0, STEPS)
     ahead = _incoming(streams, held, offsets, mask, t0, T, N_first, STEPS - 4, POOL)
-    charges = ()
-    u = v
+    traces = ()
+    u = start
     for i in tl.static_range(STEPS):
-        h = charge(p, u, current(rows[i], added[i] if residual is not None else None, a, AFFINE))
-        charges = charges + (h,)  # noqa: RUF005
-        u = reset_after(p, h, RESET)
+        trace = NEURON.charge(current(rows[i], more[i] if residual is not None else None, a, AFFINE), u, p)
+        traces = traces + (trace,)  # noqa: RUF005
+        u, _ = settled(trace, p, NEURON)
     N_again = tl.where(t0 <= T, N_first, 0)  # opaque
     zero = tl.where(t0 < T, 0.0, 1.0)
-    again = (p[0], p[1], p[2], p[3] + zero, p[4], p[5] + zero)
+    again = ()
+    for k in tl.static_range(NEURON.params):
+        again = again + (p[k] + zero if NEURON.alone[k] else p[k],)  # noqa: RUF005
     for group in tl.static_range(STEPS // 4 - 1, -1, -1):
         given = ahead
         if LEARN and gv is not None:  # no room to look ahead
@@ -143,8 +122,8 @@ def _chunk(
             ahead = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4 - 4, POOL)
         if t0 + group * 4 < T:
             state = _group(
-                streams, vectors, again, alpha, v, (rows, added), charges, given, state, offsets, mask, t0, T, N_again,
-                RESET, DETACH, BEFORE, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+                streams, vectors, again, alpha, start, (rows, more), traces, given, state, offsets, mask, t0, T, N_again,
+                NEURON, BEFORE, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
     return state
 
@@ -152,15 +131,15 @@ def _chunk(
 @inline
 def _all_positions(
     streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, j, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
     LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
     AFFINE: tl.constexpr, COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Chunk j of the neurons at each position; returns the gradients of their v before it, and the sums."""
+    """Chunk j of the neurons at each position; returns the gradients of their states before it, and the sums."""
     if POOL == "none":
         carry, sums, moments = _chunk(
             streams, edges, vectors, alpha, starts[0], (), (carries[0], sums, moments), first, mask, j, T, N,
-            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+            NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
         )  # fmt: skip
         carries = (carry,)
     else:
@@ -172,7 +151,7 @@ def _all_positions(
             carry, sums, moments = _chunk(
                 streams, edges, vectors, alpha, starts[0], held, (carries[0], sums, moments), offsets, mask, j, T,
                 N_here,
-                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
+                NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
             starts = starts[1:] + starts[:1]
             carries = carries[1:] + (carry,)  # noqa: RUF005
@@ -180,47 +159,32 @@ def _all_positions(
 
 
 @inline
-def _load_places(
-    pointer, first, shape, mask, POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
-):
-    """A state [N] at each position; zeros if pointer is None."""
-    values = ()
-    for q in tl.static_range(positions(POOL)):
-        value = tl.zeros([BLOCK], tl.float32)
-        if pointer is not None:
-            value = tl.load(pointer + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0.0)
-        values = values + (value,)  # noqa: RUF005
-    return values
-
-
-@inline
 def _neurons(
     streams, edges, v0, gv_final, gv0, vectors, alpha, sums, moments, first, shape, lanes, mask, T, N,
-    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
+    NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STEPS: tl.constexpr,
     LOOP: tl.constexpr, STATIC: tl.constexpr, POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr,
     AFFINE: tl.constexpr, COEF: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """All T steps of the neurons of the lanes, last first; returns the sums with theirs added."""
-    starts = _load_places(v0, first, shape, mask, POOL, ALIGNED, BLOCK, LANES)
-    carries = _load_places(gv_final, first, shape, mask, POOL, ALIGNED, BLOCK, LANES)
+    starts = load_states(v0, first, shape, mask, N, NEURON, POOL, ALIGNED, BLOCK, LANES)
+    carries = load_states(gv_final, first, shape, mask, N, NEURON, POOL, ALIGNED, BLOCK, LANES)
     if LOOP or LEARN or MOMENTS:  # sums: one chunk, but in a loop t0 is opaque
         chunks = (T + STEPS - 1) // STEPS
         for k in range(0, bound(chunks)):
             carries, sums, moments = _all_positions(
                 streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask,
                 chunks - 1 - k, T, N,
-                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED,
+                NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED,
                 BLOCK, LANES,
             )  # fmt: skip
     else:
         carries, sums, moments = _all_positions(
             streams, edges, starts, vectors, alpha, carries, sums, moments, first, shape, lanes, mask, 0, T, N,
-            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK,
+            NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, LEARN, MOMENTS, AFFINE, COEF, ALIGNED, BLOCK,
             LANES,
         )  # fmt: skip
     if gv0 is not None:
-        for q in tl.static_range(positions(POOL)):
-            tl.store(gv0 + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), carries[q], mask=mask)
+        store_states(gv0, carries, first, shape, mask, N, NEURON, POOL, ALIGNED, LANES)
     return sums, moments
 
 
@@ -245,18 +209,17 @@ def _store_sums(
 def lif_backward(
     x, v0, values, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
-    decay: tl.float32, gain: tl.float32, bias: tl.float32,
-    reset_amount: tl.float32, threshold: tl.float32, v_reset: tl.float32, alpha: tl.float32,
-    RESET: tl.constexpr, DETACH: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
+    scalars: tl.tuple, alpha: tl.float32,
+    NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
     STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Writes gx [T, N], gv0 [N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.
+    """Writes gx [T, N], gv0 [S, N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.
 
     affine, residual, half and side as in the forward pass; BEFORE: gv is the gradient of h, before the reset; with POOL
     gs is [T, N / 4]; coef: None, or [3, C] float32, and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].
     partial, partial_moments: None, or the sums of the parameters' gradients, and of gx and gx * (x - center):
-    [6, programs], [2, programs] when there is one channel, else [6, columns], [2, columns], where one column is the sum
+    [P, programs], [2, programs] when there is one channel, else [P, columns], [2, columns], where one column is the sum
     over the lanes `columns` apart (LANES columns together where they share the channel); columns divides the number of
     lanes and is a multiple of C * inner.
     """
@@ -269,20 +232,19 @@ def lif_backward(
     column = base + tl.arange(0, BLOCK)
     count = N // positions(POOL)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
-    scalars = (decay, gain, bias, reset_amount, threshold, v_reset)
-    p = parameters(scalars, values, c, C, CHANNELS, BLOCK, LANES)
+    p = parameters(scalars, values, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     k_rows = vectors(coef, c, C, 3, CHANNELS, BLOCK, LANES)
     streams = (x, residual, gs, gv, gx)
     zero = tl.zeros([BLOCK], tl.float32)
-    sums = (zero, zero, zero, zero, zero, zero)
+    sums = nothing(zero, NEURON.params)
     moments = (zero, zero)
     if partial is None and partial_moments is None:
         first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
         _neurons(
             streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
             first, shape, pooled_lanes(base, POOL, BLOCK), column < count, T, N,
-            RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, False, False, affine is not None,
+            NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, False, False, affine is not None,
             coef is not None, ALIGNED, BLOCK, LANES,
         )  # fmt: skip
     else:
@@ -293,10 +255,10 @@ def lif_backward(
             sums, moments = _neurons(
                 streams, edges, v0, gv_final, gv0, (p, a, k_rows), alpha, sums, moments,
                 first, shape, pooled_lanes(start, POOL, BLOCK), column < S, T, N,
-                RESET, DETACH, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, partial is not None,
+                NEURON, BEFORE, SURROGATE, STEPS, LOOP, STATIC, POOL, partial is not None,
                 partial_moments is not None, affine is not None, coef is not None, ALIGNED, BLOCK, LANES,
             )  # fmt: skip
         if partial is not None:
-            _store_sums(partial, sums, base, S, 6, CHANNELS, BLOCK, LANES)
+            _store_sums(partial, sums, base, S, NEURON.params, CHANNELS, BLOCK, LANES)
         if partial_moments is not None:
             _store_sums(partial_moments, moments, base, S, 2, CHANNELS, BLOCK, LANES)

@@ -21,6 +21,7 @@ from trtkern.kernels.launch import (
 )
 from trtkern.kernels.lif import lif_forward
 from trtkern.kernels.lif_backward import lif_backward
+from trtkern.kernels.neurons import steps
 from trtkern.kernels.numerics import derivative
 from trtkern.kernels.pooling import POSITIONS, geometry
 
@@ -118,7 +119,7 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     plan = _plan("lif_forward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     args = (
         x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
-        T, *plan.sizes, *inp.scalars, inp.spec.reset, inp.before and out.v is not None, T > 1 and x.stride(0) == 0,
+        T, *plan.sizes, inp.scalars, steps(inp.spec), inp.before and out.v is not None, T > 1 and x.stride(0) == 0,
         *plan.constants,
     )  # fmt: skip
     return Launch(_FORWARD[plan.wide], (-(-plan.total // plan.block),), args, plan.options)
@@ -143,19 +144,20 @@ def backward_launch(
     )  # fmt: skip
     plan = _plan("lif_backward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     columns = plan.total
+    params = len(spec.row.params)
     sums: dict[int, Sums] = {}  # by the number of their rows
     if load.learn or load.sums:
         inner = plan.sizes[2]
         if C > 1:
             columns = sum_columns(columns, C * inner, plan.wide)
         merged = plan.lanes if plan.channels == "shared" else 1
-        for rows in [6] * load.learn + [2] * load.sums:
+        for rows in [params] * load.learn + [2] * load.sums:
             sums[rows] = partial_sums(x, rows, columns, plan.block, C, inner, merged)
     args = (
         x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
-        sums[6].partial if 6 in sums else None, sums[2].partial if 2 in sums else None,
+        sums[params].partial if params in sums else None, sums[2].partial if 2 in sums else None,
         T, *plan.sizes, columns // 16 if plan.wide else columns,
-        *inp.scalars, spec.alpha, spec.reset, spec.detach_reset, inp.before and grads.v is not None,
+        inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
         derivative(spec.surrogate),
         T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every kernel file shares: exact fma, casts, and the surrogates rebound to Triton."""
+"""What every kernel file shares: exact fma, casts, and the names that surrogates and neurons call, in Triton."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def where(condition, a, b):
     return tl.where(condition, a, b)
 
 
-_NAMES = {"exp": exp, "abs": absolute, "maximum": maximum, "where": where}
+NAMES = {"fma": fma, "exp": exp, "abs": absolute, "maximum": maximum, "where": where}
 _derivatives: dict[str, Any] = {}
 
 
@@ -98,7 +98,7 @@ def derivative(name: str) -> Any:
     row = surrogates.lookup(name)
     found = _derivatives.get(row.name)
     if found is None:
-        function, names = row.function, dict(_NAMES)
+        function, names = row.function, dict(NAMES)
         if not INTERPRETED.value:  # compiled code takes no global number but a constexpr
             numbers = ((key, function.__globals__.get(key)) for key in function.__code__.co_names)
             names.update({key: tl.constexpr(number) for key, number in numbers if isinstance(number, float)})

@@ -113,17 +113,10 @@ ZERO, ONE = of(0.0), of(1.0)
 def _sum(a: Expression, b: Expression) -> Expression:
     if ZERO in (a, b):
         return b if a is ZERO else a
-    if a.op == b.op == "where" and a.args[0] is b.args[0]:
-        condition, (a_yes, a_no), (b_yes, b_no) = a.args[0], a.args[1:], b.args[1:]
-        if ZERO in (a_yes, b_yes) and ZERO in (a_no, b_no):
-            return choice(condition, a_yes + b_yes, a_no + b_no)
-    if a.op == "+" and a.args[1].op == b.op == "where" and a.args[1].args[0] is b.args[0]:
-        merged = a.args[1] + b
-        if merged.op != "+":
-            return a.args[0] + merged
     if b.op == "neg":
         return _difference(a, b.args[0])
-    return Expression("+", a, b)
+    whole = _both_parts(*b.args, a) if b.op == "*" else None
+    return Expression("+", a, b) if whole is None else whole
 
 
 def _difference(a: Expression, b: Expression) -> Expression:
@@ -167,7 +160,18 @@ def fused(a: Any, b: Any, c: Any) -> Expression:
         return a * b + c
     if ONE in (a, b):
         return a * b + c
-    return Expression("fma", a, b, c)
+    whole = _both_parts(a, b, c)
+    return Expression("fma", a, b, c) if whole is None else whole
+
+
+def _both_parts(a: Expression, b: Expression, c: Expression) -> Expression | None:
+    """a * b + c where c is a * (1 - b), or something added to that; else None."""
+    rest = ONE - b
+    if c.op == "*" and c.args == (a, rest):
+        return a
+    if c.op == "fma" and c.args[:2] == (a, rest):
+        return c.args[2] + a
+    return None
 
 
 def choice(condition: Any, a: Any, b: Any) -> Expression:
@@ -270,11 +274,15 @@ class Gradients:
                 half = choice(Expression("==", a, b), g * 0.5, ZERO)
                 self.add(a, choice(a > b, g, half))
                 self.add(b, choice(b > a, g, half))
+            case "where", (condition, a, b) if condition.op == "symbol":  # a spike: s * a + (1 - s) * b
+                # In numbers, not in conditions: compilers for GPUs would keep one for each step of a chunk.
+                s = choice(condition, ONE, ZERO)
+                self.add(a, g, s)
+                self.add(b, g, ONE - s)
+                self.add(condition, g, a - b)
             case "where", (condition, a, b):
                 self.add(a, choice(condition, g, ZERO))
                 self.add(b, choice(condition, ZERO, g))
-                if condition.op == "symbol":  # a spike, by which it is differentiated as s * a + (1 - s) * b
-                    self.add(condition, g, a - b)
 
 
 # Printing.
