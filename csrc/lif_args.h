@@ -1,5 +1,5 @@
 // The one plain struct that crosses from Python to the LIF kernels, CPU and CUDA alike: addresses, sizes, scalars.
-// trtkern/ops/_check.py has seen every tensor behind an address before it is taken; nothing here can check one.
+// trtkern/ops/checks.py has seen every tensor behind an address before it is taken; nothing here can check one.
 #pragma once
 #include <cstdint>
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtkern import nn
-    from trtkern.ops._check import debug
+    from trtkern.ops.checks import debug
     from trtkern.ops.lif import LIFOutput, lif
     from trtkern.spec import LIFSpec
 
 __version__ = "0.1.0"
 __all__ = ["LIFOutput", "LIFSpec", "debug", "lif", "nn"]
 
-_PLACES = {"LIFOutput": "ops.lif", "LIFSpec": "spec", "debug": "ops._check", "lif": "ops.lif"}
+_PLACES = {"LIFOutput": "ops.lif", "LIFSpec": "spec", "debug": "ops.checks", "lif": "ops.lif"}
 
 
 def __getattr__(name: str) -> Any:

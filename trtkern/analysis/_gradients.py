@@ -14,7 +14,7 @@ from trtkern.analysis._gradients_result import EDGES, Factors, Gradients, Layer,
 from trtkern.analysis._network import Data, Progress, Samples, logits_of, still
 from trtkern.analysis._sites import Chain, Site, sites
 from trtkern.nn import SDTLoss, TETLoss, TRTLoss
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling.activity import firing_rates
 
 WHO = "gradients"
@@ -72,7 +72,7 @@ def gradients(
         for done, (inputs, labels) in enumerate(samples, start=1):
             logits = logits_of(WHO, model, inputs, labels)
             if not logits.requires_grad:
-                raise ValueError(f"{WHO}: expected logits with a gradient, got {_check.describe(logits)} without one")
+                raise ValueError(f"{WHO}: expected logits with a gradient, got {checks.describe(logits)} without one")
             seen.add(logits, labels, followed.take())
             if progress is not None:
                 progress(done, len(samples.batches))
@@ -138,7 +138,7 @@ class _Seen:
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
             raise ValueError(
                 f"{WHO}: expected losses[{name!r}] to return a 0-dim tensor that depends on the logits, got "
-                f"{_check.describe(value)}"
+                f"{checks.describe(value)}"
             )
         (gradient,) = torch.autograd.grad(value, logits, retain_graph=True, allow_unused=True)
         return torch.zeros_like(logits) if gradient is None else gradient
@@ -233,7 +233,7 @@ class _LayerSums:
         for what, g in found.items():
             if g.dim() < 2 or g.shape[1] != batch:
                 raise ValueError(
-                    f"{WHO}: expected {self.name} to run on [T, B, ...] with B = {batch}, got {_check.describe(g)}; "
+                    f"{WHO}: expected {self.name} to run on [T, B, ...] with B = {batch}, got {checks.describe(g)}; "
                     "name other modules in layers="
                 )
             self.neurons = g[0, 0].numel()

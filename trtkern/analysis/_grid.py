@@ -21,7 +21,7 @@ from torch import nn
 from trtkern.analysis._directions import Directions
 from trtkern.analysis._network import Samples
 from trtkern.analysis._objective import Loss, opened
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.training.signals import waiting
 
 Place = tuple[int, ...]
@@ -102,7 +102,7 @@ class Grid:
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             raise TypeError(
                 f"{self.who}: expected a model and a loss that can be pickled, to send them to several processes, got "
-                f"{type(self.model).__name__} and {_check.describe(self.loss)} ({error}); pass processes=1"
+                f"{type(self.model).__name__} and {checks.describe(self.loss)} ({error}); pass processes=1"
             ) from None
         return stream.getvalue()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.nn._neuron import Neuron
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling.unchanged import unchanged, uncompiled
 
 Progress = Callable[[int, int], None]
@@ -100,14 +100,14 @@ class Samples:
 def _pair(who: str, batch: Any, batch_dim: int) -> tuple[Tensor, Tensor]:
     """The inputs and the labels of a batch."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        raise TypeError(f"{who}: expected batches (inputs, labels) of two tensors, got {_check.describe(batch)}")
+        raise TypeError(f"{who}: expected batches (inputs, labels) of two tensors, got {checks.describe(batch)}")
     inputs, labels = batch
     if labels.dim() != 1 or labels.dtype != torch.int64:
-        raise TypeError(f"{who}: expected int64 labels [B], got {_check.describe(labels)}")
+        raise TypeError(f"{who}: expected int64 labels [B], got {checks.describe(labels)}")
     if not 0 <= batch_dim < inputs.dim() or inputs.shape[batch_dim] != labels.numel():
         raise ValueError(
             f"{who}: expected inputs with {labels.numel()} samples on axis {batch_dim}, as there are labels, got "
-            f"{_check.describe(inputs)}; batch_dim names the axis, 1 for frames [T, B, ...]"
+            f"{checks.describe(inputs)}; batch_dim names the axis, 1 for frames [T, B, ...]"
         )
     return inputs, labels
 
@@ -121,12 +121,12 @@ def logits_of(who: str, model: nn.Module, inputs: Tensor, labels: Tensor) -> Ten
     out = model(inputs)
     if not isinstance(out, Tensor) or not out.is_floating_point():
         raise TypeError(
-            f"{who}: expected a model that returns logits [T, B, C], got {_check.describe(out)}; wrap it in a module "
+            f"{who}: expected a model that returns logits [T, B, C], got {checks.describe(out)}; wrap it in a module "
             "that returns them"
         )
     if out.dim() != 3 or out.shape[1] != labels.numel() or 0 in out.shape:
         raise ValueError(
-            f"{who}: expected logits [T, B, C] with B = {labels.numel()}, got {_check.describe(out)}; return the "
+            f"{who}: expected logits [T, B, C] with B = {labels.numel()}, got {checks.describe(out)}; return the "
             "output of every time step, time first, not their mean"
         )
     low, high = int(labels.min()), int(labels.max())
@@ -151,7 +151,7 @@ def still(who: str, model: nn.Module, *, gradients: bool = True) -> Iterator[Non
         ValueError: gradients, and no parameters that a gradient can flow to.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{who}: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"{who}: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     parameters = list(model.parameters())
     if gradients and not any(p.requires_grad for p in parameters):
         raise ValueError(f"{who}: expected a model with trainable parameters, got none")

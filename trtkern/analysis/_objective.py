@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trtkern.analysis._network import Samples, logits_of, still
 from trtkern.names import VIEWS, unknown
 from trtkern.nn.losses import SDTLoss, TETLoss
-from trtkern.ops import _check
+from trtkern.ops import checks
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 """A name of ``LOSSES``, or a function of the logits [T, B, C] and the labels [B]: a mean over the batch, 0-dim."""
@@ -37,7 +37,7 @@ def loss_called(who: str, loss: Loss) -> tuple[str, Callable[[Tensor, Tensor], T
     if not callable(loss):
         raise TypeError(
             f"{who}: expected loss to be {' or '.join(map(repr, LOSSES))} or a function of (logits [T, B, C], labels), "
-            f"got {_check.describe(loss)}"
+            f"got {checks.describe(loss)}"
         )
     return getattr(loss, "__name__", type(loss).__name__), loss
 
@@ -132,7 +132,7 @@ class Objective:
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             raise TypeError(
                 f"{self.who}: expected loss to return a 0-dim tensor, the mean over the batch, got "
-                f"{_check.describe(loss)}"
+                f"{checks.describe(loss)}"
             )
         return loss
 

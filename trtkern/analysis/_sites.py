@@ -16,7 +16,7 @@ from trtkern.backends.base import PARAMS
 from trtkern.names import unknown
 from trtkern.nn import LI, BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Neuron
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops.batch_norm_lif import normalised
 from trtkern.ops.lif import firing, reference_rows, stack, state_dtype
 from trtkern.ops.spikes import Spikes, dense
@@ -232,7 +232,7 @@ class _Others:
         if not isinstance(found, Tensor) or not found.requires_grad:
             raise ValueError(
                 f"{self.who}: expected {self.name} to give a tensor that gradients flow through, got "
-                f"{_check.describe(output)}; name another module in layers="
+                f"{checks.describe(output)}; name another module in layers="
             )
         self.outputs.append(found)
 

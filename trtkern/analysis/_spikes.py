@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trtkern.analysis._network import Data, Progress, Samples
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling.activity import LayerActivity, neuron_layers, problems
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def spikes(
 def _layers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The modules that give spikes, and the names of their kinds."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{_WHO}: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"{_WHO}: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     if layers is None:
         found = {name or type(layer).__name__: (layer, module) for name, layer, module in neuron_layers(model)}
         return {n: module for n, (_, module) in found.items()}, {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.analysis._network import Progress, Samples, logits_of, still
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes
 from trtkern.profiling.activity import dense_spikes
 
@@ -63,7 +63,7 @@ class Watched:
             if logits.shape[0] != self.steps:
                 raise ValueError(
                     f"{self._who}: expected {self.steps} time steps of every batch, as the first one has, got "
-                    f"{_check.describe(logits)}; analyse samples of each length by themselves"
+                    f"{checks.describe(logits)}; analyse samples of each length by themselves"
                 )
             yield labels, logits
             done += labels.numel()
@@ -110,7 +110,7 @@ class Watched:
                 return x[None], first
         raise ValueError(
             f"{self._who}: expected layer {name!r} to see [T, B, ...], [T * B, ...] or, step by step, [B, ...] with "
-            f"T = {steps}, the T of the first batch, and B = {batch}, got {_check.describe(x)}"
+            f"T = {steps}, the T of the first batch, and B = {batch}, got {checks.describe(x)}"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trtkern.nn import SpikeLinear, Spikes
-from trtkern.ops import _check
+from trtkern.ops import checks
 
 
 class SpikingNetwork(nn.Module):
@@ -62,7 +62,7 @@ def _frames(x: Tensor, timesteps: int, who: str) -> Tensor:
     if not isinstance(x, Tensor) or x.dim() not in (4, 5):
         kind = ValueError if isinstance(x, Tensor) else TypeError
         raise kind(
-            f"{who}: expected images [B, C, H, W] or frames [T, B, C, H, W], got {_check.describe(x)}; one image needs "
+            f"{who}: expected images [B, C, H, W] or frames [T, B, C, H, W], got {checks.describe(x)}; one image needs "
             "image.unsqueeze(0)"
         )
     if x.dim() == 4:

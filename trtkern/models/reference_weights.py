@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trtkern.models._blocks import LinearLIF, ResidualBlock, SEWBlock
 from trtkern.models._network import SpikingNetwork
 from trtkern.nn import ConvBatchNormLIF
-from trtkern.ops import _check
+from trtkern.ops import checks
 
 _RESIDUAL = {"first": "conv2d_layer_1.module", "second": "conv2d_layer_2.module"}
 # Where the reference keeps what a block keeps under these names.
@@ -84,11 +84,11 @@ def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tenso
         ValueError: keys that are missing, of no layer, or of another shape, all listed; the model is unchanged.
     """
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"load_reference_weights: expected a state dict, got {_check.describe(state_dict)}")
+        raise TypeError(f"load_reference_weights: expected a state dict, got {checks.describe(state_dict)}")
     for key, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"load_reference_weights: expected a state dict of tensors, got {_check.describe(value)} under "
+                f"load_reference_weights: expected a state dict of tensors, got {checks.describe(value)} under "
                 f"{key!r}; pass the state dict inside a checkpoint"
             )
     given = {_bare(key): key for key in state_dict}

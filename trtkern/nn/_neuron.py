@@ -16,8 +16,8 @@ from trtkern.backends import explain, named, resolve
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf
 from trtkern.nn.bounded import Bounded
-from trtkern.ops import _check
-from trtkern.ops._check import Number
+from trtkern.ops import checks
+from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, lif
 from trtkern.ops.spikes import Spikes, dense
 from trtkern.spec import LIFSpec
@@ -71,10 +71,10 @@ class Neuron(Leaf):
     def _hold(self, name: str, value: Number | Bounded) -> None:
         """Keep a parameter of the neuron: numbers, a Parameter and a ``Bounded`` as they are, a tensor as a buffer."""
         if isinstance(value, Bounded):
-            _check.held_range(type(self).__name__, name, value.low, value.high)
+            checks.held_range(type(self).__name__, name, value.low, value.high)
             self.add_module(name, value)
             return
-        _check.held_parameter(type(self).__name__, name, value)
+        checks.held_parameter(type(self).__name__, name, value)
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         elif isinstance(value, Tensor):
@@ -86,7 +86,7 @@ class Neuron(Leaf):
         """Call the op on x with its time axis moved first, and move it back in what comes out."""
         name = type(self).__name__
         if not isinstance(x, Tensor):
-            _check.sequence(name, x)
+            checks.sequence(name, x)
         warn_of_one_step(name, x)
         time, channel = self.axes(x)
         if time != 0:
@@ -101,7 +101,7 @@ class Neuron(Leaf):
 
     def axes(self, x: Tensor) -> tuple[int, int]:
         """The axis of x that time is on, and the one that the channels are on once time has moved to the front."""
-        time, channel = _check.axis(type(self).__name__, "time_dim", self.time_dim, x), self.channel_dim
+        time, channel = checks.axis(type(self).__name__, "time_dim", self.time_dim, x), self.channel_dim
         # channel_dim names an axis of x as the caller has it.
         if time != 0 and -x.dim() <= channel < x.dim():
             channel = channel % x.dim()
@@ -177,7 +177,7 @@ def _moved(flag: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
 @fx.wrap
 def one_step(op: str, x: Tensor, time_dim: int) -> Tensor:
     """x [B, C, ...] as a sequence of one step."""
-    _check.one_step(op, x)
+    checks.one_step(op, x)
     return x.unsqueeze(time_dim)
 
 

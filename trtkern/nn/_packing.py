@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops.spikes import unpack
 
 NOT_SPIKES = "not spikes"
@@ -103,7 +103,7 @@ class KeptDense:
         if self.version is not None and self.tensor._version != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"{_check.describe(self.tensor)}, is at version {self.tensor._version}; expected version "
+                f"{checks.describe(self.tensor)}, is at version {self.tensor._version}; expected version "
                 f"{self.version} instead"
             )
         return self.tensor
@@ -136,11 +136,11 @@ class Packing:
 
     def hear(self, spikes: Tensor, words: Tensor) -> None:
         """A neuron made these spikes [T, ...], and the words of them, or of what they are 2x2 averages of."""
-        if torch.compiler.is_compiling() or not _plain(spikes) or not spikes.numel() or not _check.is_dense(spikes):
+        if torch.compiler.is_compiling() or not _plain(spikes) or not spikes.numel() or not layout.is_dense(spikes):
             return
         self._sweep()
         pooled = spikes.shape[1:] != words.shape[1:]
-        order = _check.pooled_shape(words)[1] if pooled else words.stride()
+        order = layout.pooled_shape(words)[1] if pooled else words.stride()
         if _same(spikes.stride()[1:], order[1:], spikes.shape[1:]):
             spiking = self._add(spikes, tuple(spikes.shape), spikes.stride(), Words(words.detach()), 0, pooled)
             self.words[words.untyped_storage()._cdata] = spiking
@@ -187,7 +187,7 @@ class Packing:
         if not isinstance(kept, Kept) or kept.source.pooled or len(kept.source.shape) != 5:
             return None
         _, batch, *image = kept.source.shape
-        stride, expected = kept.source.stride, _check.pooled_shape(kept.source.words.tensor)[1]
+        stride, expected = kept.source.stride, layout.pooled_shape(kept.source.words.tensor)[1]
         images = _same(kept.stride, (image[0] * image[1] * image[2], *stride[2:]), kept.shape)
         if (
             kept.shape != (kept.steps * batch, *image)

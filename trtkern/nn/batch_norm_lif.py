@@ -12,7 +12,7 @@ from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF, Spiking
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
@@ -191,14 +191,14 @@ class BatchNormLIF(Leaf):
 
 def _settings(num_features: int, eps: float, momentum: float | None, pool: int) -> None:
     if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
-        raise ValueError(f"BatchNormLIF: expected num_features to be an int >= 1, got {_check.describe(num_features)}")
+        raise ValueError(f"BatchNormLIF: expected num_features to be an int >= 1, got {checks.describe(num_features)}")
     least = torch.finfo(torch.float32).tiny
-    if not (isinstance(eps, (int, float)) and least <= eps <= _check.LARGEST):
+    if not (isinstance(eps, (int, float)) and least <= eps <= checks.LARGEST):
         raise ValueError(
-            f"BatchNormLIF: expected eps to be a number > 0 that float32 holds, {least:.1e} to {_check.LARGEST:.1e}, "
-            f"got {_check.describe(eps)}"
+            f"BatchNormLIF: expected eps to be a number > 0 that float32 holds, {least:.1e} to {checks.LARGEST:.1e}, "
+            f"got {checks.describe(eps)}"
         )
     if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
-        raise ValueError(f"BatchNormLIF: expected momentum in [0, 1] or None, got {_check.describe(momentum)}")
+        raise ValueError(f"BatchNormLIF: expected momentum in [0, 1] or None, got {checks.describe(momentum)}")
     if pool not in (1, 2):
         raise ValueError(f"BatchNormLIF: expected pool to be 1 or 2, got {pool!r}")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from trtkern._torch import recording
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import spikes_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
-from trtkern.ops import _check
 from trtkern.ops._saved import Layout
 from trtkern.ops.batch_norm_lif import Source, batch_norm_lif
 from trtkern.ops.spikes import Spikes, current, unpack
@@ -57,7 +57,7 @@ class ConvBatchNormLIF(Leaf):
         """As ``BatchNormLIF.forward`` of the convolved x [T, B, C, H, W]."""
         if is_proxy(x):
             return self(x, residual, v0, return_state=return_state)
-        if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling() or _check.recording():
+        if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling() or recording():
             return self.norm(self.conv(x), residual, v0, return_state=return_state)
         if not isinstance(self.norm, BatchNormLIF):
             raise TypeError(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trtkern.ops import _check
-from trtkern.ops._check import Number
+from trtkern.ops import checks
+from trtkern.ops.checks import Number
 
 KINDS = ("sigmoid", "softplus", "clamp")
 
@@ -44,7 +44,7 @@ class Bounded(nn.Module):
             raise ValueError(f'Bounded: expected no high with "softplus", got high={high!r}; use "sigmoid" or "clamp"')
         self.kind = kind
         self.low, self.high = _range(kind, low, high)
-        _check.held_parameter("Bounded", "value", value)
+        checks.held_parameter("Bounded", "value", value)
         # Kept for reset_parameters: no buffer, since a state dict has no use for it.
         if isinstance(value, Tensor):
             self._start, raw = value.detach().clone(), torch.empty_like(value)
@@ -96,7 +96,7 @@ def _range(kind: str, low: float, high: float | None) -> tuple[float, float]:
         high = math.inf if kind == "softplus" else 1.0
     for name, end in (("low", low), ("high", high)):
         if isinstance(end, bool) or not isinstance(end, (int, float)):
-            raise TypeError(f"Bounded: expected {name} to be a number, got {_check.describe(end)}")
+            raise TypeError(f"Bounded: expected {name} to be a number, got {checks.describe(end)}")
     finite = {"sigmoid": (low, high), "softplus": (low,), "clamp": ()}[kind]
     if not low < high or not all(math.isfinite(end) for end in finite):
         raise ValueError(f"Bounded: expected low < high, finite with {kind!r}, got low={low!r} and high={high!r}")

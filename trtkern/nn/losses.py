@@ -15,7 +15,7 @@ from trtkern.backends.base import RegularizerSpec
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.batch_norm_lif import BatchNormLIF
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops._beneath import look, requires_grad
 from trtkern.ops._library import is_dual
 from trtkern.ops.regularizer import add_regularizer_grad_, check_spec, regularizer
@@ -105,27 +105,27 @@ class _TimestepLoss(Leaf):
 def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
     for what, tensor in (("logits", logits), ("target", target)):
         if isinstance(tensor, Tensor):
-            _check.plain(name, what, tensor)
+            checks.plain(name, what, tensor)
     if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected floating-point logits [T, B, C], got {_check.describe(logits)}")
+        raise TypeError(f"{name}: expected floating-point logits [T, B, C], got {checks.describe(logits)}")
     if logits.dim() != 3 or 0 in logits.shape:
         raise ValueError(
-            f"{name}: expected logits [T, B, C] with no empty axis, got {_check.describe(logits)}; "
+            f"{name}: expected logits [T, B, C] with no empty axis, got {checks.describe(logits)}; "
             "keep the time axis: pass the output of every step, not their mean"
         )
     soft = isinstance(target, Tensor) and target.dtype.is_floating_point
     if not isinstance(target, Tensor) or not (soft or target.dtype == torch.int64):
         raise TypeError(
             f"{name}: expected target to be int64 labels [B], or floating-point probabilities [B, C], got "
-            f"{_check.describe(target)}"
+            f"{checks.describe(target)}"
         )
     shape = logits.shape[1:] if soft else logits.shape[1:2]
     if target.shape != shape or target.device != logits.device:
         kind = "probabilities" if soft else "int64 labels"
         raise ValueError(
-            f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {_check.describe(target)}"
+            f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {checks.describe(target)}"
         )
-    if torch.compiler.is_compiling() or not (target.device.type == "cpu" or _check.debugging()):
+    if torch.compiler.is_compiling() or not (target.device.type == "cpu" or checks.debugging()):
         return
     look(lambda target: _check_values(name, target, logits.shape[2]), target.detach())
 
@@ -362,7 +362,7 @@ def _regularized(model: Any, exclude: tuple[str, ...]) -> list[tuple[str, Tensor
         pairs = model
         for pair in pairs:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
-                raise TypeError(f"TRTLoss: expected a module or (name, parameter) pairs, got {_check.describe(pair)}")
+                raise TypeError(f"TRTLoss: expected a module or (name, parameter) pairs, got {checks.describe(pair)}")
     chosen = [(name, p) for name, p in pairs if "bias" not in name and id(p) not in left_out]
     if not chosen:
         raise ValueError("TRTLoss: expected parameters to regularise, got none; check the model and exclude")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trtkern.nn._leaf import is_proxy
 from trtkern.nn._neuron import Neuron, spikes_of, wide
 from trtkern.nn.bounded import Bounded
-from trtkern.ops import _check
-from trtkern.ops._check import Number
+from trtkern.ops import checks
+from trtkern.ops.checks import Number
 from trtkern.ops.spikes import Spikes, packing
 from trtkern.spec import LIFSpec
 
@@ -48,7 +48,7 @@ class Spiking(Neuron):
         self._hold("v_leak", v_leak)
         self._hold("v_threshold", v_threshold)
         if fire_on_equal:
-            _check.above_zero(type(self).__name__, self._value("v_threshold"))
+            checks.above_zero(type(self).__name__, self._value("v_threshold"))
         for name, value in {"v_reset": v_reset, "reset_amount": reset_amount}.items():
             if value is None:
                 setattr(self, name, None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops._library import apply, differentiated, is_dual
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spikes import Spikes, current, unpack
@@ -50,11 +50,11 @@ class SpikeConv2d(Leaf, nn.Conv2d):
             _refuse(name, f"{self.in_channels} channels on axis {spikes.dim() - 3}", spikes)
         if spikes.dim() != 5:
             return super().forward(spikes)
-        if _check.is_static(spikes):
+        if layout.is_static(spikes):
             y = super().forward(spikes[0])
             return y.expand(spikes.shape[0], *y.shape)
         if isinstance(x, Spikes) and self.padding_mode == "zeros" and _differentiable(self, spikes):
-            folded = _check.dense(spikes).flatten(0, 1)
+            folded = layout.dense(spikes).flatten(0, 1)
             y = _apply(self, folded, x, self._convolution())
         else:
             y = super().forward(spikes.flatten(0, 1))
@@ -106,17 +106,17 @@ class SpikeLinear(Leaf, nn.Linear):
             first = spikes.dim() - 1
         else:
             _refuse(name, f"[T, B, ...] with in_features={self.in_features} numbers behind the batch axis", spikes)
-        if spikes.dim() > 2 and _check.is_static(spikes):
+        if spikes.dim() > 2 and layout.is_static(spikes):
             y = super().forward(spikes[0].flatten(first - 1))
             return y.expand(spikes.shape[0], *y.shape)
         if isinstance(x, Spikes) and _differentiable(self, spikes):
-            return _apply(self, _check.dense(spikes).flatten(first), x, _Product())
+            return _apply(self, layout.dense(spikes).flatten(first), x, _Product())
         return super().forward(spikes.flatten(first))
 
 
 def _refuse(name: str, expected: str, got: object) -> NoReturn:
     kind = ValueError if isinstance(got, Tensor) else TypeError
-    raise kind(f"{name}: expected {expected}, got {_check.describe(got)}")
+    raise kind(f"{name}: expected {expected}, got {checks.describe(got)}")
 
 
 def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
@@ -124,11 +124,11 @@ def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
     spikes, words = x
     for what, tensor in (("spikes", spikes), ("words", words)):
         if isinstance(tensor, Tensor):
-            _check.plain(name, what, tensor)
+            checks.plain(name, what, tensor)
     if not isinstance(spikes, Tensor) or not isinstance(words, Tensor) or words.dtype != torch.uint8:
         raise TypeError(
-            f"{name}: expected Spikes of a floating tensor and uint8 words, got {_check.describe(spikes)} and "
-            f"{_check.describe(words)}; words come from a neuron with packed=True, or from trtkern.ops.spikes.pack"
+            f"{name}: expected Spikes of a floating tensor and uint8 words, got {checks.describe(spikes)} and "
+            f"{checks.describe(words)}; words come from a neuron with packed=True, or from trtkern.ops.spikes.pack"
         )
     shape = tuple(words.shape[1:])
     if x.pooled and len(shape) >= 2:
@@ -137,7 +137,7 @@ def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
     if planes != words.shape[0] or spikes.shape[1:] != shape or words.device != spikes.device:
         raise ValueError(
             f"{name}: expected Spikes [T, B, ...] with their words [ceil(T / 8), B, ...], got "
-            f"{_check.describe(spikes)} and {_check.describe(words)}; a neuron with packed=True returns both"
+            f"{checks.describe(spikes)} and {checks.describe(words)}; a neuron with packed=True returns both"
         )
     return current(x)
 

@@ -11,12 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from trtkern._torch import exporting
+from trtkern._torch import exporting, recording
 from trtkern.nn._leaf import is_proxy
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
 
 # What torch.fx traces is decided by the values that come later: it records these functions, not what they do.
@@ -135,7 +135,7 @@ class OverTime(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
-            raise TypeError(f"OverTime: expected a layer, got {_check.describe(module)}")
+            raise TypeError(f"OverTime: expected a layer, got {checks.describe(module)}")
         if takes_time(module):
             raise ValueError(
                 f"OverTime: expected a layer without time, got {_kind(module)}, which takes [T, B, ...]; leave it bare"
@@ -185,14 +185,14 @@ def _stateless(who: str, layer: Any, x: Tensor, steps: int | None) -> tuple[Tens
 def _one_step(who: str, x: Tensor, steps: int | None, rank: int) -> tuple[Tensor, int | None]:
     """x [B, ...] and its steps if it is static; x [T, B, ...] and None if not; with enough axes for the layer."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{who} expected a tensor, got {_check.describe(x)}")
-    if steps is None and x.dim() > 0 and x.shape[0] > 1 and x.stride(0) == 0 and not _check.recording():
+        raise TypeError(f"{who} expected a tensor, got {checks.describe(x)}")
+    if steps is None and x.dim() > 0 and x.shape[0] > 1 and x.stride(0) == 0 and not recording():
         x, steps = x[0], x.shape[0]
     least = rank - (steps is not None)
     if x.dim() < least:
         wanted = "[T, B, ...]" if steps is None else "[B, ...]"
         raise ValueError(
-            f"{who} expected {wanted} with {least} axes or more, got {_check.describe(x)}; a single step needs "
+            f"{who} expected {wanted} with {least} axes or more, got {checks.describe(x)}; a single step needs "
             "timesteps=T or x.unsqueeze(0)"
         )
     return x, steps
@@ -224,11 +224,11 @@ def _called(who: str, layer: nn.Module, x: Tensor) -> Tensor:
 
 def _expect_rows(who: str, x: Tensor, y: Tensor) -> None:
     if not isinstance(y, Tensor):
-        raise TypeError(f"{who} expected to return a tensor, got {_check.describe(y)}")
+        raise TypeError(f"{who} expected to return a tensor, got {checks.describe(y)}")
     if y.dim() < 1 or y.shape[0] != x.shape[0]:
         raise ValueError(
-            f"{who} expected to keep the {x.shape[0]} rows (T * B, or B of a static input) of {_check.describe(x)}, "
-            f"got {_check.describe(y)}; a layer that mixes them needs takes_time = True"
+            f"{who} expected to keep the {x.shape[0]} rows (T * B, or B of a static input) of {checks.describe(x)}, "
+            f"got {checks.describe(y)}; a layer that mixes them needs takes_time = True"
         )
 
 
@@ -262,7 +262,7 @@ def part_time(y: Tensor, rows: Tensor, x: Tensor, who: str) -> Tensor:
 def _shown(x: Tensor | Spikes, timesteps: int | None, sequence: bool) -> Tensor | Spikes:
     """x as a sequence, with ``timesteps`` as ``TimeSequential.forward`` takes it."""
     if not isinstance(x, (Tensor, Spikes)):
-        raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {_check.describe(x)}")
+        raise TypeError(f"TimeSequential: expected x to be a tensor or Spikes, got {checks.describe(x)}")
     if timesteps is None:
         return x
     if sequence or isinstance(x, Spikes):
@@ -320,7 +320,7 @@ def _same_time(x: Tensor | Spikes, steps: int) -> None:
     spikes = dense(x)
     if spikes.dim() < 1 or spikes.shape[0] != steps:
         raise ValueError(
-            f"TimeSequential: expected a sequence of timesteps={steps} steps, got {_check.describe(spikes)}; set "
+            f"TimeSequential: expected a sequence of timesteps={steps} steps, got {checks.describe(spikes)}; set "
             "timesteps to its T, or to None where only sequences come"
         )
 

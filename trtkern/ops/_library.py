@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from trtkern.ops import _check
+from trtkern._torch import recording
 from trtkern.ops._beneath import is_mapped
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
@@ -32,7 +32,7 @@ def differentiated(*tensors: Tensor | None) -> bool:
 
     Never in a recorded program: it runs without Python, where no Function is.
     """
-    if not torch.is_grad_enabled() or _check.recording():
+    if not torch.is_grad_enabled() or recording():
         return False
     if any(t is not None and t.requires_grad for t in tensors):
         return True

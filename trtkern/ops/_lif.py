@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trtkern.backends import named
 from trtkern.backends.base import CHUNK, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.spec import LIFSpec
@@ -51,24 +51,24 @@ class Call(NamedTuple):
 def _inputs(call: Call, before: bool) -> LIFInputs:
     """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
     x, v0, params, affine, residual, scalars, token, inner, pool = call
-    if not (_check.is_dense(x) or _check.is_static(x)):
-        raise RuntimeError(f"lif: expected x to be dense with time outermost, got {_check.describe(x)}")
+    if not (layout.is_dense(x) or layout.is_static(x)):
+        raise RuntimeError(f"lif: expected x to be dense with time outermost, got {checks.describe(x)}")
     if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
-        raise RuntimeError(f"lif: expected images with even sides to pool, got {_check.describe(x)}")
-    _check.parameter_values("lif", params)
+        raise RuntimeError(f"lif: expected images with even sides to pool, got {checks.describe(x)}")
+    checks.parameter_values("lif", params)
     if v0 is not None:
-        v0 = _check.aligned_like(v0, x[0], torch.float32)
+        v0 = layout.aligned_like(v0, x[0], torch.float32)
     norm = None
     if affine is not None:
         if residual is not None:
-            residual = _check.aligned(residual, x.shape, _check.strides(x), x.dtype, x)
+            residual = layout.aligned(residual, x.shape, layout.strides(x), x.dtype, x)
         norm = Norm(affine, residual)
     halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
     return LIFInputs(x, v0, params, tuple(scalars), LIFSpec.from_token(token), inner, norm, halves, before)
 
 
 def _empty_spikes(x: Tensor, pool: bool) -> Tensor:
-    return x.new_empty_strided(*_check.pooled_shape(x)) if pool else _check.empty(x)
+    return x.new_empty_strided(*layout.pooled_shape(x)) if pool else layout.empty(x)
 
 
 def _allocate(x: Tensor, pool: bool, want: int) -> LIFForward:
@@ -79,11 +79,11 @@ def _allocate(x: Tensor, pool: bool, want: int) -> LIFForward:
         edges = x.new_empty(((steps - 1) // CHUNK, neurons), dtype=torch.float32)
     if want & WANT_PACKED:
         planes = ((steps + 7) // 8, *x.shape[1:])
-        packed = x.new_empty_strided(planes, _check.strides(x), dtype=torch.uint8)
+        packed = x.new_empty_strided(planes, layout.strides(x), dtype=torch.uint8)
     return LIFForward(
         s=_empty_spikes(x, pool) if want & WANT_SPIKES else None,
-        v=_check.empty(x) if want & (WANT_V | WANT_H) else None,
-        v_final=_check.empty(x[:1], torch.float32)[0] if want & WANT_STATE else None,
+        v=layout.empty(x) if want & (WANT_V | WANT_H) else None,
+        v_final=layout.empty(x[:1], torch.float32)[0] if want & WANT_STATE else None,
         edges=edges,
         flag=None,
         packed=packed,
@@ -163,8 +163,8 @@ define(
 
 def _allocate_backward(x: Tensor, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
     return LIFBackward(
-        x=_check.empty(x) if needs & NEED_X else None,
-        v0=_check.empty(x[:1], torch.float32)[0] if needs & NEED_V0 else None,
+        x=layout.empty(x) if needs & NEED_X else None,
+        v0=layout.empty(x[:1], torch.float32)[0] if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
         sums=x.new_empty((2, affine.shape[1]), dtype=torch.float64)
         if needs & NEED_SUMS and affine is not None
@@ -176,11 +176,11 @@ def _backward(
     x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
 ):
     inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(needs & GIVEN_H))
-    spikes = _check.pooled_shape(x) if pool else (x.shape, _check.strides(x))
+    spikes = layout.pooled_shape(x) if pool else (x.shape, layout.strides(x))
     grads = LIFGrads(
-        None if gs is None else _check.aligned(gs, *spikes, x.dtype, x),
-        None if gv is None else _check.aligned(gv, x.shape, _check.strides(x), x.dtype, x),
-        None if gv_final is None else _check.aligned_like(gv_final, x[0], torch.float32),
+        None if gs is None else layout.aligned(gs, *spikes, x.dtype, x),
+        None if gv is None else layout.aligned(gv, x.shape, layout.strides(x), x.dtype, x),
+        None if gv_final is None else layout.aligned_like(gv_final, x[0], torch.float32),
         coef,
     )
     out = _allocate_backward(x, params, affine, needs)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import named
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops._beneath import beneath
 from trtkern.ops._library import define, refuse_mapped
 from trtkern.ops._mapped import Fold, sample
@@ -47,28 +47,28 @@ def check(
     y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, v0: Tensor | None, pool: bool, channel_dim: int
 ) -> int:
     """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
-    _check.sequence(OP, y)
-    axis = _check.axis(OP, "channel_dim", channel_dim, y)
+    checks.sequence(OP, y)
+    axis = checks.axis(OP, "channel_dim", channel_dim, y)
     if axis == 0:
         raise ValueError(f"{OP}: expected channel_dim to differ from the time axis, got the time axis for both")
     channels = y.shape[axis]
     for name, tensor in norm._asdict().items():
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:
             continue
-        _check.plain(OP, name, tensor)
+        checks.plain(OP, name, tensor)
         if tensor.numel() != channels:
             raise ValueError(
                 f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
-                f"{_check.describe(y)}; check num_features and channel_dim"
+                f"{checks.describe(y)}; check num_features and channel_dim"
             )
         if tensor.device != y.device:
             raise ValueError(
-                f"{OP}: expected {name} on {y.device} like y, got {_check.describe(tensor)}; move the layer with "
+                f"{OP}: expected {name} on {y.device} like y, got {checks.describe(tensor)}; move the layer with "
                 "layer.to(y.device)"
             )
     if norm.batch_statistics and norm.group is None and y.numel() <= channels:
         raise ValueError(
-            f"{OP}: expected more than 1 value per channel when training, got {_check.describe(y)}; use a larger batch "
+            f"{OP}: expected more than 1 value per channel when training, got {checks.describe(y)}; use a larger batch "
             "or layer.eval()"
         )
     if not norm.batch_statistics and (norm.running_mean is None or norm.running_var is None):
@@ -76,24 +76,24 @@ def check(
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     if dense is not None:
         if not isinstance(dense, Tensor):
-            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {_check.describe(dense)}")
-        _check.plain(OP, "residual", dense)
-        if dense.dtype not in _check.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
+            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {checks.describe(dense)}")
+        checks.plain(OP, "residual", dense)
+        if dense.dtype not in checks.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
             raise TypeError(
                 f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "
-                f"float16), got {_check.describe(dense)}; convert it with residual.to(y.dtype)"
+                f"float16), got {checks.describe(dense)}; convert it with residual.to(y.dtype)"
             )
         if dense.shape != y.shape or dense.device != y.device:
             raise ValueError(
                 f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "
-                f"{_check.describe(dense)}; project it with a convolution first"
+                f"{checks.describe(dense)}; project it with a convolution first"
             )
     if isinstance(residual, Spikes) and residual.pooled:
         raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
-    _check.state(OP, v0, y)
+    checks.state(OP, v0, y)
     if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
         raise ValueError(
-            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {_check.describe(y)} with "
+            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {checks.describe(y)} with "
             f"channels on axis {axis}; use pool=1"
         )
     if norm.batch_statistics and norm.group is not None:
@@ -113,7 +113,7 @@ def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -
     """The statistics of y."""
     with torch.no_grad():
         # The statistics of T equal steps are those of one.
-        one = y.detach()[:1] if _check.is_static(y) else y.detach()
+        one = y.detach()[:1] if layout.is_static(y) else y.detach()
         mean, squares = torch.ops.trtkern.batch_norm_lif_statistics(one, channels, inner, backend).unbind(0)
         var, count = squares / (one.numel() // channels), y.numel() // channels
         if norm.group is not None:
@@ -252,7 +252,7 @@ def _statistics_fake(y: Tensor, channels: int, inner: int, backend: str) -> Tens
 
 
 def _input_grad(gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int, backend: str) -> Tensor:
-    out = _check.empty(y)
+    out = layout.empty(y)
     if gx.numel():
         named(backend).ops["batch_norm_lif_input_grad"](gx, y, affine, coef, inner, out)
     return out
@@ -285,6 +285,6 @@ define(
 define(
     "batch_norm_lif_input_grad(Tensor gx, Tensor y, Tensor affine, Tensor coef, SymInt inner, str backend) -> Tensor",
     _input_grad,
-    lambda gx, y, affine, coef, inner, backend: _check.empty(y),
+    lambda gx, y, affine, coef, inner, backend: layout.empty(y),
     _input_grad_mapped,
 )

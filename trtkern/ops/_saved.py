@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trtkern.ops import _check
+from trtkern.ops import checks
+from trtkern.ops.layout import aligned
 
 
 class Layout(NamedTuple):
@@ -31,11 +32,11 @@ class Layout(NamedTuple):
         if tensor.shape != self.shape or tensor.device != self.device:
             raise RuntimeError(
                 f"expected a hook for saved tensors to return a tensor of shape {tuple(self.shape)} on {self.device}, "
-                f"got {_check.describe(tensor)}"
+                f"got {checks.describe(tensor)}"
             )
         # What is expanded (a static input) is laid out once and expanded again.
         once = tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in self.stride)]
-        return _check.aligned(once, once.shape, self.stride, self.dtype, once).expand(self.shape)
+        return aligned(once, once.shape, self.stride, self.dtype, once).expand(self.shape)
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose
 from trtkern.backends.base import CHUNK
-from trtkern.ops import _check, _norm
+from trtkern.ops import _norm, checks, layout
 from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Source
-from trtkern.ops._check import Number
 from trtkern.ops._library import apply, differentiated, refuse_duals
 from trtkern.ops._lif import WANT_EDGES
 from trtkern.ops._norm import BatchNorm, Statistics
+from trtkern.ops.checks import Number
 from trtkern.ops.lif import (
     LIFOutput,
     firing,
@@ -83,7 +83,7 @@ def batch_norm_lif(
         residual = current(residual)
     axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
-    _check.parameters(OP, neuron.values)
+    checks.parameters(OP, neuron.values)
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
         residual = residual._replace(spikes=residual.spikes.to(y.dtype))
@@ -145,8 +145,8 @@ def _fused(
 ) -> tuple[LIFOutput, Statistics | None]:
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
-    y = _check.poolable(y) if inside else _check.dense(y)
-    (y, inner), channels = _check.by_channel(y, axis), y.shape[axis]
+    y = layout.poolable(y) if inside else layout.dense(y)
+    (y, inner), channels = layout.by_channel(y, axis), y.shape[axis]
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()

@@ -12,9 +12,8 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose
 from trtkern.backends.base import CHUNK, PARAMS
-from trtkern.ops import _check, spikes
+from trtkern.ops import checks, layout, spikes
 from trtkern.ops._beneath import beneath
-from trtkern.ops._check import Number
 from trtkern.ops._library import apply, differentiated, refuse_duals, refuse_second_derivative
 from trtkern.ops._lif import (
     NEED_PARAMS,
@@ -30,6 +29,7 @@ from trtkern.ops._lif import (
     wanted_grads,
 )
 from trtkern.ops._saved import keep, kept
+from trtkern.ops.checks import Number
 from trtkern.spec import LIFSpec
 
 
@@ -96,11 +96,11 @@ def lif(
         RuntimeError: the backend cannot be used on this machine.
     """
     spec = spec or LIFSpec()
-    _check.sequence("lif", x)
-    _check.state("lif", v0, x)
+    checks.sequence("lif", x)
+    checks.state("lif", v0, x)
     given = (decay, gain, bias, v_threshold if reset_amount is None else reset_amount, v_threshold, v_reset)
     values = dict(zip(PARAMS, given, strict=True))
-    _check.parameters("lif", values)
+    checks.parameters("lif", values)
     values = firing("lif", values, fire_on_equal, x)
     want = wanted(return_spikes, return_v, return_state, return_packed, return_h)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token)
@@ -110,7 +110,7 @@ def lif(
             dtype = state_dtype(x)
             rows = reference_rows(*stack("lif", x, values, channel_dim, dtype), values, x)
             return from_trace(reference.lif(x.to(dtype), v0, rows, spec), x, want, flag)
-        return _fused(_check.dense(x), v0, values, spec, chosen, channel_dim, want, flag)
+        return _fused(layout.dense(x), v0, values, spec, chosen, channel_dim, want, flag)
 
     return perform("lif", x, want, flag, run)
 
@@ -119,15 +119,15 @@ def perform(
     op: str, x: Tensor, want: int, flag: Tensor | None, run: Callable[[int, Tensor | None], LIFOutput]
 ) -> LIFOutput:
     """run(want, flag), with the words for whoever listens; under ``trtkern.debug()`` an error if the flag rises."""
-    _check.flag(op, flag, x)
+    checks.flag(op, flag, x)
     heard = bool(want & WANT_SPIKES) and spikes.listening()
     # A flag of its own: the caller's may be set already, by another call.
-    watched = torch.zeros(1, dtype=torch.int32, device=x.device) if _check.debugging() else flag
+    watched = torch.zeros(1, dtype=torch.int32, device=x.device) if checks.debugging() else flag
     output = run(want | WANT_PACKED if heard else want, watched)
     if watched is not flag and watched is not None and watched.item():
         if flag is not None:
             flag.fill_(1)
-        raise RuntimeError(f"{op}: expected finite potentials, got NaN or Inf from {_check.describe(x)}")
+        raise RuntimeError(f"{op}: expected finite potentials, got NaN or Inf from {checks.describe(x)}")
     if output.spikes is not None and output.packed is not None:
         spikes.remember(output.spikes)
     if heard and output.spikes is not None and output.packed is not None:
@@ -148,7 +148,7 @@ def _fused(
 ) -> LIFOutput:
     params, axis = stack("lif", x, values, channel_dim, torch.float32)
     refuse_duals("lif", x, v0, params)
-    x, inner = (x, 1) if axis is None else _check.by_channel(x, axis)
+    x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
     differentiable = differentiated(x, v0, params)
     if differentiable and x.shape[0] > CHUNK:
         want += WANT_EDGES
@@ -170,7 +170,7 @@ def firing(op: str, values: dict[str, Number], on_equal: bool, x: Tensor) -> dic
     if not on_equal:
         return values
     threshold, dtype = values["v_threshold"], state_dtype(x)
-    _check.above_zero(op, threshold)
+    checks.above_zero(op, threshold)
     if not isinstance(threshold, Tensor):
         return {**values, "v_threshold": _number_before(float(threshold), dtype == torch.float64)}
     held = threshold.to(dtype)
@@ -225,7 +225,7 @@ def stack(
     """The parameters as one tensor [6, C] and the axis of the channels; (None, None) when all are numbers."""
     if not any(isinstance(value, Tensor) for value in values.values()):
         return None, None
-    axis = _check.channel_axis(op, values, channel_dim, x)
+    axis = checks.channel_axis(op, values, channel_dim, x)
     count = 1 if axis is None else x.shape[axis]
     rows = [
         value.to(dtype).reshape(-1).expand(count)
@@ -240,7 +240,7 @@ def reference_rows(params: Tensor | None, axis: int | None, values: dict[str, Nu
     """The six parameters as the reference takes them: numbers, or tensors that broadcast with x[0]."""
     if params is None:
         return list(values.values())
-    _check.parameter_values("lif", params)
+    checks.parameter_values("lif", params)
     trailing = 0 if axis is None else x.dim() - axis - 1
     return list(params.reshape(len(PARAMS), -1, *[1] * trailing).unbind(0))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose, named
 from trtkern.backends.base import RegularizerSpec
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._library import (
     apply,
@@ -45,7 +45,7 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
     if name == "reference":
         return reference.regularizer(weights, spec)
     refuse_duals("regularizer", *weights)
-    dense = [_check.flat(w) for w in weights]
+    dense = [layout.flat(w) for w in weights]
     if differentiated(*weights):
         return apply(_Regularizer, "regularizer", spec.timesteps, spec[1:], name, *dense)[0]
     return torch.ops.trtkern.regularizer(dense, spec.timesteps, spec[1:], False, name)[0]
@@ -75,7 +75,7 @@ def add_regularizer_grad_(
         if name != "reference":
             # A gradient in another layout or dtype than its weight goes through a fresh one: rare, and torch adds it.
             fits = all(
-                g.stride() == w.stride() and g.dtype == w.dtype and _check.is_flat(w)
+                g.stride() == w.stride() and g.dtype == w.dtype and layout.is_flat(w)
                 for g, w in zip(grads, weights, strict=True)
             )
             if fits:
@@ -97,9 +97,9 @@ def check_spec(spec: RegularizerSpec) -> None:
         raise ValueError(f"regularizer: expected timesteps to be an int >= 1, got {spec.timesteps!r}")
     for field in ("lam", "delta", "eps"):
         value = getattr(spec, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _check.LARGEST:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= checks.LARGEST:
             raise ValueError(
-                f"regularizer: expected {field} to be a finite number >= 0, at most {_check.LARGEST:.1e} (float32), "
+                f"regularizer: expected {field} to be a finite number >= 0, at most {checks.LARGEST:.1e} (float32), "
                 f"got {value!r}"
             )
 
@@ -111,12 +111,12 @@ def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
         raise ValueError(f"{op}: expected at least one weight, got none; check the model and exclude")
     for w in weights:
         if isinstance(w, Tensor):
-            _check.plain(op, "weight", w)
+            checks.plain(op, "weight", w)
         if not isinstance(w, Tensor) or not w.dtype.is_floating_point:
-            raise TypeError(f"{op}: expected floating-point tensors, got {_check.describe(w)}")
+            raise TypeError(f"{op}: expected floating-point tensors, got {checks.describe(w)}")
         if w.device != weights[0].device:
             raise ValueError(
-                f"{op}: expected all weights on {weights[0].device}, got {_check.describe(w)}; use one loss a device"
+                f"{op}: expected all weights on {weights[0].device}, got {checks.describe(w)}; use one loss a device"
             )
     check_spec(spec)
     dtypes = {w.dtype for w in weights}
@@ -127,7 +127,7 @@ def _gate(weights: list[Tensor], spec: RegularizerSpec, backend: str) -> str:
 
 
 def _run(weights, timesteps, numbers, with_grads, backend):
-    weights = [_check.flat(w) for w in weights]
+    weights = [layout.flat(w) for w in weights]
     value = weights[0].new_empty(())
     grads = [torch.empty_like(w) for w in weights] if with_grads else None
     named(backend).ops["regularizer"](weights, RegularizerSpec(timesteps, *numbers), value, grads, False, 1.0)
@@ -163,8 +163,8 @@ define(
 
 def _add_grad(weights, grads, timesteps, numbers, scale, backend):
     for w, g in zip(weights, grads, strict=True):
-        if w.stride() != g.stride() or w.dtype != g.dtype or w.device != g.device or not _check.is_flat(w):
-            raise RuntimeError(f"regularizer: expected a gradient laid out like its weight, got {_check.describe(g)}")
+        if w.stride() != g.stride() or w.dtype != g.dtype or w.device != g.device or not layout.is_flat(w):
+            raise RuntimeError(f"regularizer: expected a gradient laid out like its weight, got {checks.describe(g)}")
     value = weights[0].new_empty(())
     spec = RegularizerSpec(timesteps, *numbers)
     named(backend).ops["regularizer"](list(weights), spec, value, list(grads), True, scale)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
+from trtkern._torch import recording
 from trtkern.backends import choose, named
 from trtkern.backends.base import Pool
-from trtkern.ops import _check
+from trtkern.ops import checks, layout
 from trtkern.ops._beneath import is_mapped, transformed
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold
@@ -42,7 +43,7 @@ def packing(packed: bool) -> bool:
 
     Their number of planes would also be a constant of the program, and T held to it.
     """
-    return packed and not _check.recording()
+    return packed and not recording()
 
 
 def remember(spikes: Tensor) -> None:
@@ -107,10 +108,10 @@ def pack(spikes: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: not a floating tensor [T, ...] with T >= 1.
     """
-    _check.sequence("pack", spikes)
+    checks.sequence("pack", spikes)
     chosen = choose("auto", "spikes_pack", spikes.device.type, spikes.dtype)
     remember(spikes)
-    return torch.ops.trtkern.spikes_pack(_check.dense(spikes.detach()), chosen)
+    return torch.ops.trtkern.spikes_pack(layout.dense(spikes.detach()), chosen)
 
 
 def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = False, dtype: torch.dtype) -> Tensor:
@@ -124,27 +125,27 @@ def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = Fals
     """
     # A backward pass that is compiled may not look at a layout.
     if isinstance(words, Tensor) and not torch.compiler.is_compiling():
-        _check.plain("unpack", "words", words)
+        checks.plain("unpack", "words", words)
     if not isinstance(words, Tensor) or words.dtype != torch.uint8 or words.dim() < 1:
-        raise TypeError(f"unpack: expected words as a uint8 tensor [planes, ...], got {_check.describe(words)}")
+        raise TypeError(f"unpack: expected words as a uint8 tensor [planes, ...], got {checks.describe(words)}")
     if not 0 <= start < start + timesteps <= 8 * words.shape[0]:
         raise ValueError(
             f"unpack: expected steps within the {8 * words.shape[0]} that the words hold, got {start} to "
             f"{start + timesteps - 1}"
         )
     chosen = choose("auto", "spikes_unpack", words.device.type, dtype)
-    words = _check.poolable(words) if pooled else _check.dense(words)
+    words = layout.poolable(words) if pooled else layout.dense(words)
     return torch.ops.trtkern.spikes_unpack(words, start, timesteps, pooled, dtype, chosen)
 
 
 def _empty_words(spikes: Tensor) -> Tensor:
     planes = ((spikes.shape[0] + 7) // 8, *spikes.shape[1:])
-    return spikes.new_empty_strided(planes, _check.strides(spikes), dtype=torch.uint8)
+    return spikes.new_empty_strided(planes, layout.strides(spikes), dtype=torch.uint8)
 
 
 def _pack(spikes: Tensor, backend: str) -> Tensor:
     words = _empty_words(spikes)
-    if backend == "reference" or _check.is_static(spikes):
+    if backend == "reference" or layout.is_static(spikes):
         words.copy_(reference.spikes_pack(spikes))
     elif spikes.numel():
         named(backend).ops["spikes_pack"](spikes, words)
@@ -152,7 +153,7 @@ def _pack(spikes: Tensor, backend: str) -> Tensor:
 
 
 def _empty_spikes(words: Tensor, steps: int, pooled: bool, dtype: torch.dtype) -> Tensor:
-    shape, stride = _check.pooled_shape(words) if pooled else (words.shape, _check.strides(words))
+    shape, stride = layout.pooled_shape(words) if pooled else (words.shape, layout.strides(words))
     return words.new_empty_strided((steps, *shape[1:]), stride, dtype=dtype)
 
 

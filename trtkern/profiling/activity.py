@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.neurons import LI
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes
 
 
@@ -187,7 +187,7 @@ def firing_rates(model: nn.Module) -> Iterator[FiringRates]:
         TypeError: no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"firing_rates: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"firing_rates: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     rates = FiringRates()
     # Where nobody has the compiler, this would import it, which takes seconds.
     stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from trtkern.nn.losses import SDTLoss
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling.activity import (
     LayerActivity,
     Limits,
@@ -88,13 +88,13 @@ def diagnose(
         TypeError, ValueError: no module or tensor, no neuron layer that ran, a loss without a target.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"diagnose: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"diagnose: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     if loss is not None and target is None:
         raise ValueError("diagnose: expected a target with the loss, got none; pass target=labels")
     inputs = batch if isinstance(batch, tuple) else (batch,)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
         raise TypeError(
-            f"diagnose: expected batch to be a tensor or a tuple with tensors, got {_check.describe(batch)}"
+            f"diagnose: expected batch to be a tensor or a tuple with tensors, got {checks.describe(batch)}"
         )
     squares: dict[str, Tensor] = {}
     value = None

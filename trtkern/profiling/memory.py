@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling.ledger import Ledger
 from trtkern.profiling.report import MemoryReport
 from trtkern.profiling.unchanged import unchanged, uncompiled
@@ -80,10 +80,10 @@ def _on_gpu(ledger: Ledger, forward: Callable[[], list[GradientEdge]], device: t
 def check_call(model: nn.Module, inputs: tuple) -> torch.device:
     """The device of the inputs, all of which are fit to run."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"memory: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"memory: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not tensors:
-        raise TypeError(f"memory: expected input to be a tensor or a tuple with tensors, got {_check.describe(inputs)}")
+        raise TypeError(f"memory: expected input to be a tensor or a tuple with tensors, got {checks.describe(inputs)}")
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise ValueError(

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Neuron
-from trtkern.ops import _check
+from trtkern.ops import checks
 from trtkern.profiling import timeline
 from trtkern.profiling.activity import FiringRates, firing_rates
 from trtkern.profiling.ledger import LOSS
@@ -84,7 +84,7 @@ def profile(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"profile: expected steps as an integer of at least 1, got {steps!r}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"profile: expected model to be a torch.nn.Module, got {_check.describe(model)}")
+        raise TypeError(f"profile: expected model to be a torch.nn.Module, got {checks.describe(model)}")
     return profile_subject(ModelStep(model, input, loss, optimizer, backward, amp), steps)
 
 

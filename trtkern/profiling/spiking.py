@@ -23,7 +23,7 @@ from trtkern.nn import (
 )
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import Spiking
-from trtkern.ops import _check
+from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
 
@@ -66,7 +66,7 @@ def _runs_as_it_is(x: Tensor, pool: bool = False) -> bool:
     """Whether the kernels take x in its layout; else what they take, and keep, is a copy."""
     if pool and not (x[0].is_contiguous() or x[0].is_contiguous(memory_format=torch.channels_last)):
         return False
-    return _check.is_dense(x) or _check.is_static(x)
+    return layout.is_dense(x) or layout.is_static(x)
 
 
 def _neuron(call: Call) -> list[Kept] | None:
@@ -74,7 +74,7 @@ def _neuron(call: Call) -> list[Kept] | None:
     if choose(module.backend, "lif", x.device.type, x.dtype, module.spec.token) == "reference":
         return None
     x = x.movedim(module.time_dim, 0)
-    terms = traffic.lif_kept(x.element_size(), x.shape[0], static=_check.is_static(x))
+    terms = traffic.lif_kept(x.element_size(), x.shape[0], static=layout.is_static(x))
     kept = _terms(terms, x.numel(), {"x": x if _runs_as_it_is(x) else None})
     return [*kept, *_state(v0), *_parameters(module)]
 
@@ -101,7 +101,7 @@ def _normed(
         kind, tensors["words"] = "packed", residual.words
     elif residual is not None:
         kind, tensors["residual"] = "dense", residual
-    terms = traffic.batch_norm_lif_kept(e, y.shape[0], residual=kind, checkpoint=checkpoint, static=_check.is_static(y))
+    terms = traffic.batch_norm_lif_kept(e, y.shape[0], residual=kind, checkpoint=checkpoint, static=layout.is_static(y))
     kept = _terms(terms, y.numel(), tensors)
     if module.pool == 2 and not inside:
         kept.append(Kept("spikes e", y.numel() * e))  # pooled after they were written
@@ -146,17 +146,17 @@ def _input(x: Tensor | Spikes) -> Kept:
 def _spike_convolution(call: Call) -> list[Kept] | None:
     module, x = call.module, call.given(0, "x")
     if isinstance(x, Spikes):
-        if not _check.is_static(x.spikes) and module.padding_mode == "zeros":
+        if not layout.is_static(x.spikes) and module.padding_mode == "zeros":
             return [_input(x)]
         x = x.spikes
-    folded = x.dim() == 5 and not _check.is_static(x)
+    folded = x.dim() == 5 and not layout.is_static(x)
     return convolved(module, x, copied=folded and not viewable(x, (-1, *x.shape[2:])))
 
 
 def _spike_product(call: Call) -> list[Kept]:
     module, x = call.module, call.given(0, "x")
     dense = x.spikes if isinstance(x, Spikes) else x
-    static = dense.dim() > 2 and _check.is_static(dense)
+    static = dense.dim() > 2 and layout.is_static(dense)
     if isinstance(x, Spikes) and not static:
         return [_input(x)]
     # What is multiplied: one step of a static input; the axes behind the batch flattened, where that is in_features.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from trtkern.backends import choose
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
 from trtkern.nn.neurons import LI, Spiking
-from trtkern.ops import _check
+from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.kept import Call, span
 from trtkern.profiling.ranges import Ranges
@@ -116,7 +116,7 @@ def _neuron(call: Call) -> Moved:
     if choose(module.backend, "lif", x.device.type, x.dtype, module.spec.token) == "reference":
         return _sizes(call)
     x = x.movedim(module.time_dim, 0)
-    e, steps, static = x.element_size(), x.shape[0], _check.is_static(x)
+    e, steps, static = x.element_size(), x.shape[0], layout.is_static(x)
     grad = torch.is_grad_enabled() and x.requires_grad
     returns_v = bool(call.kwargs.get("return_v") or call.kwargs.get("return_h"))
     packed = getattr(module, "packed", False)
@@ -131,7 +131,7 @@ def _norm(module: BatchNormLIF, call: Call, y: Tensor) -> Moved:
     out = next(leaf for leaf in tree_leaves(call.output) if isinstance(leaf, Tensor))
     if choose(module.lif.backend, "batch_norm_lif", out.device.type, y.dtype, module.lif.spec.token) == "reference":
         return _sizes(call)
-    e, steps, static = y.element_size(), y.shape[0], _check.is_static(y)
+    e, steps, static = y.element_size(), y.shape[0], layout.is_static(y)
     inside = module.pool == 2 and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     training = module.training or module.running_mean is None
     kind: traffic.Residual = None if given is None else "packed" if isinstance(given, Spikes) else "dense"

@@ -7,13 +7,12 @@ that would be a synchronisation, and is done under ``trtkern.debug()`` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from trtkern._torch import recording as recording
 from trtkern.backends.base import PARAMS
 from trtkern.ops._beneath import look
 
@@ -242,100 +241,3 @@ def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Ten
                 f"{op}: expected {name} on {x.device} like x, got {describe(value)}; move the module to it"
             )
     return found
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether x is [T, N] in memory: time outermost, everything after it dense in some order, no overlap."""
-    if x.is_contiguous():
-        return True
-    # No sort: torch.compile cannot trace one over symbolic strides.
-    axes = [axis for axis in range(1, x.dim()) if x.shape[axis] != 1]
-    expected = 1
-    while axes:
-        fastest = [axis for axis in axes if x.stride(axis) == expected]
-        if not fastest:
-            return False
-        axes.remove(fastest[0])
-        expected = expected * x.shape[fastest[0]]
-    return x.shape[0] == 1 or x.stride(0) == expected
-
-
-def is_flat(w: Tensor) -> bool:
-    """Whether w is one dense stretch of memory, in whatever order of its axes."""
-    return is_dense(w[None])
-
-
-def flat(w: Tensor) -> Tensor:
-    """w itself if it is one dense stretch of memory, else a contiguous copy."""
-    return w if is_flat(w) else w.contiguous()
-
-
-def is_static(x: Tensor) -> bool:
-    """Whether x is one dense step, the same at every time: expanded along time; that of an example does not count."""
-    return not recording() and x.shape[0] > 1 and x.stride(0) == 0 and is_dense(x[:1])
-
-
-def dense(x: Tensor) -> Tensor:
-    """x itself if its memory is [T, N] or one step of it, else a contiguous copy: the only copy that a layout costs.
-
-    In a recorded program x is contiguous: whether it has to be copied is seen when that runs.
-    """
-    if recording():
-        return x.contiguous()
-    return x if is_dense(x) or is_static(x) else x.contiguous()
-
-
-def by_channel(x: Tensor, axis: int) -> tuple[Tensor, int]:
-    """A dense x and the stride of its channels; a recorded program lays them last, with the stride 1 for all sizes."""
-    if recording():
-        return x.movedim(axis, -1).contiguous().movedim(-1, axis), 1
-    return x, x.stride(axis)
-
-
-def strides(x: Tensor) -> tuple[int, ...]:
-    """The strides of a dense [T, N] tensor in the storage order of x, which may be static."""
-    return (x[0].numel(), *x.stride()[1:])
-
-
-def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A dense tensor of x's shape in its storage order."""
-    return x.new_empty_strided(x.shape, strides(x), dtype=dtype or x.dtype)
-
-
-def pooled_shape(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides of the 2x2 averages of x [..., B, C, H, W], in its layout: contiguous or channels last."""
-    *time, batch, channels, height, width = x.shape
-    height, width = height // 2, width // 2
-    if x.stride(-1) == 1:
-        inner = (channels * height * width, height * width, width, 1)
-    else:
-        inner = (channels * height * width, 1, width * channels, channels)
-    return (*time, batch, channels, height, width), (*[batch * inner[0]] * len(time), *inner)
-
-
-def poolable(x: Tensor) -> Tensor:
-    """x [T, B, C, H, W], dense and either contiguous or channels last after time: itself, or a contiguous copy."""
-    x = dense(x)
-    step = x[0]
-    # The second question is that for channels last, in words that torch.vmap takes.
-    if step.is_contiguous() or step.movedim(-3, -1).is_contiguous():
-        return x
-    return x.contiguous()
-
-
-def aligned(value: Tensor, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """``value`` with those strides and that dtype: itself where that already holds, else a copy.
-
-    Incoming gradients come in any layout: expanded (stride 0) from a sum, transposed from a permute.
-    """
-    if value.shape != tuple(shape) or value.device != like.device:
-        raise RuntimeError(f"expected a tensor of shape {tuple(shape)} on {like.device}, got {describe(value)}")
-    same = all(a == b for a, b, n in zip(value.stride(), stride, shape, strict=True) if n != 1)
-    if same and value.dtype == dtype:
-        return value
-    return like.new_empty_strided(shape, stride, dtype=dtype).copy_(value)
-
-
-def aligned_like(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` in the memory layout of ``like``, dense, and in ``dtype``: itself where that already holds."""
-    return aligned(value, like.shape, like.stride(), dtype, like)
