@@ -18,7 +18,7 @@ from trtkern.nn import LI, BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Neuron
 from trtkern.ops import checks
 from trtkern.ops.batch_norm_lif import normalised
-from trtkern.ops.lif import firing, reference_rows, stack, state_dtype
+from trtkern.ops.parameters import firing, reference_rows, stack, state_dtype
 from trtkern.ops.spikes import Spikes, dense
 from trtkern.profiling.activity import dense_spikes
 

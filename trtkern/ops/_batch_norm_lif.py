@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trtkern.ops import _norm
 from trtkern.ops._library import apply, refuse_second_derivative
-from trtkern.ops._lif import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, given, wanted_grads
 from trtkern.ops._saved import Layout, keep, kept
+from trtkern.ops.lif import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, given, wanted_grads
 from trtkern.ops.spikes import unpack
 
 OP = "batch_norm_lif"

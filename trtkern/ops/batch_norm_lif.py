@@ -14,20 +14,11 @@ from trtkern.backends.base import CHUNK
 from trtkern.ops import _norm, checks, layout
 from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Source
 from trtkern.ops._library import apply, differentiated, refuse_duals
-from trtkern.ops._lif import WANT_EDGES
 from trtkern.ops._norm import BatchNorm, Statistics
 from trtkern.ops.checks import Number
-from trtkern.ops.lif import (
-    LIFOutput,
-    firing,
-    from_trace,
-    perform,
-    reference_rows,
-    scalars,
-    stack,
-    state_dtype,
-)
+from trtkern.ops.lif import WANT_EDGES, LIFOutput, from_trace, perform
 from trtkern.ops.lif import returned as as_output
+from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
 from trtkern.ops.spikes import Spikes, current
 from trtkern.spec import LIFSpec
 
