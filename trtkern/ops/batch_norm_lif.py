@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +13,35 @@ from trtkern import reference
 from trtkern.backends import choose
 from trtkern.backends.base import CHUNK
 from trtkern.ops import _norm, checks, layout
-from trtkern.ops._batch_norm_lif import OP, Fixed, Normed, Source
-from trtkern.ops._library import apply, differentiated, refuse_duals
-from trtkern.ops._norm import BatchNorm, Statistics
+from trtkern.ops._library import apply, differentiated, refuse_duals, refuse_mapped, refuse_second_derivative
+from trtkern.ops._norm import OP, BatchNorm, Statistics
+from trtkern.ops._saved import Layout, keep, kept
 from trtkern.ops.checks import Number
-from trtkern.ops.lif import WANT_EDGES, LIFOutput, from_trace, perform
+from trtkern.ops.lif import (
+    NEED_PARAMS,
+    NEED_SUMS,
+    NEED_V0,
+    NEED_X,
+    WANT_EDGES,
+    LIFOutput,
+    from_trace,
+    given,
+    perform,
+    wanted_grads,
+)
 from trtkern.ops.lif import returned as as_output
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
-from trtkern.ops.spikes import Spikes, current
+from trtkern.ops.spikes import Spikes, current, unpack
 from trtkern.spec import LIFSpec
+
+
+class Source(NamedTuple):
+    """What y was made from, to make it again in the backward pass instead of keeping it."""
+
+    make: Callable[..., Tensor]
+    """y from ``tensors``; it holds no tensor itself."""
+    tensors: tuple[Tensor | None, ...]
+    """What is kept in place of y."""
 
 
 class Neuron(NamedTuple):
@@ -72,7 +93,7 @@ def batch_norm_lif(
     """
     if isinstance(residual, Spikes):
         residual = current(residual)
-    axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim)
+    axis = check(y, norm, residual, v0, neuron.pool, channel_dim)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
     checks.parameters(OP, neuron.values)
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
@@ -97,6 +118,65 @@ def batch_norm_lif(
     if statistics is not None:
         _norm.update(norm, *statistics)
     return output
+
+
+def check(
+    y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, v0: Tensor | None, pool: bool, channel_dim: int
+) -> int:
+    """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
+    checks.sequence(OP, y)
+    axis = checks.axis(OP, "channel_dim", channel_dim, y)
+    if axis == 0:
+        raise ValueError(f"{OP}: expected channel_dim to differ from the time axis, got the time axis for both")
+    channels = y.shape[axis]
+    for name, tensor in norm._asdict().items():
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            continue
+        checks.plain(OP, name, tensor)
+        if tensor.numel() != channels:
+            raise ValueError(
+                f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
+                f"{checks.describe(y)}; check num_features and channel_dim"
+            )
+        if tensor.device != y.device:
+            raise ValueError(
+                f"{OP}: expected {name} on {y.device} like y, got {checks.describe(tensor)}; move the layer with "
+                "layer.to(y.device)"
+            )
+    if norm.batch_statistics and norm.group is None and y.numel() <= channels:
+        raise ValueError(
+            f"{OP}: expected more than 1 value per channel when training, got {checks.describe(y)}; use a larger batch "
+            "or layer.eval()"
+        )
+    if not norm.batch_statistics and (norm.running_mean is None or norm.running_var is None):
+        raise ValueError(f"{OP}: expected running statistics to normalise with, got none; pass batch_statistics")
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    if dense is not None:
+        if not isinstance(dense, Tensor):
+            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {checks.describe(dense)}")
+        checks.plain(OP, "residual", dense)
+        if dense.dtype not in checks.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
+            raise TypeError(
+                f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "
+                f"float16), got {checks.describe(dense)}; convert it with residual.to(y.dtype)"
+            )
+        if dense.shape != y.shape or dense.device != y.device:
+            raise ValueError(
+                f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "
+                f"{checks.describe(dense)}; project it with a convolution first"
+            )
+    if isinstance(residual, Spikes) and residual.pooled:
+        raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
+    checks.state(OP, v0, y)
+    if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
+        raise ValueError(
+            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {checks.describe(y)} with "
+            f"channels on axis {axis}; use pool=1"
+        )
+    if norm.batch_statistics and norm.group is not None:
+        what = "statistics that processes share (sync=True)"
+        refuse_mapped(OP, what, "construct the layer with sync=False, or call layer.eval()", y, dense)
+    return axis
 
 
 def _reference(
@@ -161,3 +241,117 @@ def _fused(
     if neuron.pool and not inside:
         s = reference.average_pool(s)
     return as_output(s, v_final, v, packed, want), found
+
+
+class Fixed(NamedTuple):
+    """What the Function is told besides tensors."""
+
+    scalars: tuple[float, ...]
+    token: str
+    inner: int
+    pool: bool
+    want: int
+    backend: str
+    samples: int
+    """Numbers behind each mean; 0: it is a running one, to which no gradient flows."""
+    group: Any
+
+
+class Normed(torch.autograd.Function):
+    """``make`` and ``source`` are those of a ``Source``; without one, y is kept."""
+
+    @staticmethod
+    def forward(y, residual, v0, weight, bias, params, mean, rstd, words, flag, fixed, make=None, *source):
+        affine = _norm.affine(mean, rstd, weight, bias)
+        return *torch.ops.trtkern.lif_forward(
+            y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
+            fixed.backend,
+        ), affine  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        y, residual, v0, weight, _, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[3:])
+        if ctx.make is not None:
+            ctx.y = Layout.of(y)
+        # The words of a residual stand for it.
+        kept_residual = residual if words is None else None
+        kept_y = y if ctx.make is None else None
+        keep(ctx, kept_y, kept_residual, v0, weight, params, mean, rstd, words, output[3], output[5], *source)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        y, residual, v0, weight, params, mean, rstd, words, edges, affine, *source = kept(ctx)
+        if ctx.make is not None:
+            y = ctx.y.restore(ctx.make(*source))
+        if words is not None:
+            residual = unpack(words, y.shape[0], dtype=y.dtype)
+        gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
+        needs = tuple(ctx.needs_input_grad[:6])
+        found = apply(
+            NormedBackward,
+            OP,
+            gs,
+            gv,
+            gv_final,
+            y,
+            residual,
+            v0,
+            weight,
+            params,
+            mean,
+            rstd,
+            edges,
+            affine,
+            ctx.fixed,
+            needs,
+        )
+        wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
+        return *wanted, *[None] * (6 + len(source))
+
+
+class NormedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(gs, gv, gv_final, y, residual, v0, weight, params, mean, rstd, edges, affine, fixed, needs):
+        needs_y, needs_residual, needs_v0, needs_weight, needs_bias, needs_params = needs
+
+        def run(needed: int, coef: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return torch.ops.trtkern.lif_backward(
+                y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
+                gs, gv, gv_final, coef, needed + given(fixed.want), fixed.backend,
+            )  # fmt: skip
+
+        training = fixed.samples > 0
+        first = NEED_V0 * needs_v0 + NEED_PARAMS * needs_params
+        if needs_weight or needs_bias or (training and needs_y):
+            first += NEED_SUMS
+        if needs_residual or (residual is not None and needs_y):
+            # The gradient of x is the residual's, and what that of y is made of: no second recomputation.
+            gx, gv0, gparams, sums = run(first + NEED_X, None)
+            gy = y.new_empty(0)
+            if needs_y:
+                coef = _norm.coefficients(sums, mean, rstd, affine, fixed.samples, fixed.group)
+                gy = torch.ops.trtkern.batch_norm_lif_input_grad(gx, y, affine, coef, fixed.inner, fixed.backend)
+            residual_grad = gx
+        elif training:
+            _, gv0, gparams, sums = run(first, None)
+            gy = y.new_empty(0)
+            if needs_y:
+                coef = _norm.coefficients(sums, mean, rstd, affine, fixed.samples, fixed.group)
+                gy = run(NEED_X, coef)[0]
+            residual_grad = y.new_empty(0)
+        else:
+            coef = _norm.coefficients(None, mean, rstd, affine, 0, None)
+            gy, gv0, gparams, sums = run(first + NEED_X, coef)
+            residual_grad = y.new_empty(0)
+        gweight, gbias = _norm.affine_grads(sums, mean, rstd, affine, weight if needs_weight or needs_bias else None)
+        return gy, residual_grad, gv0, gweight, gbias, gparams
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        refuse_second_derivative(OP)
