@@ -30,7 +30,7 @@ from typing import Any
 import claims_page
 
 from trtkern.bench.measure import append, commit, machine, today
-from trtkern.training.folder import write
+from trtkern.output.files import write
 
 SEEDS = (0, 1, 2, 3, 4)
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

@@ -26,9 +26,9 @@ from torch.nn import functional
 from trtkern.analysis import fisher
 from trtkern.bench import rows
 from trtkern.bench.measure import ROOT, Candidate, append, interleave, median_ratio, quantile, warm_up
+from trtkern.malloc import keep_pages
 from trtkern.models import vggsnn
 from trtkern.models.build import build
-from trtkern.training.pages import keep_pages
 
 Batches = list[tuple[Tensor, Tensor]]
 

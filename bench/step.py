@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from trtkern.bench import rows
 from trtkern.bench.measure import ROOT, Candidate, append, interleave, warm_up
+from trtkern.malloc import keep_pages
 from trtkern.models import load_reference_weights, resnet19, vggsnn
 from trtkern.models.conv import VGGSNN
 from trtkern.nn import TRTLoss
-from trtkern.training.pages import keep_pages
 
 # The network that the tests compare with: nothing of trtkern is in it.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

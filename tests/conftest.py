@@ -88,7 +88,7 @@ def no_pictures(monkeypatch):
     from trtkern.commands import _runs
 
     monkeypatch.setattr(_runs.report, "write", lambda path, **_: path.write_text("report"))
-    monkeypatch.setattr(_runs.plots, "learning_curves", lambda *_: None)
+    monkeypatch.setattr(_runs.figures, "learning_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -10,12 +10,11 @@ import pytest
 import torch
 import typer
 
-from trtkern import nn, reference
+from trtkern import malloc, nn, reference
 from trtkern.bench import cases, contest, gate, layers, measure, memory, page, peers, rounds, rows, runner
 from trtkern.bench.cases import Case
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
-from trtkern.training import pages
 
 CPU = torch.device("cpu")
 OPTIONS = rounds.Options(CPU, backend="auto", rounds=3, peers="none", compiled=False)
@@ -27,7 +26,7 @@ def _workplace(tmp_path, monkeypatch):
     """Each test in a folder of its own, inputs in one set, without changing this process's malloc or threads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(pages, "keep_pages", lambda: False)
+    monkeypatch.setattr(malloc, "keep_pages", lambda: False)
     monkeypatch.setattr(contest, "rotations", lambda case, device: 1)
     before = torch.get_num_threads()
     yield

@@ -34,7 +34,7 @@ def _small(monkeypatch, one_thread):
     monkeypatch.setitem(rates.SIDE, "cpu", 32)
     monkeypatch.setattr(profiler, "WARM_UP", 1)
     monkeypatch.setattr(_runs, "keep_pages", lambda: False)
-    monkeypatch.setattr("trtkern.training.pages.keep_pages", lambda: False)
+    monkeypatch.setattr("trtkern.malloc.keep_pages", lambda: False)
 
 
 class Sleepy(torch.autograd.Function):

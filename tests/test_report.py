@@ -10,9 +10,10 @@ import pytest
 import torch
 from html_page import Page
 
-from trtkern import page
+from trtkern.output import page, pictures
+from trtkern.output.text import printable
 from trtkern.profiling.activity import LayerActivity
-from trtkern.training import checkpoint, figures, folder, plan, plots, report, run
+from trtkern.training import checkpoint, figures, folder, plan, report, run
 from trtkern.training.tensorboard import TensorBoard, scalars
 
 
@@ -78,7 +79,7 @@ def test_the_page_says_what_the_run_did(tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes_and_names_of_its_own(tmp_path):
-    again = [figures.svg(lambda axes: figures.accuracy(axes, make_rows(2)), (3, 2), salt) for salt in "aab"]
+    again = [pictures.svg(lambda axes: figures.accuracy(axes, make_rows(2)), (3, 2), salt) for salt in "aab"]
     assert again[0] == again[1]
     names = [set(re.findall(r' id="([^"]+)"', picture)) for picture in again]
     assert names[0] and not names[0] & names[2]
@@ -110,10 +111,10 @@ def test_a_folder_of_any_name(tmp_path, name):
     for row in make_rows(2):
         run.append_metrics(place, {**row, "loader_share": 0.5})
     assert len(run.read_metrics(place)) == 2
-    plots.learning_curves(make_rows(2), text, place / run.CURVES)
+    figures.learning_curves(make_rows(2), text, place / run.CURVES)
     assert (place / run.CURVES).read_bytes().startswith(b"\x89PNG")
     shown = written(place / run.REPORT, title=text, settings={"data_dir": str(place)}, command=["train", str(place)])
-    assert figures.printable(str(place)) in " ".join(Page(shown).text) and "b" not in Page(shown).tags
+    assert printable(str(place)) in " ".join(Page(shown).text) and "b" not in Page(shown).tags
     folder.discard(place)
 
 
@@ -148,9 +149,9 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
         axes.set(title="title", xlabel="x")
         axes.legend()
 
-    text = figures.svg(draw, (4, 3), "theme")
+    text = pictures.svg(draw, (4, 3), "theme")
     styles = dict.fromkeys(re.findall(r'style="([^"]*)"', text))
-    assert figures._INK not in text and "#222222" not in text and "#444444" not in text
+    assert pictures._INK not in text and "#222222" not in text and "#444444" not in text
     strokes = " ".join(style for style in styles if "stroke: " in style)
     assert "#000000" not in strokes and "#ffffff" not in strokes and "stroke: #3b6ea8" in strokes
     assert "fill: var(--page, #fff); stroke: #3b6ea8" in strokes
@@ -193,7 +194,7 @@ def test_a_run_leads_to_its_analyses_once(tmp_path):
 
 def test_one_epoch_and_a_validation_split():
     rows = make_rows(1, "validation")
-    text = "".join(figures.svg(lambda axes, d=d: d(axes, rows), (4, 3), "x") for d in (figures.loss, figures.accuracy))
+    text = "".join(pictures.svg(lambda axes, d=d: d(axes, rows), (4, 3), "x") for d in (figures.loss, figures.accuracy))
     assert "validation accuracy after epoch 1: 40.00 %" in text and "validation loss" in text
     assert "1.0" not in "".join(re.findall(r"<text.*?</text>", text)).replace("10.0", ""), "an epoch is a whole number"
 
@@ -218,9 +219,9 @@ def test_many_classes_layers_and_epochs_stay_small(tmp_path):
 def test_losses_that_no_logarithm_takes():
     rows = make_rows(2)
     rows[1]["train"] = averages(0.0, 1.0)
-    assert "<svg" in figures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
+    assert "<svg" in pictures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
     rows[1]["train"] = averages(math.nan, 1.0)
-    assert "<svg" in figures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
+    assert "<svg" in pictures.svg(lambda axes: figures.loss(axes, rows), (4, 3), "x")
 
 
 def test_what_is_refused(tmp_path):

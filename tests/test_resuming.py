@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
         patch.setattr(_runs, "keep_pages", lambda: False)
         patch.setattr(_runs, "load", lambda *_, **__: few())
         patch.setattr(_runs.report, "write", lambda path, **_: path.write_text("report"))
-        patch.setattr(_runs.plots, "learning_curves", lambda *_: None)
+        patch.setattr(_runs.figures, "learning_curves", lambda *_: None)
         assert cli.main(["train", "--epochs", "2", "--batch-size", "32", "--run-dir", str(place), *OPTIONS]) == 0
     return place
 

@@ -60,7 +60,7 @@ def test_defaults_are_the_recipe_and_the_loss():
 PAGES = """
 import resource, torch
 torch.set_num_threads(1)
-from trtkern.training.pages import keep_pages, mapping_anew
+from trtkern.malloc import keep_pages, mapping_anew
 def faults(blocks=1):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     [torch.empty(33 << 20, dtype=torch.uint8).fill_(1) for _ in range(blocks)]

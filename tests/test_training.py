@@ -15,7 +15,7 @@ from trtkern.backends import named
 from trtkern.data import Dataset, Split
 from trtkern.names import LOSSES
 from trtkern.nn import LIF, BatchNormLIF
-from trtkern.training import checkpoint, plots, run, settings
+from trtkern.training import checkpoint, figures, run, settings
 from trtkern.training.build import rate_factor
 from trtkern.training.loop import Trainer
 from trtkern.training.observer import Observer
@@ -298,7 +298,7 @@ def test_run_folder_has_everything(few, tmp_path):
     assert list(config["backends"]) == ["layers.0.norm", "layers.1.norm"]
     assert all(name.startswith(BACKEND) for name in config["backends"].values())
     assert config["versions"]["torch"] == torch.__version__
-    plots.learning_curves(rows, "two epochs", tmp_path / run.CURVES)
+    figures.learning_curves(rows, "two epochs", tmp_path / run.CURVES)
     assert (tmp_path / run.CURVES).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 

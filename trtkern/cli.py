@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
+
+from trtkern.output.text import missing, say
 
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
@@ -75,18 +76,6 @@ def _explained(error: Any, arguments: Sequence[str]) -> str:
         options = [name for each in error.ctx.command.params for name in each.opts if name.startswith("-")]
         return f"{unknown(place, error.option_name, [*options, '--help'])} (`{place} --help` explains them)"
     return f"{error.format_message()} (try `{place} --help`)"
-
-
-def missing(extra: str, modules: Iterable[str]) -> str:
-    """Which of the modules are not installed, with the extra to install; empty if none."""
-    lacking = [module for module in modules if find_spec(module) is None]
-    return f"{' and '.join(lacking)} not installed; type: pip install 'trtkern[{extra}]'" if lacking else ""
-
-
-def say(message: str, status: int) -> int:
-    """The message on stderr; returns the status."""
-    print(f"trtkern: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> int:
     The exit status is 1 if a backend that is available computes something wrong.
     """
     from trtkern import selftest
-    from trtkern.cli import say
+    from trtkern.output.text import say
     from trtkern.training.run import versions
 
     _print("Versions and devices", {**versions(), **_devices()}.items())
@@ -35,7 +35,7 @@ def main() -> int:
 
 def _print(title: str, rows: Iterable[tuple[str, ...]]) -> None:
     """Short columns and a long one at the end, which goes on below itself where the terminal ends."""
-    from trtkern.profiling.report import aligned
+    from trtkern.output.text import aligned
 
     heads, texts = zip(*((row[:-1], row[-1]) for row in rows), strict=True)
     print(title)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.losses import NORMS
-from trtkern.training.folder import parse, write
+from trtkern.output.files import parse, write
 
 _SHOWN = 4
 """Numbers of each direction that a file holds, to see that they are drawn again alike."""

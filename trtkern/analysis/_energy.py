@@ -19,6 +19,7 @@ from trtkern.analysis._network import Data, Progress, Samples
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.nn._neuron import Neuron
+from trtkern.output.text import short
 from trtkern.profiling.activity import LayerActivity, firing_rates, neuron_layers
 
 if TYPE_CHECKING:
@@ -505,8 +506,6 @@ def _energy(pj: float) -> str:
 
 def _by_layer(found: Mapping[str, Energy], axes: Axes) -> None:
     """Bars of each layer's energy, parted into sums, MACs and memory where there is one result."""
-    from trtkern.training.figures import short
-
     names = list(dict.fromkeys(name for result in found.values() for name in result.layers))
     places = range(len(names))
     thick = 0.8 / len(found)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trtkern.analysis._result import COLORS, Picture
+from trtkern.output.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def _layers(result: Fisher, axes: Axes) -> None:
     """A row a layer, its shares over t."""
     total = float(result.by_layer.sum()) or 1.0
     names = [
-        f"{_short(name or 'the model', 24)}  {float(row.sum()) / total:4.0%}"
+        f"{short(name or 'the model', 24)}  {float(row.sum()) / total:4.0%}"
         for name, row in zip(result.layers, result.by_layer, strict=True)
     ]
     _heat(axes, result.by_layer, names, "layer and its part of the whole")
@@ -131,23 +132,16 @@ def _epochs(history: list[Epoch], axes: Axes) -> None:
 
 def _heat(axes: Axes, values: Tensor, names: list[str], label: str) -> None:
     """Rows as shares in per cent."""
-    from trtkern.training.figures import _few
-    from trtkern.training.figures import _heat as heat
+    from trtkern.output.pictures import few, heat
 
     shares = 100 * _normal(values)
     high = float(shares[~shares.isnan()].max()) if bool((~shares.isnan()).any()) else 1.0
     image = heat(axes, shares.tolist(), "viridis", high=high)
     places = range(0, len(names), max(1, len(names) // 30))
     axes.set_yticks(list(places), [names[i] for i in places], fontsize=SMALL, parse_math=False)
-    axes.set_xticks(steps := _few(values.shape[1]), [str(step + 1) for step in steps])
+    axes.set_xticks(steps := few(values.shape[1]), [str(step + 1) for step in steps])
     axes.set(xlabel="first t timesteps", ylabel=label)
     axes.figure.colorbar(image, ax=axes, label="%")
-
-
-def _short(text: str, length: int) -> str:
-    from trtkern.training.figures import short
-
-    return short(text, length)
 
 
 def _normal(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trtkern.analysis._gradients_result import EDGES, TERMS, Factors, Gradients, Origin
 from trtkern.analysis._result import COLORS, Picture
+from trtkern.output.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,8 +189,6 @@ def _positive(values: Tensor) -> list[float]:
 
 
 def _label(name: str) -> str:
-    from trtkern.training.figures import short
-
     return short(name, 26) or "model"
 
 

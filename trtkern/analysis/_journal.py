@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trtkern.training.folder import UNSUPPORTED, naming, parse
+from trtkern.output.files import UNSUPPORTED, naming, parse
 
 
 class Journal:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trtkern.names import unknown
-from trtkern.training.folder import parse, write
+from trtkern.output.files import parse, write
+from trtkern.output.text import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,15 +46,7 @@ class Table(NamedTuple):
     def text(self) -> str:
         """Lines of plain text, words to the left and numbers to the right of their columns."""
         lines = [list(map(str, self.head)), *([str(cell) for cell in row] for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
-        shown = [
-            "  ".join(
-                cell.ljust(width) if i < self.words else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join(shown)
+        return "\n".join(line.rstrip() for line in aligned(lines, right=range(self.words, len(self.head))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from trtkern.analysis._network import Data, Progress, Samples
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.ops import checks
+from trtkern.output.text import short
 from trtkern.profiling.activity import LayerActivity, neuron_layers, problems
 
 if TYPE_CHECKING:
@@ -259,8 +260,6 @@ def _rates(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
     """Lines over the steps: a layer each, or a result each."""
     from matplotlib.ticker import MaxNLocator
 
-    from trtkern.training.figures import short
-
     for i, (label, result) in enumerate(found.items()):
         steps = range(1, result.timesteps + 1)
         if len(found) > 1:
@@ -281,8 +280,6 @@ def _rates(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
 
 def _histograms(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
     """Shares of the neurons by their mean rate."""
-    from trtkern.training.figures import short
-
     for i, (label, result) in enumerate(found.items()):
         if len(found) > 1:
             total = torch.stack([layer.histogram for layer in result.layers.values()]).sum(0)
@@ -300,8 +297,6 @@ def _histograms(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
 def _raster(result: SpikeStatistics, label: str, axes: Axes) -> None:
     """The layers above each other, the first on top."""
     from matplotlib.ticker import MaxNLocator
-
-    from trtkern.training.figures import short
 
     start, ticks, names = 0, [], []
     for color, (name, layer) in zip(_depth(result), result.layers.items(), strict=True):

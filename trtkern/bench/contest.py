@@ -17,8 +17,8 @@ from trtkern import reference
 from trtkern.bench import gate
 from trtkern.bench.cases import DTYPES, Case, rotations
 from trtkern.bench.layers import OWN, Layer, Neuron
+from trtkern.malloc import mapping_anew
 from trtkern.profiling.rates import wait
-from trtkern.training.pages import mapping_anew
 
 Run = Callable[[], Any]
 Sets = list[tuple[Tensor, Tensor]]

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from typer.core import TyperGroup
 
-from trtkern.cli import missing
 from trtkern.names import unknown
+from trtkern.output.text import missing
 
 USER, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit statuses: the command line or the files are at fault; the run went wrong; the user stopped it."""

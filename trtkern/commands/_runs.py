@@ -17,11 +17,11 @@ from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, 
 from trtkern.data import Dataset, difference, fingerprint, load
 from trtkern.data.folder import DataError, read_classes
 from trtkern.data.known import KNOWN, Known, blank
-from trtkern.training import checkpoint, observer, plots, progress, report, resuming, run, selection
+from trtkern.malloc import keep_pages
+from trtkern.training import checkpoint, figures, observer, progress, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
 from trtkern.training.loop import Result, Trainer
-from trtkern.training.pages import keep_pages
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings, resolve_device, settle
 
@@ -237,7 +237,7 @@ def run_one(trainer: Trainer, folder: Path) -> int:
         with quits(FAILURE, *FAILURES):
             result = trainer.run(folder, told)
             if result.rows:
-                plots.learning_curves(result.rows, title, folder / run.CURVES)
+                figures.learning_curves(result.rows, title, folder / run.CURVES)
             if result.final is not None:
                 _report(folder, title, trainer, result)
     except Quit as error:

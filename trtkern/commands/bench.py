@@ -122,9 +122,9 @@ def bench(
             torch.set_num_threads(threads)
         malloc = "default"
         if where.type == "cpu":
-            from trtkern.training import pages
+            from trtkern import malloc as allocator
 
-            malloc = "keeps pages" if pages.keep_pages() else "default"
+            malloc = "keeps pages" if allocator.keep_pages() else "default"
         options = timing.Options(
             where, backend, direction, suite, rounds, math.inf if budget is None else budget, peers, compiled, malloc,
             ("trtkern", *_arguments()),

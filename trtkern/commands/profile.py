@@ -201,7 +201,7 @@ def _subject(model: str, kind: str, sizes: tuple[int, ...] | None, chosen: dict[
     """The step to profile, and this process set to it."""
     import torch
 
-    from trtkern.training.pages import keep_pages
+    from trtkern.malloc import keep_pages
     from trtkern.training.settings import resolve_device
 
     chosen["device"] = resolve_device(chosen["device"])

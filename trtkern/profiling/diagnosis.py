@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from trtkern.nn.losses import SDTLoss
 from trtkern.ops import checks
+from trtkern.output.text import aligned
 from trtkern.profiling.activity import (
     LayerActivity,
     Limits,
@@ -21,7 +22,6 @@ from trtkern.profiling.activity import (
     padded_sum,
     problems,
 )
-from trtkern.profiling.report import aligned
 from trtkern.profiling.unchanged import unchanged
 
 LEGEND = (

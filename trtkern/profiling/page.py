@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from trtkern.page import Section, document, escaped, figure, html_table, origin
+from trtkern.output.files import write as write_whole
+from trtkern.output.page import Section, document, escaped, figure, html_table, origin
+from trtkern.output.pictures import svg
 from trtkern.profiling import roofline
 from trtkern.profiling.step_profile import LEGEND, StepProfile
-from trtkern.training.figures import svg
-from trtkern.training.folder import write as write_whole
 
 
 def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:

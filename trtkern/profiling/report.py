@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+
+from trtkern.output.text import aligned, size
 
 LEGEND = (
     "e: bytes of an element; n/T: n bytes a neuron for all its T steps; (in brackets): kept by a layer above already"
@@ -112,25 +114,3 @@ class MemoryReport:
 
 def _shape(row: LayerMemory) -> str:
     return "x".join(map(str, row.shape))
-
-
-def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
-    """Lines of cells in columns as wide as their widest cell; those of the numbers ``right`` end together, the others
-    begin together."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-
-
-def size(count: int) -> str:
-    """Bytes for people: "512 B", "12.0 KiB", "3.1 MiB"."""
-    if count < 1024:
-        return f"{count} B"
-    value = count / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from trtkern.output.text import short
 from trtkern.profiling.step_profile import PartTime, StepProfile
-from trtkern.training.figures import short
 
 COLORS = {
     "convolutions": "#3b6ea8", "linear layers": "#7a5195", "neurons": "#d1603d", "normalisation": "#4f9d69",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trtkern.output.text import aligned, size
 from trtkern.profiling.rates import Rates
-from trtkern.profiling.report import aligned, size
 from trtkern.profiling.work import SIZES
 
 LEGEND = (

@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 from trtkern.analysis import Picture, Result, Table
 from trtkern.analysis._result import COLORS
-from trtkern.page import Html, Section, document, escaped, figure, html_table
+from trtkern.output.files import write as write_whole
+from trtkern.output.page import Html, Section, document, escaped, figure, html_table
+from trtkern.output.pictures import svg
 from trtkern.reports import pictures
 from trtkern.reports.runs import Analyses, Run, differences, trouble
 from trtkern.training import report
-from trtkern.training.figures import svg
-from trtkern.training.folder import write as write_whole
 from trtkern.training.run import REPORT
 
 HEADINGS = {

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from trtkern.analysis._result import COLORS
+from trtkern.output.pictures import logarithmic, over_epochs
 from trtkern.reports.runs import Run
-from trtkern.training import figures
+from trtkern.training.figures import series
 
 
 def label(name: str) -> str:
@@ -20,7 +21,7 @@ def accuracies(axes: Axes, runs: Sequence[Run]) -> None:
     """Accuracy over the epochs in per cent: held-out images as a line, training images dashed."""
     _curves(axes, runs, "accuracy", 100.0)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy")
-    figures.over_epochs(axes)
+    over_epochs(axes)
 
 
 def cross_entropies(axes: Axes, runs: Sequence[Run]) -> None:
@@ -28,8 +29,8 @@ def cross_entropies(axes: Axes, runs: Sequence[Run]) -> None:
     positive = _curves(axes, runs, "cross_entropy", 1.0)
     axes.set(xlabel="epoch", ylabel="cross-entropy", title="cross-entropy")
     if positive:
-        figures.logarithmic(axes)
-    figures.over_epochs(axes)
+        logarithmic(axes)
+    over_epochs(axes)
 
 
 def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
@@ -37,7 +38,7 @@ def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
     positive = True
     for each, color in zip(runs, COLORS, strict=False):
         for split, style in ((each.held_out, "-"), ("train", "--")):
-            epochs, values = figures.series(each.rows, split, part)
+            epochs, values = series(each.rows, split, part)
             if not epochs:
                 continue
             marker = "o" if len(epochs) == 1 else None

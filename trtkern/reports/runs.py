@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from trtkern.analysis import Result
 from trtkern.analysis._result import COLORS
+from trtkern.output.text import short
 from trtkern.training import run
-from trtkern.training.figures import short
 from trtkern.training.folder import begun
 from trtkern.training.settings import Settings, flat
 

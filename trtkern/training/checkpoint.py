@@ -19,7 +19,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from trtkern.training.folder import naming, parse, write
+from trtkern.output.files import naming, parse, write
 
 FORMAT = 2
 KEPT = 3

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from trtkern.output.files import write
+from trtkern.output.pictures import few, heat, logarithmic, over_epochs
+from trtkern.output.text import printable, short
 from trtkern.profiling.activity import LayerActivity
 
 COLORS = {"train": "#3b6ea8", "validation": "#d1603d", "test": "#d1603d"}
 NUMBERED = 20
 """Classes up to which the confusion matrix shows its numbers."""
-_VECTOR = 2500
-"""Cells up to which a heat map is drawn as rectangles; above it is an image."""
 
 Row = Mapping[str, Any]
 
@@ -75,7 +72,7 @@ def confusion(axes: Axes, counts: Tensor, classes: Sequence[str]) -> None:
     """Counts [C, C], a row a true class; the shade is the root of the share of the row: small ones are seen too."""
     number = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-    _heat(axes, share.sqrt().tolist(), "Blues")
+    heat(axes, share.sqrt().tolist(), "Blues")
     if number <= NUMBERED:
         for i, row in enumerate(counts.tolist()):
             for j, count in enumerate(row):
@@ -95,85 +92,12 @@ def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
     """Mean rate of each layer at each step."""
     steps = max(len(layer.rate) for layer in activity.values())
     cells = [layer.rate.tolist() + [math.nan] * (steps - len(layer.rate)) for layer in activity.values()]
-    image = _heat(axes, cells, "viridis", high=max(float(layer.rate.max()) for layer in activity.values()))
+    image = heat(axes, cells, "viridis", high=max(float(layer.rate.max()) for layer in activity.values()))
     names = [short(name, 28) for name in activity]
     axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    axes.set_xticks(ticks := _few(steps), [str(step + 1) for step in ticks])
+    axes.set_xticks(ticks := few(steps), [str(step + 1) for step in ticks])
     axes.set(xlabel="timestep", title="spikes per neuron and step")
     axes.figure.colorbar(image, ax=axes)
-
-
-_INK = "#010203"
-"""What is drawn in no colour of its own: the page's ink takes its place."""
-_RULES = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "patch.edgecolor")
-
-
-def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> str:
-    """An ``<svg>`` element of what ``draw`` puts on new axes, its text as text; ``size`` in inches.
-
-    It stands on the page without a background, and what is black or white in it is the page's ink or paper, so that it
-    reads on a light page and on a dark one. Words that ``draw`` makes black or white stay so: they stand on a colour.
-
-    ``salt`` makes the names inside differ from those of other pictures on the page.
-    """
-    options: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, **dict.fromkeys(_RULES, _INK)}
-    options |= {"axes.facecolor": "none", "figure.facecolor": "none"}
-    with matplotlib.rc_context(options), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # measured here, drawn by the browser's fonts
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        engine: Any = figure.get_layout_engine()
-        engine.execute(figure)
-        figure.set_layout_engine("none")  # savefig would draw everything a second time to find the layout
-        stream = io.StringIO()
-        canvas.print_svg(stream, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = stream.getvalue()
-    text = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text[text.index("<svg") :])
-    return re.sub(r'(<(\w+)[^>]*? style=")([^"]*)', _themed, text)
-
-
-def _themed(found: re.Match[str]) -> str:
-    """The start of an element, its black and white made the page's ink and paper; the colour of a line that would be
-    lost on a dark page or on a light one is mixed there."""
-    begin, element, style = found.groups()
-    style = style.replace(_INK, "currentColor")
-    if element in ("text", "tspan"):
-        style = re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
-        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, style)
-    if "stroke: " not in style:  # a cell
-        return begin + style
-    style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
-    if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
-        style = f"fill: currentColor; {style}"
-    return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, style)
-
-
-def _mixed(found: re.Match[str]) -> str:
-    """A colour that is too dark or too light for one of the two pages, mixed by what the page says (``--lift``,
-    ``--sink``); behind the plain colour, for browsers that mix none."""
-    parts = [int(found[2][i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    light = sum(w * p**2.2 for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
-    if 0.09 < light < 0.5:
-        return found[0]
-    other = "white var(--lift, 0%)" if light <= 0.09 else "black var(--sink, 0%)"
-    return f"{found[0]}; {found[1]}: color-mix(in srgb, {other}, {found[2]})"
-
-
-_DARK = r"#([0-5][0-9a-f])\1\1(?![0-9a-f])"
-"""Black, and greys that are lost on a dark page."""
-
-
-def short(text: str, length: int) -> str:
-    """The text, printable, without its middle where it is longer."""
-    text = printable(text)
-    half = (length - 1) // 2
-    return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
-
-
-def printable(text: object) -> str:
-    """As a string, with a replacement for what no document may hold: control characters, single surrogates."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[float]]:
@@ -186,38 +110,21 @@ def _style(name: str, epochs: Sequence[int]) -> dict[str, Any]:
     return {"color": COLORS[name], "marker": "o" if len(epochs) <= 30 else None, "markersize": 3}
 
 
-def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def learning_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Loss and accuracy over the epochs, of every split in the rows, drawn from the rows of metrics.jsonl alone.
 
+    The training figures are averages over the epoch while the weights move (and with mirrored images, where a recipe
+    has them); the others are taken at its end.
 
-def over_epochs(axes: Axes, legend: bool = True) -> None:
-    """The x axis in whole epochs, a grid and a legend."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    low, high = axes.dataLim.intervalx
-    if low == high:
-        axes.set_xlim(low - 0.5, high + 0.5)
-    axes.grid(alpha=0.3, which="both")
-    if legend:
-        axes.legend(frameon=False)
-
-
-def _heat(axes: Axes, cells: list[list[float]], colors: str, high: float = 1.0) -> Any:
-    """Rows of numbers as shades, the first row on top; what is not a number stays white."""
-    values = torch.tensor(cells, dtype=torch.float64)
-    rows, columns = values.shape
-    limits: dict[str, Any] = {"cmap": colors, "vmin": 0.0, "vmax": high or 1.0}
-    if values.numel() <= _VECTOR:
-        edges = [[i - 0.5 for i in range(count + 1)] for count in (columns, rows)]
-        image = axes.pcolormesh(*edges, values.numpy(), **limits)
-        axes.invert_yaxis()
-        return image
-    return axes.imshow(values.numpy(), interpolation="none", aspect="auto", **limits)
-
-
-def _few(count: int) -> list[int]:
-    """At most 12 indices below ``count``, evenly spaced from 0."""
-    return list(range(0, count, math.ceil(count / 12)))
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(printable(title), parse_math=False)
+    left, right = figure.subplots(1, 2)
+    loss(left, rows)
+    accuracy(right, rows)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=120)
+    write(path, stream.getvalue())

@@ -14,11 +14,13 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from trtkern.page import Section, document, escaped, figure, html_table, origin
+from trtkern.output.files import naming
+from trtkern.output.files import write as write_whole
+from trtkern.output.page import Section, document, escaped, figure, html_table, origin
+from trtkern.output.pictures import svg
 from trtkern.profiling.activity import LayerActivity, problems
 from trtkern.training import figures
-from trtkern.training.folder import naming
-from trtkern.training.folder import write as write_whole
+from trtkern.training.settings import flat
 
 TOP = 10
 """Confusions that the table lists."""
@@ -66,7 +68,7 @@ def write(
         sections += [_confusions(counts, classes), _classes(counts, classes)]
     if activity:
         sections.append(_firing(activity))
-    sections.append(origin(settings, versions, memory, command))
+    sections.append(origin(flat(settings), versions, memory, command))
     hint = f"<code>trtkern report {escaped(shlex.quote(str(path.parent)))}</code> makes the page of its analyses."
     write_whole(path, document(title, sections, linked(hint)))
 
@@ -151,7 +153,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Section:
         "Learning rate at the beginning of each epoch.": figures.learning_rate,
     }
     pictures = (
-        figure(figures.svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
+        figure(svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
         for i, (caption, draw) in enumerate(drawn.items())
     )
     return Section("Learning curves", f'<div class="row">{"".join(pictures)}</div>')
@@ -162,7 +164,7 @@ def _confusions(counts: Tensor, classes: Sequence[str]) -> Section:
     side = min(4.2 + 0.2 * number, 8.0)
     shade = "Shade: root of the share of the row" + ("; number: count." if number <= figures.NUMBERED else ".")
     draw = partial(figures.confusion, counts=counts, classes=classes)
-    picture = figure(figures.svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}")
+    picture = figure(svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}")
     totals, right = counts.sum(1), counts.diagonal()
     wrong = (counts - torch.diag(right)).flatten()
     order = wrong.argsort(descending=True, stable=True)[:TOP]
@@ -196,7 +198,7 @@ def _firing(activity: Mapping[str, LayerActivity]) -> Section:
     steps = max(len(layer.rate) for layer in activity.values())
     size = (min(4.6 + 0.25 * steps, 9.0), max(2.2, 1.2 + 0.2 * len(activity)))
     caption = "Mean firing rate of each layer at each timestep."
-    picture = figure(figures.svg(partial(figures.firing, activity=activity), size, "firing"), caption)
+    picture = figure(svg(partial(figures.firing, activity=activity), size, "firing"), caption)
     shown = list(range(steps)) if steps <= 8 else [*range(4), *range(steps - 4, steps)]
     head = ["layer", "type", "neurons", "rate", "silent", "saturated", *(f"t={step + 1}" for step in shown)]
     lines = []

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from trtkern import __version__
+from trtkern.output.files import naming, parse, read_json, write
 from trtkern.profiling import MemoryReport
 from trtkern.training import plan as plans
-from trtkern.training.folder import CONFIG, PLAN, naming, parse, read_json, read_plan, write
+from trtkern.training.folder import CONFIG, PLAN, read_plan
 from trtkern.training.settings import Settings, settle
 from trtkern.training.tally import Tally
 

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from trtkern.training import folder as folders
+from trtkern.output.files import write as write_whole
 
 SUMMARY = "seeds.json"
 
@@ -37,4 +37,4 @@ def summarise(rows: dict[int, dict[str, float]]) -> dict[str, Any]:
 
 def write(folder: Path, summary: dict[str, Any]) -> None:
     """seeds.json."""
-    folders.write(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    write_whole(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())

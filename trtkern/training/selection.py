@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trtkern.output.files import naming
 from trtkern.training import checkpoint
-from trtkern.training.folder import naming
 
 BEST = "best"
 """``best-<step>.safetensors``: the weights of the best epoch so far, without what resuming needs."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trtkern.training.folder import naming
+from trtkern.output.files import naming
 from trtkern.training.observer import Observer
 
 FOLDER = "tensorboard"

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from trtkern.training.figures import printable
-from trtkern.training.settings import flat
+from trtkern.output.text import printable
 
 _LIGHT = """color-scheme: light; --page: #fff; --ink: #1a1a1a; --soft: #505050; --line: #dcdcdc; --band: #f4f5f7;
   --link: #1d5c9e; --alarm: #b3261e; --lift: 0%; --sink: 30%;"""
@@ -187,13 +186,13 @@ def figure(svg: str, caption: str) -> str:
 def origin(
     settings: Mapping[str, Any], versions: Mapping[str, str], memory: str | None, command: Sequence[str] | None
 ) -> Section:
-    """Settings, versions, memory, command."""
+    """Settings by their names, versions, memory, command."""
     parts = []
     if command:
         parts.append(f"<p>Command:</p><pre>{escaped(shlex.join(map(str, command)))}</pre>")
     if memory:
         parts.append(f"<p>Memory:</p><pre>{escaped(memory)}</pre>")
-    said = [(name, v if isinstance(v, str) else json.dumps(v, default=str)) for name, v in flat(settings).items()]
+    said = [(name, v if isinstance(v, str) else json.dumps(v, default=str)) for name, v in settings.items()]
     tables = html_table(["", ""], said, "Settings", words=2) + html_table(
         ["", ""], versions.items(), "Versions", words=2
     )

@@ -1,0 +1,53 @@
+"""Words for people: printable, short, in columns; bytes; a line on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container, Iterable, Sequence
+from importlib.util import find_spec
+
+
+def short(text: str, length: int) -> str:
+    """The text, printable, without its middle where it is longer."""
+    text = printable(text)
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
+
+
+def printable(text: object) -> str:
+    """As a string, with a replacement for what no document may hold: control characters, single surrogates."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
+    """Lines of cells in columns as wide as their widest cell; those of the numbers ``right`` end together, the others
+    begin together."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+
+
+def size(count: int) -> str:
+    """Bytes for people: "512 B", "12.0 KiB", "3.1 MiB"."""
+    if count < 1024:
+        return f"{count} B"
+    value = count / 1024
+    for unit in ("KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def say(message: str, status: int = 0) -> int:
+    """The message on stderr; returns the status."""
+    print(f"trtkern: {message}", file=sys.stderr)
+    return status
+
+
+def missing(extra: str, modules: Iterable[str]) -> str:
+    """Which of the modules are not installed, with the extra to install; empty if none."""
+    lacking = [module for module in modules if find_spec(module) is None]
+    return f"{' and '.join(lacking)} not installed; type: pip install 'trtkern[{extra}]'" if lacking else ""
