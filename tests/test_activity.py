@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from trtkern.models import ConvSNN
 from trtkern.models._blocks import Convolution, SEWBlock, Style
 from trtkern.nn import LI, LIF, PLIF, BatchNormLIF, OverTime, SDTLoss, TRTLoss, packed_activations, unfuse
-from trtkern.profiling.activity import FiringRates, LayerActivity, Limits, firing_rates, problems
-from trtkern.profiling.diagnosis import diagnose
+from trtkern.profiling.firing.activity import FiringRates, LayerActivity, Limits, firing_rates, problems
+from trtkern.profiling.firing.diagnosis import diagnose
 
 
 def by_hand(batches):

@@ -18,8 +18,8 @@ from trtkern.data import Dataset, Split
 from trtkern.nn import LIF, BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, TRTLoss
 from trtkern.nn.time import TimeSequential
 from trtkern.profiling import MemoryReport, memory
-from trtkern.profiling.ledger import Ledger
-from trtkern.profiling.memory import _on_gpu
+from trtkern.profiling.memory.ledger import Ledger
+from trtkern.profiling.memory.measured import _on_gpu
 from trtkern.training import progress, run, settings
 from trtkern.training.loop import Trainer
 

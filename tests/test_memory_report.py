@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trtkern.nn import LIF, TRTLoss
 from trtkern.profiling import memory
-from trtkern.profiling.ledger import ATTRIBUTES, OTHERS
+from trtkern.profiling.memory.ledger import ATTRIBUTES, OTHERS
 
 
 def live_tensors() -> int:

@@ -16,12 +16,13 @@ from trtkern.backends import named
 from trtkern.commands import _runs
 from trtkern.models import ConvSNN
 from trtkern.models.build import BUILDERS
-from trtkern.profiling import profile, profiler, rates, timeline
-from trtkern.profiling.ranges import LOSS, OPTIMIZER, PREFIX, STEP, Ranges
-from trtkern.profiling.rates import Rates
-from trtkern.profiling.step_profile import Part, PartTime, StepProfile
-from trtkern.profiling.subject import ModelStep
-from trtkern.profiling.timeline import Share
+from trtkern.profiling import profile
+from trtkern.profiling.step import profiler, rates, timeline
+from trtkern.profiling.step.ranges import LOSS, OPTIMIZER, PREFIX, STEP, Ranges
+from trtkern.profiling.step.rates import Rates
+from trtkern.profiling.step.report import Part, PartTime, StepProfile
+from trtkern.profiling.step.subject import ModelStep
+from trtkern.profiling.step.timeline import Share
 
 BACKEND = "reference" if named("cpu").missing() is not None else "cpu"
 needs_cpu = pytest.mark.skipif(named("cpu").missing() is not None, reason="the CPU kernels are not built")

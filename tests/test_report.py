@@ -12,7 +12,7 @@ from html_page import Page
 
 from trtkern.output import page, pictures
 from trtkern.output.text import printable
-from trtkern.profiling.activity import LayerActivity
+from trtkern.profiling.firing.activity import LayerActivity
 from trtkern.training import checkpoint, figures, folder, plan, report, run
 from trtkern.training.tensorboard import TensorBoard, scalars
 

@@ -10,7 +10,7 @@ import torch
 from trtkern import nn
 from trtkern.analysis import Samples, SpikeStatistics, spikes
 from trtkern.models import ConvSNN
-from trtkern.profiling.activity import firing_rates
+from trtkern.profiling.firing.activity import firing_rates
 
 
 class Fire(torch.nn.Module):

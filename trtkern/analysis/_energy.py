@@ -20,7 +20,7 @@ from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.nn._neuron import Neuron
 from trtkern.output.text import short
-from trtkern.profiling.activity import LayerActivity, firing_rates, neuron_layers
+from trtkern.profiling.firing.activity import LayerActivity, firing_rates, neuron_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

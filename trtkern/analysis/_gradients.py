@@ -15,7 +15,7 @@ from trtkern.analysis._network import Data, Progress, Samples, logits_of, still
 from trtkern.analysis._sites import Chain, Site, sites
 from trtkern.nn import SDTLoss, TETLoss, TRTLoss
 from trtkern.ops import checks
-from trtkern.profiling.activity import firing_rates
+from trtkern.profiling.firing.activity import firing_rates
 
 WHO = "gradients"
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -20,7 +20,7 @@ from trtkern.ops import checks
 from trtkern.ops.batch_norm_lif import normalised
 from trtkern.ops.parameters import firing, reference_rows, stack, state_dtype
 from trtkern.ops.spikes import Spikes, dense
-from trtkern.profiling.activity import dense_spikes
+from trtkern.profiling.firing.activity import dense_spikes
 
 Grads = Sequence[Tensor | None]
 

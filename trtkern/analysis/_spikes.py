@@ -15,7 +15,7 @@ from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.ops import checks
 from trtkern.output.text import short
-from trtkern.profiling.activity import LayerActivity, neuron_layers, problems
+from trtkern.profiling.firing.activity import LayerActivity, neuron_layers, problems
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

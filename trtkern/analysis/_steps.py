@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trtkern.analysis._network import Progress, Samples, logits_of, still
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes
-from trtkern.profiling.activity import dense_spikes
+from trtkern.profiling.firing.activity import dense_spikes
 
 See = Callable[[str, Tensor, "int | None"], None]
 """Told the name of a layer, what it took or gave as [S, B, ...], and which step is the first of those S; None where one

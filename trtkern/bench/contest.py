@@ -18,7 +18,7 @@ from trtkern.bench import gate
 from trtkern.bench.cases import DTYPES, Case, rotations
 from trtkern.bench.layers import OWN, Layer, Neuron
 from trtkern.malloc import mapping_anew
-from trtkern.profiling.rates import wait
+from trtkern.profiling.step.rates import wait
 
 Run = Callable[[], Any]
 Sets = list[tuple[Tensor, Tensor]]

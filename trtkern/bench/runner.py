@@ -13,7 +13,7 @@ from trtkern.bench import contest, layers, others, peers, rounds, rows
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.rounds import Bench, Interrupted, Options, Ready
-from trtkern.profiling.rates import wait
+from trtkern.profiling.step.rates import wait
 
 _TIMING = 0.4
 """Of the budget of a case kept for the rounds: who has not been compiled and checked before is left out."""

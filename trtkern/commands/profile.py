@@ -17,8 +17,8 @@ from trtkern.training import recipes
 if TYPE_CHECKING:
     from torch import nn
 
-    from trtkern.profiling.step_profile import StepProfile
-    from trtkern.profiling.subject import Subject
+    from trtkern.profiling.step.report import StepProfile
+    from trtkern.profiling.step.subject import Subject
 
 NETWORKS: dict[str, tuple[int, ...]] = {
     "vggsnn": (2, 48, 48), "resnet19": (3, 32, 32), "sew_resnet34": (3, 224, 224), "spiking_resnet34": (3, 224, 224),
@@ -133,7 +133,7 @@ def profile(
         chosen = {"batch_size": batch_size, "timesteps": timesteps, "backend": backend, "amp": amp, "threads": threads,
                   "device": device, "data_dir": data_dir, "changes": changes or ()}  # fmt: skip
         subject = _subject(model, kind, sizes, chosen, backward)
-    from trtkern.profiling.profiler import profile_subject
+    from trtkern.profiling.step.profiler import profile_subject
 
     out = console()
     with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(Text(f"profiling {model}")):
@@ -221,11 +221,11 @@ def _write(found: StepProfile, trace: str | None, html: str | None, plot: str | 
     if trace is not None:
         found.write_trace(Path(trace))
     if plot is not None:
-        from trtkern.profiling import roofline
+        from trtkern.profiling.step import roofline
 
         roofline.plot(found, Path(plot))
     if html is not None:
-        from trtkern.profiling import page
+        from trtkern.profiling.step import page
         from trtkern.training.run import versions
 
         page.write(Path(html), found, versions(), ["trtkern", *sys.argv[1:]])
@@ -235,7 +235,7 @@ def _network(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
     import torch
 
     from trtkern.models.build import BUILDERS
-    from trtkern.profiling.training_step import of_network
+    from trtkern.training.profiled import of_network
 
     torch.manual_seed(0)
     options = {"timesteps": chosen["timesteps"] or TIMESTEPS, "backend": chosen["backend"]}
@@ -245,8 +245,8 @@ def _network(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
 
 def _recipe(name: str, options: dict[str, Any], backward: bool) -> Subject:
     from trtkern.commands import _runs
-    from trtkern.profiling.training_step import of_trainer
     from trtkern.training import plan as plans
+    from trtkern.training.profiled import of_trainer
     from trtkern.training.settings import settle
 
     plan = {**plans.make(recipe=name, **options), "compile": False, "cuda_graphs": False}  # layers are seen eagerly
@@ -256,7 +256,7 @@ def _recipe(name: str, options: dict[str, Any], backward: bool) -> Subject:
 def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward: bool) -> Subject:
     import torch
 
-    from trtkern.profiling.subject import ModelStep
+    from trtkern.profiling.step.subject import ModelStep
     from trtkern.training.step import DTYPES
 
     torch.manual_seed(0)

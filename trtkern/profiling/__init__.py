@@ -1,11 +1,11 @@
 """What training costs and what a network does: the traffic model, kept memory, firing rates, a diagnosis."""
 
-from trtkern.profiling.activity import FiringRates, LayerActivity, Limits, firing_rates, problems
-from trtkern.profiling.diagnosis import Diagnosis, diagnose
-from trtkern.profiling.memory import memory
-from trtkern.profiling.profiler import profile
-from trtkern.profiling.report import LayerMemory, MemoryReport
-from trtkern.profiling.step_profile import PartTime, StepProfile
+from trtkern.profiling.firing.activity import FiringRates, LayerActivity, Limits, firing_rates, problems
+from trtkern.profiling.firing.diagnosis import Diagnosis, diagnose
+from trtkern.profiling.memory.measured import memory
+from trtkern.profiling.memory.report import LayerMemory, MemoryReport
+from trtkern.profiling.step.profiler import profile
+from trtkern.profiling.step.report import PartTime, StepProfile
 
 __all__ = [
     "Diagnosis", "FiringRates", "LayerActivity", "LayerMemory", "Limits", "MemoryReport", "PartTime", "StepProfile",

@@ -16,7 +16,7 @@ from torch import Tensor
 from trtkern.output.files import write
 from trtkern.output.pictures import few, heat, logarithmic, over_epochs
 from trtkern.output.text import printable, short
-from trtkern.profiling.activity import LayerActivity
+from trtkern.profiling.firing.activity import LayerActivity
 
 COLORS = {"train": "#3b6ea8", "validation": "#d1603d", "test": "#d1603d"}
 NUMBERED = 20

@@ -15,7 +15,7 @@ from trtkern.data import Dataset, Split
 from trtkern.data.augment import Pipeline
 from trtkern.nn import LossParts
 from trtkern.profiling import MemoryReport, memory
-from trtkern.profiling.activity import problems
+from trtkern.profiling.firing.activity import problems
 from trtkern.training import checkpoint, resuming, run, selection, snapshot
 from trtkern.training.build import build_loss, build_model, build_optimizer, rate_factor
 from trtkern.training.loader import Loader

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trtkern.profiling.activity import LayerActivity, firing_rates
+from trtkern.profiling.firing.activity import LayerActivity, firing_rates
 from trtkern.training.build import Loss
 from trtkern.training.loader import Loader
 from trtkern.training.tally import Tally

@@ -18,7 +18,7 @@ from trtkern.output.files import naming
 from trtkern.output.files import write as write_whole
 from trtkern.output.page import Section, document, escaped, figure, html_table, origin
 from trtkern.output.pictures import svg
-from trtkern.profiling.activity import LayerActivity, problems
+from trtkern.profiling.firing.activity import LayerActivity, problems
 from trtkern.training import figures
 from trtkern.training.settings import flat
 

@@ -10,17 +10,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trtkern import names
 from trtkern.analysis import Result, Samples
 from trtkern.analysis._network import Progress as Told
 from trtkern.commands._common import FAILURE, console, quits
+from trtkern.commands._observing import drawn
 from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
-from trtkern.data import Split
 from trtkern.training import checkpoint, resuming, run
-from trtkern.training.loader import Loader
 from trtkern.training.loop import Trainer
 from trtkern.training.settings import Settings
 
@@ -88,18 +86,6 @@ def opened(
 def weights_in_words(saved: checkpoint.Checkpoint, settings: Settings) -> str:
     """Which weights those are, as ``Result.about`` says it."""
     return f"epoch {saved.metadata['epoch']} of {settings.epochs}, step {saved.metadata.get('made', '?')}"
-
-
-def drawn(trainer: Trainer, split: str, samples: int | None, batch_size: int) -> Samples:
-    """Samples of a split as the network takes them, in the order of the data set."""
-    images, labels = trainer.splits[split]
-    count = len(labels) if samples is None else min(samples, len(labels))
-    if count < len(labels):
-        index = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count].sort().values
-        images, labels = images[index.to(labels.device)], labels[index.to(labels.device)]
-    loader = Loader(Split(images, labels), trainer.device)
-    batches = tuple((trainer.data.normalise(found), target) for found, target in loader.whole(batch_size))
-    return Samples(batches, batch_dim=1 if batches[0][0].dim() == 5 else 0)
 
 
 def epochs_of(path: str) -> list[Path]:

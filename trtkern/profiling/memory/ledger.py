@@ -20,9 +20,9 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_leaves
 
 from trtkern._torch import nodes
-from trtkern.profiling.kept import Call, Kept, formula, span
-from trtkern.profiling.report import LayerMemory, MemoryReport
-from trtkern.profiling.spiking import neuron_steps
+from trtkern.profiling.memory.kept import Call, Kept, formula, span
+from trtkern.profiling.memory.report import LayerMemory, MemoryReport
+from trtkern.profiling.memory.spiking import neuron_steps
 
 MODEL, LOSS, ATTRIBUTES = "(model)", "(loss)", "(autograd attributes)"
 """Names of rows: the model's own forward, what a loss does outside of modules, tensors that a custom

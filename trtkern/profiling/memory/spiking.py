@@ -25,7 +25,7 @@ from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
-from trtkern.profiling.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
+from trtkern.profiling.memory.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
 
 
 def neuron_steps(call: Call) -> int:

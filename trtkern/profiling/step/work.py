@@ -18,10 +18,10 @@ from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear,
 from trtkern.nn.neurons import LI, Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
-from trtkern.profiling.kept import Call, span
-from trtkern.profiling.ranges import Ranges
-from trtkern.profiling.spiking import checkpoints
-from trtkern.profiling.timeline import Direction, Share
+from trtkern.profiling.memory.kept import Call, span
+from trtkern.profiling.memory.spiking import checkpoints
+from trtkern.profiling.step.ranges import Ranges
+from trtkern.profiling.step.timeline import Direction, Share
 
 MODEL_BYTES, SIZES = "traffic model", "sizes"
 """How the bytes of a layer were counted: by the formula of its kind, or as the sizes of input, parameters and output

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from trtkern.profiling.ranges import OPTIMIZER, PREFIX, STEP
+from trtkern.profiling.step.ranges import OPTIMIZER, PREFIX, STEP
 
 Direction = Literal["forward", "backward"]
 

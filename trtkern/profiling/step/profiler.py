@@ -19,17 +19,17 @@ from torch.utils._pytree import tree_leaves
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Neuron
 from trtkern.ops import checks
-from trtkern.profiling import timeline
-from trtkern.profiling.activity import FiringRates, firing_rates
-from trtkern.profiling.ledger import LOSS
-from trtkern.profiling.ranges import INPUT, LOADER, METRICS, OPTIMIZER, PHASES, STEP, Ranges
-from trtkern.profiling.rates import Machine, wait
-from trtkern.profiling.report import MemoryReport
-from trtkern.profiling.step_profile import Part, PartTime, StepProfile
-from trtkern.profiling.subject import ModelStep, Subject
-from trtkern.profiling.timeline import Share, Timeline
+from trtkern.profiling.firing.activity import FiringRates, firing_rates
+from trtkern.profiling.memory.ledger import LOSS
+from trtkern.profiling.memory.report import MemoryReport
+from trtkern.profiling.step import timeline
+from trtkern.profiling.step.ranges import INPUT, LOADER, METRICS, OPTIMIZER, PHASES, STEP, Ranges
+from trtkern.profiling.step.rates import Machine, wait
+from trtkern.profiling.step.report import Part, PartTime, StepProfile
+from trtkern.profiling.step.subject import ModelStep, Subject
+from trtkern.profiling.step.timeline import Share, Timeline
+from trtkern.profiling.step.work import Work, counted
 from trtkern.profiling.unchanged import quiet, unchanged, uncompiled
-from trtkern.profiling.work import Work, counted
 
 WARM_UP, WARM_UP_SECONDS = 10, 2.0
 """Steps before the first that is timed, at most, and until when: the allocator takes some ten to keep its pages."""

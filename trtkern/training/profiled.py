@@ -11,10 +11,10 @@ from torch import Tensor
 from trtkern.data import Split
 from trtkern.models import SpikingNetwork
 from trtkern.nn import TRTLoss
-from trtkern.profiling.ledger import LOSS
-from trtkern.profiling.memory import memory
-from trtkern.profiling.ranges import INPUT, LOADER, METRICS, OPTIMIZER, Ranges
-from trtkern.profiling.report import MemoryReport
+from trtkern.profiling.memory.ledger import LOSS
+from trtkern.profiling.memory.measured import memory
+from trtkern.profiling.memory.report import MemoryReport
+from trtkern.profiling.step.ranges import INPUT, LOADER, METRICS, OPTIMIZER, Ranges
 from trtkern.training.build import Loss
 from trtkern.training.loader import Loader
 from trtkern.training.loop import Trainer

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from trtkern.profiling.ledger import LOSS
-from trtkern.profiling.memory import check_call, memory
-from trtkern.profiling.ranges import LOADER, Ranges
-from trtkern.profiling.report import MemoryReport
+from trtkern.profiling.memory.ledger import LOSS
+from trtkern.profiling.memory.measured import check_call, memory
+from trtkern.profiling.memory.report import MemoryReport
+from trtkern.profiling.step.ranges import LOADER, Ranges
 
 
 class Subject(Protocol):

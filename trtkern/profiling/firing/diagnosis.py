@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from trtkern.nn.losses import SDTLoss
 from trtkern.ops import checks
 from trtkern.output.text import aligned
-from trtkern.profiling.activity import (
+from trtkern.profiling.firing.activity import (
     LayerActivity,
     Limits,
     dense_spikes,

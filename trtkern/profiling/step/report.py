@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trtkern.output.text import aligned, size
-from trtkern.profiling.rates import Rates
-from trtkern.profiling.work import SIZES
+from trtkern.profiling.step.rates import Rates
+from trtkern.profiling.step.work import SIZES
 
 LEGEND = (
     "moved, FLOP: of forward and backward together; ~: sizes of input, parameters, output and their gradients, "

@@ -12,17 +12,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from trtkern.ops import checks
-from trtkern.profiling.ledger import Ledger
-from trtkern.profiling.report import MemoryReport
+from trtkern.profiling.memory.ledger import Ledger
+from trtkern.profiling.memory.report import MemoryReport
 from trtkern.profiling.unchanged import unchanged, uncompiled
 
 
 def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None = None) -> MemoryReport:
     """What one forward pass of a model keeps in memory for its backward pass, layer by layer.
 
-    Every layer's share is predicted by the formula of its kind (``trtkern.profiling.kept.FORMULAS``, for this project's
-    layers the traffic model) and measured: the storages that autograd saves while that layer's ``forward`` is the
-    innermost one, at the size that they have in memory. A storage counts once, at the layer that saved it first;
+    Every layer's share is predicted by the formula of its kind (``trtkern.profiling.memory.kept.FORMULAS``, for this
+    project's layers the traffic model) and measured: the storages that autograd saves while that layer's ``forward`` is
+    the innermost one, at the size that they have in memory. A storage counts once, at the layer that saved it first;
     parameters and buffers of the model do not count, the input does where a layer keeps it. On a GPU the total is
     measured by the allocator as well.
 

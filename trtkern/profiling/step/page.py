@@ -9,8 +9,8 @@ from pathlib import Path
 from trtkern.output.files import write as write_whole
 from trtkern.output.page import Section, document, escaped, figure, html_table, origin
 from trtkern.output.pictures import svg
-from trtkern.profiling import roofline
-from trtkern.profiling.step_profile import LEGEND, StepProfile
+from trtkern.profiling.step import roofline
+from trtkern.profiling.step.report import LEGEND, StepProfile
 
 
 def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 )
 
 from trtkern._torch import nodes
-from trtkern.profiling.ledger import LOSS, MODEL
+from trtkern.profiling.memory.ledger import LOSS, MODEL
 
 STEP, LOADER, OPTIMIZER, INPUT, METRICS = "(step)", "(loader)", "(optimizer)", "(input)", "(metrics)"
 """Parts of a step beside layers and loss: the whole of it, getting a batch, the update, what is done to a batch before

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trtkern.output.text import short
-from trtkern.profiling.step_profile import PartTime, StepProfile
+from trtkern.profiling.step.report import PartTime, StepProfile
 
 COLORS = {
     "convolutions": "#3b6ea8", "linear layers": "#7a5195", "neurons": "#d1603d", "normalisation": "#4f9d69",

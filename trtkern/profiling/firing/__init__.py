@@ -1,0 +1,1 @@
+"""Which neurons fire, how often, and why a network does not learn."""
