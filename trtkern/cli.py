@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from trtkern.output.text import missing, say
-
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
     "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "bench": "bench",
@@ -25,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None is those of the process.
     """
+    from trtkern.output.text import say
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show, and names that are not UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    from trtkern.output.text import missing, say
+
     if arguments == ["doctor"]:
         from trtkern import doctor
 
