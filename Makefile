@@ -34,7 +34,7 @@ endif
 	@touch $@
 
 # The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
-BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*) trtkern/surrogates.py trtkern/dialect.py
+BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*) trtkern/surrogates.py trtkern/dialect.py
 
 $(VENV)/installed: $(BUILT)
 	$(INSTALL) --editable ".[train]"
@@ -70,13 +70,13 @@ test-torch:
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format -i csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py

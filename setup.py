@@ -41,18 +41,15 @@ CXX_FLAGS = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
-CPU_SOURCES = {"csrc/bindings_cpu.cpp": BINDINGS, "csrc/launch_cpu.cpp": ["-fopenmp"], "csrc/isa_baseline.cpp": []}
+CPU_SOURCES = {"csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/cpu/isa_baseline.cpp": []}
 if X86:
-    CPU_SOURCES["csrc/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
-    CPU_SOURCES["csrc/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-    CPU_SOURCES["csrc/isa_avx2.cpp"] = AVX2
+    CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
+    CPU_SOURCES["csrc/cpu/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+    CPU_SOURCES["csrc/cpu/isa_avx2.cpp"] = AVX2
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
-    CPU_SOURCES["csrc/isa_wide.cpp"] = [
-        *AVX2,
-        "-O1",
-        "-DTK_FLOAT32_ONLY",
-    ]  # slow to compile: GCC takes its vectors apart
-    CPU_SOURCES["csrc/launch_cpu.cpp"].append("-DTRTKERN_CPU_WIDE")
+    # slow to compile: GCC takes its vectors apart
+    CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
+    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_CPU_WIDE")
 
 
 class BuildError(Exception):
@@ -195,15 +192,16 @@ def compile_unit(unit: Unit, force: bool) -> None:
     note.write_text(command)
 
 
-def cxx_unit(cxx: list[str], source: str, objects: Path, flags: list[str]) -> Unit:
-    output = objects / f"{Path(source).stem}.o"
-    return Unit(output, [*cxx, *CXX_FLAGS, *flags, "-c", str(ROOT / source), "-o", str(output)])
+def unit(compiler: list[str], source: str, objects: Path) -> Unit:
+    """The compiler call of a source; csrc/lif/cuda.cu becomes lif-cuda.o."""
+    output = objects / "-".join(Path(source).relative_to("csrc").with_suffix(".o").parts)
+    return Unit(output, [*compiler, "-c", str(ROOT / source), "-o", str(output)])
 
 
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
     cxx = find_cxx()
-    units = [cxx_unit(cxx, source, objects, [*includes, *CPU_SOURCES[source]]) for source in ext.sources]
+    units = [unit([*cxx, *CXX_FLAGS, *includes, *CPU_SOURCES[source]], source, objects) for source in ext.sources]
     return units, [*cxx, "-shared", "-fopenmp", "-s"]
 
 
@@ -211,22 +209,17 @@ def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list
     """The compiler calls of trtkern._cuda and its link command; cudart is static: it imports without a GPU."""
     nvcc, cxx = find_nvcc(), find_cxx()
     toolkit = Path(nvcc).resolve().parent.parent
-    units = []
-    for source in ext.sources:
-        if source.endswith(".cu"):
-            output = objects / f"{Path(source).stem}.o"
-            flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            command = [nvcc, *flags, *gencode(), *includes, "-c", str(ROOT / source), "-o", str(output)]
-            units.append(Unit(output, command))
-        else:
-            units.append(cxx_unit(cxx, source, objects, [*includes, *BINDINGS, "-isystem", str(toolkit / "include")]))
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    kernels = [nvcc, *flags, *gencode(), *includes]
+    bindings = [*cxx, *CXX_FLAGS, *includes, *BINDINGS, "-isystem", str(toolkit / "include")]
+    units = [unit(kernels if source.endswith(".cu") else bindings, source, objects) for source in ext.sources]
     return units, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
 
 
 def extensions() -> list[Extension]:
     """The extensions whose sources are here and that are not switched off."""
     cpu = list(CPU_SOURCES)
-    cuda = ["csrc/bindings_cuda.cpp", *sorted(f"csrc/{path.name}" for path in CSRC.glob("*_cuda.cu"))]
+    cuda = ["csrc/cuda/bindings.cpp", *sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("*/*.cu"))]
     found = []
     for name, sources in (("_cuda", cuda), ("_cpu", cpu)):  # the longest first
         present = len(sources) > 1 and all((ROOT / source).exists() for source in sources)

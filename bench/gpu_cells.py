@@ -29,7 +29,7 @@ from trtkern.bench import rows
 def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What each is, and a function that is falsy, or raises, where the results are wrong."""
     shape = (2, 3, 11)
-    # The second is long enough for every place of the rings of csrc/lif_cuda_ahead.h.
+    # The second is long enough for every place of the rings of csrc/lif/cuda_ahead.h.
     kinds = (("triangle", "hard", 4), ("sigmoid", "soft", 130))[: 1 if sparse and backend != "cuda" else 2]
     for dtype in (torch.float32,) if sparse else (torch.float32, torch.bfloat16):
         for surrogate, reset, steps in kinds:

@@ -5,7 +5,7 @@
 #include <initializer_list>
 #include <vector>
 
-#include "lif_index.h"
+#include "cuda/index.h"
 
 using namespace trtkern::index;
 

@@ -1,4 +1,4 @@
-// Runs the threads of the CUDA kernels on the CPU, one after the other: csrc/lif_cuda_body.h compiled by g++, with
+// Runs the threads of the CUDA kernels on the CPU, one after the other: csrc/lif/cuda_body.h compiled by g++, with
 // every access to memory checked against the tensors that LifArgs names and counted (tests/test_cuda_threads.py).
 #include <cmath>
 #include <cstddef>
@@ -9,9 +9,9 @@
 
 #include "cuda_threads_dialect.h"
 
-#include "lif_cuda_body.h"
+#include "lif/cuda_body.h"
 
-#include "batch_norm_lif_cuda_body.h"
+#include "norm/cuda_body.h"
 
 using namespace trtkern;
 using namespace trtkern::cuda;
@@ -117,7 +117,7 @@ int64_t step_differences(const float (&of)[15]) {
 
 extern "C" {
 
-// Where lif_math.h's step and its form for GPUs differ in a bit, over ordinary and extreme numbers.
+// Where lif/math.h's step and its form for GPUs differ in a bit, over ordinary and extreme numbers.
 int64_t flat_differences() {
   const float of[15] = {0.0f,  -0.0f, 1.0f,   -1.0f, 0.3f,     1.7f,      -2.6f, 1e-40f,
                         1e-3f, 3e38f, -3e38f, 1e4f,  INFINITY, -INFINITY, NAN};

@@ -81,7 +81,7 @@ class Threads:
 
 def build():
     """The threads, compiled once for a state of the sources: by whoever comes first, the others wait."""
-    sources = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "tests").glob("cuda_threads*")])
+    sources = sorted([*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "tests").glob("cuda_threads*")])
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + dialect_header().encode())
     folder = ROOT / "build" / "cuda-threads"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-// What the CUDA kernels are written in, for g++ (csrc/lif_cuda_dialect.h is nvcc's): a Real is a float, and every
+// What the CUDA kernels are written in, for g++ (csrc/cuda/dialect.h is nvcc's): a Real is a float, and every
 // access to memory is checked against the tensors that were named and counted.
 #pragma once
 #include <cmath>
@@ -6,8 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "lif_args.h"
-#include "lif_index.h"
+#include "lif/args.h"
+#include "cuda/index.h"
 
 #define TK_INLINE inline
 #define TK_UNROLL
@@ -142,7 +142,7 @@ struct Float16 : Halves<Float16> {
 };
 
 #include "trtkern_surrogates.h"
-#include "lif_math.h"
+#include "lif/math.h"
 
 }  // namespace cuda
 }  // namespace trtkern

@@ -1,4 +1,4 @@
-"""What nvcc made of csrc/*.cu, read without a GPU: no spills, 16-byte accesses, the bytes of docs/design.md.
+"""What nvcc made of csrc/*/*.cu, read without a GPU: no spills, 16-byte accesses, the bytes of docs/design.md.
 
 Reads the built extension, or compiles one element type with nvcc. The PTX says which tensor an access belongs to, the
 machine code (SASS) that the assembler added none and split none.
@@ -45,9 +45,10 @@ def binary(tmp_path_factory):
     (folder / "trtkern_surrogates.h").write_text(dialect.cpp_header(functions))
     flags = ["-std=c++17", "-O3", "--fmad=false", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     jobs = {}
-    for unit in ("lif_cuda", "lif_float32_cuda", "batch_norm_lif_cuda"):
+    for unit in ("lif/cuda", "lif/cuda_float32", "norm/cuda"):
+        output = folder / f"{unit.replace('/', '-')}.o"
         command = [nvcc, *flags, f"-I{ROOT / 'csrc'}", f"-I{folder}", "-c", str(ROOT / "csrc" / f"{unit}.cu")]
-        jobs[folder / f"{unit}.o"] = subprocess.Popen([*command, "-o", str(folder / f"{unit}.o")])
+        jobs[output] = subprocess.Popen([*command, "-o", str(output)])
     assert all(job.wait() == 0 for job in jobs.values())
     return list(jobs)
 

@@ -1,6 +1,6 @@
 """The CUDA kernels without a GPU: their threads run one by one on the CPU, against the float64 reference.
 
-``cuda_threads.cpp`` compiles what a thread does (csrc/lif_cuda_body.h) with g++ and checks every access; here it stands
+``cuda_threads.cpp`` compiles what a thread does (csrc/lif/cuda_body.h) with g++ and checks every access; here it stands
 in for ``trtkern._cuda`` behind the real ``trtkern.backends.cuda``. What only a GPU can show is the launch itself, the
 sums within a block, and speed.
 """

@@ -46,7 +46,7 @@ def test_the_public_names():
 
 
 def test_python_and_csrc_agree_on_the_constants():
-    text = (ROOT / "csrc" / "lif_args.h").read_text()
+    text = (ROOT / "csrc" / "lif" / "args.h").read_text()
     assert int(re.search(r"kChunk = (\d+)", text)[1]) == CHUNK
     names = re.search(r"enum Param : int \{(.*?)\}", text)[1]
     rows = [re.sub(r"(?<!^)([A-Z])", r"_\1", n).lower() for n in re.findall(r"k(\w+) = \d", names)]

@@ -1,4 +1,4 @@
-"""Fills the struct of ``csrc/lif_args.h``, for the CPU and the CUDA extension alike."""
+"""Fills the struct of ``csrc/lif/args.h``, for the CPU and the CUDA extension alike."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from trtkern.spec import LIFSpec
 
 CHUNK = 16
-"""Steps of h that a backward pass keeps at once; ``csrc/lif_args.h`` has the same number (a test compares them)."""
+"""Steps of h that a backward pass keeps at once; ``csrc/lif/args.h`` has the same number (a test compares them)."""
 
 PARAMS = ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset")
 """Rows of a parameter tensor, and of its gradient."""

@@ -1,4 +1,4 @@
-"""What nvcc made of csrc/*.cu against the traffic contract: each access by the tensor that it goes to.
+"""What nvcc made of csrc/*/*.cu against the traffic contract: each access by the tensor that it goes to.
 
 A CUDA kernel holds what it can do besides (a returned v, learnt parameters, pooling, ...) in branches of its own, so
 its code has more accesses than one launch makes. ``plain_contract`` and ``fused_contract`` say what may be there.

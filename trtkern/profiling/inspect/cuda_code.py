@@ -26,7 +26,7 @@ class CudaKernel(NamedTuple):
     """A kernel by its mangled name: neurons a thread, steps of a chunk, whether T may exceed it.
 
     ``fused``: one that a plain LIF has no use for; it holds every surrogate, or none. ``ahead``: for long sequences of
-    few neurons (``csrc/lif_cuda_ahead.h``), with every surrogate too.
+    few neurons (``csrc/lif/cuda_ahead.h``), with every surrogate too.
     """
 
     direction: str

@@ -1,0 +1,32 @@
+#include "lif/bindings.h"
+#include "cpu/launch.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_cpu, m) {
+  using namespace trtkern;
+  m.doc() = "CPU kernels of trtkern. Addresses are not checked here: trtkern.ops has checked the tensors behind them.";
+  bind_lif_args(m);
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  m.def("lif_forward", &cpu_lif_forward, Unlocked());
+  m.def("lif_backward", &cpu_lif_backward, Unlocked());
+  m.def("batch_norm_lif_statistics", &cpu_batch_norm_lif_statistics, py::arg("args"), py::arg("stats"), Unlocked());
+  m.def("batch_norm_lif_input_grad", &cpu_batch_norm_lif_input_grad, Unlocked());
+  m.def("spikes_pack", &cpu_spikes_pack, Unlocked());
+  m.def("spikes_unpack", &cpu_spikes_unpack, py::arg("args"), py::arg("first"), Unlocked());
+  m.def(
+      "regularizer",
+      [](std::vector<uint64_t> weights, std::vector<int64_t> sizes, std::vector<uint64_t> grads, int64_t timesteps,
+         double lam, double delta, double eps, bool accumulate, double scale, int threads) {
+        const py::gil_scoped_release unlocked;
+        return cpu_regularizer({std::move(weights), std::move(grads), std::move(sizes), timesteps, lam, delta, eps,
+                                scale, accumulate, threads});
+      },
+      py::arg("weights"), py::arg("sizes"), py::arg("grads"), py::arg("timesteps"), py::arg("lam"), py::arg("delta"),
+      py::arg("eps"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"));
+  m.def("isas", &cpu_isas, "Instruction sets that this processor runs, best first ('wide' is for tests, of float32).");
+  m.def("isa", &cpu_isa, "The instruction set in use.");
+  m.def("stream_from", &cpu_stream_from, py::arg("bytes"),
+        "Outputs from this size on are written past the caches (default 4 MiB); for tests.");
+  m.def("use_isa", &cpu_use_isa, py::arg("name"), "Use that instruction set; '' is the best.");
+}

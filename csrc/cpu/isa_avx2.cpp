@@ -1,0 +1,7 @@
+// AVX2: vectors of 8 floats.
+#define TK_WIDTH 8
+#define TK_STREAM 32  // bytes of the widest streaming store
+#define TK_ISA avx2
+#define TK_KERNELS kAvx2
+#include "cpu/isa.h"
+#include "cpu/isa_kernels.h"

@@ -1,0 +1,46 @@
+// The CUDA launchers of LIF and of BatchNorm + LIF. No CUDA header is needed to call them: a result is a cudaError_t as
+// an int, 0 is success. They launch on a.stream of a.device, leave the current device as it was, and never wait.
+#pragma once
+#include <cstdint>
+
+#include "lif/args.h"
+
+namespace trtkern {
+namespace cuda {
+
+// Needs edges if T exceeds a chunk and a backward pass will follow.
+int lif_forward(const LifArgs& a);
+
+// Needs edges if T exceeds a chunk; with gparams or norm_sums also `workspace`: workspace_floats(a) float32 numbers of
+// scratch, on a multiple of 16 bytes.
+int lif_backward(const LifArgs& a);
+
+int64_t workspace_floats(const LifArgs& a);
+
+// Bytes of shared memory that a block of the pass is launched with.
+int lif_shared_bytes(const LifArgs& a, bool backward);
+
+// Of x [T, N]: stats, double [2, C], is the mean of each channel and the sum of squared deviations from it. Needs
+// `workspace`: statistics_workspace_floats(a) numbers.
+int batch_norm_lif_statistics(const LifArgs& a, uint64_t stats);
+
+int64_t statistics_workspace_floats(const LifArgs& a);
+
+// gx = coef[0] * gs + coef[1] * (x - center) + coef[2], gs being the gradient of the input current.
+int batch_norm_lif_input_grad(const LifArgs& a);
+
+struct Error {
+  const char *name, *text;
+};
+Error describe(int error);
+
+// One set of kernels an element type, each in a file of its own.
+void start_forward_float32(const LifArgs& a);
+void start_forward_bfloat16(const LifArgs& a);
+void start_forward_float16(const LifArgs& a);
+void start_backward_float32(const LifArgs& a);
+void start_backward_bfloat16(const LifArgs& a);
+void start_backward_float16(const LifArgs& a);
+
+}  // namespace cuda
+}  // namespace trtkern

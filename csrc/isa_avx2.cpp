@@ -1,7 +1,0 @@
-// AVX2: vectors of 8 floats.
-#define TK_WIDTH 8
-#define TK_STREAM 32  // bytes of the widest streaming store
-#define TK_ISA avx2
-#define TK_KERNELS kAvx2
-#include "isa.h"
-#include "isa_kernels.h"

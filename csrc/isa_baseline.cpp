@@ -1,7 +1,0 @@
-// Any processor: vectors of 4 floats, which SSE2 and NEON have.
-#define TK_WIDTH 4
-#define TK_STREAM 16  // bytes of the widest streaming store
-#define TK_ISA baseline
-#define TK_KERNELS kBaseline
-#include "isa.h"
-#include "isa_kernels.h"
