@@ -67,6 +67,33 @@ TK_INLINE void channel_runs(const LifArgs& a, const Block& b, Run run) {
                  [&](int64_t i, int64_t channel, int64_t length) { run(r * b.length + i, channel, length); });
 }
 
+// The sum of n floats in double, in an order that depends on n alone.
+inline double ordered_sum(const float* from, int64_t n) {
+  typedef double vdouble __attribute__((vector_size(32)));
+  typedef float vquad __attribute__((vector_size(16)));
+  vdouble even{}, odd{};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    even += __builtin_convertvector(load_as<vquad>(from + i), vdouble);
+    odd += __builtin_convertvector(load_as<vquad>(from + i + 4), vdouble);
+  }
+  even += odd;
+  double sum = (even[0] + even[1]) + (even[2] + even[3]);
+  for (int64_t left = n - i; left > 0; --left) sum += from[n - left];
+  return sum;
+}
+
+// Adds a row of sums, a float a neuron of the block, to the totals of their channels.
+inline void add_channels(const LifArgs& a, const Block& b, const float* row, double* totals) {
+  channel_runs(a, b, [&](int64_t i, int64_t channel, int64_t length) {
+    if (a.inner == 1 && a.C > 1) {
+      for (int64_t j = 0; j < length; ++j) totals[channel + j] += row[i + j];
+    } else {
+      totals[channel] += ordered_sum(row + i, length);
+    }
+  });
+}
+
 // Numbers of the neurons of a block, row by row, kParameterStride floats apart: a float a neuron (each is -1), or one
 // vector for all (0). base is null where there are none.
 struct Rows {

@@ -3,7 +3,7 @@
 // Statistics go in two passes over a block in the caches: its mean, then the squared deviations from it, in float; then
 // the blocks are merged in double (Chan et al. 1983). So a large mean costs no digits, whatever element comes first.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after lif/cpu_sums.h.
+// No include guard: each instruction set includes it inside a namespace of its own, after cpu/rows.h.
 
 // Of n numbers: their mean and the sum of their squared deviations from it.
 struct Moments {
