@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from trtkern.kernels.numerics import INTERPRETED
+from trtkern.spec import CHUNK
 
 FEWEST_COLUMNS = 1 << 17
 """Enough lanes to fill a GPU."""
@@ -63,9 +64,9 @@ def warp_size() -> int:
     return target().warp_size
 
 
-def chunk_class(T: int) -> tuple[int, bool]:
-    """(STEPS, LOOP) for T steps."""
-    return (4, False) if T <= 4 else (8, False) if T <= 8 else (16, T > 16)
+def chunk_class(T: int, most: int = CHUNK) -> tuple[int, bool]:
+    """(STEPS, LOOP) for T steps, at most so many in a chunk."""
+    return (4, False) if T <= 4 else (8, most < T) if T <= 8 or most == 8 else (16, T > 16)
 
 
 def aligned(N: int, tensors: Iterable[Tensor | None]) -> bool:

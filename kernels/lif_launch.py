@@ -87,10 +87,11 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _plan(
-    op: str, T: int, N: int, element: int, even: bool, C: int, inner: int, pool: Pool | None, load: _Load, warp: int
-) -> _Plan:
-    """even: N and all addresses are multiples of 16; element: its bytes; C: channels, 0 without per-channel vectors."""
-    steps, loop = chunk_class(T)
+    op: str, T: int, most: int, N: int, element: int, even: bool, C: int, inner: int, pool: Pool | None, load: _Load,
+    warp: int,
+) -> _Plan:  # fmt: skip
+    """most: steps of a chunk; even: N and all addresses are multiples of 16; element: its bytes; C: channels, 0 without per-channel vectors."""
+    steps, loop = chunk_class(T, most)
     image = geometry(op, pool)
     if pool is not None and inner >= 2 * pool.row:  # the channels lie outside of the images
         inner //= POSITIONS[image.kind]
@@ -116,7 +117,7 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     even = aligned(N, (x, inp.v0, residual, out.s, out.v, out.v_final, out.edges, out.packed))
     C = 0 if vector is None else vector.shape[1]
     load = _LOADS[affine is not None]
-    plan = _plan("lif_forward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
+    plan = _plan("lif_forward", T, inp.spec.chunk, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     args = (
         x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
         T, *plan.sizes, inp.scalars, steps(inp.spec), inp.before and out.v is not None, T > 1 and x.stride(0) == 0,
@@ -132,7 +133,7 @@ def backward_launch(
     x, spec = inp.x, inp.spec
     T = x.shape[0]
     N = x.numel() // T
-    if chunk_class(T)[1] and edges is None:
+    if spec.chunk < T and edges is None:
         raise ValueError(f"lif_backward: expected edges for T = {T}, got None; the forward pass writes them")
     affine, residual = inp.norm or (None, None)
     vector = inp.params if affine is None else affine
@@ -142,7 +143,7 @@ def backward_launch(
         affine is not None, out.params is not None, out.sums is not None, grads.coef is not None, grads.v is not None,
         residual is not None,
     )  # fmt: skip
-    plan = _plan("lif_backward", T, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
+    plan = _plan("lif_backward", T, spec.chunk, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     columns = plan.total
     params = len(spec.row.params)
     sums: dict[int, Sums] = {}  # by the number of their rows

@@ -239,12 +239,6 @@ def izhikevich_soft(trace, s, p):
     return where(s, h - p[7], h), fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
 
 
-def izhikevich_none(trace, s, p):
-    """v[t] = h[t]; w[t] as after the hard reset."""
-    h, w = trace
-    return h, fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
-
-
 # A complementary membrane, which remembers spikes: Huang et al. 2024 (arXiv 2402.04663).
 
 
@@ -294,18 +288,17 @@ TABLE: dict[str, Neuron] = {
         Neuron(
             "QIF", ("v",), ("h",),
             ("gain", "a0", "v_rest", "v_c", "reset_amount", "v_threshold", "v_reset"),
-            qif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4, "none": lif_none},
+            qif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4},
         ),
         Neuron(
             "EIF", ("v",), ("h",),
             ("gain", "delta_t", "theta_rh", "v_rest", "reset_amount", "v_threshold", "v_reset"),
-            eif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4, "none": lif_none},
+            eif_charge, threshold_at_5, {"hard": hard_at_6, "soft": soft_at_4},
         ),
         Neuron(
             "Izhikevich", ("v", "w"), ("h", "w"),
             ("gain", "a0", "v_rest", "v_c", "rate_w", "a", "b", "reset_amount", "v_threshold", "v_reset"),
-            izhikevich_charge, izhikevich_fire,
-            {"hard": izhikevich_hard, "soft": izhikevich_soft, "none": izhikevich_none},
+            izhikevich_charge, izhikevich_fire, {"hard": izhikevich_hard, "soft": izhikevich_soft},
         ),
         Neuron(
             "CLIF", ("v", "m"), ("h", "m"),

@@ -14,6 +14,10 @@ ALPHAS = (2.0**-60, 2.0**60)
 """The smallest and the largest sharpness: surrogates square it and divide by that, which float32 holds in between."""
 
 
+CHUNK = 16
+"""Numbers of traces that a backward pass keeps at once; ``csrc/lif/args.h`` has the same number (a test compares them)."""
+
+
 @dataclass(frozen=True)
 class LIFSpec:
     """The choices of a neuron that select code; everything else is a number or a tensor.
@@ -73,6 +77,11 @@ class LIFSpec:
         """The neuron's row of the table."""
         return neurons.lookup(self.neuron)
 
+    @property
+    def chunk(self) -> int:
+        """Steps whose traces a backward pass keeps at once: 16 where a trace is one number, as LIF's is."""
+        return CHUNK // len(self.row.trace)
+
     def __reduce__(self) -> tuple:
         # A surrogate of the user's own is only a name in another process.
         surrogate = surrogates.reference(str(self.surrogate))
@@ -86,7 +95,5 @@ class LIFSpec:
         return LIFSpec(reset, surrogate, float(alpha), detach == "1", *neuron)
 
 
-def _restored(
-    reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool, neuron: str = "LIF"
-) -> LIFSpec:
+def _restored(reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool, neuron: str = "LIF") -> LIFSpec:
     return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset, neuron)

@@ -13,6 +13,8 @@ from trtkern.backends.base import Case, LIFBackward, LIFForward, LIFGrads, LIFIn
 from trtkern.spec import RESETS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NEURONS = ("LIF",)
+"""Of ``trtkern.neurons``, those that the extensions hold."""
 _RESETS = {name: number for number, name in enumerate(RESETS)}
 
 
@@ -68,4 +70,6 @@ def refuses(case: Case, device: str) -> str | None:
         return f"it holds float32, bfloat16 and float16, not {str(case.dtype).removeprefix('torch.')}"
     if case.spec is not None and case.spec.surrogate not in surrogates.BUILTIN:
         return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
+    if case.spec is not None and case.spec.neuron not in NEURONS:
+        return f"it holds {', '.join(NEURONS)}, not {case.spec.neuron}; use triton or reference"
     return None

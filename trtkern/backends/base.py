@@ -9,13 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trtkern.spec import CHUNK as CHUNK
 from trtkern.spec import LIFSpec
 
-CHUNK = 16
-"""Steps of h that a backward pass keeps at once; ``csrc/lif/args.h`` has the same number (a test compares them)."""
-
 PARAMS = ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset")
-"""Rows of a parameter tensor, and of its gradient."""
+"""Rows of a parameter tensor of LIF, and of its gradient; ``spec.row.params`` has those of any neuron."""
 
 
 class Norm(NamedTuple):
@@ -42,11 +40,11 @@ class LIFInputs(NamedTuple):
     x: Tensor
     """[T, ...] in float32, bfloat16 or float16; a stride of 0 along time where it is the same at every step."""
     v0: Tensor | None
-    """[...] float32; None is zero."""
+    """The state, [...] float32, of a neuron with several [S, ...]; None is zero."""
     params: Tensor | None
-    """[6, C] float32, rows as in ``PARAMS``; None when all six are numbers."""
+    """[P, C] float32, rows as in ``spec.row.params``; None when all are numbers."""
     scalars: tuple[float, ...]
-    """The six numbers, used when ``params`` is None."""
+    """The P numbers, used when ``params`` is None."""
     spec: LIFSpec
     inner: int
     """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
@@ -64,7 +62,7 @@ class LIFForward(NamedTuple):
     v: Tensor | None
     v_final: Tensor | None
     edges: Tensor | None
-    """[edges, N] float32: v after step 16, 32, ... (what the backward pass restarts from)."""
+    """[edges * S, N] float32: the state after every ``chunk`` steps (what the backward pass restarts from)."""
     flag: Tensor | None
     """int32 [1], set to 1 if any h, or any v that is written in its dtype, is not finite; never cleared."""
     packed: Tensor | None = None

@@ -58,10 +58,10 @@ class Fold:
             return self._fold(t[:1]).expand(steps, *[-1] * (max(t.dim() - 1, 2) - 1))
         return self._fold(t)
 
-    def step(self, t: Tensor | None, dim: int | None) -> Tensor | None:
-        """t [...] of all samples together."""
-        if t is None:
-            return None
+    def state(self, t: Tensor | None, dim: int | None, states: int) -> Tensor | None:
+        """A state [...], or of several numbers [S, ...], of all samples together."""
+        if t is None or states > 1:
+            return self.steps(t, dim)
         folded = self.steps(t.unsqueeze(0), None if dim is None else dim + 1)
         return None if folded is None else folded[0]
 
@@ -83,9 +83,9 @@ class Fold:
         behind = [1 + place + (place >= self.at) for place in map(self.order.index, range(1, t.dim()))]
         return apart.permute(0, 1 + self.at, *behind), 1
 
-    def out_step(self, t: Tensor) -> Mapped:
-        """[...] of each sample."""
-        return self.out_steps(t.unsqueeze(0))[0][0], 0
+    def out_state(self, t: Tensor, states: int) -> Mapped:
+        """The state of each sample."""
+        return self.out_steps(t) if states > 1 else (self.out_steps(t.unsqueeze(0))[0][0], 0)
 
     def rows(self, t: Tensor | None, dim: int | None) -> Tensor | None:
         """t [K, C], numbers of the channels, as the kernel then counts those."""

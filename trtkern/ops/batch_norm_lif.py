@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose
-from trtkern.backends.base import CHUNK
 from trtkern.ops import _norm, checks, layout
 from trtkern.ops._library import apply, differentiated, refuse_duals, refuse_mapped, refuse_second_derivative
 from trtkern.ops._norm import OP, BatchNorm, Statistics
@@ -48,7 +47,7 @@ class Neuron(NamedTuple):
     """How the neurons behind the normalisation behave, as ``trtkern.ops.lif`` takes it."""
 
     values: dict[str, Number]
-    """decay, gain, bias, reset_amount, v_threshold, v_reset."""
+    """Its parameters by name, at least those of ``spec.row.params``."""
     spec: LIFSpec
     pool: bool
     """2x2 averages of the spikes over the last two axes instead of the spikes."""
@@ -93,8 +92,9 @@ def batch_norm_lif(
     """
     if isinstance(residual, Spikes):
         residual = current(residual)
-    axis = check(y, norm, residual, v0, neuron.pool, channel_dim)
+    axis = check(y, norm, residual, v0, neuron.pool, channel_dim, neuron.spec.row.states)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
+    neuron = neuron._replace(values={name: neuron.values[name] for name in neuron.spec.row.params})
     checks.parameters(OP, neuron.values)
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
@@ -121,7 +121,13 @@ def batch_norm_lif(
 
 
 def check(
-    y: Tensor, norm: BatchNorm, residual: Tensor | Spikes | None, v0: Tensor | None, pool: bool, channel_dim: int
+    y: Tensor,
+    norm: BatchNorm,
+    residual: Tensor | Spikes | None,
+    v0: Tensor | None,
+    pool: bool,
+    channel_dim: int,
+    states: Sequence[str] = ("v",),
 ) -> int:
     """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
     checks.sequence(OP, y)
@@ -167,7 +173,7 @@ def check(
             )
     if isinstance(residual, Spikes) and residual.pooled:
         raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
-    checks.state(OP, v0, y)
+    checks.state(OP, v0, y, states)
     if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
         raise ValueError(
             f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {checks.describe(y)} with "
@@ -230,7 +236,7 @@ def _fused(
     want = neuron.want
     tensors = (y, dense, v0, norm.weight, norm.bias, params)
     differentiable = differentiated(*tensors)
-    if differentiable and y.shape[0] > CHUNK:
+    if differentiable and y.shape[0] > neuron.spec.chunk:
         want += WANT_EDGES
     fixed = Fixed(
         tuple(scalars(neuron.values, params)), neuron.spec.token, inner, inside, want, neuron.backend, count, norm.group

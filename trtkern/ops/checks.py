@@ -7,7 +7,7 @@ that would be a synchronisation, and is done under ``trtkern.debug()`` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ from trtkern.ops._beneath import look
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Number = float | int | Tensor
+DECAYS = ("decay", "decay_syn", "decay_a", "decay_w")
+"""Parameters within [0, 1]."""
 LARGEST = torch.finfo(torch.float32).max
 """The kernels compute in float32: a larger number is infinite to them."""
 
@@ -94,25 +96,28 @@ def one_step(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}.step: expected x as [B, C, ...], one step, got {describe(x)}")
 
 
-def state(op: str, v0: Tensor | None, x: Tensor) -> None:
-    """v0 is None or a float32 (float64 for float64 x) tensor of x[0]'s shape, on x's device."""
+def state(op: str, v0: Tensor | None, x: Tensor, states: Sequence[str] = ("v",)) -> None:
+    """v0 is None or a float32 (float64 for float64 x) tensor of x[0]'s shape, on x's device; of a neuron with several
+    states [S, ...]."""
     if v0 is None:
         return
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (*[len(states)] * (len(states) > 1), *x.shape[1:])
     if not isinstance(v0, Tensor):
         value = v0 if isinstance(v0, (int, float)) else "..."
         raise TypeError(
-            f"{op}: expected v0 to be a {dtype} tensor of shape {tuple(x.shape[1:])} or None, which is zero, got "
-            f"{describe(v0)}; make one with torch.full({tuple(x.shape[1:])}, {value}, dtype={dtype}, "
+            f"{op}: expected v0 to be a {dtype} tensor of shape {shape} or None, which is zero, got "
+            f"{describe(v0)}; make one with torch.full({shape}, {value}, dtype={dtype}, "
             f"device={str(x.device)!r})"
         )
     plain(op, "v0", v0)
     if v0.dtype != dtype:
         raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
-    if v0.shape != x.shape[1:] or v0.device != x.device:
+    if v0.shape != shape or v0.device != x.device:
+        rows = f", after an axis for {', '.join(states)}" if len(states) > 1 else ""
         raise ValueError(
-            f"{op}: expected v0 of shape {tuple(x.shape[1:])} on {x.device}, got {describe(v0)}; "
-            "v0 is one step without the time axis"
+            f"{op}: expected v0 of shape {shape} on {x.device}, got {describe(v0)}; "
+            f"v0 is one step without the time axis{rows}"
         )
 
 
@@ -168,7 +173,7 @@ def held_parameter(op: str, name: str, value: Number) -> None:
 
 def held_range(op: str, name: str, low: float, high: float) -> None:
     """The range of a bounded parameter is one of allowed values; its ends may be infinite where those may."""
-    allowed = {"decay": (0.0, 1.0), "v_threshold": (0.0, math.inf)}.get(name, (-math.inf, math.inf))
+    allowed = (0.0, 1.0) if name in DECAYS else (0.0 if name == "v_threshold" else -math.inf, math.inf)
     if not allowed[0] <= low <= high <= allowed[1]:
         raise ValueError(
             f"{op}: expected {name} to be bounded within {allowed[0]:g} to {allowed[1]:g}, got {low:g} to {high:g}; "
@@ -189,16 +194,16 @@ def above_zero(op: str, threshold: Number) -> None:
         )
 
 
-def parameter_values(op: str, params: Tensor | None) -> None:
-    """The values of a [6, C] parameter tensor, where looking at them costs no synchronisation."""
+def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS) -> None:
+    """The values of a [P, C] parameter tensor, where looking at them costs no synchronisation."""
     if params is None or not (params.device.type == "cpu" or _debugging):
         return
-    look(lambda params: _rows_within(op, params.movedim(-2, 0).flatten(1)), params.detach())
+    look(lambda params: _rows_within(op, params.movedim(-2, 0).flatten(1), names), params.detach())
 
 
-def _rows_within(op: str, params: Tensor) -> None:
+def _rows_within(op: str, params: Tensor, names: Sequence[str]) -> None:
     low, high = params.aminmax(dim=1)
-    rows = list(zip(PARAMS, low.tolist(), high.tolist(), strict=True))
+    rows = list(zip(names, low.tolist(), high.tolist(), strict=True))
     for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
         _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
 
@@ -209,7 +214,7 @@ def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None
         expected = "finite"
     elif max(abs(low), abs(high)) > LARGEST:
         expected = f"finite in float32, at most {LARGEST:.1e}"
-    elif name == "decay" and not 0 <= low <= high <= 1:
+    elif name in DECAYS and not 0 <= low <= high <= 1:
         expected = "in [0, 1]"
     elif name == "v_threshold" and low < 0:
         expected = ">= 0"

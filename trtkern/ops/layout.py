@@ -103,6 +103,15 @@ def aligned(value: Tensor, shape: Sequence[int], stride: Sequence[int], dtype: t
     return like.new_empty_strided(shape, stride, dtype=dtype).copy_(value)
 
 
-def aligned_like(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` in the memory layout of ``like``, dense, and in ``dtype``: itself where that already holds."""
-    return aligned(value, like.shape, like.stride(), dtype, like)
+def empty_state(x: Tensor, states: int) -> Tensor:
+    """Room for a state: [...] float32 in x[0]'s layout, or [S, ...] of a neuron with several."""
+    if states == 1:
+        return empty(x[:1], torch.float32)[0]
+    return x.new_empty_strided((states, *x.shape[1:]), strides(x), dtype=torch.float32)
+
+
+def aligned_state(value: Tensor, x: Tensor) -> Tensor:
+    """A state, [...] or [S, ...], as float32 in the layout of ``empty_state``."""
+    stride = strides(x)
+    several = value.dim() == x.dim()
+    return aligned(value, value.shape if several else x.shape[1:], stride if several else stride[1:], torch.float32, x)

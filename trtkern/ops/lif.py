@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose, named
-from trtkern.backends.base import CHUNK, PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
+from trtkern.backends.base import PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
 from trtkern.ops import checks, layout, spikes
 from trtkern.ops._beneath import beneath
 from trtkern.ops._library import apply, define, differentiated, refuse_duals, refuse_second_derivative
@@ -35,7 +35,7 @@ class LIFOutput(NamedTuple):
     spikes: Tensor | None
     """[T, ...] in x's dtype."""
     state: Tensor | None
-    """[...] float32: v after the last step."""
+    """[...] float32: v after the last step; of a neuron with several states [S, ...], all of them."""
     v: Tensor | None
     """[T, ...] in x's dtype: v after the reset of every step."""
     packed: Tensor | None
@@ -91,24 +91,47 @@ def lif(
         TypeError, ValueError: what was expected, what came, what to do.
         RuntimeError: the backend cannot be used on this machine.
     """
-    spec = spec or LIFSpec()
-    checks.sequence("lif", x)
-    checks.state("lif", v0, x)
     numbers = (decay, gain, bias, v_threshold if reset_amount is None else reset_amount, v_threshold, v_reset)
     values = dict(zip(PARAMS, numbers, strict=True))
-    checks.parameters("lif", values)
-    values = firing("lif", values, fire_on_equal, x)
     want = wanted(return_spikes, return_v, return_state, return_packed, return_h)
+    return neuron(x, v0, values, spec or LIFSpec(), want, backend, channel_dim, fire_on_equal, flag)
+
+
+def neuron(
+    x: Tensor,
+    state: Tensor | None,
+    values: dict[str, Number],
+    spec: LIFSpec,
+    want: int,
+    backend: str = "auto",
+    channel_dim: int = 2,
+    fire_on_equal: bool = False,
+    flag: Tensor | None = None,
+) -> LIFOutput:
+    """The neuron that ``spec`` names (``trtkern.neurons``) over all T steps at once: what ``lif`` is for LIF.
+
+    Args:
+        x, backend, channel_dim, fire_on_equal, flag: as in ``lif``.
+        state: before the first step, [...] float32, of a neuron with several states [S, ...]; None is zero.
+        values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
+        want: which outputs to make (``wanted``).
+    """
+    op, row = spec.neuron.lower(), spec.row
+    checks.sequence(op, x)
+    checks.state(op, state, x, row.states)
+    values = {name: values[name] for name in row.params}
+    checks.parameters(op, values)
+    values = firing(op, values, fire_on_equal, x)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         if chosen == "reference":
             dtype = state_dtype(x)
-            rows = reference_rows(*stack("lif", x, values, channel_dim, dtype), values, x)
-            return from_trace(reference.lif(x.to(dtype), v0, rows, spec), x, want, flag)
-        return _fused(layout.dense(x), v0, values, spec, chosen, channel_dim, want, flag)
+            rows = reference_rows(*stack(op, x, values, channel_dim, dtype), values, x)
+            return from_trace(reference.lif(x.to(dtype), state, rows, spec), x, want, flag)
+        return _fused(layout.dense(x), state, values, spec, chosen, channel_dim, want, flag)
 
-    return perform("lif", x, want, flag, run)
+    return perform(op, x, want, flag, run)
 
 
 def perform(
@@ -142,11 +165,11 @@ def _fused(
     want: int,
     flag: Tensor | None,
 ) -> LIFOutput:
-    params, axis = stack("lif", x, values, channel_dim, torch.float32)
-    refuse_duals("lif", x, v0, params)
+    params, axis = stack(spec.neuron.lower(), x, values, channel_dim, torch.float32)
+    refuse_duals(spec.neuron.lower(), x, v0, params)
     x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
     differentiable = differentiated(x, v0, params)
-    if differentiable and x.shape[0] > CHUNK:
+    if differentiable and x.shape[0] > spec.chunk:
         want += WANT_EDGES
     run = partial(apply, _LIF, "lif") if differentiable else _LIF.forward
     s, v, v_final, _, packed = run(x, v0, params, scalars(values, params), spec.token, inner, flag, want, backend)
@@ -286,35 +309,41 @@ def _inputs(call: Call, before: bool) -> LIFInputs:
         raise RuntimeError(f"lif: expected x to be dense with time outermost, got {checks.describe(x)}")
     if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
         raise RuntimeError(f"lif: expected images with even sides to pool, got {checks.describe(x)}")
-    checks.parameter_values("lif", params)
+    spec = LIFSpec.from_token(token)
+    checks.parameter_values(spec.neuron.lower(), params, spec.row.params)
     if v0 is not None:
-        v0 = layout.aligned_like(v0, x[0], torch.float32)
+        v0 = layout.aligned_state(v0, x)
     norm = None
     if affine is not None:
         if residual is not None:
             residual = layout.aligned(residual, x.shape, layout.strides(x), x.dtype, x)
         norm = Norm(affine, residual)
     halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
-    return LIFInputs(x, v0, params, tuple(scalars), LIFSpec.from_token(token), inner, norm, halves, before)
+    return LIFInputs(x, v0, params, tuple(scalars), spec, inner, norm, halves, before)
 
 
 def _empty_spikes(x: Tensor, pool: bool) -> Tensor:
     return x.new_empty_strided(*layout.pooled_shape(x)) if pool else layout.empty(x)
 
 
-def _allocate(x: Tensor, pool: bool, want: int) -> LIFForward:
+def _states(token: str) -> int:
+    return len(LIFSpec.from_token(token).row.states)
+
+
+def _allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
-    steps, neurons = x.shape[0], x[0].numel()
+    steps, neurons, states = x.shape[0], x[0].numel(), _states(token)
     edges = packed = None
     if want & WANT_EDGES:
-        edges = x.new_empty(((steps - 1) // CHUNK, neurons), dtype=torch.float32)
+        count = (steps - 1) // LIFSpec.from_token(token).chunk
+        edges = x.new_empty((count * states, neurons), dtype=torch.float32)
     if want & WANT_PACKED:
         planes = ((steps + 7) // 8, *x.shape[1:])
         packed = x.new_empty_strided(planes, layout.strides(x), dtype=torch.uint8)
     return LIFForward(
         s=_empty_spikes(x, pool) if want & WANT_SPIKES else None,
         v=layout.empty(x) if want & (WANT_V | WANT_H) else None,
-        v_final=layout.empty(x[:1], torch.float32)[0] if want & WANT_STATE else None,
+        v_final=layout.empty_state(x, states) if want & WANT_STATE else None,
         edges=edges,
         flag=None,
         packed=packed,
@@ -328,14 +357,14 @@ def _as_schema(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
     inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
-    out = _allocate(x, pool, want)
+    out = _allocate(x, spec, pool, want)
     if x.numel():
         named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
     return _as_schema(x, *out[:4], out.packed)
 
 
 def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
-    out = _allocate(x, pool, want)
+    out = _allocate(x, spec, pool, want)
     return _as_schema(x, *out[:4], out.packed)
 
 
@@ -348,7 +377,7 @@ def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]
     fold = Fold(call.x, at.x, count, channels, call.inner, call.pool)
     return fold, call._replace(
         x=fold.steps(call.x, at.x),  # type: ignore[arg-type]
-        v0=fold.step(call.v0, at.v0),
+        v0=fold.state(call.v0, at.v0, _states(call.token)),
         params=fold.rows(call.params, at.params),
         affine=fold.rows(call.affine, at.affine),
         residual=fold.steps(call.residual, at.residual),
@@ -373,7 +402,7 @@ def _forward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
     return _made(
         (bool(want & WANT_SPIKES), fold.out_steps, s),
         (bool(want & (WANT_V | WANT_H)), fold.out_steps, v),
-        (bool(want & WANT_STATE), fold.out_step, v_final),
+        (bool(want & WANT_STATE), partial(fold.out_state, states=_states(call.token)), v_final),
         (bool(want & WANT_EDGES), fold.out_flat, edges),
         (bool(want & WANT_PACKED), fold.out_steps, packed),
     )
@@ -392,10 +421,10 @@ define(
 )
 
 
-def _allocate_backward(x: Tensor, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
+def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
     return LIFBackward(
         x=layout.empty(x) if needs & NEED_X else None,
-        v0=layout.empty(x[:1], torch.float32)[0] if needs & NEED_V0 else None,
+        v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
         sums=x.new_empty((2, affine.shape[1]), dtype=torch.float64)
         if needs & NEED_SUMS and affine is not None
@@ -411,10 +440,10 @@ def _backward(
     grads = LIFGrads(
         None if gs is None else layout.aligned(gs, *spikes, x.dtype, x),
         None if gv is None else layout.aligned(gv, x.shape, layout.strides(x), x.dtype, x),
-        None if gv_final is None else layout.aligned_like(gv_final, x[0], torch.float32),
+        None if gv_final is None else layout.aligned_state(gv_final, x),
         coef,
     )
-    out = _allocate_backward(x, params, affine, needs)
+    out = _allocate_backward(x, spec, params, affine, needs)
     if x.numel():
         named(backend).ops["lif_backward"](inputs, edges if edges.numel() else None, grads, out)
     else:
@@ -427,7 +456,7 @@ def _backward(
 def _backward_fake(
     x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
 ):
-    return _as_schema(x, *_allocate_backward(x, params, affine, needs))
+    return _as_schema(x, *_allocate_backward(x, spec, params, affine, needs))
 
 
 def _backward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
@@ -440,14 +469,14 @@ def _backward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
         fold.flat(edges, at_edges) if edges.dim() > 1 else edges,
         fold.steps(gs, at_gs),
         fold.steps(gv, at_gv),
-        fold.step(gv_final, at_gv_final),
+        fold.state(gv_final, at_gv_final, _states(call.token)),
         fold.rows(coef, at_coef),
         needs,
         backend,
     )
     return _made(
         (bool(needs & NEED_X), fold.out_steps, gx),
-        (bool(needs & NEED_V0), fold.out_step, gv0),
+        (bool(needs & NEED_V0), partial(fold.out_state, states=_states(call.token)), gv0),
         (bool(needs & NEED_PARAMS) and call.params is not None, fold.out_rows, gparams),
         (bool(needs & NEED_SUMS) and call.affine is not None, fold.out_rows, gsums),
     )

@@ -1,4 +1,4 @@
-"""The six parameters of a neuron on their way to a backend: numbers, or one tensor [6, C] where any is a tensor."""
+"""The parameters of a neuron on their way to a backend: numbers, or one tensor [P, C] where any is a tensor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtkern.backends.base import PARAMS
 from trtkern.ops import checks
 from trtkern.ops.checks import Number
 
@@ -44,14 +43,14 @@ _number_before._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a
 
 
 def scalars(values: dict[str, Number], params: Tensor | None) -> list[float]:
-    """The six numbers; zeros where a tensor holds them."""
-    return [0.0] * len(PARAMS) if params is not None else [float(value) for value in values.values()]
+    """The numbers; zeros where a tensor holds them."""
+    return [0.0] * len(values) if params is not None else [float(value) for value in values.values()]
 
 
 def stack(
     op: str, x: Tensor, values: dict[str, Number], channel_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, int | None]:
-    """The parameters as one tensor [6, C] and the axis of the channels; (None, None) when all are numbers."""
+    """The parameters as one tensor [P, C] and the axis of the channels; (None, None) when all are numbers."""
     if not any(isinstance(value, Tensor) for value in values.values()):
         return None, None
     axis = checks.channel_axis(op, values, channel_dim, x)
@@ -66,9 +65,9 @@ def stack(
 
 
 def reference_rows(params: Tensor | None, axis: int | None, values: dict[str, Number], x: Tensor) -> list[Any]:
-    """The six parameters as the reference takes them: numbers, or tensors that broadcast with x[0]."""
+    """The parameters as the reference takes them: numbers, or tensors that broadcast with x[0]."""
     if params is None:
         return list(values.values())
-    checks.parameter_values("lif", params)
+    checks.parameter_values("lif", params, tuple(values))
     trailing = 0 if axis is None else x.dim() - axis - 1
-    return list(params.reshape(len(PARAMS), -1, *[1] * trailing).unbind(0))
+    return list(params.reshape(len(values), -1, *[1] * trailing).unbind(0))
