@@ -9,6 +9,7 @@
 #include "lif/args.h"
 #include "cuda/index.h"
 
+#define TK_SPACE cuda
 #define TK_INLINE inline
 #define TK_UNROLL
 #define TK_ROLLED
@@ -141,8 +142,7 @@ struct Float16 : Halves<Float16> {
   }
 };
 
-#include "trtkern_surrogates.h"
-#include "lif/math.h"
-
 }  // namespace cuda
 }  // namespace trtkern
+
+#include "lif/math.h"

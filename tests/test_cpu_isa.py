@@ -2,14 +2,16 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
-from trtkern import LIFSpec, backends, cli, lif, selftest, surrogates
+from trtkern import LIFSpec, backends, cli, dialect, lif, selftest, surrogates
 from trtkern.backends import cpu
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import PLIF, BatchNormLIF
@@ -120,3 +122,17 @@ def test_the_environment_chooses_one_or_names_the_choices(extension, monkeypatch
     wrong = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert wrong.returncode in (1, 2) and "avx9000" in wrong.stdout + wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_each_header_includes_what_it_uses(tmp_path):
+    """Read by itself, as an editor reads it, a header is whole."""
+    csrc = Path(__file__).resolve().parent.parent / "csrc"
+    functions = (surrogates.TABLE[name].function for name in surrogates.BUILTIN)
+    (tmp_path / "trtkern_surrogates.h").write_text(dialect.cpp_header(functions))
+    table = csrc / "cpu" / "isa_kernels.h"  # which each instruction set names
+    headers = {*csrc.glob("cpu/*.h"), *csrc.glob("*/cpu*.h"), csrc / "lif" / "math.h"} - {table}
+    assert len(headers) >= 11
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-w", "-x", "c++", f"-I{csrc}", f"-I{tmp_path}", *sorted(headers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

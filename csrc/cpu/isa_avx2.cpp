@@ -3,5 +3,4 @@
 #define TK_STREAM 32  // bytes of the widest streaming store
 #define TK_ISA avx2
 #define TK_KERNELS kAvx2
-#include "cpu/isa.h"
 #include "cpu/isa_kernels.h"

@@ -3,5 +3,4 @@
 #define TK_STREAM 64  // bytes of the widest streaming store
 #define TK_ISA avx512
 #define TK_KERNELS kAvx512
-#include "cpu/isa.h"
 #include "cpu/isa_kernels.h"

@@ -3,5 +3,4 @@
 #define TK_STREAM 16  // bytes of the widest streaming store
 #define TK_ISA baseline
 #define TK_KERNELS kBaseline
-#include "cpu/isa.h"
 #include "cpu/isa_kernels.h"

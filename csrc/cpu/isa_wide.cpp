@@ -4,5 +4,4 @@
 #define TK_STREAM 32  // bytes of the widest streaming store
 #define TK_ISA wide
 #define TK_KERNELS kWide
-#include "cpu/isa.h"
 #include "cpu/isa_kernels.h"

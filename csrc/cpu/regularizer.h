@@ -4,8 +4,12 @@
 //   sum_t w^2 / (1 + c (|w| + eps)) = w^2 A        its gradient = w (A + B)
 // Step 0 has c = 0: it adds 1 to both.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/simd.h. Sums go into 32
-// lanes whatever the width of a vector, so all of them agree bitwise.
+// Sums go into 32 lanes whatever the width of a vector, so all of them agree bitwise.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace trtkern::TK_ISA {
 
 constexpr int kSumLanes = 32;
 constexpr int kVectors = kSumLanes / kLanes;
@@ -103,3 +107,5 @@ double regularizer_pick(const RegularizerArgs& r, const float* w, float* g, int6
 inline double regularizer(const RegularizerArgs& r, const float* w, float* g, int64_t n, bool streaming) {
   return regularizer_pick<kMaxFixedSteps>(r, w, g, n, streaming);
 }
+
+}  // namespace trtkern::TK_ISA

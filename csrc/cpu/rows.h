@@ -1,9 +1,14 @@
 // What both directions of the LIF share on the CPU: blocks of neurons x chunks of kChunk steps, one pass over memory. A
 // row is one step of a block.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/simd.h and lif/math.h.
 // Lanes are neurons, and nothing is added across lanes but in add_channels, in a fixed order: the width of a vector
 // changes no result.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+#include "lif/math.h"
+
+namespace trtkern::TK_ISA {
 
 // Neurons that go through the steps together: `runs` runs of `length`, `pitch` apart in memory, one after the other in
 // scratch memory. One run, or with pooling a piece of two image rows (two runs), or a piece of the channels of two
@@ -300,3 +305,5 @@ TK_INLINE void for_dtype(int dtype, F f) {
   if (dtype == kFloat16) f(Float16{});
 #endif
 }
+
+}  // namespace trtkern::TK_ISA

@@ -1,7 +1,9 @@
 // A vector of TK_WIDTH floats and what the kernels need of it, on GCC's vector extensions: one source for every
 // instruction set, with the same answer, bit for bit, on each. Intrinsics stand where the extensions have no word.
-//
-// No include guard: each instruction set includes this inside a namespace of its own, after TK_WIDTH and cpu/isa.h.
+#pragma once
+#include "cpu/isa.h"
+
+namespace trtkern::TK_ISA {
 
 constexpr int kLanes = TK_WIDTH;
 typedef float vfloat __attribute__((vector_size(4 * TK_WIDTH)));
@@ -239,3 +241,5 @@ struct Float16 {
   }
   TK_INLINE static vshort pack_exact(vfloat value) { return pack(value); }
 };
+
+}  // namespace trtkern::TK_ISA

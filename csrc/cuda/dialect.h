@@ -9,6 +9,7 @@
 #include "lif/args.h"
 #include "cuda/index.h"
 
+#define TK_SPACE cuda
 #define TK_INLINE __device__ __forceinline__
 #define TK_UNROLL _Pragma("unroll")
 #define TK_ROLLED _Pragma("unroll 1")
@@ -133,9 +134,8 @@ TK_INLINE void store_double(uint64_t base, int64_t element, double value) {
   reinterpret_cast<double*>(base)[element] = value;
 }
 
-#include "trtkern_surrogates.h"
-// The step itself, over the names above.
-#include "lif/math.h"
-
 }  // namespace cuda
 }  // namespace trtkern
+
+// The step itself, over the names above.
+#include "lif/math.h"

@@ -1,9 +1,11 @@
 // LIF backward on the CPU: h of a chunk is computed again, then its steps run backwards, and their sums over steps and
-// neurons are added up.
-//
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/rows.h and
-// spikes/cpu_pool.h. Sums of a few numbers are in float, those of many in double, in an order that the width of a
+// neurons are added up. Sums of a few numbers are in float, those of many in double, in an order that the width of a
 // vector does not change.
+#pragma once
+#include "cpu/rows.h"
+#include "spikes/cpu_pool.h"
+
+namespace trtkern::TK_ISA {
 
 // v before a step: `from` holds h of the step before, or v itself where `reset` is kNone.
 TK_INLINE vfloat v_before(const Neuron<vfloat>& p, const float* from, int64_t i, int reset) {
@@ -418,3 +420,5 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
 inline void lif_backward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
   for_dtype(a.dtype, [&](auto d) { backward_blocks<decltype(d)>(a, begin, end, scratch, streaming, totals); });
 }
+
+}  // namespace trtkern::TK_ISA

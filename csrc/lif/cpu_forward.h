@@ -1,7 +1,10 @@
 // LIF forward on the CPU.
-//
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/rows.h, spikes/cpu_pool.h
-// and spikes/cpu.h.
+#pragma once
+#include "cpu/rows.h"
+#include "spikes/cpu.h"
+#include "spikes/cpu_pool.h"
+
+namespace trtkern::TK_ISA {
 
 // One step forward of a block: v in place; s, v_out and words may be null; `bad` is NaN where an h was not finite, or
 // a v as it goes out. `before`: what goes out is h.
@@ -179,3 +182,5 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
 inline void lif_forward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   for_dtype(a.dtype, [&](auto d) { forward_blocks<decltype(d)>(a, begin, end, scratch, streaming); });
 }
+
+}  // namespace trtkern::TK_ISA

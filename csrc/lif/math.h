@@ -1,8 +1,17 @@
 // The step of a LIF neuron and its gradient (docs/design.md, "The maths"), over F: a float or a vector of floats.
 //
-// No include guard and no includes: each CPU instruction set, and CUDA, includes this inside a namespace of its own,
-// after defining TK_INLINE and, for its F: lit<F>, fma_, abs_, exp_, maximum_, where_, and surrogate<ID>.
-// Contraction is off everywhere and every fma is written out, so all of them agree on h bit for bit.
+// It is written over a dialect, whose namespace TK_SPACE it joins: TK_INLINE and, for its F, lit<F>, fma_, abs_, exp_,
+// maximum_, where_. Each CPU instruction set has one (cpu/simd.h), CUDA has one (cuda/dialect.h), and so have the
+// tests. Contraction is off everywhere and every fma is written out, so all of them agree on h bit for bit.
+#pragma once
+#include "lif/args.h"
+#ifndef TK_SPACE  // CUDA's dialects include this at their end
+#include "cpu/simd.h"
+#endif
+
+namespace trtkern::TK_SPACE {
+
+#include "trtkern_surrogates.h"
 
 template <class F>
 struct Neuron {
@@ -84,3 +93,5 @@ TK_INLINE StepGradient<F> step_gradient_flat(const Neuron<F>& p, F h, F sg, F gs
   const F reset = gv * s;
   return {where_(h == h, through + passed, h), -through, reset, reset};
 }
+
+}  // namespace trtkern::TK_SPACE

@@ -2,8 +2,10 @@
 //
 // Statistics go in two passes over a block in the caches: its mean, then the squared deviations from it, in float; then
 // the blocks are merged in double (Chan et al. 1983). So a large mean costs no digits, whatever element comes first.
-//
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/rows.h.
+#pragma once
+#include "cpu/rows.h"
+
+namespace trtkern::TK_ISA {
 
 // Of n numbers: their mean and the sum of their squared deviations from it.
 struct Moments {
@@ -192,3 +194,5 @@ void input_grad_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scra
 inline void input_grad(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   for_dtype(a.dtype, [&](auto d) { input_grad_blocks<decltype(d)>(a, begin, end, scratch, streaming); });
 }
+
+}  // namespace trtkern::TK_ISA

@@ -1,6 +1,9 @@
 // Packed spikes: bit t % 8 of byte plane t / 8 is the spike of step t.
-//
-// No include guard: each instruction set includes it inside a namespace of its own, after spikes/cpu_pool.h.
+#pragma once
+#include "cpu/rows.h"
+#include "spikes/cpu_pool.h"
+
+namespace trtkern::TK_ISA {
 
 typedef uint8_t vbyte __attribute__((vector_size(TK_WIDTH)));
 
@@ -117,3 +120,5 @@ void unpack_blocks(const LifArgs& a, int64_t first, int64_t begin, int64_t end, 
 inline void spikes_unpack(const LifArgs& a, int64_t first, int64_t begin, int64_t end, float* scratch, bool streaming) {
   for_dtype(a.dtype, [&](auto d) { unpack_blocks<decltype(d)>(a, first, begin, end, scratch, streaming); });
 }
+
+}  // namespace trtkern::TK_ISA

@@ -1,8 +1,11 @@
 // 2 x 2 average pooling within scratch memory: `n` neurons in pairs of rows of `row`, `inner` of them at each place of
 // a row (csrc/lif/args.h, pool_row). A spike's average is exact in every element type.
 //
-// No include guard: each instruction set includes it inside a namespace of its own, after cpu/rows.h. Vectors run
-// over the end of a row into what is written next, or into kPoolPad elements behind the memory.
+// Vectors run over the end of a row into what is written next, or into kPoolPad elements behind the memory.
+#pragma once
+#include "cpu/rows.h"
+
+namespace trtkern::TK_ISA {
 
 constexpr int64_t kPoolPad = 4 * kPad;
 
@@ -90,3 +93,5 @@ TK_NOINLINE void spread(const typename D::Raw* from, int64_t n, int64_t row, int
           put<false>(to + 2 * place + twin * inner + i, load_as<Pack>(g + place + i));
   }
 }
+
+}  // namespace trtkern::TK_ISA
