@@ -1,4 +1,4 @@
-"""Builds trtkern: prints the surrogates as a C++ header, compiles csrc/ into trtkern._cpu and trtkern._cuda.
+"""Builds trtkern: prints the surrogates and the neurons as C++ headers, compiles csrc/ into trtkern._cpu and trtkern._cuda.
 
 A missing compiler or nvcc leaves that extension out and says so in one line.
 
@@ -10,7 +10,7 @@ A missing compiler or nvcc leaves that extension out and says so in one line.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import platform
 import shlex
@@ -63,25 +63,34 @@ class Unit(NamedTuple):
     command: list[str]
 
 
-def load_by_path(name: str) -> ModuleType:
-    """trtkern/NAME.py without its package, whose import needs torch."""
-    spec = importlib.util.spec_from_file_location(f"_trtkern_build_{name}", ROOT / "trtkern" / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise BuildError(f"trtkern/{name}.py is missing")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Within, ``import trtkern.MODULE`` runs that file alone, not the package, whose import needs torch."""
+    package = ModuleType("trtkern")
+    package.__path__ = [str(ROOT / "trtkern")]
+    sys.modules["trtkern"] = package
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trtkern"]:
+            del sys.modules[name]
 
 
-def write_surrogates(folder: Path) -> None:
-    """trtkern_surrogates.h in that folder, from trtkern/surrogates.py."""
+def write_headers(folder: Path) -> None:
+    """trtkern_surrogates.h and trtkern_neurons.h in that folder, from the two tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = load_by_path("surrogates").TABLE
-    header = load_by_path("dialect").cpp_header(row.function for row in table.values())
-    path = folder / "trtkern_surrogates.h"
-    if not path.exists() or path.read_text() != header:  # its date decides what is compiled again
-        path.write_text(header)
+    with without_torch():
+        dialect, neurons, surrogates = map(
+            importlib.import_module, ("trtkern.dialect", "trtkern.neurons", "trtkern.surrogates")
+        )
+        headers = {
+            "surrogates": dialect.cpp_header(row.function for row in surrogates.TABLE.values()),
+            "neurons": dialect.neurons_header(neurons.TABLE.values()),
+        }
+    for name, header in headers.items():
+        path = folder / f"trtkern_{name}.h"
+        if not path.exists() or path.read_text() != header:  # its date decides what is compiled again
+            path.write_text(header)
 
 
 def find_cxx() -> list[str]:
@@ -172,7 +181,7 @@ def plan(extension: Extension, temp: Path) -> tuple[list[Unit], list[str]]:
 
     generated, objects = temp / "generated", temp / extension.name
     objects.mkdir(parents=True, exist_ok=True)
-    write_surrogates(generated)
+    write_headers(generated)
     paths = [str(CSRC), str(generated), pybind11.get_include(), sysconfig.get_path("include")]
     includes = [f"-I{path}" for path in paths]
     return (cuda_units if extension.name.endswith("_cuda") else cpu_units)(extension, objects, includes)

@@ -1,6 +1,6 @@
-"""One surrogate, three dialects: rebinds its names to torch or Triton, and prints it as C++ at build time.
+"""The surrogates and the neurons as C++: what the build prints into two headers.
 
-Standard library only, like ``surrogates.py``: the build loads both by path.
+Standard library only, like what it prints: the build uses it before torch exists.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable
+
+from trtkern import adjoint, expressions
+from trtkern.expressions import Expression
+from trtkern.neurons import Neuron
 
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _OPERATORS = _ARITHMETIC | {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -35,11 +39,94 @@ def cpp_header(functions: Iterable[Callable]) -> str:
     functions = list(functions)
     cases = "".join(f"  if constexpr (ID == {i}) return {f.__name__}(u, alpha);\n" for i, f in enumerate(functions))
     select = f"template <int ID, class F>\nTK_INLINE F surrogate(F u, F alpha) {{\n{cases}}}\n"
+    cases = "".join(f"    case {i}: return {f.__name__}(u, alpha);\n" for i, f in enumerate(functions))
+    select += f"template <class F>\nTK_INLINE F surrogate_of(int id, F u, F alpha) {{\n  switch (id) {{\n{cases}  }}\n"
+    select += "  return u;\n}\n"
     count = f"constexpr int kSurrogates = {len(functions)};\n"
     # No include guard: each CPU instruction set includes it once, inside a namespace of its own.
     return "// Generated from trtkern/surrogates.py when the extension is built.\n\n" + "\n".join(
         [*map(to_cpp, functions), select, count]
     )
+
+
+def neurons_header(table: Iterable[Neuron]) -> str:
+    """A header with a struct for each neuron, and ``for_neuron(id, f)``, id being its position."""
+    table = list(table)
+    cases = "".join(f"    case {i}: return f({row.name}{{}});\n" for i, row in enumerate(table))
+    select = f"template <class F>\nTK_INLINE void for_neuron(int id, F f) {{\n  switch (id) {{\n{cases}  }}\n}}\n"
+    structs = [_neuron(i, row) for i, row in enumerate(table)]
+    return "// Generated from trtkern/neurons.py when the extension is built.\n\n" + "\n".join([*structs, select])
+
+
+_RESETS = {"hard": "kHard", "soft": "kSoft", "none": "kNone"}
+
+
+def _neuron(number: int, row: Neuron) -> str:
+    """The struct of a neuron: its numbers, and its step forward and back (``trtkern.neurons``, ``trtkern.adjoint``)."""
+    charge_back = adjoint.charge_back(row)
+    parts = {(reset, detach): adjoint.fired_back(row, reset, detach) for reset in row.settle for detach in (False, True)}
+    changed = {reset: _changed(row, parts[reset, False][1], charge_back[2]) for reset in row.settle}
+    needs = bool(expressions.symbols([charge_back[0], *charge_back[1]]) & {f"state_{name}" for name in row.states})
+    potential, threshold = adjoint.fire(row)
+    functions = [
+        _function(row, "charge", "F x, const F* state, const F* p, F* trace", _left("trace", adjoint.charge(row))),
+        _function(
+            row, "fire", "const F* trace, const F* p, F& potential, F& threshold",
+            {"potential": potential, "threshold": threshold},
+        ),
+        _function(
+            row, "settle", "int reset, const F* trace, C s, const F* p, F* state",
+            {f"reset == {_RESETS[reset]}": _left("state", adjoint.settle(row, reset)) for reset in row.settle}, "class C, ",
+        ),
+        _function(
+            row, "fired_back",
+            "int reset, bool detach, const F* trace, C s, const F* p, const F* g, F g_s, F slope, F* g_trace, F* sum",
+            {
+                f"reset == {_RESETS[reset]} && {'' if detach else '!'}detach": _left("g_trace", trace) | _left("sum", sums)
+                for (reset, detach), (trace, sums) in parts.items()
+            }, "class C, ",
+        ),
+        _function(
+            row, "charge_back", "F x, const F* state, const F* p, const F* g, F& g_x, F* g_state, F* sum",
+            {"g_x": charge_back[0], **_left("g_state", charge_back[1]), **_left("sum", charge_back[2])},
+        ),
+    ]  # fmt: skip
+    masks = " : ".join(f"reset == {_RESETS[reset]} ? {mask:#x}u" for reset, mask in changed.items())
+    return f"""struct {row.name} {{
+  static constexpr int kId = {number}, kStates = {len(row.states)}, kTraces = {len(row.trace)}, kParams = {len(row.params)};
+  static constexpr int kV = {row.membrane}, kH = {row.potential};
+  static constexpr bool kNeedsState = {str(needs).lower()};  // the gradients of x and of the state depend on the state
+  // The parameters that have a gradient, a bit each.
+  TK_INLINE static unsigned learned(int reset) {{ return {masks} : 0u; }}
+{"".join(functions)}}};
+"""
+
+
+def _left(name: str, nodes: Iterable[Expression]) -> dict[str, Expression]:
+    return {f"{name}[{i}]": node for i, node in enumerate(nodes)}
+
+
+def _changed(row: Neuron, *sums: Iterable[Expression]) -> int:
+    """The bits of the parameters whose sum is another after the step."""
+    so_far = adjoint.symbols("sum", row.params)
+    return sum(1 << i for part in sums for i, (a, b) in enumerate(zip(part, so_far, strict=True)) if a is not b)
+
+
+def _function(row: Neuron, name: str, arguments: str, body: dict, types: str = "") -> str:
+    """A static member; the body is {left side: node}, or {condition: {left side: node}}."""
+    names = {f"state_{each}": f"state[{i}]" for i, each in enumerate(row.states)}
+    names |= {f"trace_{each}": f"trace[{i}]" for i, each in enumerate(row.trace)}
+    names |= {f"p_{each}": f"p[{i}]" for i, each in enumerate(row.params)}
+    names |= {f"sum_{each}": f"sum[{i}]" for i, each in enumerate(row.params)}
+    names |= {f"g_{each}": f"g[{i}]" for i, each in enumerate(row.trace if name == "charge_back" else row.states)}
+    lines = []
+    for left, node in body.items():
+        if isinstance(node, dict):
+            block = "".join(f"      {line}\n" for line in expressions.cpp(node, names))
+            lines.append(f"    if ({left}) {{\n{block}    }}\n")
+    if not lines:
+        lines = [f"    {line}\n" for line in expressions.cpp(body, names)]
+    return f"  template <{types}class F>\n  TK_INLINE static void {name}({arguments}) {{\n{''.join(lines)}  }}\n"
 
 
 def _is_docstring(node: ast.stmt) -> bool:

@@ -16,12 +16,12 @@ constexpr int64_t kPad = 16;           // floats beyond a row that a vector may 
 constexpr int64_t kParameterStride = kForwardBlock + kPad;
 
 // What a backward pass adds up: the gradients of the parameters, then the sums of the norm.
-constexpr int kSums = kParams + 2;
+constexpr int kSums = kMostParams + 2;
 
 // Floats of scratch memory that one thread needs, 64-byte aligned.
-constexpr int64_t kForwardScratch = 4 * kForwardBlock + (kParams + kAffine) * kParameterStride + 512;
+constexpr int64_t kForwardScratch = 4 * kForwardBlock + (kMostParams + kAffine) * kParameterStride + 512;
 constexpr int64_t kBackwardScratch =
-    (kChunk + 4 + kSums + 2) * (kBackwardBlock + kPad) + (kParams + 2 * kAffine) * kParameterStride + 512;
+    (kChunk + 6 + kSums + 2) * (kBackwardBlock + kPad) + (kMostParams + 2 * kAffine) * kParameterStride + 512;
 
 // Statistics of short channels: columns, C * inner of them, and rows that go through them together.
 constexpr int64_t kColumnTile = 256, kRowTile = 32;

@@ -136,12 +136,13 @@ void cpu_lif_backward(const LifArgs& a) {
     double* mine = cells ? totals.data() + i * cells : nullptr;
     k.lif_backward(a, split.begin(i), split.begin(i + 1), scratch + i * kBackwardScratch, is_large(a), mine);
   });
+  const int64_t params = a.P * a.C;
   for (int64_t c = 0; c < cells; ++c) {  // in the order of the threads: repeatable at an equal count of them
     double total = 0.0;
     for (int i = 0; i < split.count; ++i) total += totals[i * cells + c];
-    const int64_t norm = c - kParams * a.C;
+    const int64_t norm = c - kMostParams * a.C;
     if (norm >= 0 && a.norm_sums) reinterpret_cast<double*>(a.norm_sums)[norm] = total;
-    if (norm < 0 && a.gparams) reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
+    if (c < params && a.gparams) reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
   }
 }
 

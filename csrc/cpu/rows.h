@@ -10,6 +10,8 @@
 
 namespace trtkern::TK_ISA {
 
+#include "trtkern_neurons.h"
+
 // Neurons that go through the steps together: `runs` runs of `length`, `pitch` apart in memory, one after the other in
 // scratch memory. One run, or with pooling a piece of two image rows (two runs), or a piece of the channels of two
 // places of two image rows (four, in twos `row` apart).
@@ -110,10 +112,41 @@ struct Rows {
   TK_INLINE Rows known_each() const { return {base, -1}; }  // said to the compiler
 };
 
-TK_INLINE Neuron<vfloat> neuron(const Rows& rows, int64_t i) {
-  const auto row = [&](Param k) __attribute__((always_inline)) { return rows.row(k, i); };
-  return {row(kDecay), row(kGain), row(kBias), row(kResetAmount), row(kThreshold), row(kVReset)};
+// The parameters of a neuron N (trtkern_neurons.h).
+template <class N>
+struct Params {
+  vfloat at[N::kParams];
+};
+template <class N>
+TK_INLINE Params<N> params_of(const Rows& rows, int64_t i) {
+  Params<N> p;
+  for (int k = 0; k < N::kParams; ++k) p.at[k] = rows.row(k, i);
+  return p;
 }
+
+// COUNT numbers of a neuron from rows of scratch memory, `stride` floats apart, and back.
+template <int COUNT>
+TK_INLINE void load_numbers(const float* rows, int64_t stride, int64_t i, vfloat* to) {
+  for (int k = 0; k < COUNT; ++k) to[k] = load(rows + k * stride + i);
+}
+template <int COUNT>
+TK_INLINE void store_numbers(float* rows, int64_t stride, int64_t i, const vfloat* from) {
+  for (int k = 0; k < COUNT; ++k) store(rows + k * stride + i, from[k]);
+}
+
+// The state after a step, and where it fired.
+template <class N>
+TK_INLINE vint settle(const vfloat* p, const vfloat* trace, int reset, vfloat* state) {
+  vfloat potential, threshold;
+  N::fire(trace, p, potential, threshold);
+  const vint fired = potential > threshold;
+  N::settle(reset, trace, fired, p, state);
+  return fired;
+}
+
+// Whether a neuron has rows of its own for the plain cases, or those alone that do anything: short to compile.
+template <class N>
+constexpr bool kPlainRows = N::kId == 0;
 
 // A tensor [count, C] laid out as Rows for one block after the other.
 struct ChannelRows {
@@ -244,6 +277,7 @@ inline Layout layout_of(const LifArgs& a) {
   return each && a.params ? kEach : each && a.affine ? kSharedNeuron : kShared;
 }
 
+constexpr int64_t kForwardStride = kForwardBlock + kPad;  // between the rows of a state in the forward pass
 constexpr int64_t kStride = kBackwardBlock + kPad;        // between the rows of scratch memory of the backward pass
 constexpr int kSpan = 16, kSpanVectors = kSpan / kLanes;  // neurons that a loop takes at a time, at most kPad
 

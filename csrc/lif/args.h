@@ -5,20 +5,22 @@
 
 namespace trtkern {
 
-constexpr int kChunk = 16;  // steps of h kept at once by a backward pass; trtkern/ops/lif.py has the same number
+constexpr int kChunk = 16;  // numbers of traces kept at once by a backward pass; trtkern/spec.py has the same number
 
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Reset : int { kHard = 0, kSoft = 1, kNone = 2 };
 
-// Rows of `params`, of `scalars` and of the parameter gradients.
+constexpr int kMostParams = 10;  // of any neuron (trtkern/neurons.py)
+
+// Rows of `params`, of `scalars` and of the parameter gradients, of a LIF neuron.
 enum Param : int { kDecay = 0, kGain = 1, kBias = 2, kResetAmount = 3, kThreshold = 4, kVReset = 5, kParams = 6 };
 
 // Rows of `affine` and of `coef`.
 enum Affine : int { kCenter = 0, kScale = 1, kShift = 2, kAffine = 3 };
 
-// Shapes: [T, N] in x's dtype for x, residual, s, v, gs, gv, gx; [N] float32 for v0, v_final, gv_final, gv0;
-// [6, C] float32 for params; [3, C] float32 for affine and coef; [edges, N] float32 for edges, row j = v after step
-// (j + 1) * kChunk - 1; [ceil(T / 8), N] bytes for packed, bit t % 8 of row t / 8 being the spike of step t.
+// Shapes: [T, N] in x's dtype for x, residual, s, v, gs, gv, gx; [S, N] float32 for v0, v_final, gv_final, gv0, S being
+// the numbers of a neuron's state; [P, C] float32 for params, P being its parameters; [3, C] float32 for affine and
+// coef; [edges, S, N] float32 for edges, row j = the state after (j + 1) * kChunk / S steps; [ceil(T / 8), N] bytes for packed, bit t % 8 of row t / 8 being the spike of step t.
 // An address of 0 means: absent (v0, residual: zeros; gradients: zeros; outputs: not wanted).
 // Channel of neuron n: (n / inner) % C. With affine, params is absent or has the same C.
 //
@@ -40,9 +42,10 @@ struct LifArgs {
   int64_t T = 0, N = 0, C = 1, inner = 1;
   int64_t x_stride = 0;  // elements from one step of x to the next: N, or 0 where x is the same at every step
   int64_t pool_row = 0, pool_inner = 1;
-  float scalars[kParams] = {0, 0, 0, 0, 0, 0};  // used when params is 0
+  float scalars[kMostParams] = {};  // used when params is 0
   float alpha = 1.0f;
   int dtype = kFloat32, reset = kHard, detach = 0, surrogate = 0;
+  int neuron = 0, P = kParams;  // its number in trtkern/neurons.py, and how many parameters it has
   int before = 0;       // v, and the v that gv is the gradient of, is h: the potential before the reset
   int threads = 1;      // CPU
   int device = 0;       // CUDA

@@ -4,7 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
+#include <stdexcept>
+#include <vector>
 
 #include "lif/args.h"
 
@@ -20,16 +21,17 @@ inline void bind_lif_args(pybind11::module_& m) {
   TK_FIELD(T), TK_FIELD(N), TK_FIELD(C), TK_FIELD(inner), TK_FIELD(alpha), TK_FIELD(dtype), TK_FIELD(reset);
   TK_FIELD(affine), TK_FIELD(residual), TK_FIELD(packed), TK_FIELD(coef), TK_FIELD(norm_sums), TK_FIELD(x_stride);
   TK_FIELD(pool_row), TK_FIELD(pool_inner), TK_FIELD(detach), TK_FIELD(before), TK_FIELD(surrogate), TK_FIELD(threads),
-      TK_FIELD(device), TK_FIELD(processors), TK_FIELD(stream);
+      TK_FIELD(device), TK_FIELD(processors), TK_FIELD(stream), TK_FIELD(neuron), TK_FIELD(P);
 #undef TK_FIELD
   c.def_property(
       "scalars",
       [](const LifArgs& a) {
-        std::array<float, kParams> values;
-        std::copy(a.scalars, a.scalars + kParams, values.begin());
-        return values;
+        return std::vector<float>(a.scalars, a.scalars + a.P);
       },
-      [](LifArgs& a, const std::array<float, kParams>& values) { std::copy(values.begin(), values.end(), a.scalars); });
+      [](LifArgs& a, const std::vector<float>& values) {
+        if (values.size() > kMostParams) throw std::length_error("LifArgs: expected at most kMostParams scalars");
+        std::copy(values.begin(), values.end(), a.scalars);
+      });
   m.attr("CHUNK") = kChunk;
 }
 

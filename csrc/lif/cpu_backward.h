@@ -7,24 +7,33 @@
 
 namespace trtkern::TK_ISA {
 
-// v before a step: `from` holds h of the step before, or v itself where `reset` is kNone.
-TK_INLINE vfloat v_before(const Neuron<vfloat>& p, const float* from, int64_t i, int reset) {
-  return reset_after(p, load(from + i), reset);
+constexpr int kHeld = 3;  // in place of a reset: what is read is the state itself
+
+// The state before a step: `from` holds the trace of the step before, or that state itself where `reset` is kHeld.
+template <class N>
+TK_INLINE void state_before(const vfloat* p, const float* from, int64_t i, int reset, vfloat* state) {
+  static_assert(N::kStates == N::kTraces, "the rows before a chunk are a state in place of a trace");
+  load_numbers<N::kStates>(from, kStride, i, state);
+  if (reset == kHeld) return;
+  vfloat trace[N::kTraces];
+  for (int k = 0; k < N::kTraces; ++k) trace[k] = state[k];
+  settle<N>(p, trace, reset, state);
 }
 
-// h of one step from x and the row before it.
-template <class D>
+// The trace of one step from x and the rows before it.
+template <class D, class N>
 struct RecomputeRow {
   using Raw = typename D::Raw;
   Rows params;
   Current<Raw> in;
   const float* before;
   int before_reset;
-  float* h;
+  float* trace;
   const Raw* ahead;
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
+    if constexpr (!kPlainRows<N>) return run<false, kEach, -1>(from, n);
     const bool normed = in.affine.base;
     if (params.each) return normed ? with_reset<true, kEach>(from, n) : with_reset<false, kEach>(from, n);
     if (!normed) return with_reset<false, kShared>(from, n);
@@ -34,12 +43,13 @@ struct RecomputeRow {
   TK_INLINE void with_reset(int64_t from, int64_t n) const {
     if (before_reset == kHard) return run<NORM, LAYOUT, kHard>(from, n);
     if (before_reset == kSoft) return run<NORM, LAYOUT, kSoft>(from, n);
-    run<NORM, LAYOUT, kNone>(from, n);
+    run<NORM, LAYOUT, kHeld>(from, n);  // no reset, too, leaves what is there
   }
+  // RESET: -1 where it is a member's, and whether there is a norm is asked at run time.
   template <bool NORM, int LAYOUT, int RESET>
   TK_NOINLINE void run(int64_t from, int64_t n) const {
     const RecomputeRow r = *this;
-    const Neuron<vfloat> same = neuron(r.params, 0);
+    const Params<N> same = params_of<N>(r.params, 0);
     const Rows rows = LAYOUT == kSharedNeuron ? r.in.affine.known_each() : r.in.affine;
     const Triple affine = NORM ? triple(rows, 0) : Triple{};
     for (int64_t span = from; span < from + n; span += kSpan) {
@@ -47,29 +57,34 @@ struct RecomputeRow {
 #pragma GCC unroll 4
       for (int k = 0; k < kSpanVectors; ++k) {
         const int64_t i = span + k * kLanes;
-        const Neuron<vfloat> p = LAYOUT == kEach ? neuron(r.params, i) : same;
+        const Params<N> p = LAYOUT == kEach ? params_of<N>(r.params, i) : same;
         vfloat x;
         if constexpr (NORM) {
           x = current<D>(r.in, i, LAYOUT == kShared ? affine : triple(rows, i));
+        } else if (RESET < 0 && r.in.affine.base) {
+          x = current<D>(r.in, i, triple(rows, i));
         } else {
           x = get<D>(r.in.x + i);
         }
-        store(r.h + i, charge(p, v_before(p, r.before, i, RESET), x));
+        vfloat state[N::kStates], made[N::kTraces];
+        state_before<N>(p.at, r.before, i, RESET < 0 ? r.before_reset : RESET, state);
+        N::charge(x, state, p.at, made);
+        store_numbers<N::kTraces>(r.trace, kStride, i, made);
       }
     }
   }
   TK_NOINLINE void part(int64_t from, int count) const {  // the lanes behind are padding
-    RecomputeRow r = {params.at(from), in.at(from), before + from, before_reset, h + from, in.x};
+    RecomputeRow r = {params.at(from), in.at(from), before + from, before_reset, trace + from, in.x};
     Staged<Raw> new_x, new_residual;
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.template whole<false>(0, kSpan);
   }
 };
 
-// The h of steps t0 .. t0 + steps - 1 of a block, in rows kStride apart; `start` is v before them.
-template <class D>
+// The traces of steps t0 .. t0 + steps - 1 of a block, in rows kStride apart; `start` is the state before them.
+template <class D, class N>
 void recompute_chunk(const LifArgs& a, const Rows& params, const Rows& affine, int64_t t0, int steps, const Block& b,
-                     const float* start, float* h) {
+                     const float* start, float* traces) {
   using Raw = typename D::Raw;
   const float* before = start;
   for (int j = 0; j < steps; ++j) {
@@ -77,11 +92,12 @@ void recompute_chunk(const LifArgs& a, const Rows& params, const Rows& affine, i
       const int64_t at = (t0 + j) * a.N + b.start(r), i = r * b.length;
       const Current<Raw> in = {element<Raw>(a.x, (t0 + j) * a.x_stride + b.start(r)), element<Raw>(a.residual, at),
                                affine.at(i)};
-      RecomputeRow<D> row = {params.at(i), in, before + i, j ? a.reset : kNone, h + j * kStride + i};
+      float* const trace = traces + j * N::kTraces * kStride + i;
+      RecomputeRow<D, N> row = {params.at(i), in, before + i, j ? a.reset : kHeld, trace};
       row.ahead = j + 1 < steps || !a.gs || a.pool_row ? row.in.x + a.x_stride : element<Raw>(a.gs, at);
       along<false>(row, b.length);
     }
-    before = h + j * kStride;
+    before = traces + j * N::kTraces * kStride;
   }
 }
 
@@ -91,21 +107,19 @@ constexpr int64_t kSumStride = kStride + 512;  // between the two: loads do not 
 TK_INLINE void add_to(float* sum, vfloat a) { store(sum, a + load(sum)); }
 TK_INLINE void add_to(float* sum, vfloat a, vfloat b) { store(sum, fma_(a, b, load(sum))); }
 
-// Sums for the gradients of the parameters, a row of floats each: cleared for a chunk, then added to [kParams, C].
+// Sums for the gradients of the parameters, a row of floats each: cleared for a chunk, then added to [P, C].
+template <class N>
 struct ParamSums {
   float* rows;
   double* totals;  // null: not wanted
 
-  static bool has(const LifArgs& a, int k) {
-    return !(k == kResetAmount && a.reset != kSoft) && !(k == kVReset && a.reset != kHard);
-  }
   void clear(const LifArgs& a) const {
-    for (int k = 0; totals && k < kParams; ++k)
-      if (has(a, k)) __builtin_memset(rows + k * kStride, 0, sizeof(float) * kStride);
+    for (int k = 0; totals && k < N::kParams; ++k)
+      if (N::learned(a.reset) >> k & 1) __builtin_memset(rows + k * kStride, 0, sizeof(float) * kStride);
   }
   void add(const LifArgs& a, const Block& b) const {
-    for (int k = 0; totals && k < kParams; ++k)
-      if (has(a, k)) add_channels(a, b, rows + k * kStride, totals + k * a.C);
+    for (int k = 0; totals && k < N::kParams; ++k)
+      if (N::learned(a.reset) >> k & 1) add_channels(a, b, rows + k * kStride, totals + k * a.C);
   }
 };
 
@@ -165,8 +179,8 @@ inline Kind kind_of(const LifArgs& a, bool streaming) {
   return a.coef && !a.norm_sums ? kCoef : kAnything;
 }
 
-// One step backward of a block. gs, gv, gx, param_sums and norm_sums may be null, and coef absent.
-template <class D>
+// One step backward of a block of neurons N. gs, gv, gx, param_sums and norm_sums may be null, and coef absent.
+template <class D, class N>
 struct BackwardRow {
   using Raw = typename D::Raw;
   using Run = void (*)(const BackwardRow&, int64_t from, int64_t n);
@@ -175,13 +189,13 @@ struct BackwardRow {
   Current<Raw> in;
   Rows coef;
   float alpha, share;  // share: of gs, what is a neuron's
-  int reset, before_reset;
+  int reset, before_reset, surrogate;
   bool detach;
   bool of_h;  // gv is the gradient of h, not of v
-  const float *h, *before;
+  const float *trace, *before;
   const Raw *gs, *gv;
   Raw* gx;
-  float* carry;  // gradient of v after the step, then of v before it
+  float* carry;  // gradient of the state after the step, then of the state before it
   float *param_sums, *norm_sums;
   bool shared_sums;  // kSpan neurons in turns share a float of norm_sums; else each has its own
   const Raw* ahead;
@@ -189,7 +203,7 @@ struct BackwardRow {
   TK_INLINE int64_t to_aligned_output(int64_t n) const { return to_aligned<typename D::Pack>(gx, n); }
   TK_INLINE void advance(int64_t i) {
     params = params.at(i), in = in.at(i), coef = coef.at(i);
-    h += i, before += i, carry += i, ahead += i;
+    trace += i, before += i, carry += i, ahead += i;
     if (param_sums) param_sums += i;
     if (norm_sums && !shared_sums) norm_sums += i;
     if (gs) gs += i;
@@ -201,23 +215,12 @@ struct BackwardRow {
   TK_INLINE void whole(int64_t from, int64_t n) const {
     (STREAM ? run_streaming : run)(*this, from, n);
   }
-  TK_INLINE void add_params(int64_t i, const Neuron<vfloat>& p, const StepGradient<vfloat>& g) const {
-    float* to = param_sums + i;
-    const vfloat x = in.affine.base ? current<D>(in, i, triple(in.affine, i)) : get<D>(in.x + i);
-    add_to(to + kDecay * kStride, g.h, v_before(p, before, i, before_reset));
-    add_to(to + kGain * kStride, g.h, x);
-    add_to(to + kBias * kStride, g.h);
-    add_to(to + kThreshold * kStride, g.threshold);
-    if (reset == kSoft) add_to(to + kResetAmount * kStride, g.reset_amount);
-    if (reset == kHard) add_to(to + kVReset * kStride, g.v_reset);
-  }
-
   TK_NOINLINE void part(int64_t from, int count) const {
     BackwardRow r = *this;
     r.advance(from);
     Staged<Raw> new_x, new_residual, new_gs, new_gv, new_gx;
-    const Kept<1> kept(r.carry);
-    const Kept<kParams> kept_params(r.param_sums, kStride);
+    const Kept<N::kStates> kept(r.carry, kStride);
+    const Kept<N::kParams> kept_params(r.param_sums, kStride);
     const Kept<2> kept_norm(r.norm_sums, kSumStride);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.gs = new_gs.in(r.gs, count), r.gv = new_gv.in(r.gv, count), r.gx = new_gx.out(r.gx);
@@ -238,15 +241,41 @@ struct SpanSums {
   }
 };
 
+constexpr int kAnySurrogate = -1;  // in place of one: it is a member's
+// A call, for its code is that of all surrogates.
+TK_NOINLINE inline vfloat any_surrogate(int id, vfloat u, vfloat alpha) { return surrogate_of(id, u, alpha); }
+
+// The gradients of x and of the state before a step, from those of the state after it and of the spike; of the sums of
+// the parameters, at `to`, each with its part added (LEARN).
+template <bool ANY, bool LEARN, class D, class N>
+TK_INLINE vfloat step_back(const BackwardRow<D, N>& r, int64_t i, const vfloat* p, const vfloat* trace, vint fired,
+                           vfloat slope, vfloat gs, int reset, vfloat* g) {
+  vfloat g_trace[N::kTraces], state[N::kStates] = {}, g_state[N::kStates], sum[N::kParams] = {}, x{}, gx;
+  const unsigned learned = LEARN ? N::learned(reset) : 0u;
+  if (N::kNeedsState || LEARN) {
+    x = r.in.affine.base ? current<D>(r.in, i, triple(r.in.affine, i)) : get<D>(r.in.x + i);
+    state_before<N>(p, r.before, i, r.before_reset, state);
+    for (int k = 0; k < N::kParams; ++k)
+      if (learned >> k & 1) sum[k] = load(r.param_sums + k * kStride + i);
+  }
+  N::fired_back(reset, ANY && r.detach, trace, fired, p, g, gs, slope, g_trace, sum);
+  if (ANY && r.gv && r.of_h) g_trace[N::kH] += get<D>(r.gv + i);
+  N::charge_back(x, state, p, g_trace, gx, g_state, sum);
+  for (int k = 0; k < N::kStates; ++k) g[k] = g_state[k];
+  for (int k = 0; k < N::kParams; ++k)
+    if (learned >> k & 1) store(r.param_sums + k * kStride + i, sum[k]);
+  return gx;
+}
+
 // BackwardRow::Run. RESET: -1 where it is a member's.
-template <class D, int SURROGATE, bool STREAM, int KIND, int RESET, int LAYOUT>
-TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n) {
+template <class D, class N, int SURROGATE, bool STREAM, int KIND, int RESET, int LAYOUT>
+TK_NOINLINE void backward_run(const BackwardRow<D, N>& row, int64_t from, int64_t n) {
   constexpr bool ANY = KIND == kAnything, NORM = KIND > kDirect, SUMS = KIND == kSum || KIND == kSumWrite;
-  BackwardRow<D> r = row;
+  BackwardRow<D, N> r = row;
   r.advance(from);
-  if constexpr (LAYOUT == kSharedNeuron) r.in.affine = r.in.affine.known_each(), r.coef = r.coef.known_each();
+  if constexpr (LAYOUT == kSharedNeuron && !ANY) r.in.affine = r.in.affine.known_each(), r.coef = r.coef.known_each();
   const vfloat sharpness = lit<vfloat>(r.alpha), share = lit<vfloat>(r.share);
-  const Neuron<vfloat> same = neuron(r.params, 0);
+  const Params<N> same = params_of<N>(r.params, 0);
   const vfloat same_center = NORM ? r.in.affine.row(kCenter, 0) : vfloat{};
   const Triple same_coef = KIND == kCoef ? triple(r.coef, 0) : Triple{};
   const bool shared_sums = ANY ? r.norm_sums && r.shared_sums : SUMS && LAYOUT == kShared;
@@ -256,15 +285,27 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
 #pragma GCC unroll 4
     for (int k = 0; k < kSpanVectors; ++k) {
       const int64_t i = span + k * kLanes;
-      const Neuron<vfloat> p = LAYOUT == kEach && (!ANY || r.params.each) ? neuron(r.params, i) : same;
+      const Params<N> p = LAYOUT == kEach && (!ANY || !kPlainRows<N> || r.params.each) ? params_of<N>(r.params, i) : same;
+      vfloat trace[N::kTraces], potential, threshold, slope;
+      load_numbers<N::kTraces>(r.trace, kStride, i, trace);
+      N::fire(trace, p.at, potential, threshold);
+      if constexpr (SURROGATE == kAnySurrogate) {
+        slope = any_surrogate(r.surrogate, potential - threshold, sharpness);
+      } else {
+        slope = surrogate<SURROGATE>(potential - threshold, sharpness);
+      }
       vfloat gs = !ANY || r.gs ? get<D>(r.gs + i) : vfloat{};
       if (sizeof(*r.gs) == 2 && KIND != kDirect) gs *= share;
-      vfloat gv = load(r.carry + i);
-      if (ANY && r.gv && !r.of_h) gv += get<D>(r.gv + i);
-      auto g = step_gradient<SURROGATE>(p, load(r.h + i), gs, gv, sharpness, ANY ? r.reset : RESET, ANY && r.detach);
-      if (ANY && r.gv && r.of_h) g.h += get<D>(r.gv + i);
-      vfloat gx = p.gain * g.h;
-      store(r.carry + i, p.decay * g.h);
+      vfloat g[N::kStates], gx;
+      load_numbers<N::kStates>(r.carry, kStride, i, g);
+      if (ANY && r.gv && !r.of_h) g[N::kV] += get<D>(r.gv + i);
+      const int reset = ANY ? r.reset : RESET;
+      if (ANY && r.param_sums) {
+        gx = step_back<ANY, true>(r, i, p.at, trace, potential > threshold, slope, gs, reset, g);
+      } else {
+        gx = step_back<ANY, false>(r, i, p.at, trace, potential > threshold, slope, gs, reset, g);
+      }
+      store_numbers<N::kStates>(r.carry, kStride, i, g);
       if (NORM || (ANY && r.in.affine.base)) {
         const vfloat center = LAYOUT == kShared ? same_center : r.in.affine.row(kCenter, i);
         const vfloat deviation = get<D>(r.in.x + i) - center;
@@ -278,55 +319,58 @@ TK_NOINLINE void backward_run(const BackwardRow<D>& row, int64_t from, int64_t n
           gx = input_gradient(LAYOUT == kShared ? same_coef : triple(r.coef, i), gx, deviation);
       }
       if (KIND != kSum && (!ANY || r.gx)) put<STREAM>(r.gx + i, D::pack(gx));
-      if (ANY && r.param_sums) r.add_params(i, p, g);
     }
   }
   if (shared_sums) sums.store_to(r.norm_sums);
 }
 
 // The function for what a launch asks for.
-template <class D, int SURROGATE, bool STREAM, int KIND, int LAYOUT>
-typename BackwardRow<D>::Run backward_run_with(int reset) {
-  if (reset == kHard) return backward_run<D, SURROGATE, STREAM, KIND, kHard, LAYOUT>;
-  if (reset == kSoft || KIND != kDirect) return backward_run<D, SURROGATE, STREAM, KIND, kSoft, LAYOUT>;
-  return backward_run<D, SURROGATE, STREAM, kDirect, kNone, LAYOUT>;
+template <class D, class N, int SURROGATE, bool STREAM, int KIND, int LAYOUT>
+typename BackwardRow<D, N>::Run backward_run_with(int reset) {
+  if (reset == kHard) return backward_run<D, N, SURROGATE, STREAM, KIND, kHard, LAYOUT>;
+  if (reset == kSoft || KIND != kDirect) return backward_run<D, N, SURROGATE, STREAM, KIND, kSoft, LAYOUT>;
+  return backward_run<D, N, SURROGATE, STREAM, kDirect, kNone, LAYOUT>;
 }
-template <class D, int SURROGATE, bool STREAM, int KIND>
-typename BackwardRow<D>::Run backward_run_for(const LifArgs& a) {
+template <class D, class N, int SURROGATE, bool STREAM, int KIND>
+typename BackwardRow<D, N>::Run backward_run_for(const LifArgs& a) {
   constexpr int EACH = KIND == kDirect ? kEach : kSharedNeuron;
-  if (layout_of(a) == kShared) return backward_run_with<D, SURROGATE, STREAM, KIND, kShared>(a.reset);
-  return backward_run_with<D, SURROGATE, STREAM, KIND, EACH>(a.reset);
+  if (layout_of(a) == kShared) return backward_run_with<D, N, SURROGATE, STREAM, KIND, kShared>(a.reset);
+  return backward_run_with<D, N, SURROGATE, STREAM, KIND, EACH>(a.reset);
 }
-template <class D, int SURROGATE, bool STREAM>
-typename BackwardRow<D>::Run backward_run_of(const LifArgs& a, Kind kind) {
-  if (a.surrogate != SURROGATE) {
-    if constexpr (SURROGATE + 1 < kSurrogates) return backward_run_of<D, SURROGATE + 1, STREAM>(a, kind);
+template <class D, class N, int SURROGATE, bool STREAM>
+typename BackwardRow<D, N>::Run backward_run_of(const LifArgs& a, Kind kind) {
+  if constexpr (!kPlainRows<N>) {
+    return backward_run<D, N, kAnySurrogate, STREAM, kAnything, -1, kEach>;
+  } else {
+    if (a.surrogate != SURROGATE) {
+      if constexpr (SURROGATE + 1 < kSurrogates) return backward_run_of<D, N, SURROGATE + 1, STREAM>(a, kind);
+    }
+    if constexpr (!kGeneralRows && STREAM) {
+      if (kind == kSumWrite) return backward_run_for<D, N, SURROGATE, true, kSumWrite>(a);
+      if (kind == kCoef) return backward_run_for<D, N, SURROGATE, true, kCoef>(a);
+      if (kind == kDirect) return backward_run_for<D, N, SURROGATE, true, kDirect>(a);
+    } else if constexpr (!kGeneralRows) {
+      if (kind == kSum) return backward_run_for<D, N, SURROGATE, false, kSum>(a);
+    }
+    return backward_run<D, N, SURROGATE, STREAM, kAnything, -1, kEach>;
   }
-  if constexpr (!kGeneralRows && STREAM) {
-    if (kind == kSumWrite) return backward_run_for<D, SURROGATE, true, kSumWrite>(a);
-    if (kind == kCoef) return backward_run_for<D, SURROGATE, true, kCoef>(a);
-    if (kind == kDirect) return backward_run_for<D, SURROGATE, true, kDirect>(a);
-  } else if constexpr (!kGeneralRows) {
-    if (kind == kSum) return backward_run_for<D, SURROGATE, false, kSum>(a);
-  }
-  return backward_run<D, SURROGATE, STREAM, kAnything, -1, kEach>;
 }
 
 // Scratch memory of one thread of the backward pass.
-template <class D>
+template <class D, class N>
 struct BackwardMemory {
   using Raw = typename D::Raw;
-  float *h, *start, *carry, *param_sums, *norm_sums;
+  float *traces, *start, *carry, *param_sums, *norm_sums;
   ChannelRows params, affine, coef;
   Raw *pooled, *gs;  // the gradients of a pooled block's averages, and of its neurons
 
   explicit BackwardMemory(Scratch s)
-      : h(s.take(kChunk * kStride)),
-        start(s.take(kStride)),
-        carry(s.take(kStride)),
-        param_sums(s.take(kParams * kStride)),
+      : traces(s.take(kChunk * kStride)),
+        start(s.take(N::kStates * kStride)),
+        carry(s.take(N::kStates * kStride)),
+        param_sums(s.take(N::kParams * kStride)),
         norm_sums(s.take(kSumStride + kStride)),
-        params(s.take(kParams * kParameterStride), kParams),
+        params(s.take(N::kParams * kParameterStride), N::kParams),
         affine(s.take(kAffine * kParameterStride), kAffine),
         coef(s.take(kAffine * kParameterStride), kAffine),
         pooled((Raw*)s.take(kBackwardBlock / 4 + kPoolPad)),
@@ -335,8 +379,8 @@ struct BackwardMemory {
 
 // The gradients of a pooled block's spikes at step t; in float a quarter of the average's, which a shorter type may not
 // hold.
-template <class D>
-void read_pooled(const LifArgs& a, int64_t t, int64_t n0, const Block& b, const BackwardMemory<D>& m) {
+template <class D, class N>
+void read_pooled(const LifArgs& a, int64_t t, int64_t n0, const Block& b, const BackwardMemory<D, N>& m) {
   using Raw = typename D::Raw;
   const int64_t n = b.size() / 4;
   const Raw* from = element<Raw>(a.gs, (t * a.N + n0) / 4);
@@ -349,18 +393,19 @@ void read_pooled(const LifArgs& a, int64_t t, int64_t n0, const Block& b, const 
 }
 
 // Step t of a block, backwards; `row` has what all steps of the block share, j is the step's place in its chunk.
-template <class D>
-void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardRow<D> row, const BackwardMemory<D>& m,
-                   bool streaming) {
+template <class D, class N>
+void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardRow<D, N> row,
+                   const BackwardMemory<D, N>& m, bool streaming) {
   using Raw = typename D::Raw;
+  constexpr int64_t kTrace = N::kTraces * kStride;
   const Rows params = row.params, affine = row.in.affine, coef = row.coef;
   float* const norm_sums = row.norm_sums;
-  row.before_reset = j ? a.reset : kNone;
+  row.before_reset = j ? a.reset : kHeld;
   for (int64_t r = 0; r < b.runs; ++r) {
     const int64_t start = b.start(r), at = t * a.N + start, i = r * b.length;
     row.params = params.at(i), row.coef = coef.at(i);
     row.in = {element<Raw>(a.x, t * a.x_stride + start), element<Raw>(a.residual, at), affine.at(i)};
-    row.h = m.h + j * kStride + i, row.before = j ? row.h - kStride : m.start + i;
+    row.trace = m.traces + j * kTrace + i, row.before = j ? row.trace - kTrace : m.start + i;
     row.gs = a.pool_row && a.gs ? m.gs + i : element<Raw>(a.gs, at);
     row.gv = element<Raw>(a.gv, at), row.gx = element<Raw>(a.gx, at);
     row.carry = m.carry + i, row.param_sums = a.gparams ? m.param_sums + i : nullptr;
@@ -371,7 +416,7 @@ void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardR
     } else if (j) {
       row.ahead = row.in.x + b.length;
     } else {
-      row.ahead = t ? row.in.x - kChunk * a.x_stride : row.in.x + b.length;
+      row.ahead = t ? row.in.x - kChunk / N::kTraces * a.x_stride : row.in.x + b.length;
     }
     // Neurons that share a sum in turns are counted from the row's start, which then may not be a part by itself.
     if (streaming && a.gx && !(row.norm_sums && row.to_aligned_output(1))) {
@@ -382,26 +427,28 @@ void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardR
   }
 }
 
-template <class D>
+template <class D, class N>
 void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
-  BackwardMemory<D> m(Scratch{scratch});
-  const ParamSums param_sums{m.param_sums, a.gparams ? totals : nullptr};
-  NormSums norm_sums(m.norm_sums, a.norm_sums ? totals + kParams * a.C : nullptr);
+  constexpr int kSteps = kChunk / N::kTraces;
+  BackwardMemory<D, N> m(Scratch{scratch});
+  const ParamSums<N> param_sums{m.param_sums, a.gparams ? totals : nullptr};
+  NormSums norm_sums(m.norm_sums, a.norm_sums ? totals + kMostParams * a.C : nullptr);
   const Kind kind = kind_of(a, streaming);
-  BackwardRow<D> row = {backward_run_of<D, 0, false>(a, kind), backward_run_of<D, 0, true>(a, kind)};
+  BackwardRow<D, N> row = {backward_run_of<D, N, 0, false>(a, kind), backward_run_of<D, N, 0, true>(a, kind)};
   row.alpha = a.alpha, row.share = a.pool_row ? 0.25f : 1.0f;
-  row.reset = a.reset, row.detach = a.detach != 0, row.of_h = a.before != 0;
+  row.reset = a.reset, row.surrogate = a.surrogate, row.detach = a.detach != 0, row.of_h = a.before != 0;
   row.norm_sums = a.norm_sums ? m.norm_sums : nullptr;
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kBackwardBlock);
     row.params = m.params.parameters(a, b);
     row.in.affine = m.affine.affine(a, b, a.affine), row.coef = m.coef.affine(a, b, a.coef);
-    read_row(m.carry, a.gv_final, 0, b);
-    for (int64_t t0 = (a.T - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
-      const int steps = (int)(a.T - t0 < kChunk ? a.T - t0 : kChunk);
-      read_row(m.start, t0 ? a.edges : a.v0, t0 ? (t0 / kChunk - 1) * a.N : 0, b);
-      recompute_chunk<D>(a, row.params, row.in.affine, t0, steps, b, m.start, m.h);
+    for (int k = 0; k < N::kStates; ++k) read_row(m.carry + k * kStride, a.gv_final, k * a.N, b);
+    for (int64_t t0 = (a.T - 1) / kSteps * kSteps; t0 >= 0; t0 -= kSteps) {
+      const int steps = (int)(a.T - t0 < kSteps ? a.T - t0 : kSteps);
+      const int64_t edge = t0 ? (t0 / kSteps - 1) * N::kStates : 0;
+      for (int k = 0; k < N::kStates; ++k) read_row(m.start + k * kStride, t0 ? a.edges : a.v0, (edge + k) * a.N, b);
+      recompute_chunk<D, N>(a, row.params, row.in.affine, t0, steps, b, m.start, m.traces);
       param_sums.clear(a);
       for (int j = steps - 1; j >= 0; --j) {
         norm_sums.begin(a, b, !row.in.affine.each, m.affine.fresh && t0 + j + 1 == a.T);
@@ -411,14 +458,18 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
       }
       param_sums.add(a, b);
     }
-    if (a.gv0) write_row(a.gv0, 0, m.carry, b, streaming);
+    for (int k = 0; a.gv0 && k < N::kStates; ++k) write_row(a.gv0, k * a.N, m.carry + k * kStride, b, streaming);
   }
   norm_sums.flush(a);
   fence();
 }
 
 inline void lif_backward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
-  for_dtype(a.dtype, [&](auto d) { backward_blocks<decltype(d)>(a, begin, end, scratch, streaming, totals); });
+  for_neuron(a.neuron, [&](auto n) {
+    for_dtype(a.dtype, [&](auto d) {
+      backward_blocks<decltype(d), decltype(n)>(a, begin, end, scratch, streaming, totals);
+    });
+  });
 }
 
 }  // namespace trtkern::TK_ISA

@@ -6,23 +6,23 @@
 
 namespace trtkern::TK_ISA {
 
-// One step forward of a block: v in place; s, v_out and words may be null; `bad` is NaN where an h was not finite, or
-// a v as it goes out. `before`: what goes out is h.
-template <class D>
+// One step forward of a block of neurons N: the state in place; s, v_out and words may be null; `bad` is NaN where a
+// number of a trace was not finite, or a v as it goes out. `before`: what goes out is h.
+template <class D, class N>
 struct ForwardRow {
   using Raw = typename D::Raw;
   Rows params;
   Current<Raw> in;
   Raw *s, *v_out;
   uint8_t* words;  // the bytes of the spikes, of which this step sets `bit`
-  float *v, *bad;
+  float *state, *bad;
   int bit, reset;
   bool before, odd;  // odd: the lanes at the end are padding
   const Raw* ahead;  // the row of x that comes next
 
   TK_INLINE ForwardRow at(int64_t i) const {
     ForwardRow r = *this;
-    r.params = params.at(i), r.in = in.at(i), r.v += i, r.ahead += i;
+    r.params = params.at(i), r.in = in.at(i), r.state += i, r.ahead += i;
     if (s) r.s += i;
     if (v_out) r.v_out += i;
     if (words) r.words += i;
@@ -32,6 +32,7 @@ struct ForwardRow {
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
+    if constexpr (!kPlainRows<N>) return run<STREAM, true, false, kEach>(from, n);
     if (!s || v_out || words) return with_layout<STREAM, true>(from, n);
     with_layout<STREAM, false>(from, n);
   }
@@ -42,11 +43,11 @@ struct ForwardRow {
     if (!normed) return run<STREAM, MORE, false, kShared>(from, n);
     in.affine.each ? run<STREAM, MORE, true, kSharedNeuron>(from, n) : run<STREAM, MORE, true, kShared>(from, n);
   }
-  // MORE: not just s goes out.
+  // MORE: not just s goes out. Rows that are not plain ask for the norm at run time.
   template <bool STREAM, bool MORE, bool NORM, int LAYOUT>
   TK_NOINLINE void run(int64_t from, int64_t n) const {
     const ForwardRow r = at(from);
-    const Neuron<vfloat> same = neuron(r.params, 0);
+    const Params<N> same = params_of<N>(r.params, 0);
     const Rows rows = LAYOUT == kSharedNeuron ? r.in.affine.known_each() : r.in.affine;
     const Triple affine = NORM ? triple(rows, 0) : Triple{};
     vfloat seen = load(bad);
@@ -55,24 +56,28 @@ struct ForwardRow {
 #pragma GCC unroll 4
       for (int k = 0; k < kSpanVectors; ++k) {
         const int64_t i = span + k * kLanes;
-        const Neuron<vfloat> p = LAYOUT == kEach ? neuron(r.params, i) : same;
+        const Params<N> p = LAYOUT == kEach ? params_of<N>(r.params, i) : same;
         vfloat x;
         if constexpr (NORM) {
           x = current<D>(r.in, i, LAYOUT == kShared ? affine : triple(rows, i));
+        } else if (!kPlainRows<N> && r.in.affine.base) {
+          x = current<D>(r.in, i, triple(rows, i));
         } else {
           x = get<D>(r.in.x + i);
         }
-        const vfloat h = charge(p, load(r.v + i), x);
-        const vfloat after = reset_after(p, h, r.reset);
-        seen = fma_(h, vfloat{}, seen);
-        if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(fire(p, h)));
+        vfloat state[N::kStates], trace[N::kTraces];
+        load_numbers<N::kStates>(r.state, kForwardStride, i, state);
+        N::charge(x, state, p.at, trace);
+        const vint fired = settle<N>(p.at, trace, r.reset, state);
+        for (int j = 0; j < N::kTraces; ++j) seen = fma_(trace[j], vfloat{}, seen);
+        if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(where_(fired, lit<vfloat>(1.0f), lit<vfloat>(0.0f))));
         if (MORE && r.v_out) {
-          const typename D::Pack shown = D::pack(r.before ? h : after);
+          const typename D::Pack shown = D::pack(r.before ? trace[N::kH] : state[N::kV]);
           put<STREAM>(r.v_out + i, shown);
           if (!r.odd) seen = fma_(D::unpack(shown), vfloat{}, seen);
         }
-        if (MORE && r.words) set_bits(r.words + i, h > p.threshold, r.bit);
-        store(r.v + i, after);
+        if (MORE && r.words) set_bits(r.words + i, fired, r.bit);
+        store_numbers<N::kStates>(r.state, kForwardStride, i, state);
       }
     }
     store(r.bad, seen);
@@ -84,7 +89,7 @@ struct ForwardRow {
     uint8_t* to_words = r.words;
     Staged<Raw> new_x, new_residual, new_s, new_v;
     Staged<uint8_t> new_words;
-    const Kept<1> kept(r.v);
+    const Kept<N::kStates> kept(r.state, kForwardStride);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out), r.odd = true;
     if (to_words) new_words.in(to_words, count), r.words = new_words.out(to_words);
@@ -102,17 +107,17 @@ struct ForwardRow {
 };
 
 // Scratch memory of one thread of the forward pass.
-template <class D>
+template <class D, class N>
 struct ForwardMemory {
   using Raw = typename D::Raw;
-  float* v;
+  float* state;
   ChannelRows params, affine;
   uint8_t* words;
   Raw *spikes, *folded;  // of a pooled block
 
   explicit ForwardMemory(Scratch s)
-      : v(s.take(kForwardBlock + kPad)),
-        params(s.take(kParams * kParameterStride), kParams),
+      : state(s.take(N::kStates * kForwardStride)),
+        params(s.take(N::kParams * kParameterStride), N::kParams),
         affine(s.take(kAffine * kParameterStride), kAffine),
         words((uint8_t*)s.take((kForwardBlock + kPad) / 4)),
         spikes((Raw*)s.take(kForwardBlock + kPoolPad)),
@@ -120,11 +125,11 @@ struct ForwardMemory {
 };
 
 // Step t of a block.
-template <class D>
-TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block& b, ForwardRow<D> row,
-                            const ForwardMemory<D>& m, bool streaming) {
+template <class D, class N>
+TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block& b, ForwardRow<D, N> row,
+                            const ForwardMemory<D, N>& m, bool streaming) {
   using Raw = typename D::Raw;
-  const ForwardRow<D> shared = row;
+  const ForwardRow<D, N> shared = row;
   for (int64_t r = 0; r < b.runs; ++r) {
     const int64_t at = t * a.N + b.start(r), i = r * b.length;
     row.params = shared.params.at(i);
@@ -132,7 +137,7 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
     row.s = a.pool_row ? (a.s ? m.spikes + i : nullptr) : element<Raw>(a.s, at);
     row.v_out = element<Raw>(a.v, at);
     row.words = a.packed ? m.words + i : nullptr;
-    row.v = m.v + i;
+    row.state = m.state + i;
     const int64_t next = t + 1 < a.T ? a.x_stride : b.length - t * a.x_stride;
     row.ahead = row.in.x + next;
     if (streaming && !a.pool_row && (a.s || a.v)) {
@@ -152,26 +157,29 @@ inline void watch_row(const float* row, int64_t n, float* bad) {
   store(bad, seen);
 }
 
-template <class D>
+template <class D, class N>
 void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
-  ForwardMemory<D> m(Scratch{scratch});
+  constexpr int kSteps = kChunk / N::kTraces;
+  ForwardMemory<D, N> m(Scratch{scratch});
   float bad[kLanes] = {};
   if (a.s && a.v && (a.s - a.v) % 64) streaming = false;  // a row is led to alignment for both at once
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kForwardBlock);
-    ForwardRow<D> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
+    ForwardRow<D, N> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
     row.bad = bad, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
-    read_row(m.v, a.v0, 0, b);
+    for (int k = 0; k < N::kStates; ++k) read_row(m.state + k * kForwardStride, a.v0, k * a.N, b);
     for (int64_t t = 0; t < a.T; ++t) {
       row.bit = 1 << t % 8;
       forward_step(a, t, n0, b, row, m, streaming);
-      if (a.edges && (t + 1) % kChunk == 0 && t + 1 < a.T)
-        write_row(a.edges, ((t + 1) / kChunk - 1) * a.N, m.v, b, streaming);
+      if (!a.edges || (t + 1) % kSteps != 0 || t + 1 == a.T) continue;
+      const int64_t edge = ((t + 1) / kSteps - 1) * N::kStates;
+      for (int k = 0; k < N::kStates; ++k)
+        write_row(a.edges, (edge + k) * a.N, m.state + k * kForwardStride, b, streaming);
     }
-    if (a.v_final) {
-      write_row(a.v_final, 0, m.v, b, streaming);
-      watch_row(m.v, b.size(), bad);
+    for (int k = 0; a.v_final && k < N::kStates; ++k) {
+      write_row(a.v_final, k * a.N, m.state + k * kForwardStride, b, streaming);
+      watch_row(m.state + k * kForwardStride, b.size(), bad);
     }
   }
   for (int i = 0; i < kLanes; ++i)
@@ -180,7 +188,9 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
 }
 
 inline void lif_forward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
-  for_dtype(a.dtype, [&](auto d) { forward_blocks<decltype(d)>(a, begin, end, scratch, streaming); });
+  for_neuron(a.neuron, [&](auto n) {
+    for_dtype(a.dtype, [&](auto d) { forward_blocks<decltype(d), decltype(n)>(a, begin, end, scratch, streaming); });
+  });
 }
 
 }  // namespace trtkern::TK_ISA

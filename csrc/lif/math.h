@@ -36,46 +36,13 @@ TK_INLINE F fire(const Neuron<F>& p, F h) {
   return where_(h > p.threshold, lit<F>(1.0f), lit<F>(0.0f));
 }
 
-// v[t] from h[t]; reset is uniform over the launch
-template <class F>
-TK_INLINE F reset_after(const Neuron<F>& p, F h, int reset) {
-  if (reset == kHard) return where_(h > p.threshold, p.v_reset, h);
-  if (reset == kSoft) return where_(h > p.threshold, h - p.reset_amount, h);
-  return h;
-}
-
 // What one step hands back: gh, and its contributions to the gradients of threshold, reset_amount and v_reset.
 template <class F>
 struct StepGradient {
   F h, threshold, reset_amount, v_reset;
 };
 
-// gs: gradient of s[t]; gv: gradient of v[t] (carried from t + 1, plus that of a returned v[t]).
-//   hard: gh = sg * (gs + D * gv * (v_reset - h)) + gv * (1 - s)    soft: gh = sg * (gs - D * gv * reset_amount) + gv
-// D = 0 when the reset is detached. A NaN h gives a NaN gh whatever the surrogate answers there.
-template <int SURROGATE, class F>
-TK_INLINE StepGradient<F> step_gradient(const Neuron<F>& p, F h, F gs, F gv, F alpha, int reset, bool detach) {
-  const F zero = lit<F>(0.0f);
-  const F s = fire(p, h);
-  const F sg = surrogate<SURROGATE>(h - p.threshold, alpha);
-  F spike = gs;
-  F passed = gv;
-  StepGradient<F> g{zero, zero, zero, zero};
-  if (reset == kHard) {
-    if (!detach) spike = fma_(gv, p.v_reset - h, gs);
-    passed = gv * (lit<F>(1.0f) - s);
-    g.v_reset = gv * s;
-  } else if (reset == kSoft) {
-    if (!detach) spike = fma_(-gv, p.reset_amount, gs);
-    g.reset_amount = -(gv * s);
-  }
-  const F through = sg * spike;
-  g.h = where_(h == h, through + passed, h);
-  g.threshold = -through;
-  return g;
-}
-
-// The same two without a branch, for a GPU: uniform choices are selects, so that the steps of a chunk are one straight
+// The reset and the gradient of a step without a branch, for a GPU: uniform choices are selects, so that the steps of a chunk are one straight
 // line. The reset's number stands in both v_reset and reset_amount, and is 0 where there is no reset; `attached`: there
 // is one and it is not detached; sg: the surrogate at h - threshold. gv * s is handed back for whichever of the two is
 // in use, without its sign.
