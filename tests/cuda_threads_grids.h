@@ -6,17 +6,17 @@ static std::vector<uint32_t> shared(int words, int threads = index::kThreads) {
   return std::vector<uint32_t>(static_cast<size_t>(words) * threads, 0x7fc00000u);
 }
 
-template <class E, class C, bool FUSED>
+template <class Kernel>
 void forward_grid(const LifArgs& a) {
   const int64_t N = a.pool_row != 0 ? a.N / 4 : a.N;
-  for (int64_t block = 0; block < index::blocks(N, C::V); ++block) {
-    auto words = shared(a.pool_row != 0 ? Trains<E, C::V, C::K>::kKept : 0);
+  for (int64_t block = 0; block < index::blocks(N, Kernel::V); ++block) {
+    auto words = shared(a.pool_row != 0 ? Trains<Kernel>::kKept : 0);
     for (int thread = 0; thread < index::kThreads; ++thread) {
-      const int64_t n = index::first_neuron(block, thread, C::V);
+      const int64_t n = index::first_neuron(block, thread, Kernel::V);
       if (n >= N) continue;
       const Words kept{words.data() + thread, index::kThreads};
       const uint32_t one = 1;
-      if (!forward_thread<E, C::V, C::K, C::LOOP, FUSED>(a, n, kept) && a.flag != 0) write<4>(a.flag, &one);
+      if (!forward_thread<Kernel>(a, n, kept) && a.flag != 0) write<4>(a.flag, &one);
     }
   }
 }
@@ -29,14 +29,14 @@ static void nothing_on_its_way() {
 
 template <class E>
 void forward_ahead_grid(const LifArgs& a) {
-  constexpr int V = kWord<E>;
+  constexpr int V = Ahead<E>::V;
   for (int64_t block = 0; block < index::blocks(a.N, V); ++block) {
     auto words = shared(kForwardRing * kChunk);
     for (int thread = 0; thread < index::kThreads; ++thread) {
       const int64_t n = index::first_neuron(block, thread, V);
       if (n >= a.N) continue;
       const uint32_t one = 1;
-      if (!forward_ahead<E, V>(a, n, {words.data() + thread, index::kThreads}) && a.flag != 0) write<4>(a.flag, &one);
+      if (!forward_ahead<Ahead<E>>(a, n, {words.data() + thread, index::kThreads}) && a.flag != 0) write<4>(a.flag, &one);
       nothing_on_its_way();
     }
   }
@@ -61,22 +61,24 @@ void leave_sums(const LifArgs& a, const index::Tiles& t, int64_t block, const S&
   }
 }
 
-template <class E, class C, bool FUSED, int SURROGATE = 0>
+template <class Kernel, int SURROGATE = 0>
 void backward_grid(const LifArgs& a) {
+  constexpr bool FUSED = Kernel::FUSED;
   if constexpr (SURROGATE < kSurrogates) {
-    if (!FUSED && a.surrogate != SURROGATE) return backward_grid<E, C, FUSED, SURROGATE + 1>(a);
-    using S = Slots<E, C::V, C::K, FUSED>;
+    if (!FUSED && a.surrogate != SURROGATE) return backward_grid<Kernel, SURROGATE + 1>(a);
+    using S = Slots<Kernel>;
     const index::Tiles t = tiles(a);
     const int rows = sum_rows(a);
-    const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
+    const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, Kernel::V);
     for (int64_t block = 0; block < blocks; ++block) {
       auto words = shared(S::words_of(a));
       for (int thread = 0; thread < index::kThreads; ++thread) {
         const S slots(words.data() + thread, index::kThreads, S::more_rows(a));
-        const int64_t n = t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, C::V);
+        const int64_t n =
+            t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, Kernel::V);
         clear_sums(a, slots);
         if (n >= a.N) continue;
-        backward_thread<E, C::V, C::K, C::LOOP, FUSED ? kAnySurrogate : SURROGATE, FUSED>(a, n, slots);
+        backward_thread<FUSED ? kAnySurrogate : SURROGATE>(a, n, slots);
         if ((a.gparams | a.norm_sums) != 0 && t.groups == 0 && (a.C > 1 || FUSED)) store_sums(a, rows, n, slots);
       }
       if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S(words.data(), index::kThreads, S::more_rows(a)));
@@ -86,15 +88,15 @@ void backward_grid(const LifArgs& a) {
 
 template <class E>
 void backward_ahead_grid(const LifArgs& a) {
-  constexpr int V = kWord<E>;
-  using Ring = RingOfSlots<E, V>;
+  constexpr int V = Ahead<E>::V;
+  using Ring = RingOfSlots<Ahead<E>>;
   for (int64_t block = 0; block < index::blocks(a.N, V); ++block) {
     auto words = shared(Ring::words_of(a));
     for (int thread = 0; thread < index::kThreads; ++thread) {
       const Ring ring(a, words.data() + thread, index::kThreads);
       const int64_t n = index::first_neuron(block, thread, V);
       ring.clear(a);
-      if (n < a.N) backward_ahead<E, V>(a, n, ring);
+      if (n < a.N) backward_ahead(a, n, ring);
       nothing_on_its_way();
       if (a.gparams == 0) continue;
       ring.add_up(a);
@@ -125,8 +127,8 @@ static void reduce_grid(const LifArgs& a) {
 template <class E>
 void run_as(const LifArgs& a, bool backward) {
   if (ahead(a)) return backward ? backward_ahead_grid<E>(a) : forward_ahead_grid<E>(a);
-  if (backward && fused(a)) return choose<E, true>(a, [&](auto c) { backward_grid<E, decltype(c), true>(a); });
-  if (backward) return choose<E, false>(a, [&](auto c) { backward_grid<E, decltype(c), false>(a); });
-  if (fused(a)) return choose<E, true>(a, [&](auto c) { forward_grid<E, decltype(c), true>(a); });
-  choose<E, false>(a, [&](auto c) { forward_grid<E, decltype(c), false>(a); });
+  if (backward && fused(a)) return choose<E, true>(a, [&](auto kernel) { backward_grid<decltype(kernel)>(a); });
+  if (backward) return choose<E, false>(a, [&](auto kernel) { backward_grid<decltype(kernel)>(a); });
+  if (fused(a)) return choose<E, true>(a, [&](auto kernel) { forward_grid<decltype(kernel)>(a); });
+  choose<E, false>(a, [&](auto kernel) { forward_grid<decltype(kernel)>(a); });
 }

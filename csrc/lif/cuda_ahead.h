@@ -9,7 +9,7 @@ namespace trtkern {
 namespace cuda {
 
 template <class E>
-constexpr int kWord = 4 / E::kBytes;                // neurons of a thread
+using Ahead = Traits<E, 4 / E::kBytes, kChunk, true, false>;
 constexpr int kForwardRing = 6, kBackwardRing = 4;  // chunks: that in work, and those on their way
 
 // Asks for `count` steps of a word, the first at element `first`, for word `at` of `to` and each `apart` after it.
@@ -35,15 +35,15 @@ TK_INLINE int previous_in_ring(int slot) {
 
 // All steps of the neurons n .. n + V - 1; false if any h, or any v as it is written, was not finite. `ring`:
 // kForwardRing * kChunk words.
-template <class E, int V>
+template <class Kernel>
 TK_INLINE bool forward_ahead(const LifArgs& a, int64_t n, const Words& ring) {
-  static_assert(V == kWord<E>, "a thread owns a word");
-  constexpr int R = kForwardRing;
+  using E = typename Kernel::E;
+  constexpr int R = kForwardRing, V = Kernel::V;
   Neuron<Real> p[V];
   Real v[V], watch = Real(0.0f);
   Parameters<false>(a, n).next(a, p);
   load_floats(a.v0, n, v);
-  Trains<E, V, kChunk> none;
+  Trains<Kernel> none;
   const Affine3 plain[1] = {};
   const int64_t chunks = index::chunks(a.T, kChunk);
   int slot = 0;
@@ -61,8 +61,8 @@ TK_INLINE bool forward_ahead(const LifArgs& a, int64_t n, const Words& ring) {
     if (c < 0) continue;
     fetched<R - 1>();
     const int count = steps(a, c * kChunk, kChunk);
-    const auto load = [&](int) { return Input<E, V, kChunk, false>(ring, here); };
-    forward_chunk<E, V, kChunk, false, kChunk>(a, p, plain, c * kChunk, count, n, v, watch, none, load);
+    const auto load = [&](int) { return Input<Kernel, kChunk>(ring, here); };
+    forward_chunk<Kernel, kChunk>(a, p, plain, c * kChunk, count, n, v, watch, none, load);
     if (c + 1 < chunks) store_floats(a.edges, index::offset(c, n, a.N), v);
   }
   store_state(a, n, v, watch);
@@ -71,10 +71,9 @@ TK_INLINE bool forward_ahead(const LifArgs& a, int64_t n, const Words& ring) {
 
 // What a thread of the backward kernel keeps: as many Slots as the ring has chunks. The gradient of v goes from each to
 // the next; each adds up sums of its own.
-template <class E, int V>
+template <class Kernel>
 struct RingOfSlots {
-  static_assert(V == kWord<E>, "a thread owns a word");
-  using S = Slots<E, V, kChunk, false>;
+  using S = Slots<Kernel>;
   S first;
   int words;  // of a Slots
 
@@ -97,9 +96,10 @@ struct RingOfSlots {
 };
 
 // All that the steps of chunk c need, but gv.
-template <class E, int V>
-TK_INLINE void fetch_chunk(const LifArgs& a, int64_t c, int64_t n, const Slots<E, V, kChunk, false>& to) {
-  using S = Slots<E, V, kChunk, false>;
+template <class Kernel>
+TK_INLINE void fetch_chunk(const LifArgs& a, int64_t c, int64_t n, const Slots<Kernel>& to) {
+  using E = typename Kernel::E;
+  using S = Slots<Kernel>;
   const int count = steps(a, c * kChunk, kChunk);
   const int64_t first = index::offset(c * kChunk, n, a.N);
   fetch_steps<E>(a.x, first, a.N, count, to, S::x(0), S::kApart);
@@ -111,16 +111,16 @@ TK_INLINE void fetch_chunk(const LifArgs& a, int64_t c, int64_t n, const Slots<E
   }
   if (c == 0) return to.load_numbers(S::kStart, a.v0, n);
   TK_UNROLL
-  for (int j = 0; j < V; ++j) {
+  for (int j = 0; j < Kernel::V; ++j) {
     fetch(&to.word(S::kStart + j), address<Float32>(a.edges, index::offset(c - 1, n, a.N) + j));
   }
 }
 
 // All steps of the neurons n .. n + V - 1, last first.
-template <class E, int V>
-TK_INLINE void backward_ahead(const LifArgs& a, int64_t n, const RingOfSlots<E, V>& ring) {
-  using S = Slots<E, V, kChunk, false>;
-  constexpr int R = kBackwardRing;
+template <class Kernel>
+TK_INLINE void backward_ahead(const LifArgs& a, int64_t n, const RingOfSlots<Kernel>& ring) {
+  using S = Slots<Kernel>;
+  constexpr int R = kBackwardRing, V = Kernel::V;
   Neuron<Real> p[V];
   Parameters<false>(a, n).next(a, p);
   const Affine3 plain[1] = {};

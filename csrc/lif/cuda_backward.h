@@ -1,23 +1,24 @@
-// What one thread of the LIF backward kernel does. E, V, K, LOOP, FUSED: see lif/cuda_body.h, which includes this.
+// What one thread of the LIF backward kernel does. Included by lif/cuda_body.h.
 #pragma once
 
 namespace trtkern {
 namespace cuda {
 
 // Reads at most K steps of a tensor into the slots from `slot` on, `apart` from step to step; absent: zeros.
-template <class E, int V, int K>
-TK_INLINE void load_rows(uint64_t base, int64_t first, int64_t N, int count, const Slots<E, V, K, true>& slots,
-                         int slot, int apart) {
-  Pack<E, V> rows[K];
-  if (base != 0) load_steps<E>(base, first, N, count, rows);
+template <class Kernel>
+TK_INLINE void load_rows(uint64_t base, int64_t first, int64_t N, int count, const Slots<Kernel>& slots, int slot,
+                         int apart) {
+  typename Kernel::Row rows[Kernel::K];
+  if (base != 0) load_steps<typename Kernel::E>(base, first, N, count, rows);
   slots.set_packs(slot, apart, rows);
 }
 
 // The gs of pooled spikes, but for 1/4. Where a pack makes half as many averages, each stands for two neighbours.
-template <class E, int V, int K>
-TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count, const Slots<E, V, K, true>& slots,
-                           int slot) {
-  using S = Slots<E, V, K, true>;
+template <class Kernel>
+TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count, const Slots<Kernel>& slots, int slot) {
+  using E = typename Kernel::E;
+  using S = Slots<Kernel>;
+  constexpr int V = Kernel::V, K = Kernel::K;
   const index::Pool pool{a.pool_row, a.pool_inner};
   const int64_t N = again(count, a.N / 4), first = index::offset(step, pool.pooled(n), N);
   if (pool.over(V)) return load_rows(a.gs, first, N, count, slots, slot, S::kApart);
@@ -34,12 +35,14 @@ TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count,
 
 // Reads a chunk's x and gs: all loads first, so that all are in flight together. FUSED: K steps of one tensor after the
 // other, for that is where registers are scarce.
-template <class E, int V, int K, bool FUSED>
-TK_INLINE void load_chunk(const LifArgs& a, int64_t step, int64_t n, int count, const Slots<E, V, K, FUSED>& slots) {
-  using S = Slots<E, V, K, FUSED>;
+template <class Kernel>
+TK_INLINE void load_chunk(const LifArgs& a, int64_t step, int64_t n, int count, const Slots<Kernel>& slots) {
+  using E = typename Kernel::E;
+  using S = Slots<Kernel>;
+  constexpr int K = Kernel::K;
   const int64_t N = again(count, a.N), first = index::offset(step, n, a.N);
-  if constexpr (!FUSED) {
-    Pack<E, V> x[K], g[K];
+  if constexpr (!Kernel::FUSED) {
+    typename Kernel::Row x[K], g[K];
     load_steps<E>(a.x, first, N, count, x);
     if (a.gs != 0) load_steps<E>(a.gs, first, N, count, g);
     slots.set_packs(S::x(0), S::kApart, x);
@@ -60,9 +63,12 @@ TK_INLINE void load_chunk(const LifArgs& a, int64_t step, int64_t n, int count, 
   }
 }
 
-template <class E, int V, int K, bool FUSED>
-TK_INLINE void store_chunk(const LifArgs& a, int64_t first, int count, const Slots<E, V, K, FUSED>& slots) {
-  using S = Slots<E, V, K, FUSED>;
+template <class Kernel>
+TK_INLINE void store_chunk(const LifArgs& a, int64_t first, int count, const Slots<Kernel>& slots) {
+  using E = typename Kernel::E;
+  using S = Slots<Kernel>;
+  constexpr int K = Kernel::K;
+  constexpr bool FUSED = Kernel::FUSED;
   if (FUSED && a.gx == 0) return;
   const int64_t N = again(count, a.N);
   uint64_t at = address<E>(a.gx, first);
@@ -71,7 +77,7 @@ TK_INLINE void store_chunk(const LifArgs& a, int64_t first, int count, const Slo
     TK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (done + k >= count) break;
-      slots.template pack<Pack<E, V>>(S::g(done + k)).store(at);
+      slots.template pack<typename Kernel::Row>(S::g(done + k)).store(at);
       at = address<E>(at, N);
     }
   }
@@ -87,15 +93,15 @@ TK_INLINE void add_gv(uint64_t address, Real (&to)[G]) {
 }
 
 // The input current of step k for G of the V neurons, number `at` and its neighbours.
-template <int G, class E, int V, int K, bool FUSED>
-TK_INLINE void currents(const LifArgs& a, const Affine3 (&affine)[FUSED ? G : 1], int k, int at,
-                        const Slots<E, V, K, FUSED>& slots, Real (&current)[G]) {
-  using Part = Pack<E, G>;
+template <int G, class Kernel>
+TK_INLINE void currents(const LifArgs& a, const Affine3 (&affine)[Kernel::FUSED ? G : 1], int k, int at,
+                        const Slots<Kernel>& slots, Real (&current)[G]) {
+  using Part = Pack<typename Kernel::E, G>;
   const int word = at / Part::kPerWord;
   const Part x = slots.template pack<Part>(slots.x(k) + word);
   TK_UNROLL
   for (int j = 0; j < G; ++j) current[j] = x.get(j);
-  if constexpr (FUSED) {
+  if constexpr (Kernel::FUSED) {
     TK_UNROLL
     for (int j = 0; j < G; ++j) {
       const Real* of = affine[j].row;
@@ -109,11 +115,11 @@ TK_INLINE void currents(const LifArgs& a, const Affine3 (&affine)[FUSED ? G : 1]
 }
 
 // h of the K steps from `first` on, v being that before them; it is that after them then.
-template <int G, class E, int V, int K, bool FUSED>
-TK_INLINE void recompute(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[FUSED ? G : 1],
-                         int first, int at, const Slots<E, V, K, FUSED>& slots, Real (&v)[G], Real (&h)[K][G]) {
+template <int G, class Kernel>
+TK_INLINE void recompute(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[Kernel::FUSED ? G : 1],
+                         int first, int at, const Slots<Kernel>& slots, Real (&v)[G], Real (&h)[Kernel::K][G]) {
   TK_UNROLL
-  for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < Kernel::K; ++k) {
     Real current[G];
     currents(a, affine, first + k, at, slots, current);
     TK_UNROLL
@@ -176,11 +182,14 @@ TK_INLINE void learned(const Real (&current)[G], const Real (&v)[G], const StepG
 
 // The `count` steps from `first` of a chunk on backward, gs replaced by gx, at most K; h and start: of these steps.
 // `element`: that of the chunk's first step.
-template <int SURROGATE, int G, class E, int V, int K, bool FUSED>
-TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[FUSED ? G : 1],
-                          const Affine3 (&coef)[FUSED ? G : 1], int64_t element, int first, int count, int at,
-                          const Slots<E, V, K, FUSED>& slots, const Real (&start)[G], const Real (&h)[K][G]) {
-  using S = Slots<E, V, K, FUSED>;
+template <int SURROGATE, int G, class Kernel>
+TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[Kernel::FUSED ? G : 1],
+                          const Affine3 (&coef)[Kernel::FUSED ? G : 1], int64_t element, int first, int count, int at,
+                          const Slots<Kernel>& slots, const Real (&start)[G], const Real (&h)[Kernel::K][G]) {
+  using E = typename Kernel::E;
+  using S = Slots<Kernel>;
+  constexpr int K = Kernel::K;
+  constexpr bool FUSED = Kernel::FUSED;
   using Part = Pack<E, G>;
   const int word = at / Part::kPerWord;
   const bool hard = a.reset == kHard, attached = a.reset != kNone && a.detach == 0, learn = a.gparams != 0;
@@ -243,10 +252,12 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
 
 // All steps of a chunk backward, for G of the V neurons. FUSED: the last K first; their h comes of running through all
 // before them.
-template <int SURROGATE, int G, class E, int V, int K, bool FUSED>
-TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[FUSED ? G : 1],
-                          const Affine3 (&coef)[FUSED ? G : 1], int64_t element, int count, int at,
-                          const Slots<E, V, K, FUSED>& slots) {
+template <int SURROGATE, int G, class Kernel>
+TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Affine3 (&affine)[Kernel::FUSED ? G : 1],
+                          const Affine3 (&coef)[Kernel::FUSED ? G : 1], int64_t element, int count, int at,
+                          const Slots<Kernel>& slots) {
+  constexpr int K = Kernel::K;
+  constexpr bool FUSED = Kernel::FUSED;
   TK_ROLLED
   for (int last = FUSED ? (count - 1) / K : 0; last >= 0; --last) {
     Real v[G], start[G], h[K][G];
@@ -264,9 +275,11 @@ TK_INLINE void group_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
 // All steps of the neurons n .. n + V - 1, last first. Nothing but x (and the edges) was saved: h is recomputed, for a
 // few neurons at a time, in a loop that stays one: all at once would not fit the registers (8 neurons of 16 steps), nor
 // its code the instruction cache.
-template <class E, int V, int K, bool LOOP, int SURROGATE, bool FUSED>
-TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<E, V, K, FUSED>& slots) {
-  using S = Slots<E, V, K, FUSED>;
+template <int SURROGATE, class Kernel>
+TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<Kernel>& slots) {
+  using S = Slots<Kernel>;
+  constexpr int V = Kernel::V, K = Kernel::K;
+  constexpr bool LOOP = Kernel::LOOP, FUSED = Kernel::FUSED;
   constexpr int kFit = FUSED || K > 8 ? 2 : 4, kSpan = LOOP ? kChunk : K;
   constexpr int G = V < kFit ? V : kFit, kAffines = FUSED ? G : 1;
   const Parameters<FUSED> all(a, n);

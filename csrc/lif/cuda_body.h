@@ -1,12 +1,9 @@
 // What one thread of the LIF kernels does, from its first neuron on: all of it but the launch and the sums over a
-// block, so that g++ can run it thread by thread too (tests/test_cuda_threads.py). Include after a dialect.
-//
-// E: element type; V: neighbouring neurons a thread owns (one 16-byte access of E, or 1); K: steps of a chunk, whose
-// h lives in registers, so those arrays are indexed by constants only; LOOP: T may exceed K; FUSED: with what a plain
-// LIF has not: x normalised or the same at every step, a residual, packed spikes, pooling, sums a channel.
+// block, so that g++ can run it thread by thread too (tests/test_cuda_threads.py). Include after a dialect. Kernel, in
+// its templates and in those that it includes, is a Traits.
 #pragma once
-
 #include "cuda/pack.h"
+#include "lif/cuda_traits.h"
 #include "lif/cuda_sums.h"
 #include "lif/cuda_slots.h"
 #include "lif/cuda_backward.h"
@@ -15,11 +12,13 @@
 namespace trtkern {
 namespace cuda {
 
-// The input current of the `count` steps from `step` on of V neurons, the first number n. FUSED: x is normalised, and
-// may be the same at every step; a residual is added to it.
-template <class E, int V, int K, bool FUSED>
+// The input current of the `count` steps from `step` on, at most STEPS, of V neurons, the first number n. FUSED: x is
+// normalised, and may be the same at every step; a residual is added to it.
+template <class Kernel, int STEPS>
 struct Input {
-  Pack<E, V> x[K], residual[FUSED ? K : 1];
+  using E = typename Kernel::E;
+  static constexpr bool FUSED = Kernel::FUSED;
+  typename Kernel::Row x[STEPS], residual[FUSED ? STEPS : 1];
 
   TK_INLINE Input(const LifArgs& a, int64_t step, int count, int64_t n) {
     const int64_t first = index::offset(step, n, a.N), N = again(count, a.N);
@@ -33,7 +32,7 @@ struct Input {
   // Of a word a step, from shared memory.
   TK_INLINE Input(const Words& from, int at) {
     TK_UNROLL
-    for (int k = 0; k < K; ++k) x[k].words[0] = from.word(at + k);
+    for (int k = 0; k < STEPS; ++k) x[k].words[0] = from.word(at + k);
   }
   TK_INLINE Real get(const LifArgs& a, const Affine3& affine, int k, int j) const {
     const Real plain = x[k].get(j);
@@ -47,10 +46,13 @@ struct Input {
 
 // `count` steps of the neurons n .. n + V - 1, from step `step` on. load(k): the Input of the BATCH steps from the
 // chunk's step k on.
-template <class E, int V, int K, bool FUSED, int BATCH, class Load>
-TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const Affine3 (&affine)[FUSED ? V : 1],
-                             int64_t step, int count, int64_t n, Real (&v)[V], Real& watch, Trains<E, V, K>& trains,
-                             const Load& load) {
+template <class Kernel, int BATCH, int V, class Load>
+TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V],
+                             const Affine3 (&affine)[Kernel::FUSED ? V : 1], int64_t step, int count, int64_t n,
+                             Real (&v)[V], Real& watch, Trains<Kernel>& trains, const Load& load) {
+  using E = typename Kernel::E;
+  constexpr int K = Kernel::K;
+  constexpr bool FUSED = Kernel::FUSED;
   const bool hard = a.reset == kHard, dense = a.s != 0 && !(FUSED && a.pool_row != 0);
   const int64_t N = again(count, a.N);
   int64_t here = index::offset(step, n, a.N);
@@ -68,7 +70,7 @@ TK_INLINE void forward_chunk(const LifArgs& a, const Neuron<Real> (&p)[V], const
         s[j] = fire(p[j], v[j]);
         if constexpr (FUSED) trains.take(k, j, v[j] > p[j].threshold);
       }
-      Pack<E, V> out;
+      typename Kernel::Row out;
       if (dense) {
         out.set(s);
         out.store(address<E>(a.s, here));
@@ -101,8 +103,10 @@ TK_INLINE void store_state(const LifArgs& a, int64_t n, const Real (&v)[V], Real
 // 0 added up, NaN as soon as one h is NaN or infinite. With pooling, of the four packs that make the averages n .. n +
 // V - 1, one after the other; `kept` then holds their v from chunk to chunk and the sums of their spikes: Trains::kKept
 // words.
-template <class E, int V, int K, bool LOOP, bool FUSED>
+template <class Kernel>
 TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
+  constexpr int V = Kernel::V, K = Kernel::K;
+  constexpr bool LOOP = Kernel::LOOP, FUSED = Kernel::FUSED;
   // A batch of loads is in flight together; that of the largest fused kernel is half a chunk, or the residual would not
   // fit the registers.
   constexpr int kBatch = FUSED && V > 4 ? 4 : K;
@@ -127,14 +131,14 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
   for (int64_t c = 0; c < chunks; ++c) {
     const int count = steps(a, c * K, K);
     const bool edge = LOOP && c + 1 < chunks && (c + 1) % (kChunk / K) == 0;
-    Trains<E, V, K> trains;
+    Trains<Kernel> trains;
     TK_ROLLED
     for (int q = 0; q < (pool ? 4 : 1); ++q) {
       const int64_t m = pool ? base + pools.apart(q, V) : n;
       if (pool && c == 0) load_floats(a.v0, m, v);
       if (pool && c != 0) kept.numbers(q * V, v);
-      const auto load = [&](int k) { return Input<E, V, kBatch, FUSED>(a, c * K + k, count - k, m); };
-      forward_chunk<E, V, K, FUSED, kBatch>(a, p, affine, c * K, count, m, v, watch, trains, load);
+      const auto load = [&](int k) { return Input<Kernel, kBatch>(a, c * K + k, count - k, m); };
+      forward_chunk<Kernel, kBatch>(a, p, affine, c * K, count, m, v, watch, trains, load);
       if (edge) store_floats(a.edges, index::offset(c / (kChunk / K), m, a.N), v);
       if constexpr (FUSED) trains.finish(a, c * K, m, q, kept);
       if (pool && c + 1 < chunks) kept.set_numbers(q * V, v);

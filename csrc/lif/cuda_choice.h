@@ -49,22 +49,17 @@ inline index::Reduction reduction(const LifArgs& a) {
   return fused(a) ? index::Reduction{a.N, a.C, a.inner} : index::reduction(a.N, a.C, a.inner, vec(a));
 }
 
-// Calls run(Class<V, K, LOOP>()) for the class that the sizes ask for. Up to 16 steps the loop runs once: a class of
-// their own would gain nothing. OCTETS, for the fused kernels: 8 steps at the most, a byte of packed spikes.
-template <int V_, int K_, bool LOOP_>
-struct Class {
-  static constexpr int V = V_, K = K_;
-  static constexpr bool LOOP = LOOP_;
-};
-template <class E, bool OCTETS, class Run>
+// Calls run(Traits()) for what the sizes ask for. Up to 16 steps the loop runs once: kernels of their own would gain
+// nothing. FUSED: 8 steps at the most, a byte of packed spikes.
+template <class E, bool FUSED, class Run>
 void choose(const LifArgs& a, const Run& run) {
-  constexpr int V = 16 / E::kBytes, K = OCTETS ? 8 : kChunk;
-  if (vec(a) == 1) return run(Class<1, K, true>());
-  if (a.T <= 4) return run(Class<V, 4, false>());
-  if constexpr (!OCTETS) {
-    if (a.T <= 8) return run(Class<V, 8, false>());
+  constexpr int V = 16 / E::kBytes, K = FUSED ? 8 : kChunk;
+  if (vec(a) == 1) return run(Traits<E, 1, K, true, FUSED>());
+  if (a.T <= 4) return run(Traits<E, V, 4, false, FUSED>());
+  if constexpr (!FUSED) {
+    if (a.T <= 8) return run(Traits<E, V, 8, false, FUSED>());
   }
-  return run(Class<V, K, true>());
+  return run(Traits<E, V, K, true, FUSED>());
 }
 
 // Bytes of shared memory that a block is launched with.
@@ -72,13 +67,13 @@ template <class E>
 int shared_bytes(const LifArgs& a, bool backward) {
   int words = 0;
   if (ahead(a)) {
-    words = backward ? RingOfSlots<E, kWord<E>>::words_of(a) : kForwardRing * kChunk;
+    words = backward ? RingOfSlots<Ahead<E>>::words_of(a) : kForwardRing * kChunk;
   } else if (backward && !fused(a)) {
-    choose<E, false>(a, [&](auto c) { words = Slots<E, decltype(c)::V, decltype(c)::K, false>::words_of(a); });
+    choose<E, false>(a, [&](auto c) { words = Slots<decltype(c)>::words_of(a); });
   } else if (backward) {
-    choose<E, true>(a, [&](auto c) { words = Slots<E, decltype(c)::V, decltype(c)::K, true>::words_of(a); });
+    choose<E, true>(a, [&](auto c) { words = Slots<decltype(c)>::words_of(a); });
   } else if (a.pool_row != 0) {
-    choose<E, true>(a, [&](auto c) { words = Trains<E, decltype(c)::V, decltype(c)::K>::kKept; });
+    choose<E, true>(a, [&](auto c) { words = Trains<decltype(c)>::kKept; });
   }
   return words * static_cast<int>(sizeof(uint32_t)) * index::kThreads;
 }

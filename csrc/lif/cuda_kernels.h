@@ -8,7 +8,7 @@
 //
 // For long sequences of few neurons there are two more (lif/cuda_ahead.h), with any surrogate.
 //
-// The fused kernels (FUSED in lif/cuda_body.h) are others, so that a plain LIF pays nothing for what they can. They
+// The fused kernels (FUSED in lif/cuda_traits.h) are others, so that a plain LIF pays nothing for what they can. They
 // choose their surrogate at run time, and there is none for T between 5 and 8 alone: built like the others they would
 // take as long to compile as all the rest.
 #pragma once
@@ -29,14 +29,14 @@ namespace cuda {
 // Blocks that a multiprocessor's 65536 registers must hold: leaves each thread 168, which every kernel fits.
 constexpr int kBlocks = 6;
 
-template <class E, int V, int K, bool LOOP, bool FUSED>
+template <class Kernel>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_forward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
-  if (n >= (FUSED && a.pool_row != 0 ? a.N / 4 : a.N)) return;
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
+  if (n >= (Kernel::FUSED && a.pool_row != 0 ? a.N / 4 : a.N)) return;
   const Words kept{shared + threadIdx.x, index::kThreads};
   // A plain store: whoever wins, the flag is 1.
-  if (!forward_thread<E, V, K, LOOP, FUSED>(a, n, kept) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
+  if (!forward_thread<Kernel>(a, n, kept) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
 }
 
 // The block's sums into column `column` of the workspace [rows, columns]: lanes by shuffle, then warps, in a fixed
@@ -58,8 +58,8 @@ __device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t c
 }
 
 // The sums of a plain LIF: of a block where all neurons share their parameters, else of each neuron.
-template <class E, int V, int K>
-__device__ void leave_sums(const LifArgs& a, const Slots<E, V, K, false>& slots, int64_t n) {
+template <class Kernel>
+__device__ void leave_sums(const LifArgs& a, const Slots<Kernel>& slots, int64_t n) {
   if (a.C == 1) {
     block_sums<kSums>(a, slots, kSums, blockIdx.x, gridDim.x);
   } else if (n < a.N) {
@@ -67,27 +67,27 @@ __device__ void leave_sums(const LifArgs& a, const Slots<E, V, K, false>& slots,
   }
 }
 
-template <class E, int V, int K, bool LOOP, int SURROGATE>
+template <class Kernel, int SURROGATE>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const Slots<E, V, K, false> slots(shared + threadIdx.x, index::kThreads, 0);
-  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
+  const Slots<Kernel> slots(shared + threadIdx.x, index::kThreads, 0);
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
   const bool learn = a.gparams != 0;
   if (learn) clear_sums(a, slots);
-  if (n < a.N) backward_thread<E, V, K, LOOP, SURROGATE, false>(a, n, slots);
+  if (n < a.N) backward_thread<SURROGATE>(a, n, slots);
   if (learn) leave_sums(a, slots, n);
 }
 
-template <class E, int V, int K, bool LOOP>
+template <class Kernel>
 __global__ void __launch_bounds__(index::kThreads, kBlocks)
     lif_fused_backward(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t, int rows) {
   extern __shared__ uint32_t shared[];
-  const int more = Slots<E, V, K, true>::more_rows(a);
-  const Slots<E, V, K, true> slots(shared + threadIdx.x, index::kThreads, more);
-  const int64_t n =
-      t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0) : index::first_neuron(blockIdx.x, threadIdx.x, V);
+  const int more = Slots<Kernel>::more_rows(a);
+  const Slots<Kernel> slots(shared + threadIdx.x, index::kThreads, more);
+  const int64_t n = t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0)
+                                  : index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
   clear_sums(a, slots);
-  if (n < a.N) backward_thread<E, V, K, LOOP, kAnySurrogate, true>(a, n, slots);
+  if (n < a.N) backward_thread<kAnySurrogate>(a, n, slots);
   if ((a.norm_sums | a.gparams) == 0) return;
   if (t.groups == 0) {
     if (n < a.N) store_sums(a, rows, n, slots);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
   } else {
     __syncthreads();
     const int outputs = t.outputs();
-    const Slots<E, V, K, true> first(shared, index::kThreads, more);
+    const Slots<Kernel> first(shared, index::kThreads, more);
     for (int i = threadIdx.x; i < rows * outputs; i += index::kThreads) {
       const int r = i / outputs, o = i - r * outputs;
       const int64_t at = index::offset(r, t.place(blockIdx.x, o), t.segments() * t.C());
@@ -105,23 +105,23 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
   }
 }
 
-// Of the two kernels that read ahead there is one each: K is a chunk, and T exceeds it.
-template <class E, int V, int K, bool LOOP>
+// Of the two kernels that read ahead there is one each.
+template <class Kernel>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_ahead_forward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
   if (n >= a.N) return;
   const Words ring{shared + threadIdx.x, index::kThreads};
-  if (!forward_ahead<E, V>(a, n, ring) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
+  if (!forward_ahead<Kernel>(a, n, ring) && a.flag != 0) *reinterpret_cast<int*>(a.flag) = 1;
 }
 
-template <class E, int V, int K, bool LOOP>
+template <class Kernel>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_ahead_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
-  const RingOfSlots<E, V> ring(a, shared + threadIdx.x, index::kThreads);
-  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, V);
+  const RingOfSlots<Kernel> ring(a, shared + threadIdx.x, index::kThreads);
+  const int64_t n = index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
   ring.clear(a);
-  if (n < a.N) backward_ahead<E, V>(a, n, ring);
+  if (n < a.N) backward_ahead(a, n, ring);
   if (a.gparams == 0) return;
   ring.add_up(a);
   leave_sums(a, ring.first, n);
@@ -133,37 +133,33 @@ template <class E>
 void start_forward(const LifArgs& a) {
   const int shared = shared_bytes<E>(a, false);
   if (ahead(a)) {
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, kWord<E>));
-    return lif_ahead_forward<E, kWord<E>, kChunk, true><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Ahead<E>::V));
+    return lif_ahead_forward<Ahead<E>><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
-  const auto launch = [&a, shared](auto c, auto fuse) {
-    using C = decltype(c);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, C::V));
-    lif_forward<E, C::V, C::K, C::LOOP, fuse.value><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+  const auto launch = [&a, shared](auto kernel) {
+    using Kernel = decltype(kernel);
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, Kernel::V));
+    lif_forward<Kernel><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   };
-  if (fused(a)) {
-    choose<E, true>(a, [&](auto c) { launch(c, std::true_type()); });
-  } else {
-    choose<E, false>(a, [&](auto c) { launch(c, std::false_type()); });
-  }
+  fused(a) ? choose<E, true>(a, launch) : choose<E, false>(a, launch);
 }
 
-template <class E, class C, int SURROGATE = 0>
+template <class Kernel, int SURROGATE = 0>
 void start_plain_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
-    if (a.surrogate != SURROGATE) return start_plain_backward<E, C, SURROGATE + 1>(a);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, C::V));
-    const int shared = shared_bytes<E>(a, true);
-    lif_backward<E, C::V, C::K, C::LOOP, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    if (a.surrogate != SURROGATE) return start_plain_backward<Kernel, SURROGATE + 1>(a);
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Kernel::V));
+    const int shared = shared_bytes<typename Kernel::E>(a, true);
+    lif_backward<Kernel, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
 }
 
-template <class E, class C>
+template <class Kernel>
 void start_fused_backward(const LifArgs& a) {
-  const auto kernel = lif_fused_backward<E, C::V, C::K, C::LOOP>;
+  const auto kernel = lif_fused_backward<Kernel>;
   const index::Tiles t = tiles(a);
-  const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, C::V);
-  const int shared = shared_bytes<E>(a, true);
+  const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, Kernel::V);
+  const int shared = shared_bytes<typename Kernel::E>(a, true);
   if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   kernel<<<static_cast<unsigned>(blocks), index::kThreads, shared, stream(a)>>>(a, t, sum_rows(a));
 }
@@ -171,12 +167,12 @@ void start_fused_backward(const LifArgs& a) {
 template <class E>
 void start_backward(const LifArgs& a) {
   if (ahead(a)) {
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, kWord<E>));
+    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Ahead<E>::V));
     const int shared = shared_bytes<E>(a, true);
-    return lif_ahead_backward<E, kWord<E>, kChunk, true><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    return lif_ahead_backward<Ahead<E>><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
-  if (fused(a)) return choose<E, true>(a, [&a](auto c) { start_fused_backward<E, decltype(c)>(a); });
-  choose<E, false>(a, [&a](auto c) { start_plain_backward<E, decltype(c)>(a); });
+  if (fused(a)) return choose<E, true>(a, [&a](auto kernel) { start_fused_backward<decltype(kernel)>(a); });
+  choose<E, false>(a, [&a](auto kernel) { start_plain_backward<decltype(kernel)>(a); });
 }
 
 }  // namespace cuda

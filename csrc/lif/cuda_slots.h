@@ -1,4 +1,4 @@
-// What a thread keeps in its own words of shared memory. E, V, K, FUSED: see lif/cuda_body.h, which includes this.
+// What a thread keeps in its own words of shared memory. Included by lif/cuda_body.h.
 #pragma once
 
 namespace trtkern {
@@ -26,9 +26,11 @@ struct Words {
 
 // What a thread of the backward kernel keeps in shared memory: there, unlike in registers, a loop can index it. Of a
 // plain LIF, a chunk is K steps. FUSED: where T exceeds K it is kChunk steps, of which registers hold K at a time.
-template <class E, int V, int K, bool FUSED>
+template <class Kernel>
 struct Slots : Words {
-  static constexpr int kRow = Pack<E, V>::kWords;
+  static constexpr int V = Kernel::V, K = Kernel::K;
+  static constexpr bool FUSED = Kernel::FUSED;
+  static constexpr int kRow = Kernel::Row::kWords;
   static constexpr int kStart = 0;                                    // [V]: v before the chunk
   static constexpr int kGv = V;                                       // [V]: gradient of v, carried from step to step
   static constexpr int kNorm = 2 * V;                                 // [kNormSums, V], FUSED only
@@ -68,7 +70,7 @@ struct Slots : Words {
     TK_UNROLL
     for (int w = 0; w < P::kWords; ++w) word(i + w) = from.words[w];
   }
-  TK_INLINE void set_packs(int i, int apart, const Pack<E, V> (&from)[K]) const {
+  TK_INLINE void set_packs(int i, int apart, const typename Kernel::Row (&from)[K]) const {
     TK_UNROLL
     for (int k = 0; k < K; ++k) set_pack(i + k * apart, from[k]);
   }
@@ -94,8 +96,10 @@ struct Slots : Words {
 };
 
 // The thread's sums: zero before its steps.
-template <class E, int V, int K, bool FUSED>
-TK_INLINE void clear_sums(const LifArgs& a, const Slots<E, V, K, FUSED>& slots) {
+template <class Kernel>
+TK_INLINE void clear_sums(const LifArgs& a, const Slots<Kernel>& slots) {
+  constexpr int V = Kernel::V;
+  constexpr bool FUSED = Kernel::FUSED;
   TK_UNROLL
   for (int i = 0; FUSED && i < kNormSums * V; ++i) slots.set_number(slots.sum_at(a, 0) + i, Real(0.0f));
   if (a.gparams == 0) return;
@@ -104,15 +108,16 @@ TK_INLINE void clear_sums(const LifArgs& a, const Slots<E, V, K, FUSED>& slots) 
 }
 
 // Then one number of row r, or V columns of the workspace [rows, N].
-template <class E, int V, int K, bool FUSED>
-TK_INLINE Real sum_of(const LifArgs& a, const Slots<E, V, K, FUSED>& slots, int r) {
+template <class Kernel>
+TK_INLINE Real sum_of(const LifArgs& a, const Slots<Kernel>& slots, int r) {
   Real sum = 0.0f;
   TK_UNROLL
-  for (int j = 0; j < V; ++j) sum += slots.number(slots.sum_at(a, r) + j);
+  for (int j = 0; j < Kernel::V; ++j) sum += slots.number(slots.sum_at(a, r) + j);
   return sum;
 }
-template <class E, int V, int K, bool FUSED>
-TK_INLINE void store_sums(const LifArgs& a, int rows, int64_t n, const Slots<E, V, K, FUSED>& slots) {
+template <class Kernel>
+TK_INLINE void store_sums(const LifArgs& a, int rows, int64_t n, const Slots<Kernel>& slots) {
+  constexpr bool FUSED = Kernel::FUSED;
   TK_UNROLL
   for (int r = 0; r < (FUSED ? kNormSums : 0) + kSums; ++r) {
     if (!FUSED || r < rows) slots.store_numbers(slots.sum_at(a, r), a.workspace, index::offset(r, n, a.N));
@@ -121,9 +126,9 @@ TK_INLINE void store_sums(const LifArgs& a, int rows, int64_t n, const Slots<E, 
 
 // Number o of a block's sums of row r (index::Tiles), once all its threads are through: what the threads of column o /
 // lanes left for the numbers that share the channel. `slots`: those of the first thread.
-template <class E, int V, int K, bool FUSED>
-TK_INLINE Real tile_sum(const LifArgs& a, const index::Tiles& t, const Slots<E, V, K, FUSED>& slots, int r, int o) {
-  const int first = slots.sum_at(a, r) + o % t.lanes, more = t.lanes == 1 ? V : 1;
+template <class Kernel>
+TK_INLINE Real tile_sum(const LifArgs& a, const index::Tiles& t, const Slots<Kernel>& slots, int r, int o) {
+  const int first = slots.sum_at(a, r) + o % t.lanes, more = t.lanes == 1 ? Kernel::V : 1;
   Real sum = 0.0f;
   for (int thread = o / t.lanes; thread < t.threads; thread += 1 << t.shift) {
     for (int j = 0; j < more; ++j) sum += Float32::unpack(slots.words[(first + j) * slots.stride + thread], 0);

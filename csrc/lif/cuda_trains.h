@@ -7,8 +7,10 @@ namespace cuda {
 
 // The spikes of a chunk of at most 8 steps of V neurons: a byte a neuron, bit k for step k. With pooling, those of the
 // four packs are added up in words of `kept`, 4 bits a step of each average.
-template <class E, int V, int K>
+template <class Kernel>
 struct Trains {
+  using E = typename Kernel::E;
+  static constexpr int V = Kernel::V, K = Kernel::K;
   static constexpr int kCounts = 4 * V, kKept = 5 * V;  // after the v of the four packs
 
   uint32_t bits[(V + 3) / 4] = {};
@@ -59,7 +61,7 @@ struct Trains {
       Real s[V];
       TK_UNROLL
       for (int j = 0; j < V; ++j) s[j] = Real(0.25f) * Real(static_cast<float>(kept.word(kCounts + j) >> 4 * k & 15));
-      Pack<E, V> out;
+      typename Kernel::Row out;
       out.set(s);
       out.store(at);
       at = address<E>(at, N);

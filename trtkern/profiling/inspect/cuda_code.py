@@ -13,11 +13,11 @@ from trtkern.profiling.inspect import reading
 from trtkern.profiling.inspect.occupancy import LIMITS
 
 KERNEL = re.compile(
-    r"(forward|backward|statistics|input_grad)I\w*?(Float32|BFloat16|Float16)E?Li(\d+)E"
-    r"(?:Li(\d+)ELb(\d)E)?(?:Li(\d+)E)?(?:Lb(\d)E)?"
+    r"(forward|backward|statistics|input_grad)I\w*?(Float32|BFloat16|Float16)E?Li(\d+)E"  # E and V of its Traits
+    r"(?:Li(\d+)ELb(\d)ELb(\d)EE(?:Li(\d+)E)?)?"  # K, LOOP, FUSED; the surrogate
 )
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2}
-# What LifArgs begins with: addresses of 8 bytes each.
+# What LifArgs begins with (csrc/lif/fields.h): addresses of 8 bytes each.
 POINTERS: tuple[str, ...] = ("x", "v0", "params", "affine", "residual", "s", "v", "v_final", "edges", "packed", "flag")
 POINTERS += ("gs", "gv", "gv_final", "coef", "gx", "gv0", "gparams", "norm_sums", "workspace")
 
@@ -57,10 +57,9 @@ def kernel(name: str) -> CudaKernel | None:
     found = KERNEL.search(name)
     if found is None:
         return None
-    direction, element, vec, steps, loop, surrogate, fused = found.groups()
-    fused = fused == "1" or "fused" in name or steps is None
-    ahead = "lif_ahead" in name
-    return CudaKernel(direction, element, int(vec), int(steps or 4), loop == "1", int(surrogate or 0), fused, ahead)
+    direction, element, vec, steps, loop, fused, surrogate = found.groups()
+    fuses, ahead = fused == "1" or steps is None, "lif_ahead" in name
+    return CudaKernel(direction, element, int(vec), int(steps or 4), loop == "1", int(surrogate or 0), fuses, ahead)
 
 
 def _match(pattern: str, text: str) -> re.Match[str]:
