@@ -168,19 +168,17 @@ const char* traffic() {
   return text.c_str();
 }
 
-// "name offset;" for each field of LifArgs, then its size.
+// "name type count offset;" for each field of LifArgs, then its size.
 const char* layout() {
   static std::string text;
   text.clear();
-#define TK_OFFSET(field) text += std::string(#field) + " " + std::to_string(offsetof(LifArgs, field)) + ";"
-  TK_OFFSET(x), TK_OFFSET(v0), TK_OFFSET(params), TK_OFFSET(affine), TK_OFFSET(residual), TK_OFFSET(s), TK_OFFSET(v);
-  TK_OFFSET(v_final), TK_OFFSET(edges), TK_OFFSET(packed), TK_OFFSET(flag), TK_OFFSET(gs), TK_OFFSET(gv);
-  TK_OFFSET(gv_final), TK_OFFSET(coef), TK_OFFSET(gx), TK_OFFSET(gv0), TK_OFFSET(gparams), TK_OFFSET(norm_sums);
-  TK_OFFSET(workspace), TK_OFFSET(T), TK_OFFSET(N), TK_OFFSET(C), TK_OFFSET(inner), TK_OFFSET(x_stride);
-  TK_OFFSET(pool_row), TK_OFFSET(pool_inner), TK_OFFSET(scalars), TK_OFFSET(alpha), TK_OFFSET(dtype), TK_OFFSET(reset);
-  TK_OFFSET(detach), TK_OFFSET(surrogate), TK_OFFSET(before), TK_OFFSET(threads), TK_OFFSET(device), TK_OFFSET(processors);
-  TK_OFFSET(stream);
-  text += "end " + std::to_string(sizeof(LifArgs));
+  const auto add = [](const char* name, const char* type, int count, size_t offset) {
+    text += std::string(name) + " " + type + " " + std::to_string(count) + " " + std::to_string(offset) + ";";
+  };
+#define TK_FIELD(type, name, value) add(#name, #type, 1, offsetof(LifArgs, name))
+#define TK_FIELDS(type, name, count) add(#name, #type, count, offsetof(LifArgs, name))
+#include "lif/fields.h"
+  text += std::to_string(sizeof(LifArgs));
   return text.c_str();
 }
 
@@ -190,4 +188,5 @@ int64_t statistics_workspace_floats(const LifArgs* a) {
   return 4 * t.segments() * t.C();
 }
 int neurons_a_thread(const LifArgs* a) { return vec(*a); }
+int reads_ahead(const LifArgs* a) { return ahead(*a); }
 }

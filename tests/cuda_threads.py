@@ -13,8 +13,7 @@ from trtkern.backends.base import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "cuda-threads"
-SIZES = {"scalars": ctypes.c_float * 6, "alpha": ctypes.c_float}
-INTS = ("dtype", "reset", "detach", "surrogate", "before", "threads", "device", "processors")
+TYPES = {"uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 
 def dialect_header():
@@ -40,12 +39,12 @@ class Threads:
         for name in ("run", "statistics", "input_grad", "workspace_floats", "statistics_workspace_floats"):
             getattr(self.library, name).restype = ctypes.c_int64
         self.library.flat_differences.restype = ctypes.c_int64
-        self.layout = dict(field.split() for field in self.library.layout().decode().split(";"))
-        names = [name for name in self.layout if name != "end"]
-        kinds = {name: SIZES.get(name, ctypes.c_int if name in INTS else ctypes.c_int64) for name in names}
-        struct = type("Struct", (ctypes.Structure,), {"_fields_": list(kinds.items())})
-        offsets = {name: getattr(struct, name).offset for name in names} | {"end": ctypes.sizeof(struct)}
-        assert offsets == {name: int(offset) for name, offset in self.layout.items()}
+        *rows, size = self.library.layout().decode().split(";")
+        layout = [row.split() for row in rows]
+        kinds = [(name, TYPES[kind] * int(many) if many != "1" else TYPES[kind]) for name, kind, many, _ in layout]
+        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": ()})  # no other attributes
+        assert [getattr(struct, name).offset for name, *_ in layout] == [int(offset) for *_, offset in layout]
+        assert ctypes.sizeof(struct) == int(size)
         self.LifArgs = lambda: struct(C=1, inner=1, alpha=1.0, threads=1)
 
     def neurons_a_thread(self):

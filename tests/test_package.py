@@ -11,7 +11,9 @@ import torch
 from patience import PATIENCE
 
 import trtkern
+from trtkern.backends._args import MOST_PARAMS
 from trtkern.backends.base import CHUNK, PARAMS
+from trtkern.profiling.inspect.cuda_code import POINTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,9 +50,31 @@ def test_the_public_names():
 def test_python_and_csrc_agree_on_the_constants():
     text = (ROOT / "csrc" / "lif" / "args.h").read_text()
     assert int(re.search(r"kChunk = (\d+)", text)[1]) == CHUNK
+    assert int(re.search(r"kMostParams = (\d+)", text)[1]) == MOST_PARAMS
     names = re.search(r"enum Param : int \{(.*?)\}", text)[1]
     rows = [re.sub(r"(?<!^)([A-Z])", r"_\1", n).lower() for n in re.findall(r"k(\w+) = \d", names)]
     assert rows[:6] == [name.replace("v_threshold", "threshold") for name in PARAMS]
+
+
+def test_python_fills_every_field_of_the_launch():
+    text = (ROOT / "csrc" / "lif" / "fields.h").read_text()
+    fields = dict(re.findall(r"^TK_FIELDS?\(\w+, (\w+), (\w+)", text, re.M))
+    assert len(fields) >= 30
+    backends = ROOT / "trtkern" / "backends"
+    filled = {name for path in backends.glob("*.py") for name in re.findall(r"\bargs\.(\w+)", path.read_text())}
+    assert filled == set(fields) - {"workspace"}  # which goes to the launcher
+    assert list(fields)[: len(POINTERS)] == list(POINTERS)
+
+
+@pytest.mark.parametrize("name", ["trtkern._cpu", "trtkern._cuda"])
+def test_a_field_that_the_launch_does_not_have_is_an_error(name):
+    args = pytest.importorskip(name, reason=f"{name} is not built", exc_type=ImportError).LifArgs()
+    with pytest.raises(AttributeError, match="v_finale"):
+        args.v_finale = 1
+    with pytest.raises(TypeError, match="incompatible"):
+        args.scalars = (0.0,) * (MOST_PARAMS + 1)
+    args.scalars = range(MOST_PARAMS)
+    assert list(args.scalars) == [float(i) for i in range(MOST_PARAMS)]
 
 
 def test_nothing_imports_kernels_by_its_folder():

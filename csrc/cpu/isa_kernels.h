@@ -14,8 +14,15 @@
 namespace trtkern {
 
 extern const Kernels TK_KERNELS = {
-    TK_TEXT(TK_ISA),    TK_ISA::lif_forward, TK_ISA::lif_backward,  TK_ISA::run_moments, TK_ISA::column_moments,
-    TK_ISA::input_grad, TK_ISA::spikes_pack, TK_ISA::spikes_unpack, TK_ISA::regularizer,
+    .name = TK_TEXT(TK_ISA),
+    .lif_forward = TK_ISA::lif_forward,
+    .lif_backward = TK_ISA::lif_backward,
+    .run_moments = TK_ISA::run_moments,
+    .column_moments = TK_ISA::column_moments,
+    .input_grad = TK_ISA::input_grad,
+    .spikes_pack = TK_ISA::spikes_pack,
+    .spikes_unpack = TK_ISA::spikes_unpack,
+    .regularizer = TK_ISA::regularizer,
 };
 
 }  // namespace trtkern

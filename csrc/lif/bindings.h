@@ -1,37 +1,37 @@
-// The Python class of LifArgs, for both extensions (module_local: each has its own).
+// The Python class of LifArgs, for both extensions (module_local: each has its own). A field that it does not have is
+// an AttributeError.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <vector>
+#include <array>
 
 #include "lif/args.h"
 
 namespace trtkern {
 
+// A field that is an array: a sequence of as many numbers.
+template <class Number, size_t COUNT>
+void bind_numbers(pybind11::class_<LifArgs>& c, const char* name, Number (LifArgs::*field)[COUNT]) {
+  using Numbers = std::array<Number, COUNT>;
+  const auto get = [field](const LifArgs& a) {
+    Numbers values;
+    std::copy(a.*field, a.*field + COUNT, values.begin());
+    return values;
+  };
+  const auto set = [field](LifArgs& a, const Numbers& values) { std::copy(values.begin(), values.end(), a.*field); };
+  c.def_property(name, get, set);
+}
+
 inline void bind_lif_args(pybind11::module_& m) {
-  pybind11::class_<LifArgs> c(m, "LifArgs", pybind11::module_local(),
-                              "Addresses, sizes and numbers of one LIF launch (csrc/lif/args.h). Set the attributes.");
+  pybind11::class_<LifArgs> c(
+      m, "LifArgs", pybind11::module_local(),
+      "Addresses, sizes and numbers of one LIF launch (csrc/lif/fields.h). Set the attributes.");
   c.def(pybind11::init<>());
-#define TK_FIELD(name) c.def_readwrite(#name, &LifArgs::name)
-  TK_FIELD(x), TK_FIELD(v0), TK_FIELD(params), TK_FIELD(s), TK_FIELD(v), TK_FIELD(v_final), TK_FIELD(edges);
-  TK_FIELD(flag), TK_FIELD(gs), TK_FIELD(gv), TK_FIELD(gv_final), TK_FIELD(gx), TK_FIELD(gv0), TK_FIELD(gparams);
-  TK_FIELD(T), TK_FIELD(N), TK_FIELD(C), TK_FIELD(inner), TK_FIELD(alpha), TK_FIELD(dtype), TK_FIELD(reset);
-  TK_FIELD(affine), TK_FIELD(residual), TK_FIELD(packed), TK_FIELD(coef), TK_FIELD(norm_sums), TK_FIELD(x_stride);
-  TK_FIELD(pool_row), TK_FIELD(pool_inner), TK_FIELD(detach), TK_FIELD(before), TK_FIELD(surrogate), TK_FIELD(threads),
-      TK_FIELD(device), TK_FIELD(processors), TK_FIELD(stream), TK_FIELD(neuron), TK_FIELD(P);
-#undef TK_FIELD
-  c.def_property(
-      "scalars",
-      [](const LifArgs& a) {
-        return std::vector<float>(a.scalars, a.scalars + a.P);
-      },
-      [](LifArgs& a, const std::vector<float>& values) {
-        if (values.size() > kMostParams) throw std::length_error("LifArgs: expected at most kMostParams scalars");
-        std::copy(values.begin(), values.end(), a.scalars);
-      });
+#define TK_FIELD(type, name, value) c.def_readwrite(#name, &LifArgs::name)
+#define TK_FIELDS(type, name, count) bind_numbers<type, count>(c, #name, &LifArgs::name)
+#include "lif/fields.h"
   m.attr("CHUNK") = kChunk;
 }
 

@@ -1,4 +1,4 @@
-"""Fills the struct of ``csrc/lif/args.h``, for the CPU and the CUDA extension alike."""
+"""Fills the struct of ``csrc/lif/fields.h`` by name, for the CPU and the CUDA extension alike."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trtkern.spec import RESETS
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEURONS = tuple(neurons.TABLE)
 """By their number in the compiled code."""
+MOST_PARAMS = max(len(row.params) for row in neurons.TABLE.values())
+"""Of any neuron; ``csrc/lif/args.h`` has the same number (a test compares them)."""
 _RESETS = {name: number for number, name in enumerate(RESETS)}
 
 
@@ -30,7 +32,7 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
     args.N = inp.x[0].numel()
     args.x_stride = inp.x.stride(0) if args.T > 1 else args.N
     if inp.params is None:
-        args.scalars = inp.scalars
+        args.scalars = (*inp.scalars, *[0.0] * (MOST_PARAMS - len(inp.scalars)))
     else:
         args.C, args.inner = inp.params.shape[1], inp.inner
     if inp.norm is not None:
