@@ -1,5 +1,19 @@
 """From the tensors of a LIF op to one launch: the classes that select code, block sizes, and the arguments in order."""
 
+# The path of a call, a forward pass of the LIF:
+#
+#   trtkern/ops/lif.py          has seen every tensor, and makes what the pass will write
+#   trtkern/backends/triton.py  lif_forward: makes the launch on x's device and calls it
+#   kernels/lif_launch.py       forward_launch (here): T and N, whether all addresses suit 16-byte accesses (aligned),
+#                               the classes that select code (_plan: chunk, channels, image, lanes), and the
+#                               arguments in the kernel's order
+#   kernels/launch.py           Launch: a kernel of Triton with its grid, its arguments and its options
+#   kernels/lif.py              lif_forward: a program's neurons through all steps, a chunk at a time
+#   kernels/channels.py, pooling.py, numerics.py   what the kernels share
+#
+# Backward, backward_launch: kernels/lif_backward.py makes the h of a chunk again and walks back through them, the
+# last chunk first; what it leaves to add up (Sums) the backend adds up behind it.
+
 from __future__ import annotations
 
 from functools import lru_cache

@@ -1,4 +1,23 @@
-// The launchers: which class of kernel runs, on which device and stream, and the reduction of sums.
+// The CUDA launchers of the LIF, and the reduction of sums. The path of a call, a forward pass:
+//
+//   trtkern/ops/lif.py        has seen every tensor, and makes what the pass will write
+//   trtkern/backends/cuda.py  fills a LifArgs by name (backends/_args.py; the fields: lif/fields.h)
+//   cuda/bindings.cpp         the Python functions, which make a CUDA error an exception
+//   lif/cuda.cu (here)        lif_forward: checks what is cheap to check, takes the device (cuda/device.h) and branches
+//                             by element type
+//   lif/cuda_float32.cu, ...  one translation unit an element type
+//   lif/cuda_kernels.h        start_forward: asks lif/cuda_choice.h for the kernel (ahead, fused, choose), launches it
+//   lif/cuda_body.h           forward_thread: all steps of a thread's neurons, a chunk at a time; forward_chunk. What
+//                             is fixed at compile time is its Traits (lif/cuda_traits.h)
+//   lif/cuda_ahead.h          forward_ahead in its place, for long sequences of few neurons
+//   lif/math.h                charge, fire and reset_after_flat, over the Real of cuda/dialect.h
+//
+// Which thread owns which neuron, and every offset: cuda/index.h. How it reads and writes them: cuda/pack.h.
+//
+// Backward, lif_backward: start_backward, backward_thread in lif/cuda_backward.h, with a thread's own words of shared
+// memory (lif/cuda_slots.h); then, where there are sums, lif_reduce and lif_finish here add up what the threads left in
+// the workspace (lif/cuda_sums.h). norm/cuda.cu has the other two launchers. tests/cuda_threads.cpp runs all of it but
+// the launches on the CPU.
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
