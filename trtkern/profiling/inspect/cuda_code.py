@@ -14,7 +14,7 @@ from trtkern.profiling.inspect.occupancy import LIMITS
 
 KERNEL = re.compile(
     r"(forward|backward|statistics|input_grad)I\w*?(Float32|BFloat16|Float16)E?Li(\d+)E"  # E and V of its Traits
-    r"(?:Li(\d+)ELb(\d)ELb(\d)EE(?:Li(\d+)E)?)?"  # K, LOOP, FUSED; the surrogate
+    r"(?:Li(\d+)ELb(\d)ELb(\d)E(?:EELi(\d+)E)?)?"  # K, LOOP, FUSED; the surrogate
 )
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2}
 # What LifArgs begins with (csrc/lif/fields.h): addresses of 8 bytes each.
