@@ -1,16 +1,19 @@
 """The CUDA kernels that read ahead, for long sequences of few neurons: their threads run one by one on the CPU."""
 
+import ctypes
 import itertools
 import shutil
+from importlib import import_module
 
 import cuda_threads
 import pytest
 import torch
 from cuda_threads import NAME
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trtkern import LIFSpec, lif
-from trtkern.backends import cuda
-from trtkern.backends.base import CHUNK
+from trtkern import LIFSpec, lif, nn
+from trtkern.backends import _args, cuda, explain, named, resolve
+from trtkern.backends.base import CHUNK, Case
 from trtkern.selftest import Cell, compare
 from trtkern.surrogates import BUILTIN
 
@@ -105,3 +108,82 @@ def test_a_neuron_that_is_not_finite_stays_alone(threads):
     spikes, state, *_ = lif(x, backend=NAME, return_state=True, flag=flag)
     assert flag.item() == 1 and torch.isnan(state[0, 17]) and spikes[30:, 0, 17].sum() == 0
     assert torch.isfinite(state[0, torch.arange(40) != 17]).all()
+
+
+def test_auto_takes_them_where_the_launcher_does():
+    """``prefers`` and ``ahead`` in csrc/lif/cuda_choice.h are one rule."""
+    threads = cuda_threads.build()
+    for dtype, timesteps, processors in itertools.product(DTYPES, (1, CHUNK, CHUNK + 1, 1000), (0, 1, 2, 132)):
+        pack = 16 // dtype.itemsize * cuda.THREADS
+        edges = (processors - 1) * pack
+        for neurons in {1, 2, 70, 71, pack, pack + 2, edges, edges + 1, edges + 2, edges + pack} - {0, -pack + 1}:
+            if neurons < 1:
+                continue
+            args = threads.LifArgs()
+            args.x, args.T, args.N, args.x_stride = 16, timesteps, neurons, neurons
+            args.dtype, args.processors = _args.DTYPES[dtype], processors
+            reads_ahead = threads.library.reads_ahead(ctypes.byref(args)) == 1
+            case = Case("lif", "cuda", dtype, LIFSpec(), timesteps, neurons, processors)
+            assert (cuda.prefers(case) is not None) == reads_ahead, case
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if this machine had a GPU of 132 multiprocessors, Triton and the CUDA extension."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(named(name).__dict__, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "processors", lambda device: 132)
+
+
+def test_auto_takes_cuda_for_long_sequences_of_few_neurons(gpu, monkeypatch):
+    long = Case("lif", "cuda", torch.float32, LIFSpec(), 500, 16 * 512, 132)
+    assert resolve("auto", long).name == "cuda"
+    assert explain(long) == (
+        "cuda (it reads ahead where few neurons run for many steps: T = 500, and N = 8192 makes 32 blocks for 132 "
+        "multiprocessors)"
+    )
+    others = (
+        long._replace(T=CHUNK),
+        long._replace(N=4 * cuda.THREADS * 132),
+        long._replace(processors=0),
+        long._replace(T=0, N=0),
+        long._replace(op="batch_norm_lif"),
+    )
+    for case in others:
+        assert resolve("auto", case).name == "triton"
+        assert explain(case) == "triton (not cpu: it runs on cpu tensors, not on cuda)"
+    assert resolve("triton", long).name == "triton"
+    on_cpu = long._replace(device="cpu")
+    assert resolve("auto", on_cpu).name in ("cpu", "reference")
+    monkeypatch.setitem(named("cuda").__dict__, "missing", lambda: "it was taken away; put it back")
+    assert resolve("auto", long).name == "triton"
+    assert explain(long).startswith("triton (not cuda: it was taken away; put it back; not cpu: ")
+
+
+class Chosen(Exception):
+    """Which backend an op takes, before it takes it: there is no GPU to run it on."""
+
+
+def test_a_layer_says_which_and_why(gpu, monkeypatch):
+    def choose(*what):
+        raise Chosen(resolve(what[0], Case(*what[1:4], LIFSpec(), *what[5])).name)
+
+    monkeypatch.setattr(import_module("trtkern.ops.lif"), "choose", choose)
+    with FakeTensorMode():
+        x = torch.empty(500, 2, 64, device="cuda")
+        static = torch.empty(1, 2, 64, device="cuda").expand(500, 2, 64)
+        wanted = (
+            (nn.LIF(), x, "cuda (it reads ahead"),
+            (nn.LIF(time_dim=1), x.movedim(0, 1), "cuda (it reads ahead"),
+            (nn.LIF(backend="triton"), x, "triton"),
+            (nn.LIF(packed=True), x, "triton (not cpu"),
+            (nn.LIF(), static, "triton (not cpu"),
+            (nn.LIF(), torch.empty(CHUNK, 2, 64, device="cuda"), "triton (not cpu"),
+        )
+        for layer, given, answer in wanted:
+            assert layer.backend_for(given).startswith(answer), layer
+            with pytest.raises(Chosen) as taken:
+                lif(given.movedim(layer.time_dim, 0), backend=layer.backend, return_packed=layer.packed)
+            assert answer.startswith(str(taken.value)), layer

@@ -145,7 +145,7 @@ def test_reading_ahead_changes_no_bit(monkeypatch, dtype):
         return found.spikes, found.v, found.state, leaf.grad, decay.grad
 
     ahead = passes()
-    monkeypatch.setattr(cuda, "_processors", lambda device: 0)  # as if it were not known how many neurons are few
+    monkeypatch.setattr(cuda, "processors", lambda device: 0)  # as if it were not known how many neurons are few
     *same, theirs = passes()
     for one, other in zip(ahead, same, strict=False):
         assert torch.equal(one, other)

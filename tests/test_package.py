@@ -13,6 +13,7 @@ from patience import PATIENCE
 import trtkern
 from trtkern.backends._args import MOST_PARAMS
 from trtkern.backends.base import CHUNK, PARAMS
+from trtkern.backends.cuda import THREADS
 from trtkern.profiling.inspect.cuda_code import POINTERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,7 @@ def test_python_and_csrc_agree_on_the_constants():
     names = re.search(r"enum Param : int \{(.*?)\}", text)[1]
     rows = [re.sub(r"(?<!^)([A-Z])", r"_\1", n).lower() for n in re.findall(r"k(\w+) = \d", names)]
     assert rows[:6] == [name.replace("v_threshold", "threshold") for name in PARAMS]
+    assert int(re.search(r"kThreads = (\d+)", (ROOT / "csrc" / "cuda" / "index.h").read_text())[1]) == THREADS
 
 
 def test_python_fills_every_field_of_the_launch():

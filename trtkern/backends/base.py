@@ -106,6 +106,16 @@ class Case(NamedTuple):
     device: str
     dtype: torch.dtype
     spec: LIFSpec | None = None
+    T: int = 0
+    """Steps; 0: not known, or not to be looked at."""
+    N: int = 0
+    """Neurons: the numbers of one step."""
+    processors: int = 0
+    """Multiprocessors of the GPU; 0: not known."""
+
+
+def _never(case: Case) -> None:
+    """No case is better run here than where its turn comes."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +123,15 @@ class Backend:
     """One way to run the ops.
 
     ``missing()`` says why it cannot be used on this machine and how to get it, or None; ``refuses(case)`` says why it
-    does not take a case, or None; ``ops`` maps an op's name ("lif_forward", "lif_backward") to its function.
+    does not take a case, or None; ``ops`` maps an op's name ("lif_forward", "lif_backward") to its function;
+    ``prefers(case)`` says for what "auto" takes it before its turn, or None.
     """
 
     name: str
     missing: Callable[[], str | None]
     refuses: Callable[[Case], str | None]
     ops: Mapping[str, Callable]
+    prefers: Callable[[Case], str | None] = _never
 
     def holds(self, family: str) -> bool:
         """Whether it has the ops of that family at all, on any machine."""

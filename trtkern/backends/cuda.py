@@ -42,6 +42,28 @@ def refuses(case: Case) -> str | None:
     return _args.refuses(case, "cuda")
 
 
+THREADS = 64
+"""Of a block; ``csrc/cuda/index.h`` has the same number (a test compares them)."""
+
+
+def prefers(case: Case) -> str | None:
+    """For what "auto" takes this backend before triton, or None: a plain LIF over a long sequence of few neurons.
+
+    That is where ``ahead`` in ``csrc/lif/cuda_choice.h`` takes the kernels that read ahead: more steps than a chunk,
+    and fewer blocks of 16-byte packs than the GPU has multiprocessors.
+    """
+    if case.op != "lif" or case.T <= CHUNK or case.N == 0 or case.dtype not in _args.DTYPES:
+        return None
+    wide = 16 // case.dtype.itemsize
+    blocks = -(-case.N // (wide * THREADS))
+    if blocks >= case.processors or case.N % (wide // 4):
+        return None
+    return (
+        f"it reads ahead where few neurons run for many steps: T = {case.T}, and N = {case.N} makes {blocks} blocks "
+        f"for {case.processors} multiprocessors"
+    )
+
+
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
     """Fill what ``out`` asks for: one launch on the current stream of x's device.
 
@@ -118,11 +140,12 @@ def _workspace(floats: int, x: Tensor) -> Tensor:
 def _place(x: Tensor) -> tuple[int, int, int]:
     """The tensor's device, that device's current stream, and how many multiprocessors it has."""
     device = x.get_device()
-    return device, torch.cuda.current_stream(device).cuda_stream, _processors(device)
+    return device, torch.cuda.current_stream(device).cuda_stream, processors(device)
 
 
 @cache
-def _processors(device: int) -> int:
+def processors(device: int) -> int:
+    """How many multiprocessors the device has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -136,4 +159,5 @@ BACKEND = Backend(
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
         "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
     },
+    prefers=prefers,
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trtkern.backends import explain, named, resolve
+from trtkern.backends import explain, named, resolve, sizes
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf
 from trtkern.nn.bounded import Bounded
@@ -144,7 +144,8 @@ class Neuron(Leaf):
 
     def backend_for(self, x: Tensor) -> str:
         """The backend that runs this layer on x; for "auto" also why the ones before it do not."""
-        case = Case("lif", x.device.type, x.dtype, self.spec)
+        measured = (0, 0, 0) if getattr(self, "packed", False) else sizes(x.movedim(self.time_dim, 0))
+        case = Case("lif", x.device.type, x.dtype, self.spec, *measured)
         return explain(case) if self.backend == "auto" else resolve(self.backend, case).name
 
     def _settings(self) -> dict[str, object]:

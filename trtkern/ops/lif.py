@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
-from trtkern.backends import choose, named
+from trtkern.backends import choose, named, sizes
 from trtkern.backends.base import PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
 from trtkern.ops import checks, layout, spikes
 from trtkern.ops._beneath import beneath
@@ -122,7 +122,8 @@ def neuron(
     values = {name: values[name] for name in row.params}
     checks.parameters(op, values)
     values = firing(op, values, fire_on_equal, x)
-    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token)
+    measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
+    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         if chosen == "reference":
