@@ -18,7 +18,7 @@ from trtkern.data import Dataset, difference, fingerprint, load
 from trtkern.data.folder import DataError, read_classes
 from trtkern.data.known import KNOWN, Known, blank
 from trtkern.malloc import keep_pages
-from trtkern.training import checkpoint, figures, observer, progress, report, resuming, run, selection
+from trtkern.training import checkpoint, figures, observer, options, progress, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
 from trtkern.training.loop import Result, Trainer
@@ -116,7 +116,7 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
             else:
                 folders.hold(place)
                 different = resuming.differences(run.settings_of(place), settings)
-                if other := {name: pair for name, pair in different.items() if name not in resuming.FREE}:
+                if other := {name: pair for name, pair in different.items() if name not in options.FREE}:
                     raise ValueError(
                         f"--seeds: expected a run of these settings in {place}, got others: {resuming.words(other)}; "
                         f"name another --run-dir"
@@ -142,7 +142,7 @@ def resume(folder: Path, given: dict[str, Any], other_data: bool = False) -> int
 
     Args:
         folder: the run folder.
-        given: what the user wants otherwise, of ``resuming.FREE``; None is nothing.
+        given: what the user wants otherwise, of ``options.FREE``; None is nothing.
         other_data: go on also where the files are not those of the training.
     """
     with user_errors():

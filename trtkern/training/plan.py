@@ -7,85 +7,47 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtkern.names import (
-    AMP,
-    BACKENDS,
-    DATASETS,
-    DVS_RESIZE,
-    LOSSES,
-    NEURONS,
-    OBSERVE,
-    OPTIMIZERS,
-    SELECT,
-    one_of,
-    unknown,
-)
+from trtkern.names import LOSSES, NEURONS, OPTIMIZERS, one_of, unknown
 from trtkern.training import recipes
+from trtkern.training.options import COMMAND, LOSS, OPTIONS, RECIPE, Option
 
-HELD_OUT = 0.1
-"""Share of the training images that chooses the epoch, unless a recipe says otherwise."""
-
-
-# What a recipe and an option may both say, what only a recipe says, and what only an option does, with their defaults;
-# a recipe without a value for ... is refused.
-BOTH: dict[str, Any] = {
-    "data": ..., "dvs_resize": "bilinear", "select": "validation", "timesteps": ..., "threads": None, "workers": 0,
-    "epochs": ..., "batch_size": ..., "lr": ..., "amp": "none", "compile": False, "cuda_graphs": False,
-}  # fmt: skip
-RECIPE: dict[str, Any] = {
-    "train_images": None, "validation": HELD_OUT, "model": ..., "augment": [], "label_smoothing": 0.0, "warmup": 0.0,
-    "clip": None,
-}  # fmt: skip
-OPTION: dict[str, Any] = {
-    "data_dir": None, "cache_dir": None, "class_list": None, "backend": "auto", "device": "auto", "seed": 0,
-    "keep_every": None, "observe": None, "observe_every": None, "tensorboard": False,
-}  # fmt: skip
-LOSS = ("loss", "lam", "delta", "eta")
-TYPES: dict[str, type] = {
-    **recipes.KEYS, "recipe": str, "loss": str, "loss_options": dict, "seed": int, "keep_every": int,
-    "observe": str, "observe_every": int, "tensorboard": bool,
-    **dict.fromkeys(("data_dir", "cache_dir", "class_list", "backend", "device"), str),
-}  # fmt: skip
-PATHS = ("data_dir", "cache_dir", "class_list")
-CHOICES = {
-    "data": DATASETS, "dvs_resize": DVS_RESIZE, "select": SELECT, "backend": BACKENDS, "amp": AMP,
-}  # fmt: skip
+SAID = (*(name for name, option in OPTIONS.items() if COMMAND in option.where and name != "recipe"), *LOSS)
+"""What may be said over a recipe."""
 
 
 def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any) -> dict[str, Any]:
     """A recipe with its ``changes`` (``recipes.load``) and options over it, as plain JSON types.
 
-    Its keys are the fields of ``settings.Settings``; what only the machine can answer is still open: ``device`` may be
+    Its keys are the fields of ``options.Options``; what only the machine can answer is still open: ``device`` may be
     "auto" and ``threads`` None.
 
     Args:
         recipe: its name; None is the one that is called as ``data`` is, the digits without.
-        given: the keys of ``BOTH`` and ``OPTION``, ``loss`` and its numbers; None is what the recipe says.
+        given: options of ``SAID``; None is what the recipe says.
 
     Raises:
         ValueError: an option out of range or unknown; the message says what was expected.
         TypeError: no such option.
     """
-    if others := sorted(set(given) - {*BOTH, *OPTION, *LOSS}):
-        raise TypeError(str(unknown("plan", others[0], (*BOTH, *OPTION, *LOSS))))
+    if others := sorted(set(given) - set(SAID)):
+        raise TypeError(str(unknown("plan", others[0], SAID)))
     given = {key: value for key, value in given.items() if value is not None}
     if "data" in given:
-        one_of("data", given["data"], DATASETS)
+        fitting(OPTIONS["data"], given["data"])
     name = given.get("data", "digits") if recipe is None else recipe
     said = recipes.load(name, changes)
     loss, loss_options = _loss(said["loss"], given)
-    plan: dict[str, Any] = {
-        "recipe": name,
-        "loss": loss,
-        "loss_options": loss_options,
-        "optimizer": _optimizer(said.get("optimizer", {})),
-    }
-    plan |= {key: given.get(key, said.get(key, default)) for key, default in BOTH.items()}
-    plan |= {key: said.get(key, default) for key, default in RECIPE.items()}
-    plan |= {key: given.get(key, default) for key, default in OPTION.items()}
-    for key in PATHS:
-        plan[key] = None if plan[key] is None else str(Path(plan[key]).resolve())
-    return checked(plan)
+    plan = {}
+    for key, option in OPTIONS.items():
+        plan[key] = said.get(key, option.default) if RECIPE in option.where else option.default
+        plan[key] = given.get(key, plan[key])
+    plan |= {"recipe": name, "loss": loss, "loss_options": loss_options}
+    return checked(plan | {key: absolute(key, plan[key]) for key in plan})
+
+
+def absolute(key: str, value: Any) -> Any:
+    """The value of that option as a run keeps it: a path from the root."""
+    return str(Path(value).resolve()) if OPTIONS[key].path and value is not None else value
 
 
 def checked(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,32 +58,38 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: one is missing, unknown, of another type or out of range; the message says what was expected.
     """
-    defaults = {**BOTH, **RECIPE, **OPTION}
-    if others := sorted(set(values) - set(TYPES)):
-        raise unknown("settings", others[0], TYPES)
-    plan = {**{key: value for key, value in defaults.items() if value is not ...}, **values}
-    if missing := [key for key in TYPES if key not in plan]:
+    if others := sorted(set(values) - set(OPTIONS)):
+        raise unknown("settings", others[0], OPTIONS)
+    plan = {**{key: option.default for key, option in OPTIONS.items() if option.default is not ...}, **values}
+    if missing := [key for key in OPTIONS if key not in plan]:
         raise ValueError(f"settings: expected a value of {', '.join(missing)}, got none")
-    for key, kind in TYPES.items():
-        if plan[key] is None and defaults.get(key, ...) is None:
-            continue
-        if not recipes.fits(plan[key], kind):
-            raise ValueError(f"{_option(key)}: expected {kind.__name__}, got {plan[key]!r}")
-        if kind is float:
-            plan[key] = _float(plan[key])
-    for key, choices in CHOICES.items():
-        one_of(key.replace("_", "-"), plan[key], choices)
-    if not isinstance(plan["model"].get("name"), str):
-        raise ValueError(f"--set model.name: expected the name of a model, got {plan['model'].get('name')!r}")
+    for key, option in OPTIONS.items():
+        if plan[key] is not None or option.default is not None:
+            plan[key] = fitting(option, plan[key])
+    plan["model"] = _model(plan["model"])
     plan["loss"], plan["loss_options"] = _loss({**plan["loss_options"], "name": plan["loss"]}, {})
     plan["optimizer"] = _optimizer(plan["optimizer"])
-    _check(plan)
+    if plan["observe_every"] is not None and plan["observe"] is None:
+        raise ValueError(f"--observe-every: expected --observe beside it, got {plan['observe_every']} without")
     return plan
 
 
-def _option(key: str) -> str:
-    """How a user says that key."""
-    return f"--set {key}" if key in RECIPE or key == "optimizer" else f"--{key.replace('_', '-')}"
+def fitting(option: Option, value: Any) -> Any:
+    """The value, if it is one of that option's.
+
+    Raises:
+        ValueError: it is of another type, none of the choices or out of range.
+    """
+    if not recipes.fits(value, option.kind):
+        raise ValueError(f"{option.spoken}: expected {option.kind.__name__}, got {value!r}")
+    if option.kind is float:
+        value = _float(value)
+    if option.choices is not None:
+        one_of(option.name.replace("_", "-"), value, option.choices)
+    if option.range is not None and not option.range.holds(value):
+        instead = f"; {option.range.instead}" if option.range.instead else ""
+        raise ValueError(f"{option.spoken}: expected {option.range.words}, got {value}{instead}")
+    return value
 
 
 def _float(value: float) -> float:
@@ -132,35 +100,15 @@ def _float(value: float) -> float:
         return math.inf
 
 
-def _check(plan: dict[str, Any]) -> None:
-    """The ranges of its numbers."""
+def _model(said: dict[str, Any]) -> dict[str, Any]:
+    """The model and what it takes, the neuron and its parameters among it; its builder checks the values."""
+    if not isinstance(said.get("name"), str):
+        raise ValueError(f"--set model.name: expected the name of a model, got {said.get('name')!r}")
     for key in ("timesteps", "backend"):
-        if key in plan["model"]:
+        if key in said:
             raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
-    one_of("set model.neuron", plan["model"].get("neuron", "LIF"), NEURONS)
-    for key in ("timesteps", "threads", "epochs", "batch_size", "workers", "keep_every", "observe_every"):
-        least = 0 if key == "workers" else 1
-        if plan[key] is not None and plan[key] < least:
-            raise ValueError(f"--{key.replace('_', '-')}: expected an integer of at least {least}, got {plan[key]}")
-    if plan["observe"] is not None:
-        one_of("observe", plan["observe"], OBSERVE)
-    elif plan["observe_every"] is not None:
-        raise ValueError(f"--observe-every: expected --observe beside it, got {plan['observe_every']} without")
-    if not (math.isfinite(plan["lr"]) and plan["lr"] > 0):
-        raise ValueError(f"--lr: expected a finite number above 0, got {plan['lr']}")
-    if plan["clip"] is not None and not (math.isfinite(plan["clip"]) and plan["clip"] > 0):
-        raise ValueError(f"--set clip: expected a finite number above 0, got {plan['clip']}")
-    if not 0 <= plan["warmup"] <= 1:
-        raise ValueError(f"--set warmup: expected a number of 0 to 1, got {plan['warmup']}")
-    if not 0 <= plan["label_smoothing"] < 1:
-        raise ValueError(f"--set label_smoothing: expected a number of 0 to below 1, got {plan['label_smoothing']}")
-    if not 0 < plan["validation"] < 1:
-        raise ValueError(
-            f"--set validation: expected a share above 0 and below 1, got {plan['validation']}; without held-out "
-            f"images use --select last"
-        )
-    if not 0 <= plan["seed"] < 2**63:
-        raise ValueError(f"--seed: expected an integer of 0 to 2**63 - 1, got {plan['seed']}")
+    one_of("set model.neuron", said.get("neuron", "LIF"), NEURONS)
+    return said
 
 
 def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -168,7 +116,7 @@ def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, A
     own = said.get("name", "trt")
     loss = one_of("loss", given.get("loss", own), tuple(LOSSES))
     options = _table(f"--recipe: loss {loss}", LOSSES[loss], said if loss == own else {})
-    for name in LOSS[1:]:
+    for name in LOSS:
         if name not in given:
             continue
         if name not in options:

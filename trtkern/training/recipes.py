@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from trtkern.names import NEURONS, unknown
+from trtkern.training.options import OPTIONS, RECIPE
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
-# What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] and [optimizer] what
-# trtkern.names has.
 KEYS: dict[str, type] = {
-    "data": str, "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
-    "amp": str, "train_images": int, "augment": list, "model": dict, "loss": dict, "optimizer": dict, "clip": float,
-    "label_smoothing": float, "select": str, "validation": float, "workers": int, "dvs_resize": str, "compile": bool,
-    "cuda_graphs": bool,
-}  # fmt: skip
+    name: dict if option.table else option.kind for name, option in OPTIONS.items() if RECIPE in option.where
+}
+"""What a recipe may hold, and its type. Of the tables, [model] has what its builder takes, [loss] and [optimizer] what
+``trtkern.names`` has."""
 
 
 def names() -> list[str]:
@@ -62,7 +60,7 @@ def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
         part = {table: {inner: value}} if dot else {table: value}
         _check(part, "--set")
         _merge(recipe, part)
-    missing = [key for key in ("data", "model", "loss", "timesteps", "epochs", "batch_size", "lr") if key not in recipe]
+    missing = [key for key in KEYS if OPTIONS[key].default is ... and key not in recipe]
     if missing:
         raise ValueError(f"--recipe: expected {', '.join(missing)} in {name}, got {', '.join(recipe) or 'nothing'}")
     if "name" not in recipe["model"]:

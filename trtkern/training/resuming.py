@@ -11,10 +11,9 @@ from typing import Any
 from trtkern.data import difference
 from trtkern.training import run
 from trtkern.training.checkpoint import Checkpoint
+from trtkern.training.options import FREE
+from trtkern.training.plan import absolute
 from trtkern.training.settings import Settings, fits_device, flat, resolve_device
-
-FREE = ("data_dir", "workers", "device", "threads", "epochs")
-"""What may change while a run is under way; everything else would make two runs of it."""
 
 
 def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
@@ -32,13 +31,13 @@ def words(different: Mapping[str, tuple[Any, Any]]) -> str:
 def settings(folder: Path, saved: Checkpoint | None, given: Mapping[str, Any]) -> Settings:
     """The settings with which a run goes on.
 
-    They are those of config.json, which must be the checkpoint's but for what is ``FREE``; where there is no such file,
-    the checkpoint's, or without one those of the plan.
+    They are those of config.json, which must be the checkpoint's but for what is ``options.FREE``; where there is no
+    such file, the checkpoint's, or without one those of the plan.
 
     Args:
         folder: the run folder.
         saved: the checkpoint to go on from; None begins anew.
-        given: what the user wants otherwise, of ``FREE``; None is nothing.
+        given: what the user wants otherwise, of ``options.FREE``; None is nothing.
 
     Raises:
         ValueError: the files disagree, are damaged, or a value is out of range.
@@ -60,8 +59,7 @@ def settings(folder: Path, saved: Checkpoint | None, given: Mapping[str, Any]) -
     for name in wanted:
         if name not in FREE:
             raise TypeError(f"resume: expected one of {', '.join(FREE)}, got {name}")
-    if "data_dir" in wanted:
-        wanted["data_dir"] = str(Path(wanted["data_dir"]).resolve())
+    wanted = {name: absolute(name, value) for name, value in wanted.items()}
     made = Settings.from_json({**base.to_json(), **wanted})
     made = replace(made, device=resolve_device(made.device))
     fits_device(made.to_json(), made.device)

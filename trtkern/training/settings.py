@@ -11,58 +11,12 @@ import torch
 from trtkern.data.augment import Pipeline
 from trtkern.names import unknown
 from trtkern.training import plan as plans
+from trtkern.training.options import Options
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A run, resolved; ``resolve`` makes it."""
-
-    recipe: str
-    data: str
-    data_dir: str | None
-    cache_dir: str | None
-    """Where frames of events are kept; None is ``trtkern.data.cache.default_folder``."""
-    class_list: str | None
-    """The file that names the classes of ImageNet-100."""
-    dvs_resize: str
-    train_images: int | None
-    """Of so many training images, stratified (``Dataset.fewer`` with seed 0); None is all."""
-    select: str
-    """Which epoch's weights are reported: a name of ``trtkern.names.SELECT``."""
-    validation: float
-    """Share of the training images that is held out, with ``select`` "validation"."""
-    model: dict[str, Any]
-    """Its name and what its builder takes (``trtkern.models.build``)."""
-    augment: list[dict[str, Any]]
-    """``trtkern.data.augment.Pipeline.from_recipe``."""
-    loss: str
-    loss_options: dict[str, Any]
-    label_smoothing: float
-    timesteps: int
-    backend: str
-    device: str
-    threads: int
-    workers: int
-    """Processes that decode image files."""
-    seed: int
-    epochs: int
-    batch_size: int
-    optimizer: dict[str, Any]
-    lr: float
-    warmup: float
-    """Share of all steps in which the learning rate rises linearly, before it falls as a cosine."""
-    clip: float | None
-    """The largest norm of all gradients together; None leaves them."""
-    amp: str
-    compile: bool
-    cuda_graphs: bool
-    keep_every: int | None
-    """Of every so many epochs the weights stay (``trtkern analyze``); None is of none."""
-    observe: str | None
-    """What is looked at after an epoch: a name of ``trtkern.names.OBSERVE``; None is nothing."""
-    observe_every: int | None
-    """After every so many epochs; None is after each."""
-    tensorboard: bool
+class Settings(Options):
+    """A run, resolved; ``settle`` makes it."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
