@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import re
@@ -14,7 +15,7 @@ import torch
 from data_files import COUNT, NAMES, VARIANTS, cifar_files, write
 
 from trtkern import data
-from trtkern.data import cifar, files
+from trtkern.data import cifar, files, sets
 
 
 def pack(name: str, made: dict[str, bytes]) -> bytes:
@@ -35,8 +36,8 @@ def published(request, monkeypatch):
     made = cifar_files(name)
     archive = pack(name, made)
     variant = VARIANTS[name]._replace(size=len(archive), md5=hashlib.md5(archive).hexdigest())
-    loader = data._cifar(variant, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-    monkeypatch.setitem(data.DATASETS, name, loader)
+    maker = sets.cifar(variant, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    monkeypatch.setitem(data.DATASETS, name, dataclasses.replace(data.DATASETS[name], make=maker))
     return name, made, archive
 
 

@@ -10,19 +10,16 @@ import pytest
 
 from trtkern import cli, data
 from trtkern.commands import _runs
-from trtkern.data.known import KNOWN, blank
+from trtkern.data.blank import blank
+from trtkern.datasets import DATASETS
 
 for needed in ("aedat", "h5py", "safetensors", "PIL", "matplotlib", "typer"):
     pytest.importorskip(needed)
 
 
-def test_every_data_set_is_known():
-    assert set(KNOWN) == set(data.DATASETS)
-
-
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", DATASETS)
 def test_shape_and_classes_are_those_of_the_files(tmp_path, name):
-    if KNOWN[name].frames and find_spec("tonic") is None:
+    if DATASETS[name].frames and find_spec("tonic") is None:
         pytest.skip("tonic is not installed")
     folder = data_files.make(name, tmp_path / "data")
     loaded = data.load(
@@ -32,9 +29,9 @@ def test_shape_and_classes_are_those_of_the_files(tmp_path, name):
     assert known.train.images.shape[1:] == loaded.train.images.shape[1:] == known.test.images.shape[1:]
     assert (known.shape, known.timesteps, known.name) == (loaded.shape, loaded.timesteps, loaded.name)
     if not name.startswith("imagenet"):  # whose tiny files have fewer
-        assert len(known.classes) == len(loaded.classes) == KNOWN[name].classes
+        assert len(known.classes) == len(loaded.classes) == DATASETS[name].classes
     if name == "digits":
-        assert KNOWN[name].train == len(loaded.train.labels)
+        assert DATASETS[name].train == len(loaded.train.labels)
 
 
 def dry(capsys, *options: str) -> str:
@@ -60,7 +57,7 @@ def test_a_dry_run_needs_no_file(tmp_path, monkeypatch, capsys, name, said):
     for module in ("tonic", "tonic.io", "h5py", "aedat"):
         monkeypatch.setitem(sys.modules, module, None)
     out = dry(capsys, "--recipe", name, "--set", "timesteps=2" if name == "imagenet100" else "epochs=2")
-    assert said in out and f"{KNOWN[name].classes:,} classes and number of images are those of {name}" in out
+    assert said in out and f"{DATASETS[name].classes:,} classes and number of images are those of {name}" in out
     assert "kept for backward" in out and "The data set was not looked at" in out
 
 

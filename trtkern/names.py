@@ -7,10 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 BACKENDS = ("auto", "cpu", "cuda", "reference", "triton")
-DATASETS = (
-    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet100", "imagenet", "dvs-cifar10", "n-caltech101",
-    "n-mnist", "dvs-gesture", "shd",
-)  # fmt: skip
 
 # The options that each loss takes, with their defaults.
 LOSSES: dict[str, dict[str, Any]] = {

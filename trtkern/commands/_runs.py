@@ -15,8 +15,9 @@ import torch
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
 from trtkern.data import Dataset, difference, fingerprint, load
+from trtkern.data.blank import blank
 from trtkern.data.folder import DataError, read_classes
-from trtkern.data.known import KNOWN, Known, blank
+from trtkern.datasets import DATASETS, Row
 from trtkern.malloc import keep_pages
 from trtkern.training import checkpoint, figures, observer, options, progress, report, resuming, run, selection
 from trtkern.training import folder as folders
@@ -66,7 +67,7 @@ def show(plan: dict[str, Any]) -> int:
     with user_errors():
         settings = settle(plan)
         torch.set_num_threads(settings.threads)
-        known = KNOWN[settings.data]
+        known = DATASETS[settings.data]
         listed = None if settings.class_list is None else len(read_classes(settings.class_list))
         crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
         make = partial(
@@ -93,7 +94,7 @@ def show(plan: dict[str, Any]) -> int:
     return 0
 
 
-def _images(settings: Settings, known: Known) -> int:
+def _images(settings: Settings, known: Row) -> int:
     """Training images of an epoch, after those that are held out."""
     count = known.train or 0
     if settings.select == "validation":

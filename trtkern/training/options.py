@@ -17,7 +17,8 @@ from enum import Flag, auto
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from trtkern.names import AMP, BACKENDS, DATASETS, DVS_RESIZE, LOSSES, OBSERVE, SELECT
+from trtkern.datasets import DATASETS
+from trtkern.names import AMP, BACKENDS, DVS_RESIZE, LOSSES, OBSERVE, SELECT
 
 
 class Place(Flag):

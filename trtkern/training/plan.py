@@ -35,6 +35,8 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     if "data" in given:
         fitting(OPTIONS["data"], given["data"])
     name = given.get("data", "digits") if recipe is None else recipe
+    if recipe is None and name not in recipes.names():
+        raise ValueError(f"--data: expected --recipe beside {name}, which has no recipe of its own, got none")
     said = recipes.load(name, changes)
     loss, loss_options = _loss(said["loss"], given)
     plan = {}
