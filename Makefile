@@ -84,8 +84,7 @@ docs: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/trtkern bench --budget 600
-	$(BIN)/python bench/step.py
-	$(BIN)/python bench/memory.py
+	$(BIN)/trtkern bench --op step
 
 # On a machine with a CUDA GPU, with its own torch and Triton; no network. GPU_MINUTES: of everything together.
 GPU_MINUTES ?= 8

@@ -12,6 +12,7 @@ are processor time of all threads, which other work on the machine changes less 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch.nn import functional
 
 from trtkern.analysis import fisher
 from trtkern.bench import rows
-from trtkern.bench.measure import ROOT, Candidate, append, interleave, median_ratio, quantile, warm_up
+from trtkern.bench.measure import ROOT, Candidate, append, interleave, median_ratio, warm_up
 from trtkern.malloc import keep_pages
 from trtkern.models import vggsnn
 from trtkern.models.build import build
@@ -108,8 +109,9 @@ def measured(case: str, backend: str, rounds: int, malloc: str) -> list[dict[str
         made.append(
             {
                 **rows.origin(torch.device("cpu")), "malloc": malloc, "case": case, "backend": backend,
-                "candidate": candidate.name, "rounds": rounds, "p50_cpu_ms": 1e3 * quantile(mine, 0.5), "ratio": middle,
-                "ratio_low": low, "ratio_high": high, "command": " ".join(["python", "bench/fisher.py", *sys.argv[1:]]),
+                "candidate": candidate.name, "rounds": rounds, "p50_cpu_ms": 1e3 * statistics.median(mine),
+                "ratio": middle, "ratio_low": low, "ratio_high": high,
+                "command": " ".join(["python", "bench/fisher.py", *sys.argv[1:]]),
             }
         )  # fmt: skip
     return made

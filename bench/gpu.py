@@ -48,13 +48,13 @@ SUITES = {  # name: options of trtkern bench, its shapes on a GPU (of the suite)
     "bench open-neuromorphic": (("--suite", "open-neuromorphic", PLAIN), (), ("20,2,16",), 5),
     "bench compiled": (("--op", "all", "--peers", "spikingjelly"), ("4,2097152", "4,8,128,32,32"), ("4,64",), 6),
 }
-STEPS = (
-    ("resnet19", "bfloat16", 20),
-    ("resnet19", "float32", 14),
-    ("vggsnn", "bfloat16", 10),
-    ("vggsnn", "float32", 10),
+STEPS = (  # network, its shape, dtype, share
+    ("resnet19", "6,64,3,32,32", "bfloat16", 20),
+    ("resnet19", "6,64,3,32,32", "float32", 14),
+    ("vggsnn", "10,32,2,48,48", "bfloat16", 10),
+    ("vggsnn", "10,32,2,48,48", "float32", 10),
 )
-REHEARSED_STEPS = (("resnet19", "float32", 40), ("vggsnn", "float32", 25))
+REHEARSED_STEPS = (("resnet19", "2,2,3,8,8", "float32", 40), ("vggsnn", "2,2,2,16,16", "float32", 25))
 REHEARSED_TESTS = ("tests/test_lif.py", "tests/test_batch_norm_lif.py", "-k",
                    "fires_strictly or nonfinite or no_neurons or two_runs or running_statistics")  # fmt: skip
 
@@ -70,8 +70,8 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
     """All stages, in their order: what has to be right before what is to be fast."""
     python = str(gpu_bundle.python_of(ENVIRONMENT))
     env = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "TRTKERN_REHEARSAL": "1"} if rehearse else {}
-    reduced = ["--rehearse"] if rehearse else []
-    few = ["--rounds", "3"] if rehearse else []
+    where = ["--device", "cpu", "--rounds", "3"] if rehearse else ["--device", "cuda"]
+    bench = (python, "-m", "trtkern.cli", "bench", *where, "--budget", "{seconds}", "--csv", str(csv))
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     pytest = (python, "-m", "pytest", "-q", "-p", "gpu_only", "--durations", "8", "-o", "faulthandler_timeout=60")
 
@@ -79,9 +79,10 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
         options = {"after": ("build",), "env": env, **options}
         return Stage(name, command, share, modules=(*modules, "torch"), **options)
 
+    build = (sys.executable, __file__, "--build", *(["--rehearse"] if rehearse else []))
     tests = REHEARSED_TESTS if rehearse else ("tests", "--ignore=tests/test_gpu.py", *workers())
     made = [
-        stage("build", (sys.executable, __file__, "--build", *reduced), 200, after=()),  # all else hangs on it
+        stage("build", build, 200, after=()),  # all else hangs on it
         stage("self-test", (python, "-m", "trtkern.cli", "doctor"), 25),
         stage("cells", (python, "bench/gpu_cells.py"), 12),
         stage("tests of the GPU", (*pytest, "tests/test_gpu.py"), 24, ("pytest",), tests=True),
@@ -90,14 +91,12 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
     for tool in ("memcheck", "racecheck"):
         under = stage(tool, (*SANITIZER, tool, python, "bench/gpu_cells.py", "--sparse"), 18)
         made.append(replace(under, programs=SANITIZER[:1], refusals=REFUSALS, env={**env, **UNCACHED}))
-    for case, dtype, share in REHEARSED_STEPS if rehearse else STEPS:
-        words = ("--case", case, "--dtype", dtype, "--csv", str(csv), "--budget", "{seconds}", *few, *reduced)
-        made.append(stage(f"step {case} {dtype}", (python, "bench/gpu_steps.py", *words), share, ("rich",), rows=csv))
+    for network, shape, dtype, share in REHEARSED_STEPS if rehearse else STEPS:
+        command = (*bench, "--op", "step", "--shape", shape, "--dtype", dtype, "--peers", "spikingjelly")
+        made.append(stage(f"step {network} {dtype}", command, share, ("typer", "rich"), rows=csv))
     for name, (words, large, small, share) in SUITES.items():
         shapes = [word for shape in (small if rehearse else large) for word in ("--shape", shape)]
-        where = ["--device", "cpu", PLAIN, *few] if rehearse else ["--device", "cuda"]
-        budget = ("--budget", "{seconds}", "--csv", str(csv))
-        command = (python, "-m", "trtkern.cli", "bench", *words, *shapes, *where, *budget)
+        command = (*bench, *words, *shapes, *([PLAIN] if rehearse else []))
         made.append(stage(name, command, share, ("typer", "rich"), rows=csv))
     return made
 

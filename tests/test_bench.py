@@ -258,7 +258,7 @@ def test_peak_memory_is_what_one_call_allocates():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--op", "lfi"], "--op: expected one of all, lif, bn-lif, regularizer, pack, got 'lfi'"),
+        (["--op", "lfi"], "--op: expected one of all, lif, bn-lif, regularizer, pack, step, got 'lfi'"),
         (["--op", "lif", "--shape", "0,8"], "expected T, N and all others to be at least 1, got '0,8'"),
         (["--op", "lif", "--shape", "4,0"], "expected T, N and all others to be at least 1, got '4,0'"),
         (["--op", "lif", "--shape", "4,x"], "expected whole numbers"),

@@ -17,10 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "bench"))
 import gpu  # noqa: E402
 import gpu_bundle  # noqa: E402
-import gpu_networks  # noqa: E402
 import gpu_only  # noqa: E402
 import gpu_stages  # noqa: E402
-import gpu_steps  # noqa: E402
 from gpu_stages import CUT, FAILED, OK, SKIPPED, Stage  # noqa: E402
 
 
@@ -235,12 +233,3 @@ def test_rows_that_were_left_out_for_want_of_time_are_counted(tmp_path):
     add = f"open({str(path)!r}, 'a').write('library,status,note\\nx,ok,\\ny,skipped,over the budget\\nz,skipped,\\n')"
     (outcome,) = run(tmp_path, Stage("bench", (sys.executable, "-S", "-c", add), 1, rows=path))
     assert outcome.status == CUT and outcome.words.startswith("rows: 1 ok, 2 skipped, 1 of them for want of time")
-
-
-def test_the_gate_of_the_steps_lets_the_right_networks_through_and_no_other(monkeypatch):
-    case, cpu = "vggsnn", torch.device("cpu")
-    small = gpu_networks.SMALL[case]
-    assert gpu_steps.differs(gpu_networks.own(case, small, cpu, "auto", captured=True), case, small, cpu) == ""
-    other = gpu_networks.plain_network(case, small, cpu, gpu_networks.plain.Neurons(0.6))
-    monkeypatch.setattr(gpu_steps, "DRAWS", 1)
-    assert "cosine" in gpu_steps.differs(gpu_networks.Entry("off", "", other, None), case, small, cpu)

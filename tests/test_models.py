@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import plain
 import pytest
 import torch
+from twins import compare, varied
 
 from trtkern.backends import named
+from trtkern.bench import plain
 from trtkern.models import ConvSNN, vggsnn
 from trtkern.profiling import memory
 from trtkern.training import recipes
@@ -27,9 +28,9 @@ def test_vggsnn_has_the_papers_size(classes, count):
 
 
 def test_vggsnn_is_that_of_plain_torch():
-    net = plain.varied(plain.vggsnn(512))
+    net = varied(plain.vggsnn(512))
     model = vggsnn(shape=(2, 16, 16), backend="reference").double()
-    plain.compare(model, net, torch.rand(3, 1, 2, 16, 16, dtype=torch.float64), 10)
+    compare(model, net, torch.rand(3, 1, 2, 16, 16, dtype=torch.float64), 10)
 
 
 @pytest.mark.parametrize(

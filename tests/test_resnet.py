@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import plain
 import pytest
 import torch
+from twins import compare, varied
 
 from trtkern.backends import named
+from trtkern.bench import plain
 from trtkern.models import from_topology, resnet19, sew_resnet34, spiking_resnet34
 from trtkern.models._blocks import Convolution, NarrowProjection
 from trtkern.nn import IF, LIF, PLIF, Spikes, TRTLoss
@@ -37,21 +38,21 @@ def test_networks_have_the_papers_size(make, count, tensors, regularized, neuron
 
 
 def test_resnet19_is_that_of_plain_torch():
-    net = plain.varied(plain.resnet19())
+    net = varied(plain.resnet19())
     model = resnet19(shape=(3, 8, 8), timesteps=3, backend="reference").double()
-    plain.compare(model, net, torch.rand(2, 3, 8, 8, dtype=torch.float64), 10)
+    compare(model, net, torch.rand(2, 3, 8, 8, dtype=torch.float64), 10)
 
 
 def test_sew_resnet34_is_that_of_plain_torch():
-    net = plain.varied(plain.resnet34(plain.SEW, 1.0))
+    net = varied(plain.resnet34(plain.SEW, 1.0))
     model = sew_resnet34(shape=(3, 32, 32), timesteps=3, backend="reference").double()
-    plain.compare(model, net, torch.rand(2, 3, 32, 32, dtype=torch.float64), 100, gradients=False)
+    compare(model, net, torch.rand(2, 3, 32, 32, dtype=torch.float64), 100, gradients=False)
 
 
 def test_spiking_resnet34_is_that_of_plain_torch():
-    net = plain.varied(plain.resnet34(plain.Residual, 0.5, width=8))
+    net = varied(plain.resnet34(plain.Residual, 0.5, width=8))
     model = spiking_resnet34(shape=(3, 32, 32), width=8, backend="reference").double()
-    plain.compare(model, net, torch.rand(3, 2, 3, 32, 32, dtype=torch.float64), 100)
+    compare(model, net, torch.rand(3, 2, 3, 32, 32, dtype=torch.float64), 100)
 
 
 def test_convolutions_are_drawn_as_in_the_paper():

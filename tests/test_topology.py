@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import plain
 import pytest
 import torch
 from torch import nn
+from twins import compare, varied
 
 from trtkern.backends import named
+from trtkern.bench import plain
 from trtkern.models import (
     ConvSNN,
     from_topology,
@@ -139,12 +140,12 @@ TOPOLOGY = "CONVAP-4-3-1-1_RES-6-3=3-2=1-1=1_SEWRES~ADD-8-3=3-2=1-1=1_FC-7_L-5"
 
 
 def pair(**lif):
-    return plain.varied(reference()), from_topology(TOPOLOGY, shape=(2, 16, 16), timesteps=3, **lif).double()
+    return varied(reference()), from_topology(TOPOLOGY, shape=(2, 16, 16), timesteps=3, **lif).double()
 
 
 def test_the_papers_weights_load():
     net, model = pair(backend="reference")
-    plain.compare(model, net, torch.rand(2, 2, 16, 16, dtype=torch.float64), 5)
+    compare(model, net, torch.rand(2, 2, 16, 16, dtype=torch.float64), 5)
     state = {theirs: model.state_dict()[ours] for ours, theirs in reference_keys(model).items()}
     assert list(state) == list(net.state_dict())
     net.load_state_dict(state)

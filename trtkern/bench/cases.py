@@ -13,9 +13,17 @@ from trtkern.profiling import traffic
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHAPES = {"lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N"}
-AXES = {"lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,)}
+"""The kernels, which "all" is; "step" is a whole training step."""
+NETWORKS = {3: "resnet19", 2: "vggsnn"}
+"""The network of a step, by the channels of what it trains on: images in colour, or frames of events."""
+SHAPES = {
+    "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
+    "step": "T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn)",
+}  # fmt: skip
+AXES = {"lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "step": (5,)}
 """How many numbers the shape of an op may have."""
+LEAST = {"resnet19": 8, "vggsnn": 16}
+"""Height and width that a network takes at the least."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,13 @@ class Case:
     def name(self) -> str:
         """Unique among the cases: "lif 4x2097152 float32"."""
         last = "" if self.layout == "contiguous" else f" {self.layout}"
-        return f"{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
+        first = f"{self.network} " if self.op == "step" else ""
+        return f"{first}{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
+
+    @property
+    def network(self) -> str:
+        """Of a step: the name of what it trains."""
+        return NETWORKS[self.shape[2]]
 
     @property
     def timesteps(self) -> int:
@@ -59,6 +73,8 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("bn-lif", (4, 8, 128, 32, 32), layout="channels_last"),
         Case("regularizer", (6, 12_625_280)),
         Case("pack", (4, 2_097_152)),
+        Case("step", (4, 8, 3, 32, 32)),
+        Case("step", (4, 8, 2, 48, 48)),
     ),
     "long": (
         Case("lif", (100, 32, 2048)),
@@ -80,8 +96,11 @@ def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
-    for option, value, known in (("op", op, ("all", *OPS)), ("dtype", dtype, tuple(DTYPES)), ("suite", suite, SUITES)):
-        one_of(option, value, known)
+    one_of("op", op, ("all", *OPS, "step"))
+    one_of("dtype", dtype, DTYPES)
+    one_of("suite", suite, SUITES)
+    if op == "step" and dtype == "float16":
+        raise ValueError("--dtype: expected float32 or bfloat16 with --op step, got float16, which needs a scaled loss")
     linear = suite == "open-neuromorphic"
     if linear and op not in ("all", "lif"):
         raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")
@@ -95,6 +114,11 @@ def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
     for text in shapes:
         shape = parse_shape(text)
         fits = [Case(each, shape, dtype) for each in ops if len(shape) in AXES[each]]
+        if op == "step" and fits and (shape[2] not in NETWORKS or min(shape[3:]) < LEAST[fits[0].network]):
+            raise ValueError(
+                f"--shape: expected {SHAPES['step']} with H and W of at least {LEAST['resnet19']} or "
+                f"{LEAST['vggsnn']}, got {text!r}"
+            )
         if not fits:
             wanted = "; ".join(f"{each}: {SHAPES.get(each, 'T,B,n')}" for each in ops)
             raise ValueError(f"--shape: expected {wanted}; got {text!r} with {len(shape)} numbers")
@@ -114,9 +138,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def least_bytes(case: Case, direction: str) -> int:
-    """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula (Linear)."""
+    """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula (Linear, a step)."""
     e, steps = case.element_size, case.timesteps
-    if case.op == "linear-lif":
+    if case.op in ("linear-lif", "step"):
         return 0
     if case.op == "lif":
         fwd = traffic.moved(traffic.lif_forward(e, steps, grad=direction != "fwd"))
@@ -150,9 +174,15 @@ def rotations(case: Case, device: torch.device) -> int:
     return max(1, min(16, math.ceil(2 * cache_bytes(device) / max(one, 1))))
 
 
+_STEP = {"resnet19": 1344, "vggsnn": 400}
+"""Neuron-steps of a network for each pixel of its input."""
+
+
 def memory_needed(case: Case, device: torch.device) -> int:
     """Bytes at the peak of a case: inputs, gradients, what an eager loop keeps (9 tensors, measured), the gate's, which
-    behind a BatchNorm is 14 in float64."""
+    behind a BatchNorm is 14 in float64. Of a step what the plain network keeps, and the weights of all networks."""
+    if case.op == "step":
+        return case.elements // case.shape[2] * _STEP[case.network] * 4 * 14 + (3 << 30)
     tensors = 2 * rotations(case, device) + 12
     exact = 112 if case.op == "bn-lif" else 8
     weights = 12 * case.shape[-1] ** 2 if case.op == "linear-lif" else 0

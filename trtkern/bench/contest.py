@@ -44,6 +44,8 @@ class Contestant:
     compiled: bool = False
     note: str = ""
     directions: tuple[str, ...] = ("fwd", "train-fwd", "bwd", "both")
+    peak: int | None = None
+    """Bytes at the peak of a call, where ``check`` has measured them."""
 
     def both(self) -> None:
         """Forward and backward, as a training step has them."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trtkern import __version__
@@ -53,15 +54,6 @@ class Candidate:
             if self.finish is not None:
                 self.finish()
         return seconds
-
-
-def quantile(values: list[float], q: float) -> float:
-    """Linear interpolation between the sorted values."""
-    ordered = sorted(values)
-    at = q * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 def on_cpu(run: Callable[[], object]) -> float:
@@ -137,8 +129,8 @@ def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 
     spread = 0.8224 / len(ratios) ** 0.5
     return (
         statistics.median(ratios),
-        quantile(ratios, max(0.0, 0.5 - spread)),
-        quantile(ratios, min(1.0, 0.5 + spread)),
+        float(np.quantile(ratios, max(0.0, 0.5 - spread))),
+        float(np.quantile(ratios, min(1.0, 0.5 + spread))),
     )
 
 

@@ -108,7 +108,9 @@ def measured(bench: Bench, direction: str, share: float) -> list[rows.Row]:
         each = share / (4 * len(candidates))
         if 2 * seconds[-1] < each:  # of a slow one the gate was the warm-up
             seconds[-1] = measure.warm_up(candidate, seconds=min(2.0, each))
-    peaks = {"copy_": 0} | _peaks(candidates[1:], costs, share / 5, device)
+    known = {one.who.name: one.who.peak for one in fit if one.who.peak is not None}
+    unknown = [candidate for candidate in candidates[1:] if candidate.name not in known]
+    peaks = {"copy_": 0} | known | _peaks(unknown, costs, share / 5, device)
     if device.type == "cpu":
         candidates = [replace(c, settle=s < SETTLED) for c, s in zip(candidates, seconds, strict=True)]
         seconds = [2 * s if s < SETTLED else s for s in seconds]
@@ -174,9 +176,9 @@ def _rows(
     known = {one.who.name: one for one in fit}
     for candidate in candidates:
         mine = times[candidate.name]
-        if all(value != value for value in mine):
-            continue
         one = known.get(candidate.name)
+        if all(value != value for value in mine) or (one is None and case.op == "step"):  # a step is no copy of images
+            continue
         made.append(rows.Row(
             **same, candidate=candidate.name, library=one.library if one else f"torch {torch.__version__}",
             status="ok", note=one.note if one else "", peak_bytes=peaks.get(candidate.name, -1),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trtkern.bench import measure
@@ -65,9 +66,9 @@ def figures(mine: list[float], copies: list[float], ours: list[float], bytes_: i
     p50 = statistics.median(timed)
     made: dict[str, Any] = {
         "rounds": len(timed),
-        "p20_ms": round(1e3 * measure.quantile(timed, 0.2), 4),
+        "p20_ms": round(1e3 * float(np.quantile(timed, 0.2)), 4),
         "p50_ms": round(1e3 * p50, 4),
-        "p80_ms": round(1e3 * measure.quantile(timed, 0.8), 4),
+        "p80_ms": round(1e3 * float(np.quantile(timed, 0.8)), 4),
         "bytes": bytes_,
     }
     if bytes_:

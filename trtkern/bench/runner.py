@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trtkern.bench import contest, layers, others, peers, rounds, rows
+from trtkern.bench import contest, layers, others, peers, rounds, rows, steps
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
+from trtkern.bench.networks import LeftOut
 from trtkern.bench.rounds import Bench, Interrupted, Options, Ready
 from trtkern.profiling.step.rates import wait
 
 _TIMING = 0.4
 """Of the budget of a case kept for the rounds: who has not been compiled and checked before is left out."""
+
+_KERNELS = {"linear-lif": "lif", "bn-lif": "batch_norm_lif", "pack": "spikes_pack", "step": "batch_norm_lif"}
+"""The op that a backend has to have for a case, where it is called otherwise."""
 
 
 def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], None]) -> None:
@@ -29,6 +33,8 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
     found = peers.choose(options.peers)
     for case in cases:
         _backends(case, options)
+        if case.op == "step" and options.direction != "both":
+            raise ValueError(f"--direction: expected both with --op step, got {options.direction}")
     begin = time.monotonic()
     for at, case in enumerate(cases):
         share = max(0.0, options.budget - (time.monotonic() - begin)) / (len(cases) - at)
@@ -36,7 +42,7 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
 
 
 def _backends(case: Case, options: Options) -> list[str]:
-    op = {"lif": "lif", "linear-lif": "lif", "bn-lif": "batch_norm_lif", "pack": "spikes_pack"}.get(case.op, case.op)
+    op = _KERNELS.get(case.op, case.op)
     where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False)
     return layers.backends(options.backend, op, where)
 
@@ -69,6 +75,13 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         return
     if case.op == "pack":
         yield from ((who, _library(who.name)) for who in others.packs(case, options.device, names, options.compiled))
+        return
+    if case.op == "step":
+        for each in steps.steps(case, options.device, names, found):
+            if isinstance(each, LeftOut):
+                bench.left_out.append(each)
+            else:
+                yield each
         return
     width = math.prod(case.shape[2:]) if len(case.shape) > 2 else case.shape[1]
     where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled)

@@ -29,14 +29,15 @@ def bench(
         str,
         typer.Option(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
-            "(spikes to bits), all."
+            "(spikes to bits), all of these; or step (whole training steps of ResNet-19 and VGGSNN)."
         ),
     ] = "all",
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="T,N",
-            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W. May be given again.",
+            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for step "
+            "T,B,3,H,W of ResNet-19 or T,B,2,H,W of VGGSNN. May be given again.",
             show_default="those of --suite",
         ),
     ] = None,

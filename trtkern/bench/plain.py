@@ -1,28 +1,28 @@
 """The networks of the TRT paper in plain torch, written out layer by layer, with the state-dict keys of its code.
 
-The networks use nothing of trtkern; ``compare`` sets one of trtkern beside one of these.
+What tests and ``trtkern bench --op step`` compare with: nothing of trtkern is in it.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from trtkern.models import load_reference_weights, reference_keys
-from trtkern.nn import TRTLoss
 
 
 class Triangle(torch.autograd.Function):
     """1 where u > 0; the derivative is that of the triangle, max(0, 1 - |u|)."""
 
     @staticmethod
-    def forward(ctx, u):
+    def forward(ctx: Any, u: Tensor) -> Tensor:
         ctx.save_for_backward(u)
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
         return gradient * (1 - u.abs()).clamp(min=0)
 
@@ -30,11 +30,11 @@ class Triangle(torch.autograd.Function):
 class Neurons(nn.Module):
     """u_t = decay * v_{t-1} + x_t, a spike above 1, v_t = (1 - s_t) u_t with the gradient of s_t."""
 
-    def __init__(self, decay):
+    def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         v, spikes = torch.zeros_like(x[0]), []
         for current in x.unbind(0):
             u = self.decay * v + current
@@ -47,35 +47,39 @@ class Neurons(nn.Module):
 class Step(nn.Module):
     """A layer of one step over [T, B, ...]."""
 
-    def __init__(self, *layers):
+    def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.module = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def conv_norm(channels, out, kernel=3, stride=1, padding=1):
+def conv_norm(channels: int, out: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> Step:
+    """Convolution and BatchNorm."""
     return Step(nn.Conv2d(channels, out, kernel, stride, padding, bias=False), nn.BatchNorm2d(out))
 
 
 class Conv(nn.Module):
     """Convolution, BatchNorm, neurons, pooling."""
 
-    def __init__(self, channels, out, kernel=3, stride=1, padding=1, *, pool=None, decay=0.5):
+    def __init__(
+        self, channels: int, out: int, kernel: int = 3, stride: int = 1, padding: int = 1, *,
+        pool: nn.Module | None = None, decay: float = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv2d_layer = conv_norm(channels, out, kernel, stride, padding)
         self.neurons = Neurons(decay)
         self.pool = nn.Identity() if pool is None else Step(pool)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.neurons(self.conv2d_layer(x)))
 
 
 class Residual(nn.Module):
     """The residual is added before the last neurons."""
 
-    def __init__(self, channels, out, stride, decay=0.5):
+    def __init__(self, channels: int, out: int, stride: int, decay: float = 0.5) -> None:
         super().__init__()
         self.conv2d_layer_1 = conv_norm(channels, out, 3, stride)
         self.conv2d_layer_2 = conv_norm(out, out)
@@ -83,7 +87,7 @@ class Residual(nn.Module):
         self.downsample_layer = conv_norm(channels, out, 1, stride, 0) if changes else nn.Identity()
         self.neurons = Neurons(decay)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv2d_layer_2(self.neurons(self.conv2d_layer_1(x)))
         return self.neurons(y + self.downsample_layer(x))
 
@@ -91,7 +95,7 @@ class Residual(nn.Module):
 class SEW(nn.Module):
     """The spikes of the input, or of its projection, are added to the block's spikes."""
 
-    def __init__(self, channels, out, stride, decay):
+    def __init__(self, channels: int, out: int, stride: int, decay: float) -> None:
         super().__init__()
         self.conv2d_layer_1 = conv_norm(channels, out, 3, stride)
         self.conv2d_layer_2 = conv_norm(out, out)
@@ -100,7 +104,7 @@ class SEW(nn.Module):
         self.downsample_layer = nn.Sequential(*layers)
         self.neurons = Neurons(decay)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         spikes = self.neurons(self.conv2d_layer_2(self.neurons(self.conv2d_layer_1(x))))
         return spikes + self.downsample_layer(x)
 
@@ -108,39 +112,41 @@ class SEW(nn.Module):
 class Full(nn.Module):
     """Linear and neurons."""
 
-    def __init__(self, features, out):
+    def __init__(self, features: int, out: int) -> None:
         super().__init__()
         self.fc = Step(nn.Linear(features, out))
         self.neurons = Neurons(0.5)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.neurons(self.fc(x))
 
 
 class Flat(nn.Flatten):
-    def __init__(self):
+    """[T, B, ...] to [T, B, features]."""
+
+    def __init__(self) -> None:
         super().__init__(2)
 
 
 class Average(Flat):
     """The average over the image, flattened."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mean((-2, -1)).unsqueeze(-1))
 
 
 class Plain(nn.Module):
     """Layers over [T, B, ...]; an image is repeated T times."""
 
-    def __init__(self, *layers, timesteps=3):
+    def __init__(self, *layers: nn.Module, timesteps: int = 3) -> None:
         super().__init__()
         self.layers, self.timesteps = nn.Sequential(*layers), timesteps
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.unsqueeze(0).repeat(self.timesteps, 1, 1, 1, 1) if x.dim() == 4 else x)
 
 
-def vggsnn(features, classes=10):
+def vggsnn(features: int, classes: int = 10) -> Plain:
     """64 - 128 - AP - 256 - 256 - AP - 512 - 512 - AP - 512 - 512 - AP - Linear."""
     return Plain(
         Conv(2, 64),
@@ -156,7 +162,7 @@ def vggsnn(features, classes=10):
     )
 
 
-def resnet19(classes=10):
+def resnet19(classes: int = 10) -> Plain:
     """conv 64 | 3 x 128 | 3 x 256, the first by 2 | 2 x 512, the first by 2 | average | Linear 256, LIF | Linear."""
     return Plain(
         Conv(3, 64),
@@ -174,9 +180,10 @@ def resnet19(classes=10):
     )
 
 
-def resnet34(block, decay, classes=100, width=64):
+def resnet34(block: type[Residual | SEW], decay: float, classes: int = 100, width: int = 64) -> Plain:
     """conv 7x7, 64, by 2 | maximum 3x3, by 2 | 3 x 64, 4 x 128, 6 x 256, 3 x 512 | average | Linear; width: the 64."""
-    layers, channels = [Conv(3, width, 7, 2, 3, pool=nn.MaxPool2d(3, 2, 1), decay=decay)], width
+    layers: list[nn.Module] = [Conv(3, width, 7, 2, 3, pool=nn.MaxPool2d(3, 2, 1), decay=decay)]
+    channels = width
     for out, blocks in ((width, 3), (2 * width, 4), (4 * width, 6), (8 * width, 3)):
         for i in range(blocks):
             layers.append(block(channels, out, 2 if i == 0 and out > width else 1, decay))
@@ -184,25 +191,17 @@ def resnet34(block, decay, classes=100, width=64):
     return Plain(*layers, Average(), Step(nn.Linear(channels, classes)))
 
 
-def varied(net):
-    """In float64, with scales and shifts of BatchNorm that differ from channel to channel."""
-    net = net.double()
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.2, 0.6)
-    return net
-
-
-def trt_loss(net, logits, target, lam=1e-5, delta=0.25, eps=1e-5, eta=0.05):
+def trt_loss(
+    net: nn.Module, logits: Tensor, target: Tensor, lam: float = 1e-5, delta: float = 0.25, eps: float = 1e-5,
+    eta: float = 0.05,
+) -> Tensor:  # fmt: skip
     """1/T sum_t [ (1 - eta) CE + eta MSE + sum_w lam / (1 + (e^(delta t) - 1)(|w| + eps)) w^2 ], biases left out.
 
     A loop over the steps and, in each, over the weights, as the paper formulates it: autograd keeps three tensors of
     the size of the weights for every step.
     """
     onehot = F.one_hot(target, logits.shape[2]).to(logits.dtype)
-    loss = 0
+    loss = logits.new_zeros(())
     for t, output in enumerate(logits.unbind(0)):
         loss = loss + (1 - eta) * F.cross_entropy(output, target) + eta * F.mse_loss(output, onehot)
         for name, w in net.named_parameters():
@@ -210,32 +209,3 @@ def trt_loss(net, logits, target, lam=1e-5, delta=0.25, eps=1e-5, eta=0.05):
                 factor = lam / (1 + (math.exp(delta * t) - 1) * (w.abs() + eps))
                 loss = loss + (factor * w**2).sum()
     return loss / len(logits)
-
-
-def compare(model, net, x, classes, *, gradients=True):
-    """The model of trtkern, with the weights of the plain one: outputs, TRT gradients and running statistics."""
-    # Nothing here leaves memory unwritten, and to fill these networks' memory with NaN takes as long as they run.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    load_reference_weights(model, net.state_dict())
-    target = torch.arange(x.shape[-4]) % classes
-    with torch.set_grad_enabled(gradients):
-        got, want = model(x), net(x)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    if gradients:
-        loss, expected = TRTLoss(model), trt_loss(net, want, target)
-        data = loss.parts(got, target, regularize=False).total
-        data.backward()
-        torch.testing.assert_close(data + loss.add_grad_(), expected, rtol=1e-9, atol=1e-9)
-        expected.backward()
-        keys = reference_keys(model)
-        theirs = dict(net.named_parameters())
-        for name, parameter in model.named_parameters():
-            wanted = theirs[keys[name]].grad
-            largest = wanted.abs().max()
-            assert largest > 0 and (parameter.grad - wanted).abs().max() <= 1e-9 * largest, name
-        assert {keys[name] for name, _ in loss.regularized()} == {name for name in theirs if "bias" not in name}
-    keys, theirs = reference_keys(model), dict(net.named_buffers())
-    held = {name: held for name, held in model.named_buffers() if name in keys}
-    assert len(held) == len(theirs)
-    for name, statistic in held.items():
-        torch.testing.assert_close(statistic, theirs[keys[name]], rtol=1e-9, atol=1e-9)
