@@ -133,6 +133,21 @@ def test_flop_and_bytes_are_those_computed_by_hand():
 
 
 @needs_cpu
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_flop_are_those_of_torch_s_counter(checkpoint):
+    """Which has no layers and no directions: the sum of ours is its total."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = ConvSNN((1, 8, 8), (4, 6), 3, backend="cpu", checkpoint=checkpoint)
+    x = torch.rand(2, 3, 1, 8, 8)
+    parts = rows(profile(model, x, steps=1))
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    found = sum(part.forward.flops + part.backward.flops for name, part in parts.items() if not name.startswith("("))
+    assert found == counter.get_total_flops() > 0
+
+
+@needs_cpu
 def test_a_checkpoint_convolves_again_in_the_backward_pass():
     model, x = ConvSNN((1, 8, 8), (4, 6), 3, backend="cpu", checkpoint=True), torch.rand(2, 3, 1, 8, 8)
     parts = rows(profile(model, x, steps=1))

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from trtkern.data import tensor_file
 from trtkern.data.files import in_utf8
 
 
@@ -80,8 +80,8 @@ def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Te
             pass
     except OSError as error:
         raise _unwritable(folder, error) from None
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-    _write(path, tensors, {"key": text, "sha256": _checksum(tensors, text)})
+    tensors = tensor_file.on_cpu(make())
+    _write(path, tensors, tensor_file.header(tensors, "key", text))
     return tensors
 
 
@@ -96,20 +96,18 @@ def _require() -> None:
 
 def _read(path: Path, text: str) -> dict[str, Tensor]:
     """Raises FileNotFoundError: no such file; ValueError: not what was written under this key."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        with in_utf8(path) as named, safe_open(named, framework="pt", device="cpu") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors, header = tensor_file.read(path)
     except (SafetensorError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"data: expected a file of the cache, got a damaged one {path} ({reason})") from None
     if header.get("key") != text:
         raise ValueError(f"data: expected the key that names {path}, got another one in it")
-    if header.get("sha256") != _checksum(tensors, text):
+    if not tensor_file.intact(tensors, header, "key"):
         raise ValueError(f"data: expected the checksum that {path} was written with, got another: it is damaged")
     return tensors
 
@@ -144,14 +142,3 @@ def _unwritable(folder: Path, error: Exception) -> OSError:
         f"data: expected a folder for the cache that can be written and has room, got {folder} ({error}); name another "
         f"one with --cache-dir"
     )
-
-
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
-    """SHA-256 of the key and of every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

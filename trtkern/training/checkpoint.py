@@ -6,19 +6,17 @@ the weights that it chose, ``best-<step>.safetensors``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from trtkern.data import tensor_file
 from trtkern.output.files import naming, parse, write
 
 FORMAT = 2
@@ -27,6 +25,8 @@ KEPT = 3
 
 _NAME = re.compile(r"[a-z]+-(\d+)\.safetensors")
 _MODEL, _STATE = "model.", "state."
+_TEXT = "trtkern"
+"""The key of the metadata in the header of a file."""
 
 
 class DamagedError(ValueError):
@@ -53,9 +53,9 @@ def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoin
     """
     tensors = {_MODEL + name: tensor for name, tensor in checkpoint.model.items()}
     tensors |= {_STATE + name: tensor for name, tensor in checkpoint.state.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = tensor_file.on_cpu(tensors)
     text = json.dumps({"format": FORMAT, **checkpoint.metadata})
-    content = serialise(tensors, {"trtkern": text, "sha256": _checksum(tensors, text)})
+    content = serialise(tensors, tensor_file.header(tensors, _TEXT, text))
     path = folder / f"{kind}-{step:08d}.safetensors"
     write(path, content)
     for old in found(folder, kind)[kept:]:
@@ -79,16 +79,6 @@ def step_of(path: Path) -> int | None:
     """The step in the name of such a file."""
     match = _NAME.fullmatch(path.name)
     return None if match is None else int(match[1])
-
-
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
-    """SHA-256 of the metadata and of every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
@@ -121,11 +111,8 @@ def _read(file: Path) -> Checkpoint:
     try:
         if not file.is_file():  # opening a pipe would wait for ever
             raise TypeError("a folder" if file.is_dir() else "no file")
-        content = file.read_bytes()  # safe_open takes no name that is not UTF-8
-        tensors = deserialise(content)
-        header = parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        text = header["trtkern"]
-        metadata = parse(text)
+        tensors, header = tensor_file.read(file, copy=True)  # the file may go while the run goes on
+        metadata = parse(header[_TEXT])
         version = metadata.pop("format")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -137,7 +124,7 @@ def _read(file: Path) -> Checkpoint:
         raise DamagedError(
             f"checkpoint: expected format {FORMAT}, got {version} in {file}; use the trtkern that made it"
         )
-    if _checksum(tensors, text) != header.get("sha256"):
+    if not tensor_file.intact(tensors, header, _TEXT):
         raise DamagedError(
             f"checkpoint: expected the checksum that {file} was written with, got another: it is damaged"
         )
