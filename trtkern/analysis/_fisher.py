@@ -282,7 +282,7 @@ def _found(
 def _by_hooks(model: nn.Module, layers: Layers, samples: Samples, progress: Progress | None) -> list[Squares]:
     hooked = Hooked("fisher", model, layers)
     inputs, labels = samples.batches[0]
-    few = min(3, len(labels))
+    few = min(2, len(labels))
     hooked.verify(inputs.narrow(samples.batch_dim, 0, few), labels[:few])
     found: list[Squares] = []
     for inputs, labels in samples:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from trtkern.analysis import _layer_gradients
+from trtkern.analysis._first_steps import FirstSteps
 from trtkern.analysis._layer_gradients import Layer
 from trtkern.analysis._network import logits_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
+from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops.spikes import Spikes, dense
 
 Layers = dict[str, nn.Module]
@@ -117,6 +119,7 @@ class Hooked:
         self._who, self._model, self._layers = who, model, layers
         self._kinds: dict[str, type[Layer]] = {}
         self._axes: dict[str, str] = {}
+        self._first = FirstSteps()
         self._trained = {
             name: frozenset(own for own, p in module._parameters.items() if p is not None and p.requires_grad)
             for name, module in layers.items()
@@ -133,42 +136,45 @@ class Hooked:
                     raise NotSeparableError(f"{name} and {owner[id(p)]} share a parameter")
 
     def verify(self, inputs: Tensor, labels: Tensor) -> None:
-        """Compare with the definition, for two samples at the first and the last step, on one and the same graph.
+        """Compare with the definition: one sample at the first step, and another at the last.
 
         Raises:
             NotSeparableError: they differ: samples have a say in each other, axes are others than was thought, a weight
                 is used beside its layer, an output depends on later steps.
         """
-        with self._recording() as calls:
-            values = log_likelihoods(self._who, self._model, inputs, labels)
-            parts = self._parts(calls, *values.shape)
-        for t in {1, len(values)}:
+        parts, values = self._graph(inputs, labels)
+        with torch.enable_grad():
+            defined = log_likelihoods(self._who, self._model, inputs, labels)
+        for t, n in {(1, len(labels) - 1), (len(values), 0)}:
             own, _ = self._at(parts, values, t, True)
-            for n in {0, len(labels) - 1}:
-                wanted = _square(self._layers, values[t - 1, n], True)
-                if not bool(((own[n] - wanted).abs() <= TOLERANCE * wanted + 1e-9 * wanted.sum()).all()):
-                    raise NotSeparableError(
-                        "gradients put together from what the layers read and give differ from those of a single sample"
-                    )
+            wanted = _square(self._layers, defined[t - 1, n], True)
+            if not bool(((own[n] - wanted).abs() <= TOLERANCE * wanted + 1e-9 * wanted.sum()).all()):
+                raise NotSeparableError(
+                    "gradients put together from what the layers read and give differ from those of a single sample"
+                )
 
     def squares(self, inputs: Tensor, labels: Tensor) -> Squares:
-        """Of a batch; the parameters require no gradient meanwhile.
+        """Of a batch.
 
         Raises:
             NotSeparableError: a layer reads something else than it did in ``verify``.
         """
+        parts, values = self._graph(inputs, labels)
+        found = [self._at(parts, values, t, t < len(values)) for t in range(1, len(values) + 1)]
+        return Squares(torch.stack([own for own, _ in found], 2), torch.stack([mean for _, mean in found], 1))
+
+    def _graph(self, inputs: Tensor, labels: Tensor) -> tuple[list[_Part], Tensor]:
+        """Of a batch, with the values [T, B] at its end; the parameters require no gradient meanwhile."""
         parameters = [p for p, _ in _owned(self._layers)]
         try:
             for p in parameters:
                 p.requires_grad_(False)
             with self._recording() as calls:
                 values = log_likelihoods(self._who, self._model, inputs, labels)
-                parts = self._parts(calls, *values.shape)
+                return self._parts(calls, *values.shape), values
         finally:
             for p in parameters:
                 p.requires_grad_(True)
-        found = [self._at(parts, values, t, t < len(values)) for t in range(1, len(values) + 1)]
-        return Squares(torch.stack([own for own, _ in found], 2), torch.stack([mean for _, mean in found], 1))
 
     def _at(self, parts: list[_Part], values: Tensor, t: int, again: bool) -> tuple[Tensor, Tensor]:
         """[B, L] and [L], of the loss of the first t steps."""
@@ -178,6 +184,7 @@ class Hooked:
         mean = torch.zeros(len(parts), dtype=torch.float64)
         if not targets or not values.requires_grad:
             return own, mean
+        self._first.share = t / steps
         grads = iter(torch.autograd.grad(values[t - 1].sum(), targets, retain_graph=again, allow_unused=True))
         for place, part in enumerate(parts):
             mine = [next(grads) for _ in part.targets]
@@ -230,11 +237,13 @@ class Hooked:
                 block.checkpoint = False  # else its norm is not called
             for name, module in self._layers.items():
                 note = calls[name].append
+                if isinstance(module, (SpikeConv2d, SpikeLinear)):
+                    handles.append(module.register_forward_pre_hook(_unpacked))
                 if isinstance(module, BatchNormLIF):
                     handles.append(module.register_forward_pre_hook(_before(note), with_kwargs=True))
                 else:
                     handles.append(module.register_forward_hook(_behind(note), with_kwargs=True))
-            with torch.enable_grad():
+            with torch.enable_grad(), self._first:
                 yield calls
         finally:
             for handle in handles:
@@ -266,6 +275,11 @@ class _Part(NamedTuple):
     axes: str
     static: bool
     """What it reads is the same at every step, and is held once."""
+
+
+def _unpacked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook before a layer that would keep the words of spikes, of which only a gradient of its weight makes use."""
+    return tuple(dense(arg) for arg in args)
 
 
 def _behind(note: Callable[[_Call], None]) -> Callable[..., Any]:

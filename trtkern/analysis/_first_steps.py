@@ -1,0 +1,124 @@
+"""Backward passes of the first t outputs over a graph of all T steps, without the work for the steps after t.
+
+The gradient of what a network gives in its first t steps is zero at every later one. Autograd does not know, and takes
+those zeros through every layer. Layers that are recorded here look for them first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn import grad as inputs
+from torch.overrides import TorchFunctionMode
+
+from trtkern.ops._check import is_dense
+
+Back = Callable[[Tensor], Tensor]
+"""The gradient of the first rows of what a layer reads, from that of what it gives."""
+
+
+class FirstSteps(TorchFunctionMode):
+    """Inside, convolutions, linear layers and evaluating BatchNorms whose weights ask for no gradient are recorded as
+    functions whose backward pass takes no zeros through them. Forward they are torch's own.
+
+    Nothing is taken on trust: rows are left out where their gradient is zero, so results are those of autograd whatever
+    the rows of a network stand for.
+    """
+
+    share = 1.0
+    """t / T: where, in backward passes from now on, the zeros are expected to begin."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        kwargs = kwargs or {}
+        make = _BACK.get(func)
+        if make is None or not torch.is_grad_enabled() or "input" in kwargs or not args[0].requires_grad:
+            return func(*args, **kwargs)
+        others = (value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor))
+        if any(other.requires_grad for other in others) or (back := make(*args, **kwargs)) is None:
+            return func(*args, **kwargs)
+        return _Linear.apply(args[0], lambda x: func(x, *args[1:], **kwargs), back, self)
+
+    def few(self, g: Tensor) -> int:
+        """How many of the first rows of a gradient [T * n, ...] hold all that is not zero in it: t * n or T * n."""
+        count = math.ceil(len(g) * self.share - 1e-6)
+        if count == len(g) or not g.numel():
+            return len(g)
+        rest = g[count:]
+        if is_dense(rest):  # in any layout: no copy
+            rest = rest.as_strided((rest.numel(),), (1,))
+        low, high = rest.aminmax()
+        return count if float(low) == 0 == float(high) else len(g)
+
+
+class _Linear(torch.autograd.Function):
+    """``run``, a function whose gradient ``back`` finds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], back: Back, first: FirstSteps) -> Tensor:
+        ctx.back, ctx.first = back, first
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (g,) = grads
+        found = ctx.back(g[: ctx.first.few(g)])
+        return _padded(found, len(g)), None, None, None
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """The rows, and zeros behind them, ``count`` in all."""
+    if len(rows) == count:
+        return rows
+    rows = rows if is_dense(rows) else rows.contiguous()
+    # Of one row the stride says nothing.
+    whole = rows.new_empty_strided((count, *rows.shape[1:]), (rows[0].numel(), *rows.stride()[1:]))
+    whole[: len(rows)] = rows
+    whole[len(rows) :] = 0
+    return whole
+
+
+def _convolution(axes: int) -> Callable[..., Back | None]:
+    input_of: Any = (inputs.conv1d_input, inputs.conv2d_input, inputs.conv3d_input)[axes - 1]
+
+    def make(
+        input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+        groups: int = 1,
+    ) -> Back | None:  # fmt: skip
+        if isinstance(padding, str) or input.dim() != axes + 2:
+            return None
+        shape = input.shape[1:]
+        return lambda g: input_of((len(g), *shape), weight, g, stride, padding, dilation, groups)
+
+    return make
+
+
+def _product(input: Tensor, weight: Tensor, bias: Any = None) -> Back | None:
+    return (lambda g: g.matmul(weight)) if input.dim() > 1 else None
+
+
+def _norm(
+    input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Back | None:  # fmt: skip
+    if training or running_var is None:
+        return None
+    scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
+    scale = scale.view(-1, *[1] * (input.dim() - 2))
+    return lambda g: g * scale
+
+
+_BACK: dict[Any, Callable[..., Back | None]] = {
+    F.conv1d: _convolution(1),
+    F.conv2d: _convolution(2),
+    F.conv3d: _convolution(3),
+    F.linear: _product,
+    F.batch_norm: _norm,
+}
