@@ -265,3 +265,19 @@ def test_new_sizes_do_not_compile_again():
     for timesteps, batch in ((5, 7), (5, 8), (9, 11)):
         assert compiled(torch.randn(timesteps, batch, C, H, H)).shape == (timesteps, batch, 2)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("wrap", [TimeSequential, OverTime])
+def test_the_gradient_of_one_image_in_channels_last(wrap, static):
+    """Whose stride along the rows says nothing, and misleads an evaluating BatchNorm of torch 2.13."""
+    steps = 2 if static else 1
+    norm = nn.BatchNorm2d(6).double().eval()
+    norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(1, 2, 2, 6, dtype=torch.float64).permute(0, 3, 1, 2)
+    x = x.as_strided(x.shape, (6, 1, 12, 6)).requires_grad_()
+    y = wrap(norm)(x.expand(steps, *x.shape))
+    g = torch.randn(1, 6, 2, 2, dtype=torch.float64)
+    (found,) = torch.autograd.grad(y, x, g.expand(y.shape) if static else g.unsqueeze(0))
+    scale = (norm.running_var + norm.eps).rsqrt().view(6, 1, 1)
+    torch.testing.assert_close(found, steps * g * scale, rtol=1e-12, atol=0.0)
