@@ -261,7 +261,6 @@ def clif_soft(trace, s, p):
     return where(s, h - (p[4] + 1.0 / (1.0 + exp(-maximum(m, -60.0)))), h), m
 
 
-# The position of a row is its number in the compiled code: append, never reorder.
 TABLE: dict[str, Neuron] = {
     row.name: row
     for row in (
@@ -307,6 +306,10 @@ TABLE: dict[str, Neuron] = {
         ),
     )
 }  # fmt: skip
+
+
+COMPILED = ("LIF",)
+"""Those that the C++ and CUDA extensions hold, by their number there; the others run on ``triton`` and ``reference``."""
 
 
 def lookup(name: str) -> Neuron:

@@ -13,8 +13,6 @@ from trtkern.backends.base import Case, LIFBackward, LIFForward, LIFGrads, LIFIn
 from trtkern.spec import RESETS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-NEURONS = tuple(neurons.TABLE)
-"""By their number in the compiled code."""
 MOST_PARAMS = max(len(row.params) for row in neurons.TABLE.values())
 """Of any neuron; ``csrc/lif/args.h`` has the same number (a test compares them)."""
 _RESETS = {name: number for number, name in enumerate(RESETS)}
@@ -42,7 +40,7 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
         args.pool_row, args.pool_inner = inp.pool
     args.dtype, args.reset = DTYPES[inp.x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
-    args.neuron, args.P = NEURONS.index(spec.neuron), len(spec.row.params)
+    args.neuron, args.P = neurons.COMPILED.index(spec.neuron), len(spec.row.params)
     return args
 
 
@@ -73,6 +71,6 @@ def refuses(case: Case, device: str) -> str | None:
         return f"it holds float32, bfloat16 and float16, not {str(case.dtype).removeprefix('torch.')}"
     if case.spec is not None and case.spec.surrogate not in surrogates.BUILTIN:
         return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
-    if case.spec is not None and device == "cuda" and case.spec.neuron != "LIF":
-        return f"it holds LIF, not {case.spec.neuron}; use triton or reference"
+    if case.spec is not None and case.spec.neuron not in neurons.COMPILED:
+        return f"it holds {', '.join(neurons.COMPILED)}, not {case.spec.neuron}; use triton or reference"
     return None
