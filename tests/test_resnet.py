@@ -11,7 +11,7 @@ from trtkern.bench import plain
 from trtkern.models import from_topology, resnet19, sew_resnet34, spiking_resnet34
 from trtkern.models._blocks import Convolution, NarrowProjection
 from trtkern.nn import IF, LIF, PLIF, Spikes, TRTLoss
-from trtkern.nn.neurons import Spiking
+from trtkern.nn._neuron import Spiking
 from trtkern.ops.spikes import pack
 
 # Not "auto": in Triton's interpreter a step takes minutes.

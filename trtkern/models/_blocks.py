@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from trtkern import nn as layers
 from trtkern.names import NEURONS, unknown
 from trtkern.nn import (
     LIF,
@@ -19,9 +20,8 @@ from trtkern.nn import (
     SpikeLinear,
     Spikes,
     TimeSequential,
-    neurons,
 )
-from trtkern.nn.neurons import Spiking
+from trtkern.nn._neuron import Spiking
 from trtkern.ops.spikes import dense, pack, packing
 
 fx.wrap("dense")
@@ -82,7 +82,7 @@ def neuron_of(neuron: type[Spiking] | str) -> type[Spiking]:
         return neuron
     if neuron not in NEURONS:
         raise unknown("neuron", neuron, NEURONS, ", or a class of spiking neurons")
-    return getattr(neurons, str(neuron))
+    return getattr(layers, str(neuron))
 
 
 @dataclass(frozen=True)

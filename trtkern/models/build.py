@@ -13,7 +13,7 @@ from trtkern.models.resnet import resnet19, sew_resnet34, spiking_resnet34
 from trtkern.models.topology import from_topology, with_readout
 from trtkern.names import unknown
 from trtkern.nn import LIF
-from trtkern.nn.neurons import Spiking
+from trtkern.nn._neuron import Spiking
 
 
 def _conv(classes: int, *, shape: tuple[int, int, int], layers: list[int | str], **options: Any) -> SpikingNetwork:

@@ -6,23 +6,29 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from trtkern import neurons
 from trtkern.backends import explain, named, resolve, sizes
 from trtkern.backends.base import Case
-from trtkern.nn._leaf import Leaf
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import checks
 from trtkern.ops.checks import Number
-from trtkern.ops.lif import LIFOutput, lif
-from trtkern.ops.spikes import Spikes, dense
+from trtkern.ops.lif import LIFOutput, wanted
+from trtkern.ops.lif import neuron as run_neuron
+from trtkern.ops.spikes import Spikes, dense, packing
 from trtkern.spec import LIFSpec
 
 fx.wrap("dense")
+
+AnyState = Tensor | tuple[Tensor, ...] | None
+"""What a layer returns as its state and takes as ``v0``: the potential, or several states; None is zero."""
 
 
 class Neuron(Leaf):
@@ -31,11 +37,14 @@ class Neuron(Leaf):
     takes_time = True
     """It takes [T, B, ...] itself (``TimeSequential``)."""
 
+    kind = "LIF"
+    """The neuron that it runs, by its name in ``trtkern.neurons.TABLE``."""
+    State: type[Any] | None = None
+    """The NamedTuple of its states, of a neuron with several."""
+    complements: tuple[tuple[str, str], ...] = ()
+    """Parameters that are 1 - a decay where they are None: (name, that decay)."""
+
     nonfinite: Tensor
-    # Numbers, parameters or buffers of a subclass; properties where one follows from another.
-    decay: Any
-    gain: Any
-    v_leak: Any
 
     def __init__(self, spec: LIFSpec, time_dim: int, channel_dim: int, backend: str) -> None:
         super().__init__()
@@ -45,6 +54,11 @@ class Neuron(Leaf):
         # Set to 1 by the kernel when a potential is not finite: spikes hide NaN from the loss.
         self.register_buffer("nonfinite", torch.zeros(1, dtype=torch.int32), persistent=False)
         self._made_on_meta = self.nonfinite.is_meta
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of its states, in the order in which ``return_state`` gives them."""
+        return self.spec.row.states
 
     def reset_parameters(self) -> None:
         """The non-finite flag to 0. Parameters that the layer was given stay; those that it made itself start anew."""
@@ -82,7 +96,36 @@ class Neuron(Leaf):
         else:
             setattr(self, name, float(value))
 
-    def _run(self, x: Tensor, v0: Tensor | None, values: dict[str, Any], **want: bool) -> LIFOutput:
+    def _hold_all(self, values: Mapping[str, Number | Bounded | None]) -> None:
+        """Keep them one by one; None is what follows from others (``values``)."""
+        for name, value in values.items():
+            if value is None:
+                setattr(self, name, None)
+            else:
+                self._hold(name, value)
+
+    def stacked(self, x: Tensor, state: AnyState) -> Tensor | None:
+        """A state as the op takes it: of a neuron with several that is one tensor [S, ...].
+
+        Args:
+            x: the sequence with time on axis 0.
+            state: what ``return_state`` gave, its parts as a plain tuple, or that one tensor.
+
+        Raises:
+            TypeError, ValueError: another count, or a part of another shape, dtype or device; the message names it.
+        """
+        if not isinstance(state, (tuple, list)) or not isinstance(x, Tensor):
+            return state
+        checks.states(type(self).__name__, state, x, self.state_names)
+        return torch.stack(tuple(state))
+
+    def named_state(self, state: Tensor | None) -> AnyState:
+        """The op's state as ``return_state`` gives it: several as a NamedTuple."""
+        if state is None or self.State is None:
+            return state
+        return self.State(*[state[i] for i in range(len(self.state_names))])
+
+    def _run(self, x: Tensor, v0: AnyState, want: int, on_equal: bool = False) -> LIFOutput:
         """Call the op on x with its time axis moved first, and move it back in what comes out."""
         name = type(self).__name__
         if not isinstance(x, Tensor):
@@ -91,9 +134,8 @@ class Neuron(Leaf):
         time, channel = self.axes(x)
         if time != 0:
             x = x.movedim(time, 0)
-        out = lif(
-            x, v0, spec=self.spec, backend=self.backend, channel_dim=channel, flag=self.flag_for(x), **values, **want
-        )
+        state, flag = self.stacked(x, v0), self.flag_for(x)
+        out = run_neuron(x, state, self.values(), self.spec, want, self.backend, channel, on_equal, flag)
         if time == 0:
             return out
         moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}
@@ -108,17 +150,18 @@ class Neuron(Leaf):
             channel = 0 if channel == time else channel + (channel < time)
         return time, channel
 
-    def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, v: AnyState = None) -> tuple[Tensor, Any]:
         """One step: the same numbers as that step of a sequence, bit for bit, for loops over time.
 
         Args:
             x: input current of one step, [B, C, ...]: a sequence without its time axis.
-            v: potential after the step before, float32 in x's shape; None at the start, where it is zero.
+            v: potential after the step before, float32 in x's shape; None at the start, where it is zero. Of a neuron
+                with several states all of them, as the call before returned them.
 
         Returns:
             What the layer gives for that step, [B, C, ...] in x's dtype (dense where the layer is ``packed``), and the
-            potential after it, float32, which the next call takes. ``time_dim`` and ``channel_dim`` name the axes of a
-            sequence, as everywhere.
+            potential (the states) after it, float32, which the next call takes. ``time_dim`` and ``channel_dim`` name
+            the axes of a sequence, as everywhere.
 
         Raises:
             TypeError, ValueError: x or v of another shape, dtype or device.
@@ -127,8 +170,15 @@ class Neuron(Leaf):
         return dense(out).squeeze(self.time_dim), state
 
     def values(self) -> dict[str, Number]:
-        """The numbers and tensors of the next call, as ``trtkern.ops.lif`` takes them."""
-        raise NotImplementedError
+        """The numbers and tensors of the next call by name, as ``trtkern.ops.lif.neuron`` takes them."""
+        row = self.spec.row
+        found = {name: self._value(name) for name in row.params if name != "bias"}
+        for name, decay in self.complements:
+            if found[name] is None:
+                found[name] = 1 - wide(found[decay])
+        if "bias" in row.params:
+            found["bias"] = self._bias(found["decay"])
+        return found
 
     def _value(self, name: str) -> Any:
         """What a parameter is at this moment."""
@@ -156,6 +206,124 @@ class Neuron(Leaf):
         settings = {**self._settings(), "time_dim": self.time_dim, "channel_dim": self.channel_dim}
         shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
         return ", ".join([*shown, f"backend={self.backend!r}"])
+
+
+class Spiking(Neuron):
+    """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has what its row has besides."""
+
+    still_threshold = True
+    """Its threshold is ``v_threshold`` alone: there is a number before it (``fire_on_equal``)."""
+
+    def __init__(
+        self,
+        own: Mapping[str, Number | Bounded | None] = MappingProxyType({}),
+        /,
+        *,
+        v_threshold: Number | Bounded = 1.0,
+        v_reset: Number | Bounded | None = 0.0,
+        reset_amount: Number | Bounded | None = None,
+        surrogate: str | Callable = "triangle",
+        alpha: float | None = None,
+        detach_reset: bool = False,
+        fire_on_equal: bool = False,
+        packed: bool = False,
+        time_dim: int = 0,
+        channel_dim: int = 2,
+        backend: str = "auto",
+    ) -> None:
+        reset, name = "soft" if v_reset is None else "hard", type(self).__name__
+        possible = neurons.lookup(self.kind).settle
+        if reset not in possible:
+            raise ValueError(f"{name}: expected v_reset=None (its reset is {' or '.join(possible)}), got {v_reset!r}")
+        spec = LIFSpec(reset, surrogate, alpha, detach_reset, self.kind)
+        super().__init__(spec, time_dim, channel_dim, backend)
+        if reset == "hard" and reset_amount is not None:
+            raise ValueError(
+                f"{name}: expected reset_amount with a soft reset only, got reset_amount="
+                f"{reset_amount!r} and v_reset={v_reset!r}; pass v_reset=None"
+            )
+        self.packed, self.fire_on_equal, self._own = packed, fire_on_equal, tuple(own)
+        self._hold_all(own)
+        self._hold("v_threshold", v_threshold)
+        if fire_on_equal and not self.still_threshold:
+            raise ValueError(f"{name}: expected fire_on_equal=False, since the threshold adapts, got {fire_on_equal!r}")
+        if fire_on_equal:
+            checks.above_zero(name, self._value("v_threshold"))
+        self._hold_all({"v_reset": v_reset, "reset_amount": reset_amount})
+
+    def forward(
+        self,
+        x: Tensor,
+        v0: AnyState = None,
+        *,
+        return_state: bool = False,
+        return_v: bool = False,
+        return_h: bool = False,
+    ) -> Tensor | Spikes | tuple[Any, ...]:
+        """Spikes [T, B, C, ...] in x's dtype (``Spikes`` when packed); with ``return_state`` also the final v,
+        [B, C, ...] float32; with ``return_v`` also v after the reset of every step, or with ``return_h`` h before it
+        (what snnTorch calls ``mem``), [T, B, C, ...] in x's dtype; gradients flow through all of them.
+
+        Args:
+            x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
+            v0: potential before the first step, x's shape without time, float32; None is zero.
+
+        A neuron with several states (``state_names``) returns the final ones as a NamedTuple, and takes that, a plain
+        tuple or one tensor [S, B, C, ...] as ``v0``.
+        """
+        if is_proxy(x):
+            return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h)
+        want = wanted(True, return_v, return_state, packing(self.packed), return_h)
+        out = self._run(x, v0, want, self.fire_on_equal)
+        made = tuple(each for each in (spikes_of(out), self.named_state(out.state), out.v, out.h) if each is not None)
+        return made if len(made) > 1 else made[0]
+
+    def values(self) -> dict[str, Number]:
+        """The neuron's parameters by name: what the row of ``trtkern.neurons.TABLE`` has."""
+        found = super().values()
+        if found["reset_amount"] is None:
+            found["reset_amount"] = found["v_threshold"]
+        if found.get("v_reset", 0.0) is None:
+            found["v_reset"] = 0.0
+        return found
+
+    def _settings(self) -> dict[str, object]:
+        names = (*self._own, "v_threshold", "v_reset", "reset_amount")
+        spec = self.spec
+        return {
+            **{name: getattr(self, name) for name in names},
+            "surrogate": spec.surrogate,
+            "alpha": spec.alpha,
+            "detach_reset": spec.detach_reset,
+            **{name: True for name in ("fire_on_equal", "packed") if getattr(self, name)},
+        }
+
+
+class Readout(Neuron):
+    """What the neurons without spikes share: their output is v of every step."""
+
+    # There is no reset: these numbers change nothing.
+    reset_amount = v_threshold = 1.0
+    v_reset = 0.0
+
+    def __init__(
+        self, own: Mapping[str, Number | Bounded | None], time_dim: int, channel_dim: int, backend: str
+    ) -> None:
+        super().__init__(LIFSpec("none", neuron=self.kind), time_dim, channel_dim, backend)
+        self._own = tuple(own)
+        self._hold_all(own)
+
+    def forward(self, x: Tensor, v0: AnyState = None, *, return_state: bool = False) -> Tensor | tuple[Any, ...]:
+        """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one (of a neuron with
+        several states all of the last ones, as a NamedTuple) in float32."""
+        if is_proxy(x):
+            return self(x, v0, return_state=return_state)
+        out = self._run(x, v0, wanted(False, True, return_state, False))
+        made = tuple(each for each in (out.v, self.named_state(out.state)) if each is not None)
+        return made if len(made) > 1 else made[0]
+
+    def _settings(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self._own}
 
 
 def wide(value: Any) -> Any:

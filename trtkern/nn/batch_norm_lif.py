@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from trtkern.backends import explain, resolve
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import one_step, spikes_of, warn_of_one_step
-from trtkern.nn.neurons import LIF, Spiking
+from trtkern.nn._neuron import AnyState, Spiking, one_step, spikes_of, warn_of_one_step
+from trtkern.nn.neurons import LIF
 from trtkern.ops import checks
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
@@ -37,7 +37,7 @@ class BatchNormLIF(Leaf):
         sync: share the statistics with all processes of torch.distributed, once it is initialised.
         pool: 2 returns 2x2 averages of the spikes, [T, B, C, H // 2, W // 2], and never writes the spikes themselves.
         packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
-        neuron: ``LIF``, ``IF`` or ``PLIF``.
+        neuron: a class of spiking neurons: ``LIF``, ``PLIF``, ``CUBALIF``, ``ALIF``, ...
         lif: what that neuron takes: decay, gain, v_threshold, surrogate, backend, ...
 
     The state dict has weight, bias, running_mean, running_var and num_batches_tracked, and ``lif.*`` for learned
@@ -128,7 +128,7 @@ class BatchNormLIF(Leaf):
         self,
         y: Tensor,
         residual: Tensor | Spikes | None = None,
-        v0: Tensor | None = None,
+        v0: AnyState = None,
         *,
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
@@ -139,18 +139,19 @@ class BatchNormLIF(Leaf):
         Args:
             y: [T, B, C, ...], contiguous or channels last as it is; expanded along time, the statistics read it once.
             residual: added to the normalised y; of its shape, in its dtype or cast to it, or packed ``Spikes``.
-            v0: potential before the first step, [B, C, ...] float32; None is zero.
+            v0: potential before the first step, [B, C, ...] float32; None is zero. Neurons with several states give and
+                take them as their own layer does.
         """
         if is_proxy(y):
             return self(y, residual, v0, return_state=return_state)
         if isinstance(y, Tensor):
             warn_of_one_step(type(self).__name__, y)
-        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, v0, self.channel_dim)
-        return (spikes_of(out), out.state) if return_state else spikes_of(out)
+        out = batch_norm_lif(
+            y, self.norm(), self.neuron(state=return_state), residual, self.lif.stacked(y, v0), self.channel_dim
+        )
+        return (spikes_of(out), self.lif.named_state(out.state)) if return_state else spikes_of(out)
 
-    def step(
-        self, y: Tensor, residual: Tensor | Spikes | None = None, v: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, y: Tensor, residual: Tensor | Spikes | None = None, v: AnyState = None) -> tuple[Tensor, Any]:
         """One step: the same numbers as that step of a sequence, in evaluation.
 
         Args:

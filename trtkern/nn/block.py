@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from trtkern._torch import recording
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import spikes_of
+from trtkern.nn._neuron import AnyState, spikes_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops._saved import Layout
@@ -50,7 +50,7 @@ class ConvBatchNormLIF(Leaf):
         self,
         x: Tensor | Spikes,
         residual: Tensor | Spikes | None = None,
-        v0: Tensor | None = None,
+        v0: AnyState = None,
         *,
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:
@@ -69,8 +69,8 @@ class ConvBatchNormLIF(Leaf):
         y, source = _repeatable(self.conv, x)
         norm = self.norm
         neuron = norm.neuron(state=return_state)
-        out = batch_norm_lif(y, norm.norm(), neuron, residual, v0, norm.channel_dim, source)
-        return (spikes_of(out), out.state) if return_state else spikes_of(out)
+        out = batch_norm_lif(y, norm.norm(), neuron, residual, norm.lif.stacked(y, v0), norm.channel_dim, source)
+        return (spikes_of(out), norm.lif.named_state(out.state)) if return_state else spikes_of(out)
 
 
 def _repeatable(conv: nn.Module, x: Tensor | Spikes) -> tuple[Tensor, Source]:

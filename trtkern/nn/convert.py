@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from trtkern.nn._neuron import Spiking
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
-from trtkern.nn.neurons import Spiking
 from trtkern.nn.time import OverTime, TimeSequential
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF, bare
 

@@ -1,111 +1,20 @@
-"""Neuron layers over whole sequences: stateless between calls, one kernel a direction."""
+"""Neuron layers over whole sequences: stateless between calls, one kernel a direction.
+
+Those whose membrane leaks to a decay are here; those that are given a tau are in ``timed``.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trtkern.nn._leaf import is_proxy
-from trtkern.nn._neuron import Neuron, spikes_of, wide
+from trtkern.nn._neuron import Readout, Spiking, wide
 from trtkern.nn.bounded import Bounded
-from trtkern.ops import checks
 from trtkern.ops.checks import Number
-from trtkern.ops.spikes import Spikes, packing
-from trtkern.spec import LIFSpec
-
-
-class Spiking(Neuron):
-    """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has ``decay`` and ``gain``."""
-
-    def __init__(
-        self,
-        *,
-        v_leak: Number | Bounded = 0.0,
-        v_threshold: Number | Bounded = 1.0,
-        v_reset: Number | Bounded | None = 0.0,
-        reset_amount: Number | Bounded | None = None,
-        surrogate: str | Callable = "triangle",
-        alpha: float | None = None,
-        detach_reset: bool = False,
-        fire_on_equal: bool = False,
-        packed: bool = False,
-        time_dim: int = 0,
-        channel_dim: int = 2,
-        backend: str = "auto",
-    ) -> None:
-        reset = "soft" if v_reset is None else "hard"
-        super().__init__(LIFSpec(reset, surrogate, alpha, detach_reset), time_dim, channel_dim, backend)
-        if reset == "hard" and reset_amount is not None:
-            raise ValueError(
-                f"{type(self).__name__}: expected reset_amount with a soft reset only, got reset_amount="
-                f"{reset_amount!r} and v_reset={v_reset!r}; pass v_reset=None"
-            )
-        self.packed, self.fire_on_equal = packed, fire_on_equal
-        self._hold("v_leak", v_leak)
-        self._hold("v_threshold", v_threshold)
-        if fire_on_equal:
-            checks.above_zero(type(self).__name__, self._value("v_threshold"))
-        for name, value in {"v_reset": v_reset, "reset_amount": reset_amount}.items():
-            if value is None:
-                setattr(self, name, None)
-            else:
-                self._hold(name, value)
-
-    def forward(
-        self,
-        x: Tensor,
-        v0: Tensor | None = None,
-        *,
-        return_state: bool = False,
-        return_v: bool = False,
-        return_h: bool = False,
-    ) -> Tensor | Spikes | tuple[Any, ...]:
-        """Spikes [T, B, C, ...] in x's dtype (``Spikes`` when packed); with ``return_state`` also the final v,
-        [B, C, ...] float32; with ``return_v`` also v after the reset of every step, or with ``return_h`` h before it
-        (what snnTorch calls ``mem``), [T, B, C, ...] in x's dtype; gradients flow through all of them.
-
-        Args:
-            x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
-            v0: potential before the first step, x's shape without time, float32; None is zero.
-        """
-        if is_proxy(x):
-            return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h)
-        want = {
-            "return_state": return_state,
-            "return_v": return_v,
-            "return_h": return_h,
-            "return_packed": packing(self.packed),
-        }
-        out = self._run(x, v0, self.values(), fire_on_equal=self.fire_on_equal, **want)
-        made = tuple(made for made in (spikes_of(out), out.state, out.v, out.h) if made is not None)
-        return made if len(made) > 1 else made[0]
-
-    def values(self) -> dict[str, Number]:
-        """decay, gain, bias, reset_amount, v_threshold and v_reset, as ``trtkern.ops.lif`` takes them."""
-        decay, v_threshold = self._value("decay"), self._value("v_threshold")
-        return {
-            "decay": decay,
-            "gain": self._value("gain"),
-            "bias": self._bias(decay),
-            "reset_amount": v_threshold if self.reset_amount is None else self._value("reset_amount"),
-            "v_threshold": v_threshold,
-            "v_reset": 0.0 if self.v_reset is None else self._value("v_reset"),
-        }
-
-    def _settings(self) -> dict[str, object]:
-        names = ("v_leak", "v_threshold", "v_reset", "reset_amount")
-        spec = self.spec
-        return {
-            **{name: getattr(self, name) for name in names},
-            "surrogate": spec.surrogate,
-            "alpha": spec.alpha,
-            "detach_reset": spec.detach_reset,
-            **{name: True for name in ("fire_on_equal", "packed") if getattr(self, name)},
-        }
 
 
 class LIF(Spiking):
@@ -157,7 +66,7 @@ class LIF(Spiking):
         backend: str = "auto",
     ) -> None:
         super().__init__(
-            v_leak=v_leak,
+            {"v_leak": v_leak},
             v_threshold=v_threshold,
             v_reset=v_reset,
             reset_amount=reset_amount,
@@ -192,11 +101,17 @@ class PLIF(Spiking):
         init_tau: > 1; w starts where sigmoid(w) = 1 / init_tau.
         channels: None for one w, or the number of channels for one each.
         decay_input: gain = sigmoid(w) instead of 1.
-        lif: what ``LIF`` takes, but decay and gain.
+        v_leak, lif: what ``LIF`` takes, but decay and gain.
     """
 
     def __init__(
-        self, init_tau: float = 2.0, channels: int | None = None, decay_input: bool = False, **lif: Any
+        self,
+        init_tau: float = 2.0,
+        channels: int | None = None,
+        decay_input: bool = False,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        **lif: Any,
     ) -> None:
         _refuse(self, lif, ("decay", "gain"), "both follow from w")
         if not (isinstance(init_tau, (int, float)) and math.isfinite(init_tau) and init_tau > 1):
@@ -206,7 +121,7 @@ class PLIF(Spiking):
             )
         if channels is not None and (not isinstance(channels, int) or channels < 1):
             raise ValueError(f"PLIF: expected channels to be None or an int >= 1, got {channels!r}")
-        super().__init__(**lif)
+        super().__init__({"v_leak": v_leak}, **lif)
         self.decay_input, self.init_tau = decay_input, float(init_tau)
         self.w = nn.Parameter(torch.empty(() if channels is None else (channels,)))
         self.reset_parameters()
@@ -236,7 +151,7 @@ def _refuse(layer: nn.Module, given: dict[str, Any], names: tuple[str, ...], why
             raise TypeError(f"{type(layer).__name__}: expected no {name} ({why}), got {given[name]!r}; use LIF")
 
 
-class LI(Neuron):
+class LI(Readout):
     """Leaky integrator, a readout without spikes: v[t] = decay * v[t-1] + gain * x[t] + (1 - decay) * v_leak.
 
     Args:
@@ -254,24 +169,220 @@ class LI(Neuron):
         channel_dim: int = 2,
         backend: str = "auto",
     ) -> None:
-        super().__init__(LIFSpec("none"), time_dim, channel_dim, backend)
-        for name, value in {"decay": decay, "gain": gain, "v_leak": v_leak}.items():
-            self._hold(name, value)
+        super().__init__({"decay": decay, "gain": gain, "v_leak": v_leak}, time_dim, channel_dim, backend)
 
-    def forward(
-        self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
-        """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one in float32."""
-        if is_proxy(x):
-            return self(x, v0, return_state=return_state)
-        out = self._run(x, v0, self.values(), return_spikes=False, return_state=return_state, return_v=True)
-        made = tuple(tensor for tensor in (out.v, out.state) if tensor is not None)
-        return made if len(made) > 1 else made[0]
 
-    def values(self) -> dict[str, Number]:
-        """decay, gain and bias, as ``trtkern.ops.lif`` takes them."""
-        decay = self._value("decay")
-        return {"decay": decay, "gain": self._value("gain"), "bias": self._bias(decay)}
+class CUBALIFState(NamedTuple):
+    """What ``CUBALIF`` and ``CUBALI`` are after a step, [B, C, ...] float32 each."""
 
-    def _settings(self) -> dict[str, object]:
-        return {"decay": self.decay, "gain": self.gain, "v_leak": self.v_leak}
+    i: Tensor
+    """The synaptic current."""
+    v: Tensor
+    """The potential."""
+
+
+class CUBALIF(Spiking):
+    """LIF behind a synaptic current: i[t] = decay_syn * i[t-1] + gain_syn * x[t], which the membrane integrates.
+
+    h[t] = decay * v[t-1] + gain * i[t] + (1 - decay) * v_leak; fire and reset as ``LIF``. It is NIR's CubaLIF,
+    snnTorch's Synaptic, Norse's and Rockpool's LIF; the defaults are Norse's (tau_syn_inv = 200 / s,
+    tau_mem_inv = 100 / s, dt = 1 ms).
+
+    Args:
+        decay_syn, decay: in [0, 1].
+        gain_syn: what the input is multiplied by.
+        gain: what the current is multiplied by; None is 1 - decay.
+        v_leak: the potential that v decays to.
+        spiking: what ``LIF`` takes besides: v_threshold, v_reset, surrogate, packed, backend, ...
+
+    Parameters, state and errors are as ``LIF`` has them; ``state_names`` are i, v.
+    """
+
+    kind = "CUBALIF"
+    State = CUBALIFState
+    complements = (("gain", "decay"),)
+
+    def __init__(
+        self,
+        decay_syn: Number | Bounded = 0.8,
+        gain_syn: Number | Bounded = 1.0,
+        decay: Number | Bounded = 0.9,
+        gain: Number | Bounded | None = None,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        **spiking: Any,
+    ) -> None:
+        own = {"decay_syn": decay_syn, "gain_syn": gain_syn, "decay": decay, "gain": gain, "v_leak": v_leak}
+        super().__init__(own, **spiking)
+
+
+class CUBALI(Readout):
+    """The readout of ``CUBALIF``: its current and its membrane without spikes; gives v of every step.
+
+    Args:
+        decay_syn, gain_syn, decay, gain, v_leak: as in ``CUBALIF``.
+        time_dim, channel_dim, backend: as in ``LIF``.
+    """
+
+    kind = "CUBALIF"
+    State = CUBALIFState
+    complements = (("gain", "decay"),)
+
+    def __init__(
+        self,
+        decay_syn: Number | Bounded = 0.8,
+        gain_syn: Number | Bounded = 1.0,
+        decay: Number | Bounded = 0.9,
+        gain: Number | Bounded | None = None,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        time_dim: int = 0,
+        channel_dim: int = 2,
+        backend: str = "auto",
+    ) -> None:
+        own = {"decay_syn": decay_syn, "gain_syn": gain_syn, "decay": decay, "gain": gain, "v_leak": v_leak}
+        super().__init__(own, time_dim, channel_dim, backend)
+
+
+class ALIFState(NamedTuple):
+    """What ``ALIF`` is after a step, [B, C, ...] float32 each."""
+
+    v: Tensor
+    """The potential."""
+    a: Tensor
+    """The adaptation of the threshold."""
+
+
+class ALIF(Spiking):
+    """LIF whose threshold rises with its spikes: it fires where h[t] > v_threshold + beta * a[t-1].
+
+    h[t] = decay * v[t-1] + gain * x[t] + (1 - decay) * v_leak; a[t] = decay_a * a[t-1] + gain_a * s[t]. The soft reset
+    subtracts ``reset_amount``, the threshold without its adaptation unless given (Bellec et al. 2020,
+    doi 10.1038/s41467-020-17236-y; the threshold is that of Bellec et al. 2018, arXiv 1803.09574, with beta = 1.8).
+    sinabs' ALIF and Norse's LSNN are of this kind.
+
+    Args:
+        decay, decay_a: in [0, 1]; the defaults are about 20 and 200 steps.
+        gain: what the input is multiplied by; None is 1 - decay.
+        gain_a: what a spike adds to a; None is 1 - decay_a.
+        beta: what a is multiplied by.
+        v_leak: the potential that v decays to.
+        v_reset: None, the default, is the soft reset; else the potential after a spike.
+        spiking: what ``LIF`` takes besides, but ``fire_on_equal``: v_threshold, reset_amount, surrogate, ...
+
+    Parameters, state and errors are as ``LIF`` has them; ``state_names`` are v, a.
+    """
+
+    kind = "ALIF"
+    State = ALIFState
+    complements = (("gain", "decay"), ("gain_a", "decay_a"))
+    still_threshold = False
+
+    def __init__(
+        self,
+        decay: Number | Bounded = 0.95,
+        gain: Number | Bounded | None = None,
+        decay_a: Number | Bounded = 0.995,
+        gain_a: Number | Bounded | None = None,
+        beta: Number | Bounded = 1.8,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        v_reset: Number | Bounded | None = None,
+        **spiking: Any,
+    ) -> None:
+        own = {"decay": decay, "gain": gain, "decay_a": decay_a, "gain_a": gain_a, "beta": beta, "v_leak": v_leak}
+        super().__init__(own, v_reset=v_reset, **spiking)
+
+
+class AdLIFState(NamedTuple):
+    """What ``AdLIF`` is after a step, [B, C, ...] float32 each."""
+
+    v: Tensor
+    """The potential."""
+    w: Tensor
+    """The current of adaptation."""
+
+
+class AdLIF(Spiking):
+    """LIF with a current against it that follows potential and spikes (Bittar and Garner 2022,
+    doi 10.3389/fnins.2022.865897; sparch's adLIF).
+
+    h[t] = decay * v[t-1] + gain * (x[t] - w[t-1]) + (1 - decay) * v_leak;
+    w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]. sparch draws decay, decay_w, a and b for each neuron from ranges, in
+    which the defaults are, and keeps them there: ``Bounded(..., "clamp", low=, high=)``.
+
+    Args:
+        decay: in [0, 1]; sparch: 0.82 to 0.96.
+        gain: what the input is multiplied by; None is 1 - decay.
+        decay_w: in [0, 1]; sparch: 0.967 to 0.992.
+        a: what the potential adds to w; sparch: -1 to 1.
+        b: what a spike adds to w; sparch: 0 to 2.
+        v_leak: the potential that v decays to.
+        v_reset: None, the default, is the soft reset; else the potential after a spike.
+        spiking: what ``LIF`` takes besides: v_threshold, reset_amount, surrogate, ...
+
+    Parameters, state and errors are as ``LIF`` has them; ``state_names`` are v, w.
+    """
+
+    kind = "AdLIF"
+    State = AdLIFState
+    complements = (("gain", "decay"),)
+
+    def __init__(
+        self,
+        decay: Number | Bounded = 0.9,
+        gain: Number | Bounded | None = None,
+        decay_w: Number | Bounded = 0.98,
+        a: Number | Bounded = 0.0,
+        b: Number | Bounded = 1.0,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        v_reset: Number | Bounded | None = None,
+        **spiking: Any,
+    ) -> None:
+        own = {"decay": decay, "gain": gain, "decay_w": decay_w, "a": a, "b": b, "v_leak": v_leak}
+        super().__init__(own, v_reset=v_reset, **spiking)
+
+
+class CLIFState(NamedTuple):
+    """What ``CLIF`` is after a step, [B, C, ...] float32 each."""
+
+    v: Tensor
+    """The potential."""
+    m: Tensor
+    """The complementary potential."""
+
+
+class CLIF(Spiking):
+    """Complementary LIF: a second potential remembers spikes, and the reset grows with it (Huang et al. 2024,
+    arXiv 2402.04663).
+
+    h[t] = decay * v[t-1] + gain * x[t] + (1 - decay) * v_leak; m[t] = m[t-1] * sigmoid(rate * h[t]) + s[t]; where it
+    fired v[t] = h[t] - (reset_amount + sigmoid(m[t])), else h[t]. The reset is soft, always.
+
+    Args:
+        decay: in [0, 1]; 1 - 1/tau of the paper, whose tau is 2.
+        gain: what the input is multiplied by.
+        rate: how fast m follows h; None is 1 - decay.
+        v_leak: the potential that v decays to.
+        v_reset: None.
+        spiking: what ``LIF`` takes besides: v_threshold, reset_amount, surrogate, ...
+
+    Parameters, state and errors are as ``LIF`` has them; ``state_names`` are v, m.
+    """
+
+    kind = "CLIF"
+    State = CLIFState
+    complements = (("rate", "decay"),)
+
+    def __init__(
+        self,
+        decay: Number | Bounded = 0.5,
+        gain: Number | Bounded = 1.0,
+        rate: Number | Bounded | None = None,
+        *,
+        v_leak: Number | Bounded = 0.0,
+        v_reset: None = None,
+        **spiking: Any,
+    ) -> None:
+        super().__init__({"decay": decay, "gain": gain, "rate": rate, "v_leak": v_leak}, v_reset=v_reset, **spiking)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn.neurons import Spiking
+from trtkern.nn._neuron import AnyState, Spiking
 from trtkern.nn.time import OverTime, TimeSequential, over_time
 from trtkern.ops.spikes import Spikes, remember
 
@@ -39,7 +39,7 @@ class UnfusedBatchNormLIF(Leaf, TimeSequential):
 
     Args:
         norm: a BatchNorm.
-        lif: ``LIF``, ``IF`` or ``PLIF``.
+        lif: a layer of spiking neurons.
         pool: None or ``nn.AvgPool2d(2)``.
         channel_dim: the axis of the channels: 2, or -1, where norm gets [T * B * ..., C].
     """
@@ -58,7 +58,7 @@ class UnfusedBatchNormLIF(Leaf, TimeSequential):
         self,
         y: Tensor,
         residual: Tensor | Spikes | None = None,
-        v0: Tensor | None = None,
+        v0: AnyState = None,
         *,
         return_state: bool = False,
     ) -> Tensor | Spikes | tuple[Any, ...]:

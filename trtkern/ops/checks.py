@@ -20,6 +20,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Number = float | int | Tensor
 DECAYS = ("decay", "decay_syn", "decay_a", "decay_w")
 """Parameters within [0, 1]."""
+POSITIVE = ("tau", "tau_w", "delta_t")
+"""Parameters above 0: what divides."""
 LARGEST = torch.finfo(torch.float32).max
 """The kernels compute in float32: a larger number is infinite to them."""
 
@@ -121,6 +123,24 @@ def state(op: str, v0: Tensor | None, x: Tensor, states: Sequence[str] = ("v",))
         )
 
 
+def states(op: str, parts: Sequence[Tensor], x: Tensor, names: Sequence[str]) -> None:
+    """The parts of a state are one tensor for each of the names, each as ``state`` has it."""
+    listed = ", ".join(names)
+    if len(names) == 1:
+        raise TypeError(
+            f"{op}: expected v0 as one tensor, the state {listed}, got {describe(parts)}; pass its {listed}"
+        )
+    if len(parts) != len(names):
+        raise ValueError(
+            f"{op}: expected v0 with the {len(names)} states {listed}, got {len(parts)}: {describe(parts)}; pass what "
+            "return_state=True gave"
+        )
+    for name, part in zip(names, parts, strict=True):
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{op}: expected the state {name} of v0 to be a tensor, got {describe(part)}")
+        state(f"{op}: state {name}", part, x)
+
+
 def flag(op: str, flag: Tensor | None, x: Tensor) -> None:
     """The non-finite flag is None or int32 [1] on x's device: a kernel writes to its address."""
     if flag is None:
@@ -173,7 +193,8 @@ def held_parameter(op: str, name: str, value: Number) -> None:
 
 def held_range(op: str, name: str, low: float, high: float) -> None:
     """The range of a bounded parameter is one of allowed values; its ends may be infinite where those may."""
-    allowed = (0.0, 1.0) if name in DECAYS else (0.0 if name == "v_threshold" else -math.inf, math.inf)
+    least = 0.0 if name == "v_threshold" or name in POSITIVE else -math.inf
+    allowed = (0.0, 1.0) if name in DECAYS else (least, math.inf)
     if not allowed[0] <= low <= high <= allowed[1]:
         raise ValueError(
             f"{op}: expected {name} to be bounded within {allowed[0]:g} to {allowed[1]:g}, got {low:g} to {high:g}; "
@@ -192,6 +213,15 @@ def above_zero(op: str, threshold: Number) -> None:
             f"{op}: expected v_threshold to be > 0 with fire_on_equal, got {threshold!r}: the number before 0 is "
             "denormal, and a processor may take it for 0"
         )
+
+
+def held_now(op: str, name: str, value: Number) -> None:
+    """The value of this moment of a parameter that another one is made of, where looking at it is cheap."""
+    if not isinstance(value, Tensor):
+        _within(op, name, value, value)
+    elif not torch.compiler.is_compiling() and (value.device.type == "cpu" or _debugging):
+        hint = "; a learned one stays there as trtkern.nn.Bounded"
+        look(lambda value: _within(op, name, *(end.item() for end in value.aminmax()), hint), value.detach())
 
 
 def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS) -> None:
@@ -218,6 +248,8 @@ def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None
         expected = "in [0, 1]"
     elif name == "v_threshold" and low < 0:
         expected = ">= 0"
+    elif name in POSITIVE and low <= 0:
+        expected = "> 0"
     if expected:
         came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
         raise ValueError(f"{op}: expected {name} to be {expected}, got {came}{hint}")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trtkern.nn._neuron import Readout
 from trtkern.nn.block import ConvBatchNormLIF
-from trtkern.nn.neurons import LI
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes
 
@@ -77,12 +77,12 @@ def dense_spikes(output: Any) -> Tensor:
 def neuron_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """(name, layer, module whose output is that layer's) of every layer with spiking neurons.
 
-    They are the modules with a ``nonfinite`` flag, but those that give potentials (``LI``). ``ConvBatchNormLIF`` runs
-    its layer without calling it where it checkpoints, so the block's output is taken.
+    They are the modules with a ``nonfinite`` flag, but those that give potentials (``LI``, ``CUBALI``).
+    ``ConvBatchNormLIF`` runs its layer without calling it where it checkpoints, so the block's output is taken.
     """
     blocks = {id(block.norm): block for block in model.modules() if isinstance(block, ConvBatchNormLIF)}
     for name, layer in model.named_modules():
-        if isinstance(getattr(layer, "nonfinite", None), Tensor) and not isinstance(layer, LI):
+        if isinstance(getattr(layer, "nonfinite", None), Tensor) and not isinstance(layer, Readout):
             yield name.replace("_orig_mod.", ""), layer, blocks.get(id(layer), layer)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from trtkern.backends import choose
 from trtkern.nn import (
-    LI,
     PLIF,
     BatchNormLIF,
     ConvBatchNormLIF,
@@ -21,8 +20,7 @@ from trtkern.nn import (
     TETLoss,
     TRTLoss,
 )
-from trtkern.nn._neuron import Neuron
-from trtkern.nn.neurons import Spiking
+from trtkern.nn._neuron import Neuron, Readout, Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
@@ -183,7 +181,7 @@ def _every_step(call: Call) -> list[Kept]:
 FORMULAS.update(
     {
         Spiking: _neuron,
-        LI: _neuron,
+        Readout: _neuron,
         BatchNormLIF: _batch_norm_lif,
         ConvBatchNormLIF: _block,
         SpikeConv2d: _spike_convolution,

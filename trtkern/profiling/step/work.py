@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from trtkern.backends import choose
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
-from trtkern.nn.neurons import LI, Spiking
+from trtkern.nn._neuron import Readout, Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import Call, span
@@ -106,7 +106,7 @@ def moved(call: Call) -> Moved | None:
         return _norm(module.norm, call, call.made[id(module.conv)]) if checkpoints(call) else None
     if isinstance(module, BatchNormLIF):
         return _norm(module, call, call.given(0, "y"))
-    if isinstance(module, (Spiking, LI)):
+    if isinstance(module, (Spiking, Readout)):
         return _neuron(call)
     return _sizes(call) if next(module.children(), None) is None else None
 
