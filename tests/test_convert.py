@@ -254,8 +254,8 @@ def test_the_report_names_what_is_left_and_why():
         "hooked.1": hooks,
         "norm": apart,
         "lif": apart,
-        "stem.1": "expected LIF, IF or PLIF directly behind it, got ReLU",
-        "stem.3": "expected LIF, IF or PLIF directly behind it, got nothing",
+        "stem.1": "expected spiking neurons directly behind it, got ReLU",
+        "stem.3": "expected spiking neurons directly behind it, got nothing",
         "body.3": "expected a BatchNorm directly before it, got Conv2d",
     }
     assert report.summary() == {"fused": report.fused, "left": report.left}

@@ -8,6 +8,11 @@ from torch import nn
 
 from trtkern import nn as snn
 from trtkern import reference
+from trtkern.analysis import energy
+from trtkern.analysis._sites import sites
+from trtkern.models.build import build
+from trtkern.profiling import memory, traffic
+from trtkern.profiling.firing.activity import firing_rates
 from trtkern.spec import LIFSpec
 
 T, B, C = 6, 2, 3
@@ -257,3 +262,78 @@ def test_states_that_are_refused(state, error, message):
 def test_a_tuple_for_a_neuron_of_one_state():
     with pytest.raises(TypeError, match="QIF: expected v0 as one tensor, the state v, got a tuple of a tensor"):
         snn.QIF(backend="reference")(current(T, B, C), (torch.zeros(B, C),))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_pair_becomes_one_layer_and_two_again(name):
+    def pair():
+        torch.manual_seed(0)
+        neuron = getattr(snn, name)(v_threshold=nn.Parameter(torch.tensor(0.3)), backend="reference")
+        return snn.TimeSequential(nn.Conv2d(2, C, 3, padding=1), nn.BatchNorm2d(C), neuron, nn.AvgPool2d(2))
+
+    x, plain, fused = current(T, B, 2, 4, 4), pair(), pair()
+    want = plain(x)
+    snn.convert_norm_lif(fused)
+    assert isinstance(fused[1], snn.BatchNormLIF) and type(fused[1].lif).__name__ == name
+    torch.testing.assert_close(fused(x), want)
+    fused.load_state_dict(snn.convert_state_dict(plain.state_dict(), fused))
+    snn.unfuse(fused)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(fused.eval()(x), plain.eval()(x))
+    alone = snn.unfuse(nn.Sequential(snn.BatchNormLIF(C, neuron=getattr(snn, name), backend="reference")))
+    s, state = alone[0](current(T, B, C, 4, 4), return_state=True)
+    again, _ = alone[0](current(T, B, C, 4, 4), None, state, return_state=True)
+    assert s.shape == again.shape and len(parts(state)) == len(LIFSpec("soft", neuron=name).row.states)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_networks_by_name(name):
+    first, *_ = SOURCES[name]
+    options = {first: SOURCES[name][first], "backend": "reference", "timesteps": 2}
+    net = build("topology", (1, 4, 4), 3, layers="CONVAP-4-3-1-1_FC-5", neuron=name, **options)
+    layers = [m for m in net.modules() if isinstance(m, getattr(snn, name))]
+    assert len(layers) == 2 and all(getattr(layer, first) == SOURCES[name][first] for layer in layers)
+    x = torch.rand(2, 1, 4, 4)
+    net(x).sum().backward()
+    with firing_rates(net) as rates:
+        net(x)
+    assert [layer.kind for layer in rates.layers.values()] == ["BatchNormLIF", name]
+    assert memory(net, x).measured > 0
+    with pytest.raises(TypeError, match="got 'decay_x'"):
+        build("topology", (1, 4, 4), 3, layers="FC-5", neuron=name, decay_x=1.0)
+
+
+@pytest.mark.parametrize("name", ["CUBALIF", "QIF"])
+def test_what_is_kept_is_what_is_predicted(name):
+    """On the kernels, whose backward pass begins at edges: of one state every 16 steps, of two every 8."""
+    x = current(20, 1, C).requires_grad_()
+    states = 1 if name == "QIF" else 2
+    edges = 4 * states * (19 // (16 // states)) * C
+    for settings, more in (({}, 0), ({"v_threshold": torch.full((C,), 0.8)}, 4 * C)):
+        layer = getattr(snn, name)(backend="triton", **settings)
+        (row,) = memory(layer, x).rows
+        params = len(layer.spec.row.params) * more
+        assert row.predicted == row.measured == x.numel() * 4 + edges + params
+    if states == 2:
+        state = (torch.zeros(1, C), torch.zeros(1, C))
+        row = memory(snn.CUBALIF(backend="triton"), (x, state)).rows[0]
+        assert row.predicted == row.measured == x.numel() * 4 + edges + 2 * C * 4
+
+
+def test_what_counts_on_lif_alone_says_so():
+    net = nn.Sequential(nn.Linear(C, C), snn.CUBALIF(backend="reference"))
+    with pytest.raises(ValueError, match=r"energy: expected neurons whose update is a leak and a bias .* with CUBALIF"):
+        energy(net, [(current(T, B, C), torch.zeros(T, dtype=torch.int64))], updates=True)
+    with pytest.raises(ValueError, match=r"gradients: expected neurons whose one state decays .* got 1 with CUBALIF"):
+        sites("gradients", net, None).__enter__()
+
+
+def test_bytes_of_the_edges():
+    """Chunks of 8 steps for two states, each with an edge of 8 bytes a neuron."""
+    spec = LIFSpec("soft", neuron="CUBALIF")
+    assert [traffic.edge_bytes(t, spec) for t in (8, 9, 17, 32)] == [0, 8 / 9, 16 / 17, 24 / 32]
+    assert traffic.edge_bytes(32, LIFSpec(neuron="QIF")) == traffic.edge_bytes(32) == 4 / 32
+    assert traffic.parameter_bytes(spec) == 4 * 8 and traffic.parameter_bytes() == 24
+    forward = traffic.batch_norm_lif_forward(4, 17, spec=spec)
+    assert traffic.moved(forward) == 12 + 16 / 17
+    assert traffic.kept(traffic.lif_kept(2, 17, spec=spec)) == 2 + 16 / 17

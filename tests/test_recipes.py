@@ -118,9 +118,11 @@ def test_a_neuron_by_its_name():
         assert set(own) <= set(options_of("conv", neuron_of(name)))
         getattr(nn, name)(**{key: 2.0 if key == "init_tau" else 1 for key in own if key != "decay_input"})
     for wrong in ("PLIFF", "plif", 3):
-        with pytest.raises(ValueError, match=r"model\.neuron: expected one of LIF, IF, PLIF, got"):
+        with pytest.raises(ValueError, match=r"model\.neuron: expected one of LIF, IF, PLIF, CUBALIF, .*, got"):
             resolve("digits", f"model.neuron={wrong}")
-    with pytest.raises(ValueError, match=r"neuron: expected one of LIF, IF, PLIF, or a class .*; did you mean 'PLIF'"):
+    with pytest.raises(
+        ValueError, match=r"neuron: expected one of LIF, IF, PLIF, .*, or a class .*; did you mean 'PLIF'"
+    ):
         neuron_of("PLIFF")
 
 

@@ -26,6 +26,13 @@ NEURONS: dict[str, tuple[str, ...]] = {
     "LIF": ("decay", "gain", "v_leak"),
     "IF": ("gain",),
     "PLIF": ("init_tau", "channels", "decay_input", "v_leak"),
+    "CUBALIF": ("decay_syn", "gain_syn", "decay", "gain", "v_leak"),
+    "ALIF": ("decay", "gain", "decay_a", "gain_a", "beta", "v_leak"),
+    "AdLIF": ("decay", "gain", "decay_w", "a", "b", "v_leak"),
+    "CLIF": ("decay", "gain", "rate", "v_leak"),
+    "QIF": ("tau", "a0", "v_rest", "v_c"),
+    "EIF": ("tau", "delta_t", "theta_rh", "v_rest"),
+    "Izhikevich": ("tau", "a0", "v_rest", "v_c", "tau_w", "a", "b"),
 }
 
 AMP = ("none", "bf16", "fp16")

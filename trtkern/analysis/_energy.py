@@ -316,6 +316,13 @@ def energy(
     meters = {name: _Meter(name, layer) for name, layer in _weighted(model).items()}
     counted = {name: meter.layer for name, meter in meters.items()}
     neurons = {name: layer for name, layer, _ in neuron_layers(model)} if updates else {}
+    for name, layer in neurons.items():
+        kind = getattr(layer, "lif", layer)
+        if isinstance(kind, Neuron) and kind.kind != "LIF":
+            raise ValueError(
+                f"energy: expected neurons whose update is a leak and a bias (LIF, IF, PLIF) with updates=True, got "
+                f"{name} with {type(kind).__name__}; pass updates=False"
+            )
     sizes: dict[str, int] = {}
 
     def see(name: str, x: Tensor, step: int | None) -> None:

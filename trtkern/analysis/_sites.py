@@ -140,6 +140,11 @@ class _Neurons:
     def __init__(self, who: str, name: str, layer: nn.Module) -> None:
         self.who, self.name, self.layer = who, name, layer
         self.neuron: Any = layer.lif if isinstance(layer, BatchNormLIF) else layer
+        if self.neuron.kind != "LIF":
+            raise ValueError(
+                f"{who}: expected neurons whose one state decays by a factor (LIF, IF, PLIF, LI), got "
+                f"{name or 'the model'} with {type(self.neuron).__name__}; leave it out with layers="
+            )
         self.calls: list[tuple[_Call, bool]] = []
 
     def hook(self) -> list[Any]:

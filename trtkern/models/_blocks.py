@@ -93,7 +93,7 @@ class Style:
         checkpoint: keep no convolution's output (``ConvBatchNormLIF``).
         packed: keep bits in place of dense spikes.
         sync: share the statistics of the batch among the processes of torch.distributed.
-        neuron: ``LIF``, ``IF`` or ``PLIF``, or its name.
+        neuron: a class of spiking neurons (``LIF``, ``CUBALIF``, ...), or its name.
         lif: what that neuron takes.
     """
 

@@ -155,8 +155,8 @@ def from_topology(
         timesteps: T; an image is shown T times, and the first convolution runs on it once.
         checkpoint: keep no convolution's output; the backward pass convolves once more (``ConvBatchNormLIF``).
         packed: keep bits instead of dense spikes.
-        lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``); neuron: ``LIF``, ``IF`` or ``PLIF``, or
-            its name; sync: share the statistics of BatchNorm among processes.
+        lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``); neuron: a class of spiking
+            neurons (``LIF``, ``CUBALIF``, ...), or its name; sync: share the statistics of BatchNorm among processes.
 
     Raises:
         TypeError, ValueError: a token that is wrong or that the image does not fit, another kind of shape.

@@ -48,7 +48,7 @@ class ConversionReport:
 
 
 def convert_norm_lif(model: nn.Module, report: ConversionReport | None = None) -> nn.Module:
-    """Fuse every BatchNorm that is directly followed by LIF, IF or PLIF into one ``BatchNormLIF``, in place.
+    """Fuse every BatchNorm that is directly followed by spiking neurons into one ``BatchNormLIF``, in place.
 
     The two are neighbours in an ``nn.Sequential`` or ``TimeSequential`` anywhere in the model, the BatchNorm bare or in
     ``OverTime``. Average pooling behind them (``nn.AvgPool2d(2)``) becomes ``pool=2``. The new layer stands in the
@@ -326,7 +326,7 @@ def unpaired(model: nn.Module) -> Iterator[tuple[str, str]]:
             continue
         layers, at = list(parent._modules.values()), list(parent._modules).index(place.rpartition(".")[2])
         if isinstance(module, _BatchNorm):
-            yield place, f"expected LIF, IF or PLIF directly behind it, got {_kind(layers[at + 1 : at + 2])}"
+            yield place, f"expected spiking neurons directly behind it, got {_kind(layers[at + 1 : at + 2])}"
         else:
             yield place, f"expected a BatchNorm directly before it, got {_kind(layers[:at][-1:])}"
 

@@ -221,7 +221,7 @@ def held_now(op: str, name: str, value: Number) -> None:
         _within(op, name, value, value)
     elif not torch.compiler.is_compiling() and (value.device.type == "cpu" or _debugging):
         hint = "; a learned one stays there as trtkern.nn.Bounded"
-        look(lambda value: _within(op, name, *(end.item() for end in value.aminmax()), hint), value.detach())
+        look(lambda value: _within(op, name, value.min().item(), value.max().item(), hint), value.detach())
 
 
 def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS) -> None:

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from trtkern.backends.base import CHUNK, PARAMS
+from trtkern.spec import LIFSpec
 
 PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "rstd": 8, "affine": 3 * 4})
 """Bytes a channel that BatchNorm + LIF keeps: statistics and rstd in float64; center, scale and shift in float32."""
 
-PARAMETERS = 4 * len(PARAMS)
-"""Bytes a channel that a neuron keeps when one of its parameters is a tensor: all of them, in float32."""
+LIF = LIFSpec()
+"""One state; the formulas are for it. A neuron with S states has S edges of a chunk, and chunks of 16 / S steps."""
 
 Residual = Literal["dense", "packed"] | None
 
@@ -55,9 +55,21 @@ def word_bytes(timesteps: int) -> float:
     return ((timesteps + 7) // 8) / timesteps
 
 
-def edge_bytes(timesteps: int) -> float:
-    """4 floor((T-1)/16) / T, at most 4/16: the float32 potentials that the backward pass restarts from."""
-    return 4 * ((timesteps - 1) // CHUNK) / timesteps
+def parameter_bytes(spec: LIFSpec = LIF) -> int:
+    """Bytes a channel that a neuron keeps when one of its parameters is a tensor: all of them, in float32."""
+    return 4 * len(spec.row.params)
+
+
+def edge_bytes(timesteps: int, spec: LIFSpec = LIF) -> float:
+    """4 floor((T-1)/16) / T, at most 4/16: the float32 potentials that the backward pass restarts from.
+
+    Of a neuron with S states 4 S floor((T-1)/K) / T, where K = ``spec.chunk`` is the steps of a chunk.
+    """
+    return _edge_total(timesteps, spec) / timesteps
+
+
+def _edge_total(timesteps: int, spec: LIFSpec) -> int:
+    return 4 * len(spec.row.states) * ((timesteps - 1) // spec.chunk)
 
 
 def _dense(what: str, access: Literal["read", "write", "keep"], e: int) -> Term:
@@ -78,13 +90,20 @@ def _words(access: Literal["read", "write", "keep"], timesteps: int) -> Term:
     return Term("words", access, word_bytes(timesteps), f"{planes}/T")
 
 
-def _edges(access: Literal["read", "write", "keep"], timesteps: int) -> Terms:
-    count = (timesteps - 1) // CHUNK
-    return (Term("edges", access, edge_bytes(timesteps), f"{4 * count}/T"),) if count else ()
+def _edges(access: Literal["read", "write", "keep"], timesteps: int, spec: LIFSpec) -> Terms:
+    total = _edge_total(timesteps, spec)
+    return (Term("edges", access, edge_bytes(timesteps, spec), f"{total}/T"),) if total else ()
 
 
 def lif_forward(
-    e: int, timesteps: int, *, packed: bool = False, returns_v: bool = False, grad: bool = True, static: bool = False
+    e: int,
+    timesteps: int,
+    *,
+    packed: bool = False,
+    returns_v: bool = False,
+    grad: bool = True,
+    static: bool = False,
+    spec: LIFSpec = LIF,
 ) -> Terms:
     """Reads x, writes s: 2e; + e for a returned v or h, + w packed, + 4/16 when T exceeds 16 and a backward follows."""
     return (
@@ -92,24 +111,26 @@ def lif_forward(
         _dense("s", "write", e),
         *[_dense("v", "write", e)] * returns_v,
         *[_words("write", timesteps)] * packed,
-        *(_edges("write", timesteps) if grad else ()),
+        *(_edges("write", timesteps, spec) if grad else ()),
     )
 
 
-def lif_backward(e: int, timesteps: int, *, returns_v: bool = False, static: bool = False) -> Terms:
+def lif_backward(
+    e: int, timesteps: int, *, returns_v: bool = False, static: bool = False, spec: LIFSpec = LIF
+) -> Terms:
     """Reads x and gs, writes gx: 3e; + e for the gradient of a returned v or h, + 4/16 when T exceeds 16."""
     return (
         _input("x", "read", e, timesteps, static),
         _dense("gs", "read", e),
         *[_dense("gv", "read", e)] * returns_v,
-        *_edges("read", timesteps),
+        *_edges("read", timesteps, spec),
         _dense("gx", "write", e),
     )
 
 
-def lif_kept(e: int, timesteps: int, *, static: bool = False) -> Terms:
-    """x: e; + 4/16 when T exceeds 16. Tensors among the parameters of the neuron: ``PARAMETERS`` a channel more."""
-    return _input("x", "keep", e, timesteps, static), *_edges("keep", timesteps)
+def lif_kept(e: int, timesteps: int, *, static: bool = False, spec: LIFSpec = LIF) -> Terms:
+    """x: e; + 4/16 when T exceeds 16. Tensors among the neuron's parameters: ``parameter_bytes`` a channel more."""
+    return _input("x", "keep", e, timesteps, static), *_edges("keep", timesteps, spec)
 
 
 def batch_norm_lif_forward(
@@ -122,6 +143,7 @@ def batch_norm_lif_forward(
     training: bool = True,
     grad: bool = True,
     static: bool = False,
+    spec: LIFSpec = LIF,
 ) -> Terms:
     """Statistics read y, the fused pass reads y and writes s: 3e; 2e in evaluation, where there are no statistics.
 
@@ -133,7 +155,7 @@ def batch_norm_lif_forward(
         *[_dense("residual", "read", e)] * (residual is not None),
         _spikes("s", "write", e, pool),
         *[_words("write", timesteps)] * packed,
-        *(_edges("write", timesteps) if grad else ()),
+        *(_edges("write", timesteps, spec) if grad else ()),
     )
 
 
@@ -145,6 +167,7 @@ def batch_norm_lif_backward(
     pool: bool = False,
     training: bool = True,
     static: bool = False,
+    spec: LIFSpec = LIF,
 ) -> Terms:
     """Two passes that recompute, each reading y and gs, the second writing gy: 5e; 3e in evaluation, one pass.
 
@@ -152,7 +175,11 @@ def batch_norm_lif_backward(
     writes gy. A packed residual is unpacked before: + w + e. Pooled, gs is e/4; + 4/16 a pass that recomputes when T
     exceeds 16.
     """
-    recompute = (_input("y", "read", e, timesteps, static), _spikes("gs", "read", e, pool), *_edges("read", timesteps))
+    recompute = (
+        _input("y", "read", e, timesteps, static),
+        _spikes("gs", "read", e, pool),
+        *_edges("read", timesteps, spec),
+    )
     gy = _dense("gy", "write", e)
     if residual is None:
         return (*recompute * (2 if training else 1), gy)
@@ -162,7 +189,13 @@ def batch_norm_lif_backward(
 
 
 def batch_norm_lif_kept(
-    e: int, timesteps: int, *, residual: Residual = None, checkpoint: bool = False, static: bool = False
+    e: int,
+    timesteps: int,
+    *,
+    residual: Residual = None,
+    checkpoint: bool = False,
+    static: bool = False,
+    spec: LIFSpec = LIF,
 ) -> Terms:
     """y: e; + e for a dense residual or w for a packed one, + 4/16 when T exceeds 16; ``PER_CHANNEL`` a channel more.
 
@@ -173,7 +206,7 @@ def batch_norm_lif_kept(
     if residual is not None:
         beside = (_words("keep", timesteps) if residual == "packed" else _dense("residual", "keep", e),)
     y = () if checkpoint else (_input("y", "keep", e, timesteps, static),)
-    return (*y, *beside, *_edges("keep", timesteps))
+    return (*y, *beside, *_edges("keep", timesteps, spec))
 
 
 def spike_input_kept(e: int, timesteps: int, *, packed: bool = True) -> Terms:

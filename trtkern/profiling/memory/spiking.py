@@ -20,7 +20,7 @@ from trtkern.nn import (
     TETLoss,
     TRTLoss,
 )
-from trtkern.nn._neuron import Neuron, Readout, Spiking
+from trtkern.nn._neuron import AnyState, Neuron, Readout, Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
@@ -50,13 +50,16 @@ def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
     counts = [value.numel() for value in neuron.values().values() if isinstance(value, Tensor)]
     if not counts:
         return []
-    kept = [Kept(f"parameters {traffic.PARAMETERS} a channel", traffic.PARAMETERS * (channels or max(counts)))]
+    each = traffic.parameter_bytes(neuron.spec)
+    kept = [Kept(f"parameters {each} a channel", each * (channels or max(counts)))]
     if isinstance(neuron, PLIF):
         kept.append(Kept("sigmoid(w)", (1 + neuron.decay_input) * neuron.w.numel() * max(4, neuron.w.element_size())))
     return kept
 
 
-def _state(v0: Tensor | None) -> list[Kept]:
+def _state(v0: AnyState) -> list[Kept]:
+    if isinstance(v0, tuple):  # the op takes, and keeps, one tensor that they are copied into
+        return [Kept(f"v0 {4 * len(v0)} (copy)", sum(part.numel() * part.element_size() for part in v0))]
     return [] if v0 is None else [met("v0", v0)]
 
 
@@ -72,7 +75,7 @@ def _neuron(call: Call) -> list[Kept] | None:
     if choose(module.backend, "lif", x.device.type, x.dtype, module.spec.token) == "reference":
         return None
     x = x.movedim(module.time_dim, 0)
-    terms = traffic.lif_kept(x.element_size(), x.shape[0], static=layout.is_static(x))
+    terms = traffic.lif_kept(x.element_size(), x.shape[0], static=layout.is_static(x), spec=module.spec)
     kept = _terms(terms, x.numel(), {"x": x if _runs_as_it_is(x) else None})
     return [*kept, *_state(v0), *_parameters(module)]
 
@@ -85,7 +88,7 @@ def _normed(
     module: BatchNormLIF,
     y: Tensor,
     residual: Tensor | Spikes | None,
-    v0: Tensor | None,
+    v0: AnyState,
     device: str,
     checkpoint: bool = False,
 ) -> list[Kept] | None:
@@ -99,7 +102,9 @@ def _normed(
         kind, tensors["words"] = "packed", residual.words
     elif residual is not None:
         kind, tensors["residual"] = "dense", residual
-    terms = traffic.batch_norm_lif_kept(e, y.shape[0], residual=kind, checkpoint=checkpoint, static=layout.is_static(y))
+    terms = traffic.batch_norm_lif_kept(
+        e, y.shape[0], residual=kind, checkpoint=checkpoint, static=layout.is_static(y), spec=module.lif.spec
+    )
     kept = _terms(terms, y.numel(), tensors)
     if module.pool == 2 and not inside:
         kept.append(Kept("spikes e", y.numel() * e))  # pooled after they were written

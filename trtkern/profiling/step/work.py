@@ -120,8 +120,10 @@ def _neuron(call: Call) -> Moved:
     grad = torch.is_grad_enabled() and x.requires_grad
     returns_v = bool(call.kwargs.get("return_v") or call.kwargs.get("return_h"))
     packed = getattr(module, "packed", False)
-    forward = traffic.lif_forward(e, steps, packed=packed, returns_v=returns_v, grad=grad, static=static)
-    backward = traffic.lif_backward(e, steps, returns_v=returns_v, static=static) if grad else ()
+    forward = traffic.lif_forward(
+        e, steps, packed=packed, returns_v=returns_v, grad=grad, static=static, spec=module.spec
+    )
+    backward = traffic.lif_backward(e, steps, returns_v=returns_v, static=static, spec=module.spec) if grad else ()
     return Moved(traffic.moved(forward) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
 
 
@@ -137,10 +139,10 @@ def _norm(module: BatchNormLIF, call: Call, y: Tensor) -> Moved:
     kind: traffic.Residual = None if given is None else "packed" if isinstance(given, Spikes) else "dense"
     forward = traffic.batch_norm_lif_forward(
         e, steps, residual=kind, packed=module.packed, pool=inside, training=training, grad=out.requires_grad,
-        static=static,
+        static=static, spec=module.lif.spec,
     )  # fmt: skip
     backward = traffic.batch_norm_lif_backward(
-        e, steps, residual=kind, pool=inside, training=training, static=static
+        e, steps, residual=kind, pool=inside, training=training, static=static, spec=module.lif.spec
     ) if out.requires_grad else ()  # fmt: skip
     return Moved(traffic.moved(forward) * y.numel(), traffic.moved(backward) * y.numel(), MODEL_BYTES)
 
