@@ -1,4 +1,4 @@
-"""Builds trtkern: prints the surrogates and the neurons as C++ headers, compiles csrc/ into trtkern._cpu and trtkern._cuda.
+"""Builds trtkern: prints surrogates and neurons as C++ headers, compiles csrc/ into trtkern._cpu and trtkern._cuda.
 
 A missing compiler or nvcc leaves that extension out and says so in one line.
 

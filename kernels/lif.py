@@ -1,12 +1,13 @@
 """The forward LIF kernel, and what both directions share: a program owns a block of neurons, state in registers.
 
 Memory is [T, N], time outermost. T and N are run-time numbers. STEPS is 4, 8 or 16 (T <= STEPS: straight-line code) or
-16 with LOOP (any T, in chunks of 16 steps; of a neuron with two states 8). ALIGNED: N is passed divided by 16 (with pooling by 64), which makes
-16-byte accesses provable. What is None (affine, residual, packed, ...) leaves no code behind.
+16 with LOOP (any T, in chunks of 16 steps; of a neuron with two states in chunks of 8). ALIGNED: N is passed divided by
+16 (with pooling by 64), which makes 16-byte accesses provable. What is None (affine, residual, packed, ...) leaves no
+code behind. NEURON says what a step computes (``kernels/neurons.py``).
 
 Bytes moved per neuron-step, e being the bytes of an element: forward 2e (e more for v, e for a residual, 1/8 for packed
-spikes), backward 3e; when T > 16 the forward writes and the backward reads 4/16 more for the edges.
-``trtkern/kernels/lif_launch.py`` chooses all of this.
+spikes), backward 3e; when T > 16 the forward writes and the backward reads 4/16 more for the edges (of a neuron with
+two states 4 * 2/8 when T > 8). ``trtkern/kernels/lif_launch.py`` chooses all of this.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def _chunk(
 ):  # fmt: skip
     """Steps t0 to t0 + STEPS of one position; returns the state after them, poison and counts.
 
-    poison is NaN once a number of a trace, or a v as it is written, was not finite; counts holds a digit of four bits a step, one
-    number for eight steps.
+    poison is NaN once a number of a trace, or a v as it is written, was not finite; counts holds a digit of four bits a
+    step, one number for eight steps.
     """
     x, residual = inputs
     s, v_all, packed = outputs
@@ -164,7 +165,7 @@ def _all_positions(
     else:
         zero = tl.zeros([BLOCK], tl.int32)
         counts = (zero, zero) if STEPS > 8 else (zero,)
-        # Not unrolled: the positions must not compete for registers. The first state is always the one whose turn it is.
+        # Not unrolled: the positions must not compete for registers. The first state is the one whose turn it is.
         for q in range(positions(POOL)):
             offsets = place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES)
             N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next

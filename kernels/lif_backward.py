@@ -122,7 +122,8 @@ def _chunk(
             ahead = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4 - 4, POOL)
         if t0 + group * 4 < T:
             state = _group(
-                streams, vectors, again, alpha, start, (rows, more), traces, given, state, offsets, mask, t0, T, N_again,
+                streams, vectors, again, alpha, start, (rows, more), traces, given, state, offsets, mask, t0, T,
+                N_again,
                 NEURON, BEFORE, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
     return state
@@ -214,7 +215,7 @@ def lif_backward(
     STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Writes gx [T, N], gv0 [S, N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv and gv_final.
+    """Writes gx [T, N], gv0 [S, N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv, gv_final.
 
     affine, residual, half and side as in the forward pass; BEFORE: gv is the gradient of h, before the reset; with POOL
     gs is [T, N / 4]; coef: None, or [3, C] float32, and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].

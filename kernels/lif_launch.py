@@ -104,7 +104,8 @@ def _plan(
     op: str, T: int, most: int, N: int, element: int, even: bool, C: int, inner: int, pool: Pool | None, load: _Load,
     warp: int,
 ) -> _Plan:  # fmt: skip
-    """most: steps of a chunk; even: N and all addresses are multiples of 16; element: its bytes; C: channels, 0 without per-channel vectors."""
+    """most: steps of a chunk; even: N and all addresses are multiples of 16; element: its bytes; C: channels, 0 without
+    per-channel vectors."""
     steps, loop = chunk_class(T, most)
     image = geometry(op, pool)
     if pool is not None and inner >= 2 * pool.row:  # the channels lie outside of the images

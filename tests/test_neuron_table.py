@@ -1,4 +1,4 @@
-"""Every neuron of the table: its derived backward pass, and each backend, against float64 autograd of the plain loop."""
+"""Every neuron of the table, its derived backward pass and each backend, against float64 autograd of the plain loop."""
 
 import itertools
 

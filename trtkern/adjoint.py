@@ -52,8 +52,8 @@ def settle(neuron: Neuron, reset: str) -> Parts:
 
 
 def fired_back(neuron: Neuron, reset: str, detach: bool) -> tuple[Parts, Parts]:
-    """The gradients of the trace, and the sums, as expressions of trace_*, s, p_*, g_* (of the state), g_s, slope, sum_*;
-    s stands for potential > threshold."""
+    """The gradients of the trace, and the sums, as expressions of trace_*, s (it fired), p_*, g_* (of the state), g_s,
+    slope and sum_*."""
     trace, p, s = symbols("trace", neuron.trace), symbols("p", neuron.params), symbol("s")
     grads = _sums(neuron)
     after = settle(neuron, reset)
@@ -104,7 +104,7 @@ def _parts(made: Any) -> Parts:
 def fired_back_source(neuron: Neuron, reset: str, detach: bool) -> str:
     """``fired_back(trace, p, g_state, g_s, slope, sums)``, which returns the gradients of the trace, and the sums."""
     potential, threshold = fire(neuron)
-    arguments = [
+    arguments: list[expressions.Argument] = [
         ("trace", _names("trace", neuron.trace)),
         ("p", _names("p", neuron.params)),
         ("g_state", _names("g", neuron.states)),
@@ -118,7 +118,7 @@ def fired_back_source(neuron: Neuron, reset: str, detach: bool) -> str:
 
 def charge_back_source(neuron: Neuron) -> str:
     """``charge_back(x, state, p, g_trace, sums)``, which returns the gradients of x and of the state, and the sums."""
-    arguments = [
+    arguments: list[expressions.Argument] = [
         "x",
         ("state", _names("state", neuron.states)),
         ("p", _names("p", neuron.params)),

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from trtkern.data import Dataset, Source
-
-    Maker = Callable[[str, Source], Dataset]
+Maker = Callable[..., Any]
+"""(name, data.Source) -> data.Dataset."""
 
 
 @dataclass(frozen=True)

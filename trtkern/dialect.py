@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable, Iterable
 
@@ -64,7 +65,8 @@ _RESETS = {"hard": "kHard", "soft": "kSoft", "none": "kNone"}
 def _neuron(number: int, row: Neuron) -> str:
     """The struct of a neuron: its numbers, and its step forward and back (``trtkern.neurons``, ``trtkern.adjoint``)."""
     charge_back = adjoint.charge_back(row)
-    parts = {(reset, detach): adjoint.fired_back(row, reset, detach) for reset in row.settle for detach in (False, True)}
+    both = itertools.product(row.settle, (False, True))
+    parts = {(reset, detach): adjoint.fired_back(row, reset, detach) for reset, detach in both}
     changed = {reset: _changed(row, parts[reset, False][1], charge_back[2]) for reset in row.settle}
     needs = bool(expressions.symbols([charge_back[0], *charge_back[1]]) & {f"state_{name}" for name in row.states})
     potential, threshold = adjoint.fire(row)
@@ -76,15 +78,19 @@ def _neuron(number: int, row: Neuron) -> str:
         ),
         _function(
             row, "settle", "int reset, const F* trace, C s, const F* p, F* state",
-            {f"reset == {_RESETS[reset]}": _left("state", adjoint.settle(row, reset)) for reset in row.settle}, "class C, ",
+            {f"reset == {_RESETS[reset]}": _left("state", adjoint.settle(row, reset)) for reset in row.settle},
+            "class C, ",
         ),
         _function(
             row, "fired_back",
             "int reset, bool detach, const F* trace, C s, const F* p, const F* g, F g_s, F slope, F* g_trace, F* sum",
             {
-                f"reset == {_RESETS[reset]} && {'' if detach else '!'}detach": _left("g_trace", trace) | _left("sum", sums)
+                f"reset == {_RESETS[reset]} && {'' if detach else '!'}detach": {
+                    **_left("g_trace", trace), **_left("sum", sums)
+                }
                 for (reset, detach), (trace, sums) in parts.items()
-            }, "class C, ",
+            },
+            "class C, ",
         ),
         _function(
             row, "charge_back", "F x, const F* state, const F* p, const F* g, F& g_x, F* g_state, F* sum",
@@ -93,8 +99,8 @@ def _neuron(number: int, row: Neuron) -> str:
     ]  # fmt: skip
     masks = " : ".join(f"reset == {_RESETS[reset]} ? {mask:#x}u" for reset, mask in changed.items())
     return f"""struct {row.name} {{
-  static constexpr int kId = {number}, kStates = {len(row.states)}, kTraces = {len(row.trace)}, kParams = {len(row.params)};
-  static constexpr int kV = {row.membrane}, kH = {row.potential};
+  static constexpr int kId = {number}, kStates = {len(row.states)}, kTraces = {len(row.trace)};
+  static constexpr int kParams = {len(row.params)}, kV = {row.membrane}, kH = {row.potential};
   static constexpr bool kNeedsState = {str(needs).lower()};  // the gradients of x and of the state depend on the state
   // The parameters that have a gradient, a bit each.
   TK_INLINE static unsigned learned(int reset) {{ return {masks} : 0u; }}

@@ -115,7 +115,7 @@ def _sum(a: Expression, b: Expression) -> Expression:
         return b if a is ZERO else a
     if b.op == "neg":
         return _difference(a, b.args[0])
-    whole = _both_parts(*b.args, a) if b.op == "*" else None
+    whole = _both_parts(b.args[0], b.args[1], a) if b.op == "*" else None
     return Expression("+", a, b) if whole is None else whole
 
 
@@ -325,7 +325,7 @@ class _Printer:
             if uses[node] == 1 and node.op not in ("symbol", "number"):
                 nodes += node.args
         again = [node for node, count in uses.items() if count > 1 and node.op not in ("symbol", "number")]
-        made = []
+        made: list[tuple[str, Expression, str]] = []
         for node in sorted(again, key=lambda node: node.number):
             term = self.term(node)
             self.names[node] = f"t{len(made)}"
@@ -333,9 +333,13 @@ class _Printer:
         return made
 
 
+Argument = str | tuple[str, Sequence[str]]
+"""The name of an argument, and if it is a tuple the names of its parts."""
+
+
 def python(
     name: str,
-    arguments: Sequence[str | tuple[str, Sequence[str]]],
+    arguments: Sequence[Argument],
     outputs: Sequence[Any],
     given: Mapping[str, Expression] = {},
 ) -> str:
@@ -343,7 +347,7 @@ def python(
 
     Args:
         name: of the function.
-        arguments: names; with parts, (name, parts): a tuple that is unpacked.
+        arguments: in order; a tuple is unpacked.
         outputs: nodes, or tuples of nodes, which it returns as a tuple.
         given: {symbol: what it stands for}, computed first.
     """

@@ -309,7 +309,7 @@ TABLE: dict[str, Neuron] = {
 
 
 COMPILED = ("LIF",)
-"""Those that the C++ and CUDA extensions hold, by their number there; the others run on ``triton`` and ``reference``."""
+"""What the C++ and CUDA extensions hold, by their number there; the others run on ``triton`` and ``reference``."""
 
 
 def lookup(name: str) -> Neuron:

@@ -15,7 +15,7 @@ ALPHAS = (2.0**-60, 2.0**60)
 
 
 CHUNK = 16
-"""Numbers of traces that a backward pass keeps at once; ``csrc/lif/args.h`` has the same number (a test compares them)."""
+"""Numbers of traces that a backward pass keeps at once; ``csrc/lif/args.h`` has the same one (a test compares them)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class LIFSpec:
         neuron: a name in ``trtkern.neurons.TABLE``.
 
     Raises:
-        ValueError: an unknown neuron, reset or surrogate, a reset that the neuron cannot have, or an alpha that is not finite and positive, or outside ``ALPHAS``.
+        ValueError: an unknown neuron, reset or surrogate, a reset that the neuron cannot have, or an alpha that is not
+            finite and positive, or outside ``ALPHAS``.
     """
 
     reset: str = "hard"
@@ -48,8 +49,8 @@ class LIFSpec:
         possible = self.row.settle
         if self.reset not in possible:
             raise ValueError(
-                f"LIFSpec: expected the reset of {self.neuron} to be {' or '.join(possible)}, got {self.reset!r}, which "
-                "this neuron does not have"
+                f"LIFSpec: expected the reset of {self.neuron} to be {' or '.join(possible)}, got {self.reset!r}, "
+                "which this neuron does not have"
             )
         name = surrogates.register(self.surrogate) if callable(self.surrogate) else self.surrogate
         row = surrogates.lookup(name)

@@ -52,7 +52,7 @@ def prefers(case: Case) -> str | None:
     That is where ``ahead`` in ``csrc/lif/cuda_choice.h`` takes the kernels that read ahead: more steps than a chunk,
     and fewer blocks of 16-byte packs than the GPU has multiprocessors.
     """
-    if case.op != "lif" or case.T <= CHUNK or case.N == 0 or case.dtype not in _args.DTYPES:
+    if case.op != "lif" or refuses(case) is not None or case.T <= CHUNK or case.N == 0:
         return None
     wide = 16 // case.dtype.itemsize
     blocks = -(-case.N // (wide * THREADS))

@@ -228,7 +228,7 @@ def _one_row(x: Tensor) -> Tensor:
     Without it the gradient of an evaluating ``nn.BatchNorm2d`` is wrong on a CPU (torch 2.13): it takes the image for a
     contiguous one, and the gradient that comes for one in channels_last, or the other way round.
     """
-    if _check.recording() or x.dim() < 4 or x.shape[0] != 1 or x.stride(1) != 1 or x.stride(0) == x[0].numel():
+    if recording() or x.dim() < 4 or x.shape[0] != 1 or x.stride(1) != 1 or x.stride(0) == x[0].numel():
         return x
     return x.movedim(1, -1)[0].unsqueeze(0).movedim(-1, 1)
 
