@@ -12,8 +12,8 @@ from trtkern.names import one_of
 from trtkern.profiling import traffic
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The kernels, which "all" is; "step" is a whole training step."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NETWORKS = {3: "resnet19", 2: "vggsnn"}
 """The network of a step, by the channels of what it trains on: images in colour, or frames of events."""
 SHAPES = {

@@ -143,8 +143,8 @@ def entries(
         if form is torch.channels_last:  # after what it is compared with: a capture that fails may leave the GPU unfit
             graphs = names if device.type == "cuda" else names[:1]
             yield from (own(network, device, backend, captured=True) for backend in graphs)
-    for backend in names[:1]:
-        yield own(network, device, backend, checkpoint=True)
+    compiled = [name for name in names if name != "triton" or device.type == "cuda"]
+    yield from (own(network, device, backend, checkpoint=True) for backend in compiled[:1])
 
 
 def own(
