@@ -133,7 +133,7 @@ def test_a_state_has_names_and_comes_back_in_three_forms(name):
 def test_behind_batch_norm(name):
     """One layer of the two together: the same spikes and gradients, its state, eval, packed, pooled."""
     settings = {"backend": "reference", "v_threshold": 0.2}
-    fused = snn.BatchNormLIF(C, neuron=getattr(snn, name), **settings)
+    fused = snn.BatchNormNeuron(C, neuron=getattr(snn, name), **settings)
     norm, neuron = nn.BatchNorm2d(C), getattr(snn, name)(**settings)
     y = current(T, B, C, 4, 4, seed=7, dtype=torch.float64)
     want, want_state = neuron(norm.double()(y.flatten(0, 1)).unflatten(0, (T, B)), return_state=True)
@@ -318,6 +318,20 @@ def test_what_is_kept_is_what_is_predicted(name):
         state = (torch.zeros(1, C), torch.zeros(1, C))
         row = memory(snn.CUBALIF(backend="triton"), (x, state)).rows[0]
         assert row.predicted == row.measured == x.numel() * 4 + edges + 2 * C * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "backend"), [(snn.LIF, "reference"), (snn.CUBALIF, "reference"), (snn.CUBALIF, "triton")]
+)
+def test_compiled_as_one_graph_with_its_state(make, backend):
+    torch.compiler.reset()
+    layer, x = make(backend=backend), current(3, 1, C)
+    compiled = torch.compile(lambda x, v: layer(x, v, return_state=True), backend="eager", fullgraph=True)
+    _, state = layer(x, return_state=True)
+    for before in (None, state):
+        want, last = layer(x, before, return_state=True)
+        got, found = compiled(x, before)
+        assert torch.equal(got, want) and type(found) is type(last) and all(map(torch.equal, parts(found), parts(last)))
 
 
 def test_what_counts_on_lif_alone_says_so():

@@ -58,11 +58,16 @@ def _derivative(name: str) -> Any:
     return rebind(surrogates.lookup(name).function, _NAMES)
 
 
-@cache
-def _steps(neuron: str, reset: str) -> tuple[Any, Any, Any]:
-    row = neurons.lookup(neuron)
-    charge, fire, settle = (rebind(function, _NAMES) for function in (row.charge, row.fire, row.settle[reset]))
-    return charge, fire, settle
+_STEPS = {
+    (name, reset): tuple(rebind(function, _NAMES) for function in (row.charge, row.fire, settle))
+    for name, row in neurons.TABLE.items()
+    for reset, settle in row.settle.items()
+}
+"""Charge, fire and settle of every neuron and reset; made at once: torch.compile traces no making of functions."""
+
+
+def _steps(neuron: str, reset: str) -> tuple[Any, ...]:
+    return _STEPS[neuron, reset]
 
 
 def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Layers and losses: drop them into any PyTorch model."""
 
-from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.batch_norm_lif import BatchNormLIF, BatchNormNeuron
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.bounded import Bounded
 from trtkern.nn.convert import ConversionReport, convert_norm_lif, convert_state_dict, unfuse
@@ -16,8 +16,8 @@ from trtkern.ops.spikes import Spikes
 
 __all__ = [
     "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF", "BatchNormLIF",
-    "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "OverTime", "PackedReport", "SDTLoss",
-    "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF",
-    "batch_norms", "convert_norm_lif", "convert_state_dict", "convert_sync_norms", "freeze_norms",
-    "packed_activations", "unfuse", "update_norms",
+    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "OverTime",
+    "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss", "TimeSequential",
+    "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_state_dict", "convert_sync_norms",
+    "freeze_norms", "packed_activations", "unfuse", "update_norms",
 ]  # fmt: skip

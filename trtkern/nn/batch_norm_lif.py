@@ -190,6 +190,10 @@ class BatchNormLIF(Leaf):
         return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)!r}" for name in names)])
 
 
+BatchNormNeuron = BatchNormLIF
+"""The same class by the name that fits every neuron; reports, messages and pickles call it by its first one."""
+
+
 def _settings(num_features: int, eps: float, momentum: float | None, pool: int) -> None:
     if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
         raise ValueError(f"BatchNormLIF: expected num_features to be an int >= 1, got {checks.describe(num_features)}")
