@@ -314,6 +314,10 @@ def test_what_is_kept_is_what_is_predicted(name):
         (row,) = memory(layer, x).rows
         params = len(layer.spec.row.params) * more
         assert row.predicted == row.measured == x.numel() * 4 + edges + params
+    if states == 1:
+        layer = snn.QIF(nn.Parameter(torch.full((C,), 2.0)), backend="triton")
+        row = memory(layer, x).rows[0]
+        assert row.predicted == row.measured == x.numel() * 4 + edges + len(layer.spec.row.params) * 4 * C + 4 * C
     if states == 2:
         state = (torch.zeros(1, C), torch.zeros(1, C))
         row = memory(snn.CUBALIF(backend="triton"), (x, state)).rows[0]

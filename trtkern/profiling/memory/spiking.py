@@ -54,6 +54,10 @@ def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
     kept = [Kept(f"parameters {each} a channel", each * (channels or max(counts)))]
     if isinstance(neuron, PLIF):
         kept.append(Kept("sigmoid(w)", (1 + neuron.decay_input) * neuron.w.numel() * max(4, neuron.w.element_size())))
+    for name in ("tau", "tau_w"):  # of which the kernels take the inverse
+        tau = neuron._value(name) if hasattr(neuron, name) else None
+        if isinstance(tau, Tensor) and tau.requires_grad:
+            kept.append(Kept(f"1 / {name}", tau.numel() * max(4, tau.element_size())))
     return kept
 
 
