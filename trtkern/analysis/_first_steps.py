@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn import grad as inputs
 from torch.overrides import TorchFunctionMode
 
-from trtkern.ops._check import is_dense
+from trtkern.ops.layout import is_dense
 
 Back = Callable[[Tensor], Tensor]
 """The gradient of the first rows of what a layer reads, from that of what it gives."""
