@@ -260,7 +260,9 @@ def test_states_that_are_refused(state, error, message):
 
 
 def test_a_tuple_for_a_neuron_of_one_state():
-    with pytest.raises(TypeError, match="QIF: expected v0 as one tensor, the state v, got a tuple of a tensor"):
+    with pytest.raises(
+        TypeError, match=r"qif: expected v0 to be a torch.float32 tensor of shape \(2, 3\) .*, got a tuple of a tensor"
+    ):
         snn.QIF(backend="reference")(current(T, B, C), (torch.zeros(B, C),))
 
 

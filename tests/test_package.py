@@ -135,4 +135,4 @@ def test_a_call_is_cheap():
         layer(x)
     finally:
         sys.setprofile(None)
-    assert "lif" in calls and len(calls) < 200  # some 100 functions in Python: a few dozen microseconds
+    assert "neuron" in calls and len(calls) < 200  # some 100 functions in Python: a few dozen microseconds

@@ -114,7 +114,7 @@ class Neuron(Leaf):
         Raises:
             TypeError, ValueError: another count, or a part of another shape, dtype or device; the message names it.
         """
-        if not isinstance(state, (tuple, list)) or not isinstance(x, Tensor):
+        if self.State is None or not isinstance(state, (tuple, list)) or not isinstance(x, Tensor):
             return state
         checks.states(type(self).__name__, state, x, self.state_names)
         return torch.stack(tuple(state))

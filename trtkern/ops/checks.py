@@ -126,10 +126,6 @@ def state(op: str, v0: Tensor | None, x: Tensor, states: Sequence[str] = ("v",))
 def states(op: str, parts: Sequence[Tensor], x: Tensor, names: Sequence[str]) -> None:
     """The parts of a state are one tensor for each of the names, each as ``state`` has it."""
     listed = ", ".join(names)
-    if len(names) == 1:
-        raise TypeError(
-            f"{op}: expected v0 as one tensor, the state {listed}, got {describe(parts)}; pass its {listed}"
-        )
     if len(parts) != len(names):
         raise ValueError(
             f"{op}: expected v0 with the {len(names)} states {listed}, got {len(parts)}: {describe(parts)}; pass what "
