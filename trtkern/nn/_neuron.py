@@ -104,7 +104,7 @@ class Neuron(Leaf):
             else:
                 self._hold(name, value)
 
-    def stacked(self, x: Tensor, state: AnyState) -> Tensor | None:
+    def stacked(self, x: Tensor, state: Any) -> Tensor | None:
         """A state as the op takes it: of a neuron with several that is one tensor [S, ...].
 
         Args:
