@@ -88,27 +88,38 @@ static void name_tensors(const LifArgs& a) {
   name("affine", a.affine, affine), name("coef", a.coef, affine), name("norm_sums", a.norm_sums, 2 * a.C * 8);
 }
 
-// ---- the two forms of the step ----
+// ---- the step that a GPU takes, and that of the table of neurons ----
 
-static bool same(float a, float b) { return bits(a) == bits(b) || (a != a && b != b); }
+namespace table {
+#include "trtkern_neurons.h"
+}
+
+static bool same(float a, float b) { return a == b || (a != a && b != b); }
 
 template <int SURROGATE>
 int64_t step_differences(const float (&of)[15]) {
   int64_t differences = 0;
   for (int i = 0; i < 15 * 15 * 15 * 15; ++i) {
     const float h = of[i % 15], gs = of[i / 15 % 15], gv = of[i / 225 % 15], threshold = of[i / 3375];
+    if (!std::isfinite(threshold)) continue;  // as parameters are
     for (int reset : {kHard, kSoft, kNone}) {
       const float to = reset == kNone ? 0.0f : of[(i + 3) % 15];
       const Neuron<float> p{0.5f, 1.0f, 0.0f, to, threshold, to};
-      const bool hard = reset == kHard;
-      differences += !same(reset_after(p, h, reset), reset_after_flat(p, h, hard));
+      const float row[kParams] = {p.decay, p.gain, p.bias, p.reset_amount, p.threshold, p.v_reset};
+      const bool hard = reset == kHard, fired = h > threshold;
+      float v = 0.0f;
+      table::LIF::settle(reset, &h, fired, row, &v);
+      differences += !same(v, reset_after_flat(p, h, hard));
+      if (!std::isfinite(to)) continue;
       for (bool detach : {false, true}) {
-        const StepGradient<float> g = step_gradient<SURROGATE>(p, h, gs, gv, 2.0f, reset, detach);
         const float sg = surrogate<SURROGATE>(h - p.threshold, 2.0f);
         const auto flat = step_gradient_flat(p, h, sg, gs, gv, hard, reset != kNone && !detach);
-        differences += !same(g.h, flat.h) + !same(g.threshold, flat.threshold);
-        if (reset == kHard) differences += !same(g.v_reset, flat.v_reset);
-        if (reset == kSoft) differences += !same(g.reset_amount, -flat.v_reset);
+        float g = 0.0f, sum[kParams] = {};
+        table::LIF::fired_back(reset, detach, &h, fired, row, &gv, gs, sg, &g, sum);
+        differences += !same(g, flat.h);
+        if (h == h) differences += !same(sum[kThreshold], flat.threshold);
+        if (reset == kHard) differences += !same(sum[kVReset], flat.v_reset);
+        if (reset == kSoft) differences += !same(sum[kResetAmount], -flat.v_reset);
       }
     }
   }
@@ -117,7 +128,7 @@ int64_t step_differences(const float (&of)[15]) {
 
 extern "C" {
 
-// Where lif/math.h's step and its form for GPUs differ in a bit, over ordinary and extreme numbers.
+// Where LIF's step in the table of neurons and lif/math.h's form for GPUs differ, over ordinary and extreme numbers.
 int64_t flat_differences() {
   const float of[15] = {0.0f,  -0.0f, 1.0f,   -1.0f, 0.3f,     1.7f,      -2.6f, 1e-40f,
                         1e-3f, 3e38f, -3e38f, 1e4f,  INFINITY, -INFINITY, NAN};

@@ -76,17 +76,20 @@ def lif_charge(x, state, p):
 
 def lif_fire(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[0], p[4]
+    v_threshold = p[4]
+    return trace[0], v_threshold
 
 
 def lif_hard(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]."""
-    return (where(s, p[5], trace[0]),)
+    v_reset = p[5]
+    return (where(s, v_reset, trace[0]),)
 
 
 def lif_soft(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]."""
-    return (where(s, trace[0] - p[3], trace[0]),)
+    reset_amount = p[3]
+    return (where(s, trace[0] - reset_amount, trace[0]),)
 
 
 def lif_none(trace, s, p):
@@ -107,17 +110,20 @@ def cubalif_charge(x, state, p):
 
 def cubalif_fire(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[1], p[6]
+    v_threshold = p[6]
+    return trace[1], v_threshold
 
 
 def cubalif_hard(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]; i[t] stays."""
-    return trace[0], where(s, p[7], trace[1])
+    v_reset = p[7]
+    return trace[0], where(s, v_reset, trace[1])
 
 
 def cubalif_soft(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]; i[t] stays."""
-    return trace[0], where(s, trace[1] - p[5], trace[1])
+    reset_amount = p[5]
+    return trace[0], where(s, trace[1] - reset_amount, trace[1])
 
 
 def cubalif_none(trace, s, p):
@@ -130,28 +136,33 @@ def cubalif_none(trace, s, p):
 
 def alif_charge(x, state, p):
     """h[t] = decay * v[t-1] + gain * x[t] + bias; a[t-1] comes along."""
+    decay, gain, bias, _decay_a, _gain_a, _beta, _reset_amount, _v_threshold, _v_reset = p
     v, a = state
-    return fma(p[0], v, fma(p[1], x, p[2])), a
+    return fma(decay, v, fma(gain, x, bias)), a
 
 
 def alif_fire(trace, p):
     """Where h[t] > v_threshold + beta * a[t-1]."""
-    return trace[0], fma(p[5], trace[1], p[7])
+    _decay, _gain, _bias, _decay_a, _gain_a, beta, _reset_amount, v_threshold, _v_reset = p
+    return trace[0], fma(beta, trace[1], v_threshold)
 
 
 def alif_hard(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
-    return where(s, p[8], trace[0]), fma(p[3], trace[1], where(s, p[4], 0.0))
+    _decay, _gain, _bias, decay_a, gain_a, _beta, _reset_amount, _v_threshold, v_reset = p
+    return where(s, v_reset, trace[0]), fma(decay_a, trace[1], where(s, gain_a, 0.0))
 
 
 def alif_soft(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
-    return where(s, trace[0] - p[6], trace[0]), fma(p[3], trace[1], where(s, p[4], 0.0))
+    _decay, _gain, _bias, decay_a, gain_a, _beta, reset_amount, _v_threshold, _v_reset = p
+    return where(s, trace[0] - reset_amount, trace[0]), fma(decay_a, trace[1], where(s, gain_a, 0.0))
 
 
 def alif_none(trace, s, p):
     """v[t] = h[t]; a[t] = decay_a * a[t-1] + gain_a * s[t]."""
-    return trace[0], fma(p[3], trace[1], where(s, p[4], 0.0))
+    _decay, _gain, _bias, decay_a, gain_a, _beta, _reset_amount, _v_threshold, _v_reset = p
+    return trace[0], fma(decay_a, trace[1], where(s, gain_a, 0.0))
 
 
 # A current that adapts, also below the threshold: Bittar and Garner 2022 (doi 10.3389/fnins.2022.865897), sparch.
@@ -159,28 +170,33 @@ def alif_none(trace, s, p):
 
 def adlif_charge(x, state, p):
     """h[t] = decay * v[t-1] + gain * (x[t] - w[t-1]) + bias; w[t-1] comes along."""
+    decay, gain, bias, _decay_w, _a, _b, _reset_amount, _v_threshold, _v_reset = p
     v, w = state
-    return fma(p[0], v, fma(p[1], x - w, p[2])), w
+    return fma(decay, v, fma(gain, x - w, bias)), w
 
 
 def adlif_fire(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[0], p[7]
+    v_threshold = p[7]
+    return trace[0], v_threshold
 
 
 def adlif_hard(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
-    return where(s, p[8], trace[0]), fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+    _decay, _gain, _bias, decay_w, a, b, _reset_amount, _v_threshold, v_reset = p
+    return where(s, v_reset, trace[0]), fma(decay_w, trace[1], fma(a, trace[0], where(s, b, 0.0)))
 
 
 def adlif_soft(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
-    return where(s, trace[0] - p[6], trace[0]), fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+    _decay, _gain, _bias, decay_w, a, b, reset_amount, _v_threshold, _v_reset = p
+    return where(s, trace[0] - reset_amount, trace[0]), fma(decay_w, trace[1], fma(a, trace[0], where(s, b, 0.0)))
 
 
 def adlif_none(trace, s, p):
     """v[t] = h[t]; w[t] = decay_w * w[t-1] + a * h[t] + b * s[t]."""
-    return trace[0], fma(p[3], trace[1], fma(p[4], trace[0], where(s, p[5], 0.0)))
+    _decay, _gain, _bias, decay_w, a, b, _reset_amount, _v_threshold, _v_reset = p
+    return trace[0], fma(decay_w, trace[1], fma(a, trace[0], where(s, b, 0.0)))
 
 
 # One state, not linear: SpikingJelly's QIFNode and EIFNode (Gerstner et al., Neuronal Dynamics, chapter 5).
@@ -188,29 +204,34 @@ def adlif_none(trace, s, p):
 
 def qif_charge(x, state, p):
     """h[t] = v[t-1] + gain * (x[t] + a0 * (v[t-1] - v_rest) * (v[t-1] - v_c))."""
+    gain, a0, v_rest, v_c, _reset_amount, _v_threshold, _v_reset = p
     (v,) = state
-    return (fma(p[0], fma(p[1] * (v - p[2]), v - p[3], x), v),)
+    return (fma(gain, fma(a0 * (v - v_rest), v - v_c, x), v),)
 
 
 def eif_charge(x, state, p):
     """h[t] = v[t-1] + gain * (x[t] + v_rest - v[t-1] + delta_t * exp((v[t-1] - theta_rh) / delta_t))."""
+    gain, delta_t, theta_rh, v_rest, _reset_amount, _v_threshold, _v_reset = p
     (v,) = state
-    return (fma(p[0], x + p[3] - v + p[1] * exp((v - p[2]) / p[1]), v),)
+    return (fma(gain, x + v_rest - v + delta_t * exp((v - theta_rh) / delta_t), v),)
 
 
 def threshold_at_5(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[0], p[5]
+    v_threshold = p[5]
+    return trace[0], v_threshold
 
 
 def hard_at_6(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]."""
-    return (where(s, p[6], trace[0]),)
+    v_reset = p[6]
+    return (where(s, v_reset, trace[0]),)
 
 
 def soft_at_4(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]."""
-    return (where(s, trace[0] - p[4], trace[0]),)
+    reset_amount = p[4]
+    return (where(s, trace[0] - reset_amount, trace[0]),)
 
 
 # Izhikevich 2003 (doi 10.1109/TNN.2003.820440) as SpikingJelly's IzhikevichNode writes it.
@@ -218,25 +239,29 @@ def soft_at_4(trace, s, p):
 
 def izhikevich_charge(x, state, p):
     """h[t] = v[t-1] + gain * (x[t] + a0 * (v[t-1] - v_rest) * (v[t-1] - v_c) - w[t-1]); w[t-1] comes along."""
+    gain, a0, v_rest, v_c, _rate_w, _a, _b, _reset_amount, _v_threshold, _v_reset = p
     v, w = state
-    return fma(p[0], fma(p[1] * (v - p[2]), v - p[3], x) - w, v), w
+    return fma(gain, fma(a0 * (v - v_rest), v - v_c, x) - w, v), w
 
 
 def izhikevich_fire(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[0], p[8]
+    v_threshold = p[8]
+    return trace[0], v_threshold
 
 
 def izhikevich_hard(trace, s, p):
     """v[t] = v_reset where it fired, else h[t]; w[t] = w[t-1] + rate_w * (a * (h[t] - v_rest) - w[t-1]) + b * s[t]."""
+    _gain, _a0, v_rest, _v_c, rate_w, a, b, _reset_amount, _v_threshold, v_reset = p
     h, w = trace
-    return where(s, p[9], h), fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
+    return where(s, v_reset, h), fma(rate_w, a * (h - v_rest) - w, w) + where(s, b, 0.0)
 
 
 def izhikevich_soft(trace, s, p):
     """v[t] = h[t] - reset_amount where it fired, else h[t]; w[t] as after the hard reset."""
+    _gain, _a0, v_rest, _v_c, rate_w, a, b, reset_amount, _v_threshold, _v_reset = p
     h, w = trace
-    return where(s, h - p[7], h), fma(p[4], p[5] * (h - p[2]) - w, w) + where(s, p[6], 0.0)
+    return where(s, h - reset_amount, h), fma(rate_w, a * (h - v_rest) - w, w) + where(s, b, 0.0)
 
 
 # A complementary membrane, which remembers spikes: Huang et al. 2024 (arXiv 2402.04663).
@@ -244,21 +269,24 @@ def izhikevich_soft(trace, s, p):
 
 def clif_charge(x, state, p):
     """h[t] = decay * v[t-1] + gain * x[t] + bias; m[t-1] comes along."""
+    decay, gain, bias, _rate, _reset_amount, _v_threshold = p
     v, m = state
-    return fma(p[0], v, fma(p[1], x, p[2])), m
+    return fma(decay, v, fma(gain, x, bias)), m
 
 
 def clif_fire(trace, p):
     """Where h[t] > v_threshold."""
-    return trace[0], p[5]
+    v_threshold = p[5]
+    return trace[0], v_threshold
 
 
 def clif_soft(trace, s, p):
     """m[t] = m[t-1] * sigmoid(rate * h[t]) + s[t]; v[t] = h[t] - (reset_amount + sigmoid(m[t])) where it fired."""
+    _decay, _gain, _bias, rate, reset_amount, _v_threshold = p
     h, m = trace
     # Below -60 a sigmoid is 0 for every purpose, and its derivative must not be inf / inf.
-    m = m / (1.0 + exp(-maximum(p[3] * h, -60.0))) + where(s, 1.0, 0.0)
-    return where(s, h - (p[4] + 1.0 / (1.0 + exp(-maximum(m, -60.0)))), h), m
+    m = m / (1.0 + exp(-maximum(rate * h, -60.0))) + where(s, 1.0, 0.0)
+    return where(s, h - (reset_amount + 1.0 / (1.0 + exp(-maximum(m, -60.0)))), h), m
 
 
 TABLE: dict[str, Neuron] = {

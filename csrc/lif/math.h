@@ -1,4 +1,5 @@
-// The step of a LIF neuron and its gradient (docs/design.md, "The maths"), over F: a float or a vector of floats.
+// The step of a LIF neuron and its gradient (docs/design.md, "The maths") as CUDA takes it, over F: a float. What the
+// CPU runs is printed from trtkern/neurons.py; a test compares the two.
 //
 // It is written over a dialect, whose namespace TK_SPACE it joins: TK_INLINE and, for its F, lit<F>, fma_, abs_, exp_,
 // maximum_, where_. Each CPU instruction set has one (cpu/simd.h), CUDA has one (cuda/dialect.h), and so have the
@@ -42,10 +43,10 @@ struct StepGradient {
   F h, threshold, reset_amount, v_reset;
 };
 
-// The reset and the gradient of a step without a branch, for a GPU: uniform choices are selects, so that the steps of a chunk are one straight
-// line. The reset's number stands in both v_reset and reset_amount, and is 0 where there is no reset; `attached`: there
-// is one and it is not detached; sg: the surrogate at h - threshold. gv * s is handed back for whichever of the two is
-// in use, without its sign.
+// The reset and the gradient of a step, as trtkern/neurons.py and its derived backward pass have them, without a branch,
+// for a GPU: uniform choices are selects, so that the steps of a chunk are one straight line. The reset's number stands
+// in both v_reset and reset_amount, and is 0 where there is no reset; `attached`: there is one and it is not detached;
+// sg: the surrogate at h - threshold. gv * s is handed back for whichever of the two is in use, without its sign.
 template <class F>
 TK_INLINE F reset_after_flat(const Neuron<F>& p, F h, bool hard) {
   return where_(h > p.threshold, where_(hard, p.v_reset, h - p.reset_amount), h);
