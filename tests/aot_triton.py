@@ -88,7 +88,9 @@ def planted() -> dict[str, Any]:
     """What ``trtkern inspect`` says when the forward kernel stores a float32 copy of every h."""
     source, step = Path(lif.__file__).read_text(), "            if packed is not None:\n                word +="
     assert source.count(step) == 1
-    copied = source.replace(step, "            tl.store(x + (t0 + i) * N + offsets, h, mask=mask & live)\n" + step)
+    copied = source.replace(
+        step, "            tl.store(x + (t0 + i) * N + offsets, trace[0], mask=mask & live)\n" + step
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "planted_lif.py"
         path.write_text(copied)

@@ -85,9 +85,8 @@ class Threads:
 def build():
     """The threads, compiled once for a state of the sources: by whoever comes first, the others wait."""
     sources = sorted([*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "tests").glob("cuda_threads*")])
-    state = hashlib.sha256(
-        b"".join(path.read_bytes() for path in sources) + "".join(printed_headers().values()).encode()
-    )
+    printed = "".join(printed_headers().values()).encode()
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + printed)
     folder = ROOT / "build" / "cuda-threads"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{state.hexdigest()[:16]}.so"

@@ -9,6 +9,7 @@ import torch
 import typer
 from torch import nn
 
+from trtkern import malloc
 from trtkern.bench import cases, networks, peers, plain, rounds, rows, runner, steps
 from trtkern.bench.cases import Case
 from trtkern.bench.layers import OWN, Layer
@@ -16,7 +17,6 @@ from trtkern.bench.networks import Entry, Network
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
 from trtkern.nn import TRTLoss
-from trtkern.training import pages
 
 CPU = torch.device("cpu")
 SMALL = Network("vggsnn", 2, 2, (2, 16, 16))
@@ -26,7 +26,7 @@ FAST = ["--peers", "none", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 @pytest.fixture(autouse=True)
 def _workplace(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pages, "keep_pages", lambda: False)
+    monkeypatch.setattr(malloc, "keep_pages", lambda: False)
 
 
 def call(*arguments: str) -> None:
