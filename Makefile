@@ -33,8 +33,10 @@ else
 endif
 	@touch $@
 
+# What the headers that the build prints come from.
+PRINTED := surrogates neurons expressions adjoint dialect
 # The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
-BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*) trtkern/surrogates.py trtkern/dialect.py
+BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*) $(PRINTED:%=trtkern/%.py)
 
 $(VENV)/installed: $(BUILT)
 	$(INSTALL) --editable ".[train]"
