@@ -336,7 +336,7 @@ TABLE: dict[str, Neuron] = {
 }  # fmt: skip
 
 
-COMPILED = ("LIF",)
+COMPILED = tuple(TABLE)
 """What the C++ and CUDA extensions hold, by their number there; the others run on ``triton`` and ``reference``."""
 
 

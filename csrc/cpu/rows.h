@@ -4,6 +4,8 @@
 // Lanes are neurons, and nothing is added across lanes but in add_channels, in a fixed order: the width of a vector
 // changes no result.
 #pragma once
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 #include "lif/math.h"
@@ -34,7 +36,7 @@ inline int64_t block_limit(const LifArgs& a, int64_t n0, int64_t most) {
 
 // The block at n0 of [n0, end). With pooling n0 counts neurons in the order in which they are pooled: the block's
 // averages start at n0 / 4, and n0 + size() is where the next block is.
-inline Block block_at(const LifArgs& a, int64_t n0, int64_t end, int64_t most) {
+TK_NOINLINE inline Block block_at(const LifArgs& a, int64_t n0, int64_t end, int64_t most) {
   const int64_t limit = block_limit(a, n0, most), left = end - n0;
   if (!a.pool_row) return {n0, left < limit ? left : limit};
   const int64_t pair = 2 * a.pool_row, inner = a.pool_inner;
@@ -75,7 +77,7 @@ TK_INLINE void channel_runs(const LifArgs& a, const Block& b, Run run) {
 }
 
 // The sum of n floats in double, in an order that depends on n alone.
-inline double ordered_sum(const float* from, int64_t n) {
+TK_NOINLINE inline double ordered_sum(const float* from, int64_t n) {
   typedef double vdouble __attribute__((vector_size(32)));
   typedef float vquad __attribute__((vector_size(16)));
   vdouble even{}, odd{};
@@ -91,7 +93,7 @@ inline double ordered_sum(const float* from, int64_t n) {
 }
 
 // Adds a row of sums, a float a neuron of the block, to the totals of their channels.
-inline void add_channels(const LifArgs& a, const Block& b, const float* row, double* totals) {
+TK_NOINLINE inline void add_channels(const LifArgs& a, const Block& b, const float* row, double* totals) {
   channel_runs(a, b, [&](int64_t i, int64_t channel, int64_t length) {
     if (a.inner == 1 && a.C > 1) {
       for (int64_t j = 0; j < length; ++j) totals[channel + j] += row[i + j];
@@ -158,7 +160,7 @@ struct ChannelRows {
 
   ChannelRows(float* memory, int count) : memory(memory), count(count) {}
   // `per_channel`: `from` has C numbers a row, else one.
-  const Rows& fill(const LifArgs& a, const Block& b, const float* from, bool per_channel) {
+  TK_NOINLINE const Rows& fill(const LifArgs& a, const Block& b, const float* from, bool per_channel) {
     rows = {memory, per_channel && a.C > 1 && a.inner < kLongRun ? -1 : 0};
     const int64_t C = per_channel ? a.C : 1;
     fresh = true;
@@ -205,7 +207,7 @@ struct Scratch {
 };
 
 // Bytes to `to`, past the caches where they are large.
-inline void copy_out(void* to, const void* from, int64_t bytes, bool streaming) {
+TK_NOINLINE inline void copy_out(void* to, const void* from, int64_t bytes, bool streaming) {
   char* out = (char*)to;
   const char* in = (const char*)from;
   int64_t i = 0;
@@ -218,13 +220,13 @@ inline void copy_out(void* to, const void* from, int64_t bytes, bool streaming) 
 }
 
 // A row of a [.., N] float32 tensor, or zeros where there is none; zeros behind it. `at`: element of neuron 0.
-inline void read_row(float* row, uint64_t tensor, int64_t at, const Block& b) {
+TK_NOINLINE inline void read_row(float* row, uint64_t tensor, int64_t at, const Block& b) {
   if (!tensor) return (void)__builtin_memset(row, 0, sizeof(float) * (b.size() + kPad));
   for (int64_t r = 0; r < b.runs; ++r)
     __builtin_memcpy(row + r * b.length, (const float*)tensor + at + b.start(r), sizeof(float) * b.length);
   __builtin_memset(row + b.size(), 0, sizeof(float) * kPad);
 }
-inline void write_row(uint64_t tensor, int64_t at, const float* row, const Block& b, bool streaming) {
+TK_NOINLINE inline void write_row(uint64_t tensor, int64_t at, const float* row, const Block& b, bool streaming) {
   for (int64_t r = 0; r < b.runs; ++r)
     copy_out((float*)tensor + at + b.start(r), row + r * b.length, sizeof(float) * b.length, streaming);
 }
@@ -319,6 +321,57 @@ struct Kept {
   void restore(int count) const {
     for (int k = 0; at && k < COUNT; ++k)
       __builtin_memcpy(at + k * stride + count, memory[k] + count, sizeof(float) * (kSpan - count));
+  }
+};
+
+// The element type of the rows of neurons N where tensors are of D: a neuron without rows of its own for the plain cases
+// has those of float32 alone, and its rows of a half type are converted on the way (Converted).
+template <class D, class N>
+using RowType = std::conditional_t<kPlainRows<N>, D, Float32>;
+
+// A row of a tensor of D, read or written by a row of R. Where the two are the same it is the tensor itself.
+template <class D, class R>
+struct Converted {
+  static constexpr bool kSame = true;
+  using Raw = typename D::Raw;
+
+  explicit Converted(Scratch&) {}
+  TK_INLINE const Raw* in(const Raw* from, int64_t, float = 1.0f) const { return from; }
+  TK_INLINE const Raw* ahead(const Raw* next) const { return next; }
+  TK_INLINE Raw* out(Raw* to) const { return to; }
+  TK_INLINE void back(Raw*, int64_t, bool, float* = nullptr) const {}
+};
+// A half type passes through a row of floats. Null stays null.
+template <class D>
+struct Converted<D, std::enable_if_t<sizeof(typename D::Raw) == 2, Float32>> {
+  static constexpr bool kSame = false;
+  using Raw = typename D::Raw;
+  float* row;
+  Raw* narrow;
+
+  explicit Converted(Scratch& s) : row(s.take(kForwardStride)), narrow((Raw*)s.take(kForwardStride / 2)) {}
+  TK_NOINLINE const float* in(const Raw* from, int64_t n, float share = 1.0f) const {
+    if (!from) return nullptr;
+    const int64_t whole = n / kLanes * kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes) store(row + i, lit<vfloat>(share) * get<D>(from + i));
+    Staged<Raw> last;
+    if (whole < n) store(row + whole, lit<vfloat>(share) * get<D>(last.in(from + whole, (int)(n - whole))));
+    return row;
+  }
+  TK_INLINE const float* ahead(const Raw*) const { return row; }
+  TK_INLINE float* out(Raw* to) const { return to ? row : nullptr; }
+  // The row to its tensor; `bad` is NaN then where a number is not finite in D.
+  TK_NOINLINE void back(Raw* to, int64_t n, bool streaming, float* bad = nullptr) const {
+    if (!to) return;
+    __builtin_memset(row + n, 0, sizeof(float) * kPad);
+    vfloat seen = bad ? load(bad) : vfloat{};
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const typename D::Pack shown = D::pack(load(row + i));
+      put<false>(narrow + i, shown);
+      seen = fma_(D::unpack(shown), vfloat{}, seen);
+    }
+    if (bad) store(bad, seen);
+    copy_out(to, narrow, sizeof(Raw) * n, streaming);
   }
 };
 

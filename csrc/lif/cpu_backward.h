@@ -81,26 +81,6 @@ struct RecomputeRow {
   }
 };
 
-// The traces of steps t0 .. t0 + steps - 1 of a block, in rows kStride apart; `start` is the state before them.
-template <class D, class N>
-void recompute_chunk(const LifArgs& a, const Rows& params, const Rows& affine, int64_t t0, int steps, const Block& b,
-                     const float* start, float* traces) {
-  using Raw = typename D::Raw;
-  const float* before = start;
-  for (int j = 0; j < steps; ++j) {
-    for (int64_t r = 0; r < b.runs; ++r) {
-      const int64_t at = (t0 + j) * a.N + b.start(r), i = r * b.length;
-      const Current<Raw> in = {element<Raw>(a.x, (t0 + j) * a.x_stride + b.start(r)), element<Raw>(a.residual, at),
-                               affine.at(i)};
-      float* const trace = traces + j * N::kTraces * kStride + i;
-      RecomputeRow<D, N> row = {params.at(i), in, before + i, j ? a.reset : kHeld, trace};
-      row.ahead = j + 1 < steps || !a.gs || a.pool_row ? row.in.x + a.x_stride : element<Raw>(a.gs, at);
-      along<false>(row, b.length);
-    }
-    before = traces + j * N::kTraces * kStride;
-  }
-}
-
 constexpr int64_t kSumStride = kStride + 512;  // between the two: loads do not meet stores 4096 bytes before them
 
 // Adds to a vector of sums.
@@ -362,20 +342,47 @@ struct BackwardMemory {
   using Raw = typename D::Raw;
   float *traces, *start, *carry, *param_sums, *norm_sums;
   ChannelRows params, affine, coef;
-  Raw *pooled, *gs;  // the gradients of a pooled block's averages, and of its neurons
+  Raw *pooled, *pooled_gs;  // the gradients of a pooled block's averages, and of its neurons
+  Converted<D, RowType<D, N>> x, residual, gs, gv, gx;
 
-  explicit BackwardMemory(Scratch s)
-      : traces(s.take(kChunk * kStride)),
-        start(s.take(N::kStates * kStride)),
-        carry(s.take(N::kStates * kStride)),
-        param_sums(s.take(N::kParams * kStride)),
-        norm_sums(s.take(kSumStride + kStride)),
-        params(s.take(N::kParams * kParameterStride), N::kParams),
-        affine(s.take(kAffine * kParameterStride), kAffine),
-        coef(s.take(kAffine * kParameterStride), kAffine),
-        pooled((Raw*)s.take(kBackwardBlock / 4 + kPoolPad)),
-        gs((Raw*)s.take(kBackwardBlock + kPoolPad)) {}
+  explicit BackwardMemory(Scratch pieces)
+      : traces(pieces.take(kChunk * kStride)),
+        start(pieces.take(N::kStates * kStride)),
+        carry(pieces.take(N::kStates * kStride)),
+        param_sums(pieces.take(N::kParams * kStride)),
+        norm_sums(pieces.take(kSumStride + kStride)),
+        params(pieces.take(N::kParams * kParameterStride), N::kParams),
+        affine(pieces.take(kAffine * kParameterStride), kAffine),
+        coef(pieces.take(kAffine * kParameterStride), kAffine),
+        pooled((Raw*)pieces.take(kBackwardBlock / 4 + kPoolPad)),
+        pooled_gs((Raw*)pieces.take(kBackwardBlock + kPoolPad)),
+        x(pieces),
+        residual(pieces),
+        gs(pieces),
+        gv(pieces),
+        gx(pieces) {}
 };
+
+// The traces of steps t0 .. t0 + steps - 1 of a block, in rows kStride apart.
+template <class D, class N, class R = RowType<D, N>>
+void recompute_chunk(const LifArgs& a, const Rows& params, const Rows& affine, int64_t t0, int steps, const Block& b,
+                     const BackwardMemory<D, N>& m) {
+  using Raw = typename D::Raw;
+  const float* before = m.start;
+  for (int j = 0; j < steps; ++j) {
+    for (int64_t r = 0; r < b.runs; ++r) {
+      const int64_t at = (t0 + j) * a.N + b.start(r), i = r * b.length;
+      const Raw* const x = element<Raw>(a.x, (t0 + j) * a.x_stride + b.start(r));
+      const Current<typename R::Raw> in = {m.x.in(x, b.length),
+                                           m.residual.in(element<Raw>(a.residual, at), b.length), affine.at(i)};
+      float* const trace = m.traces + j * N::kTraces * kStride + i;
+      RecomputeRow<R, N> row = {params.at(i), in, before + i, j ? a.reset : kHeld, trace};
+      row.ahead = m.x.ahead(j + 1 < steps || !a.gs || a.pool_row ? x + a.x_stride : element<Raw>(a.gs, at));
+      along<false>(row, b.length);
+    }
+    before = m.traces + j * N::kTraces * kStride;
+  }
+}
 
 // The gradients of a pooled block's spikes at step t; in float a quarter of the average's, which a shorter type may not
 // hold.
@@ -389,41 +396,49 @@ void read_pooled(const LifArgs& a, int64_t t, int64_t n0, const Block& b, const 
     for (int64_t i = 0; i < n; i += kSpan) prefetch(from - a.N / 4 + i);
   if constexpr (sizeof(Raw) == 4)
     for (int64_t i = 0; i < n; i += kLanes) store(m.pooled + i, load(m.pooled + i) * lit<vfloat>(0.25f));
-  spread<D>(m.pooled, b.size(), b.fold_row, b.fold_inner, m.gs);
+  spread<D>(m.pooled, b.size(), b.fold_row, b.fold_inner, m.pooled_gs);
 }
 
 // Step t of a block, backwards; `row` has what all steps of the block share, j is the step's place in its chunk.
-template <class D, class N>
-void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardRow<D, N> row,
+template <class D, class N, class R = RowType<D, N>>
+void backward_step(const LifArgs& a, int64_t t, int j, const Block& b, BackwardRow<R, N> row,
                    const BackwardMemory<D, N>& m, bool streaming) {
   using Raw = typename D::Raw;
+  constexpr bool kSame = Converted<D, R>::kSame;
   constexpr int64_t kTrace = N::kTraces * kStride;
   const Rows params = row.params, affine = row.in.affine, coef = row.coef;
   float* const norm_sums = row.norm_sums;
+  const float share = row.share;
+  if (!kSame) row.share = 1.0f;  // it goes into the conversion
   row.before_reset = j ? a.reset : kHeld;
   for (int64_t r = 0; r < b.runs; ++r) {
-    const int64_t start = b.start(r), at = t * a.N + start, i = r * b.length;
+    const int64_t start = b.start(r), at = t * a.N + start, i = r * b.length, n = b.length;
+    const Raw* const x = element<Raw>(a.x, t * a.x_stride + start);
+    const Raw* const gs = a.pool_row && a.gs ? m.pooled_gs + i : element<Raw>(a.gs, at);
+    Raw* const gx = element<Raw>(a.gx, at);
     row.params = params.at(i), row.coef = coef.at(i);
-    row.in = {element<Raw>(a.x, t * a.x_stride + start), element<Raw>(a.residual, at), affine.at(i)};
+    row.in = {m.x.in(x, n), m.residual.in(element<Raw>(a.residual, at), n), affine.at(i)};
     row.trace = m.traces + j * kTrace + i, row.before = j ? row.trace - kTrace : m.start + i;
-    row.gs = a.pool_row && a.gs ? m.gs + i : element<Raw>(a.gs, at);
-    row.gv = element<Raw>(a.gv, at), row.gx = element<Raw>(a.gx, at);
+    row.gs = m.gs.in(gs, n, share), row.gv = m.gv.in(element<Raw>(a.gv, at), n), row.gx = m.gx.out(gx);
     row.carry = m.carry + i, row.param_sums = a.gparams ? m.param_sums + i : nullptr;
     if (norm_sums) row.norm_sums = norm_sums + (row.shared_sums ? 0 : i);
     // Before this chunk comes the one before it; before the first, the next block.
+    const Raw* next;
     if (j && !a.pool_row) {
-      row.ahead = a.gs ? element<Raw>(a.gs, at - a.N) : row.in.x - a.x_stride;
+      next = a.gs ? element<Raw>(a.gs, at - a.N) : x - a.x_stride;
     } else if (j) {
-      row.ahead = row.in.x + b.length;
+      next = x + n;
     } else {
-      row.ahead = t ? row.in.x - kChunk / N::kTraces * a.x_stride : row.in.x + b.length;
+      next = t ? x - kChunk / N::kTraces * a.x_stride : x + n;
     }
+    row.ahead = m.x.ahead(next);
     // Neurons that share a sum in turns are counted from the row's start, which then may not be a part by itself.
-    if (streaming && a.gx && !(row.norm_sums && row.to_aligned_output(1))) {
-      along<true>(row, b.length);
+    if (kSame && streaming && a.gx && !(row.norm_sums && row.to_aligned_output(1))) {
+      along<true>(row, n);
     } else {
-      along<false>(row, b.length);
+      along<false>(row, n);
     }
+    m.gx.back(gx, n, streaming);
   }
 }
 
@@ -434,7 +449,8 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
   const ParamSums<N> param_sums{m.param_sums, a.gparams ? totals : nullptr};
   NormSums norm_sums(m.norm_sums, a.norm_sums ? totals + kMostParams * a.C : nullptr);
   const Kind kind = kind_of(a, streaming);
-  BackwardRow<D, N> row = {backward_run_of<D, N, 0, false>(a, kind), backward_run_of<D, N, 0, true>(a, kind)};
+  using R = RowType<D, N>;
+  BackwardRow<R, N> row = {backward_run_of<R, N, 0, false>(a, kind), backward_run_of<R, N, 0, true>(a, kind)};
   row.alpha = a.alpha, row.share = a.pool_row ? 0.25f : 1.0f;
   row.reset = a.reset, row.surrogate = a.surrogate, row.detach = a.detach != 0, row.of_h = a.before != 0;
   row.norm_sums = a.norm_sums ? m.norm_sums : nullptr;
@@ -448,7 +464,7 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
       const int steps = (int)(a.T - t0 < kSteps ? a.T - t0 : kSteps);
       const int64_t edge = t0 ? (t0 / kSteps - 1) * N::kStates : 0;
       for (int k = 0; k < N::kStates; ++k) read_row(m.start + k * kStride, t0 ? a.edges : a.v0, (edge + k) * a.N, b);
-      recompute_chunk<D, N>(a, row.params, row.in.affine, t0, steps, b, m.start, m.traces);
+      recompute_chunk<D, N>(a, row.params, row.in.affine, t0, steps, b, m);
       param_sums.clear(a);
       for (int j = steps - 1; j >= 0; --j) {
         norm_sums.begin(a, b, !row.in.affine.each, m.affine.fresh && t0 + j + 1 == a.T);

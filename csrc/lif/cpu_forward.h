@@ -114,44 +114,52 @@ struct ForwardMemory {
   ChannelRows params, affine;
   uint8_t* words;
   Raw *spikes, *folded;  // of a pooled block
+  Converted<D, RowType<D, N>> x, residual, s, v;
 
-  explicit ForwardMemory(Scratch s)
-      : state(s.take(N::kStates * kForwardStride)),
-        params(s.take(N::kParams * kParameterStride), N::kParams),
-        affine(s.take(kAffine * kParameterStride), kAffine),
-        words((uint8_t*)s.take((kForwardBlock + kPad) / 4)),
-        spikes((Raw*)s.take(kForwardBlock + kPoolPad)),
-        folded((Raw*)s.take(kForwardBlock / 4 + kPoolPad)) {}
+  explicit ForwardMemory(Scratch pieces)
+      : state(pieces.take(N::kStates * kForwardStride)),
+        params(pieces.take(N::kParams * kParameterStride), N::kParams),
+        affine(pieces.take(kAffine * kParameterStride), kAffine),
+        words((uint8_t*)pieces.take((kForwardBlock + kPad) / 4)),
+        spikes((Raw*)pieces.take(kForwardBlock + kPoolPad)),
+        folded((Raw*)pieces.take(kForwardBlock / 4 + kPoolPad)),
+        x(pieces),
+        residual(pieces),
+        s(pieces),
+        v(pieces) {}
 };
 
 // Step t of a block.
-template <class D, class N>
-TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block& b, ForwardRow<D, N> row,
+template <class D, class N, class R = RowType<D, N>>
+TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block& b, ForwardRow<R, N> row,
                             const ForwardMemory<D, N>& m, bool streaming) {
   using Raw = typename D::Raw;
-  const ForwardRow<D, N> shared = row;
+  constexpr bool kSame = Converted<D, R>::kSame;
+  const ForwardRow<R, N> shared = row;
   for (int64_t r = 0; r < b.runs; ++r) {
-    const int64_t at = t * a.N + b.start(r), i = r * b.length;
+    const int64_t at = t * a.N + b.start(r), i = r * b.length, n = b.length;
+    const Raw* const x = element<Raw>(a.x, t * a.x_stride + b.start(r));
+    Raw* const s = a.pool_row ? (a.s ? m.spikes + i : nullptr) : element<Raw>(a.s, at);
+    Raw* const v = element<Raw>(a.v, at);
     row.params = shared.params.at(i);
-    row.in = {element<Raw>(a.x, t * a.x_stride + b.start(r)), element<Raw>(a.residual, at), shared.in.affine.at(i)};
-    row.s = a.pool_row ? (a.s ? m.spikes + i : nullptr) : element<Raw>(a.s, at);
-    row.v_out = element<Raw>(a.v, at);
+    row.in = {m.x.in(x, n), m.residual.in(element<Raw>(a.residual, at), n), shared.in.affine.at(i)};
+    row.s = m.s.out(s), row.v_out = m.v.out(v);
     row.words = a.packed ? m.words + i : nullptr;
     row.state = m.state + i;
-    const int64_t next = t + 1 < a.T ? a.x_stride : b.length - t * a.x_stride;
-    row.ahead = row.in.x + next;
-    if (streaming && !a.pool_row && (a.s || a.v)) {
-      along<true>(row, b.length);
+    row.ahead = m.x.ahead(x + (t + 1 < a.T ? a.x_stride : n - t * a.x_stride));
+    if (kSame && streaming && !a.pool_row && (a.s || a.v)) {
+      along<true>(row, n);
     } else {
-      along<false>(row, b.length);
+      along<false>(row, n);
     }
+    m.s.back(s, n, streaming && !a.pool_row), m.v.back(v, n, streaming, row.bad);
   }
   if (a.pool_row && a.s) write_fold<D>(a, t, n0, m.spikes, m.folded, b, streaming);
   if (a.packed) write_words(a, t, m.words, b, streaming);
 }
 
 // NaN in `bad` where one of n floats, with zeros behind them, is not finite.
-inline void watch_row(const float* row, int64_t n, float* bad) {
+TK_NOINLINE inline void watch_row(const float* row, int64_t n, float* bad) {
   vfloat seen = load(bad);
   for (int64_t i = 0; i < n; i += kLanes) seen = fma_(load(row + i), vfloat{}, seen);
   store(bad, seen);
@@ -166,7 +174,7 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kForwardBlock);
-    ForwardRow<D, N> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
+    ForwardRow<RowType<D, N>, N> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
     row.bad = bad, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
     for (int k = 0; k < N::kStates; ++k) read_row(m.state + k * kForwardStride, a.v0, k * a.N, b);
     for (int64_t t = 0; t < a.T; ++t) {
