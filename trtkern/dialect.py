@@ -115,7 +115,8 @@ def _left(name: str, nodes: Iterable[Expression]) -> dict[str, Expression]:
 def _changed(row: Neuron, *sums: Iterable[Expression]) -> int:
     """The bits of the parameters whose sum is another after the step."""
     so_far = adjoint.symbols("sum", row.params)
-    return sum(1 << i for part in sums for i, (a, b) in enumerate(zip(part, so_far, strict=True)) if a is not b)
+    changed = {i for part in sums for i, (a, b) in enumerate(zip(part, so_far, strict=True)) if a is not b}
+    return sum(1 << i for i in changed)
 
 
 def _function(row: Neuron, name: str, arguments: str, body: dict, types: str = "") -> str:

@@ -6,7 +6,7 @@ on any device, and support second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -107,6 +107,23 @@ class _SpikeInBothModes(_Spike):
         return tangents[0] * surrogate_derivative(u, ctx.name, ctx.alpha)
 
 
+def _run(
+    x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Of every step: potential - threshold, the spikes, the trace and the state after it."""
+    row, single = spec.row, len(spec.row.states) == 1
+    charge, fire, settle = _steps(spec.neuron, spec.reset)
+    state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
+    spike = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
+    for current in x.unbind(0):
+        trace = charge(current, state, params)
+        potential, threshold = fire(trace, params)
+        u = potential - threshold
+        s = spike.apply(u, spec.surrogate, spec.alpha)
+        state = settle(trace, s > 0 if spec.detach_reset else s, params)
+        yield u, s, trace, state
+
+
 def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:
     """The neuron that ``spec`` names, step by step: charge, fire, settle (``trtkern.neurons``).
 
@@ -119,21 +136,19 @@ def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LI
     Returns:
         Trace: s, v, h, each [T, ...], and the last state, in x's dtype.
     """
-    row, single = spec.row, len(spec.row.states) == 1
-    charge, fire, settle = _steps(spec.neuron, spec.reset)
-    state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
-    spike = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
+    row = spec.row
     spikes, potentials, charges = [], [], []
-    for current in x.unbind(0):
-        trace = charge(current, state, params)
-        potential, threshold = fire(trace, params)
-        s = spike.apply(potential - threshold, spec.surrogate, spec.alpha)
-        state = settle(trace, s > 0 if spec.detach_reset else s, params)
+    for _, s, trace, state in _run(x, v0, params, spec):
         spikes.append(s)
         potentials.append(state[row.membrane])
         charges.append(trace[row.potential])
-    last = state[0] if single else torch.stack(state)
+    last = state[0] if len(row.states) == 1 else torch.stack(state)
     return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges), last)
+
+
+def differences(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Tensor:
+    """potential - threshold of every step, [T, ...]: where the neuron fires, and what the surrogate is taken at."""
+    return torch.stack([u for u, *_ in _run(x, v0, params, spec)])
 
 
 def batch_norm(

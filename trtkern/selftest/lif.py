@@ -1,6 +1,6 @@
-"""LIF against the float64 reference, cell by cell.
+"""Neurons against the float64 reference, cell by cell.
 
-A cell is one way to use a neuron (dtype, surrogate, reset, detach, learnable). Its inputs keep every potential away
+A cell is one way to use one (neuron, dtype, surrogate, reset, detach, learnable). Its inputs keep every potential away
 from the threshold, and from the edges of the rectangle, by a margin: then spikes must agree exactly and gradients
 within a bound that depends on the dtype alone.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trtkern import reference, surrogates
-from trtkern.backends.base import PARAMS
-from trtkern.ops.lif import lif
-from trtkern.spec import RESETS, LIFSpec
+from trtkern import neurons, reference, surrogates
+from trtkern.ops.lif import neuron, wanted
+from trtkern.spec import LIFSpec
 
 MARGIN = 1e-3
 """No potential comes closer to a discontinuity; float32 rounding moves it by about 1e-6."""
@@ -30,34 +29,64 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11, 
 PARAMETER_TOLERANCE = 1e-4
 """The same for gradients of learnable parameters: sums over many neurons in float32."""
 
+CENTERS = {
+    "decay": 0.6, "gain": 0.5, "bias": 0.1, "reset_amount": 1.1, "v_threshold": 0.9, "v_reset": 0.1, "decay_syn": 0.4,
+    "gain_syn": 0.9, "decay_a": 0.8, "gain_a": 0.7, "beta": 0.6, "decay_w": 0.7, "a": 0.2, "b": 0.5, "a0": 0.2,
+    "v_rest": 0.1, "v_c": 1.6, "delta_t": 0.5, "theta_rh": 2.5, "rate_w": 0.4, "rate": 0.5,
+}  # fmt: skip
+"""What each parameter is near in a cell: numbers with which every neuron fires now and then and forgets, so that an
+error of rounding does not grow with the steps."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to use a LIF neuron, and the size at which it is tried: x is [timesteps, *shape], channels on axis 2."""
+    """One way to use a neuron, and the size at which it is tried: x is [timesteps, *shape], channels on axis 2."""
 
     dtype: torch.dtype = torch.float32
     surrogate: str = "triangle"
     reset: str = "hard"
     detach_reset: bool = False
     learnable: str = "none"
-    """"none", "scalar" or "channel": all six parameters as numbers, 0-dim tensors or per-channel tensors."""
+    """"none", "scalar" or "channel": all parameters as numbers, 0-dim tensors or per-channel tensors."""
     timesteps: int = 4
     shape: tuple[int, ...] = (3, 5, 7)
     layout: str = "contiguous"
     """"contiguous", "channels_last" or "strided" (every second column of a larger tensor)."""
     returned: str = "v"
     """Which potential comes back and is differentiated: "v" after the reset, or "h" before it."""
+    neuron: str = "LIF"
 
     @property
     def spec(self) -> LIFSpec:
         """What selects code."""
-        return LIFSpec(self.reset, self.surrogate, None, self.detach_reset)
+        return LIFSpec(self.reset, self.surrogate, None, self.detach_reset, self.neuron)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of the state before the first step and after the last."""
+        count = len(self.spec.row.states)
+        return (count, *self.shape) if count > 1 else self.shape
+
+    def close(self, u: Tensor, margin: float) -> Tensor:
+        """Where a potential comes closer than that to the threshold, or to an edge of the rectangle; u: their
+        difference."""
+        near = u.abs() < margin
+        if self.surrogate == "rectangle":
+            near |= (u.abs() - 0.5 / (self.spec.alpha or 1.0)).abs() < margin
+        return near
+
+    def parameters(self, count: int, draw: torch.Generator) -> list[Tensor]:
+        """The neuron's parameters, float64 [count] each; numbers that float32 holds exactly, so that every backend and
+        the oracle read the same ones."""
+        spread = 0.0 if self.learnable == "none" else 0.1
+        row = self.spec.row.params
+        return [(CENTERS[name] + spread * torch.rand(count, generator=draw)).double() for name in row]
 
     def __str__(self) -> str:
         detach = "detached" if self.detach_reset else "attached"
         dtype = str(self.dtype).removeprefix("torch.")
         size = "x".join(map(str, (self.timesteps, *self.shape)))
-        name = f"{dtype}-{self.surrogate}-{self.reset}-{detach}-{self.learnable}-{size}-{self.layout}"
+        name = f"{self.neuron}-{dtype}-{self.surrogate}-{self.reset}-{detach}-{self.learnable}-{size}-{self.layout}"
         return name if self.returned == "v" else f"{name}-{self.returned}"
 
 
@@ -81,12 +110,14 @@ class Errors(NamedTuple):
         )
 
 
-def cells(**sizes: object) -> Iterator[Cell]:
-    """Every dtype x surrogate x reset x detach x learnable that the fused backends hold."""
+def cells(names: Iterable[str] = ("LIF",), **sizes: object) -> Iterator[Cell]:
+    """Every dtype x surrogate x reset x detach x learnable that the fused backends hold, of the neurons named."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    grid = itertools.product(dtypes, surrogates.BUILTIN, RESETS, (False, True), ("none", "scalar", "channel"))
-    for dtype, surrogate, reset, detach, learnable in grid:
-        yield Cell(dtype, surrogate, reset, detach, learnable, **sizes)  # type: ignore[arg-type]
+    for name in names:
+        resets = neurons.lookup(name).settle
+        grid = itertools.product(dtypes, surrogates.BUILTIN, resets, (False, True), ("none", "scalar", "channel"))
+        for dtype, surrogate, reset, detach, learnable in grid:
+            yield Cell(dtype, surrogate, reset, detach, learnable, neuron=name, **sizes)  # type: ignore[arg-type]
 
 
 class _Problem(NamedTuple):
@@ -118,28 +149,19 @@ def _problem(cell: Cell, seed: int) -> _Problem:
     def normal(*shape: int, dtype: torch.dtype = cell.dtype) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
-    count = cell.shape[1] if cell.learnable == "channel" else 1
-    centers = (0.6, 0.9, 0.1, 0.8, 1.0, 0.1)
-    spread = 0.0 if cell.learnable == "none" else 0.1
-    # Numbers that float32 holds exactly, so that every backend and the oracle read the same ones.
-    params = [(c + spread * torch.rand(count, generator=draw)).double() for c in centers]
+    params = cell.parameters(cell.shape[1] if cell.learnable == "channel" else 1, draw)
     x = normal(cell.timesteps, *cell.shape) + 0.5
-    v0 = 0.3 * normal(*cell.shape, dtype=torch.float32)
-    alpha = cell.spec.alpha or 1.0
-    for _ in range(200):
-        h = reference.lif(x.double(), v0.double(), broadcast(params, x), cell.spec).h
-        u = h - broadcast(params, x)[PARAMS.index("v_threshold")]
-        close = u.abs() < MARGIN
-        if cell.surrogate == "rectangle":
-            close |= (u.abs() - 0.5 / alpha).abs() < MARGIN
-        bad = close.any(0)
+    v0 = 0.3 * normal(*cell.state_shape, dtype=torch.float32)
+    for _ in range(300):
+        u = reference.differences(x.double(), v0.double(), broadcast(params, x), cell.spec)
+        bad = cell.close(u, MARGIN).any(0)
         if not bad.any():
             break
         x = torch.where(bad, normal(*x.shape) + 0.5, x)
     else:
         raise RuntimeError(f"selftest: no inputs for {cell} keep a margin of {MARGIN} from the threshold")
     gs, gv = normal(*x.shape) + 0.2, normal(*x.shape)
-    return _Problem(x, v0, params, gs, gv, normal(*cell.shape, dtype=torch.float32))
+    return _Problem(x, v0, params, gs, gv, normal(*cell.state_shape, dtype=torch.float32))
 
 
 def worst(*errors: float) -> float:
@@ -160,29 +182,28 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     oracle = reference.lif(oracle_inputs[0], oracle_inputs[1], broadcast(oracle_inputs[2:], problem.x), cell.spec)
     incoming = [g.double() for g in (problem.gs, problem.gv, problem.gstate)]
     potentials = getattr(oracle, cell.returned)
-    wanted = torch.autograd.grad([oracle.s, potentials, oracle.v[-1]], oracle_inputs, incoming, materialize_grads=True)
+    outputs = [oracle.s, potentials, oracle.state]
+    expected = torch.autograd.grad(outputs, oracle_inputs, incoming, materialize_grads=True)
 
     x = laid_out(problem.x.to(device), cell.layout).requires_grad_()
-    v0 = problem.v0.to(device).requires_grad_()
     exact = torch.float64 if cell.dtype == torch.float64 else torch.float32
+    v0 = problem.v0.to(device, exact).requires_grad_()
     tensors = [p.to(device, exact).squeeze(0).requires_grad_() for p in problem.params]
     learn = cell.learnable != "none"
-    values: dict[str, Any] = dict(zip(PARAMS, tensors if learn else [p.item() for p in problem.params], strict=True))
-    if cell.dtype == torch.float64:
-        v0 = problem.v0.double().to(device).requires_grad_()
+    numbers: Any = tensors if learn else [p.item() for p in problem.params]
+    values = dict(zip(cell.spec.row.params, numbers, strict=True))
     before = cell.returned == "h"
-    settings: dict[str, Any] = {"spec": cell.spec, "backend": backend, "return_state": True}
-    out = lif(x, v0, **values, **settings, return_v=not before, return_h=before)
+    out = neuron(x, v0, values, cell.spec, wanted(True, not before, True, False, before), backend)
     spikes, state, v = (tensor for tensor in out if tensor is not None)
-    outputs = [spikes, v, state]
     grads = [laid_out(g.to(device), cell.layout) for g in (problem.gs, problem.gv)]
     inputs = [x, v0, *(tensors if learn else [])]
-    got = torch.autograd.grad(outputs, inputs, [*grads, problem.gstate.to(device, v0.dtype)], materialize_grads=True)
+    incoming = [*grads, problem.gstate.to(device, v0.dtype)]
+    got = torch.autograd.grad([spikes, v, state], inputs, incoming, materialize_grads=True)
+    # The parameters' gradients are measured together, for one of them may be a difference that cancels.
+    learned = [(g, t.reshape(g.shape)) for g, t in zip(got[2:], expected[2:], strict=False)]  # none where none learns
     return Errors(
         spikes=int((spikes.detach().double().cpu() != oracle.s.detach()).sum()),
-        output=worst(relative(v, potentials.detach()), relative(state, oracle.v[-1].detach())),
-        gradient=worst(*map(relative, got[:2], wanted[:2])),
-        parameter=relative(torch.stack(got[2:]), torch.stack(wanted[2:]).reshape(len(PARAMS), *got[2].shape))
-        if learn
-        else 0.0,
+        output=worst(relative(v, potentials.detach()), relative(state, oracle.state.detach())),
+        gradient=worst(*map(relative, got[:2], expected[:2])),
+        parameter=relative(*map(torch.stack, zip(*learned, strict=True))) if learn else 0.0,
     )

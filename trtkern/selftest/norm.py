@@ -1,4 +1,4 @@
-"""BatchNorm + LIF against torch's BatchNorm and the reference neuron in float64, cell by cell.
+"""BatchNorm + neuron against torch's BatchNorm and the reference neuron in float64, cell by cell.
 
 The oracle is ``torch.nn.functional.batch_norm`` over [T * B, C, ...], the residual added, ``trtkern.reference.lif``
 and, where it pools, ``avg_pool2d``: nothing of what is tested but the time loop.
@@ -6,7 +6,7 @@ and, where it pools, ``avg_pool2d``: nothing of what is tested but the time loop
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from trtkern import reference
-from trtkern.backends.base import PARAMS
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import Neuron, batch_norm_lif
 from trtkern.ops.lif import wanted
@@ -81,14 +80,14 @@ class NormErrors(NamedTuple):
         )
 
 
-def norm_cells(**sizes: Any) -> Iterator[NormCell]:
-    """Every dtype x surrogate x reset x detach x learnable of LIF, with the options of the norm taking turns."""
+def norm_cells(names: Iterable[str] = ("LIF",), **sizes: Any) -> Iterator[NormCell]:
+    """Every dtype x surrogate x reset x detach x learnable of the neurons named; the norm's options take turns."""
     turns: list[dict[str, Any]] = [
         {"training": training, "residual": residual}
         for residual in ("none", "dense", "packed")
         for training in (True, False)
     ]
-    for number, cell in enumerate(cells(**sizes)):
+    for number, cell in enumerate(cells(names, **sizes)):
         # The six combinations of detach and learnable come fastest: shifted, so that each meets every turn.
         yield NormCell(**vars(cell), **turns[(number + number // len(turns)) % len(turns)])
 
@@ -107,13 +106,9 @@ def _channel(cell: NormCell) -> int:
     return len(cell.shape) if cell.last else 2
 
 
-def _clear(cell: NormCell, h: Tensor, threshold: Tensor) -> Tensor:
-    """[B, C, ...]: which neurons keep the margin at every step."""
-    u = (h - threshold).abs()
-    close = u < MARGIN
-    if cell.surrogate == "rectangle":
-        close |= (u - 0.5 / (cell.spec.alpha or 1.0)).abs() < MARGIN
-    clear = ~close.any(0)
+def _clear(cell: NormCell, u: Tensor) -> Tensor:
+    """[B, C, ...]: which neurons keep the margin at every step; u: potential - threshold."""
+    clear = ~cell.close(u, MARGIN).any(0)
     if not clear.float().mean() >= 1 - LEFT_OUT:
         raise RuntimeError(f"selftest: {(~clear).sum()} neurons of {cell} come closer than {MARGIN} to the threshold")
     return clear
@@ -133,12 +128,11 @@ def _draw(cell: NormCell, draw: torch.Generator) -> _Problem:
     elif cell.residual == "dense":
         residual = 0.5 * normal(*y.shape, dtype=cell.dtype)
     count = channels if cell.learnable == "channel" else 1
-    spread = 0.0 if cell.learnable == "none" else 0.1
-    params = [(c + spread * torch.rand(count, generator=draw)).double() for c in (0.6, 0.9, 0.1, 0.8, 1.0, 0.1)]
+    params = cell.parameters(count, draw)
     return _Problem(
         y,
         residual,
-        0.3 * normal(*cell.shape, dtype=exact),
+        0.3 * normal(*cell.state_shape, dtype=exact),
         1 + 0.3 * normal(channels, dtype=exact),
         0.3 * normal(channels, dtype=exact) + 0.3,
         (cell.offset + 0.3 * normal(channels, dtype=exact), 2.5 + 0.3 * normal(channels, dtype=exact).abs()),
@@ -154,8 +148,8 @@ def _double(problem: _Problem) -> _Problem:
 
 
 def _oracle(cell: NormCell, p: _Problem) -> tuple[Tensor, ...]:
-    """Spikes, pooled and dense, v, h, the threshold in float64, and what went into
-    the neuron; updates p.running as torch does."""
+    """Spikes, pooled and dense, v or h, the last state, potential - threshold in float64, and what went into the
+    neuron; updates p.running as torch does."""
     channel = _channel(cell)
     flat = p.y.movedim(channel, 2).flatten(0, 1)
     x = functional.batch_norm(flat, *p.running, p.weight, p.bias, cell.training, MOMENTUM, EPS)
@@ -164,7 +158,9 @@ def _oracle(cell: NormCell, p: _Problem) -> tuple[Tensor, ...]:
     params = p.params if cell.last else broadcast(p.params, x)
     trace = reference.lif(x, p.v0, params, cell.spec)
     s = functional.avg_pool2d(trace.s.flatten(0, 1), 2).unflatten(0, x.shape[:2]) if cell.pool else trace.s
-    return s, trace.s, trace.v, trace.h, params[PARAMS.index("v_threshold")], x
+    with torch.no_grad():
+        u = reference.differences(x, p.v0, params, cell.spec)
+    return s, trace.s, getattr(trace, cell.returned), trace.state, u, x
 
 
 def _of_y(cell: NormCell, p: _Problem, got: Tensor, want: Tensor, gx: Tensor) -> float:
@@ -184,16 +180,15 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
     wide = _double(problem)
     leaves = [t.requires_grad_() for t in (wide.y, wide.residual, wide.v0, wide.weight, wide.bias) if t is not None]
     leaves += [t.clone().requires_grad_() for t in wide.params]
-    wide = wide._replace(params=leaves[-len(PARAMS) :])
-    s, dense, v, h, threshold, x = _oracle(cell, wide)
-    clear = _clear(cell, h.detach(), threshold.detach())
+    wide = wide._replace(params=leaves[-len(wide.params) :])
+    s, dense, v, last, u, x = _oracle(cell, wide)
+    clear = _clear(cell, u)
     # A pooled neuron is clear if all four are.
     out = -functional.max_pool2d(-clear.float(), 2) if cell.pool else clear
     incoming = [(torch.randn(t.shape, generator=draw) * mask).to(cell.dtype) for t, mask in ((s, out), (v, clear))]
-    incoming.append(torch.randn(v[-1].shape, generator=draw) * clear)
-    of_steps = h if cell.returned == "h" else v
+    incoming.append(torch.randn(last.shape, generator=draw) * clear)
     wanted_grads = torch.autograd.grad(
-        [s, of_steps, v[-1]], [*leaves, x], [g.double() for g in incoming], materialize_grads=True
+        [s, v, last], [*leaves, x], [g.double() for g in incoming], materialize_grads=True
     )
     gx = wanted_grads[-1]
 
@@ -205,7 +200,8 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
     v0, weight, bias = (t.to(device).requires_grad_() for t in (problem.v0, problem.weight, problem.bias))
     residual = None if problem.residual is None else problem.residual.to(device).requires_grad_()
     params = [p.to(device, exact).squeeze(0).requires_grad_() for p in problem.params]
-    values: dict[str, Any] = dict(zip(PARAMS, params if learn else [p.item() for p in problem.params], strict=True))
+    numbers: Any = params if learn else [p.item() for p in problem.params]
+    values = dict(zip(cell.spec.row.params, numbers, strict=True))
     mean, var = (t.clone().to(device) for t in problem.running)
     norm = BatchNorm(weight, bias, mean, var, torch.tensor(0, device=device), EPS, MOMENTUM, cell.training)
     want = wanted(True, cell.returned == "v", True, True, cell.returned == "h")
@@ -228,8 +224,8 @@ def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 
         spikes=int(((spikes.detach().double().cpu() != s.detach()) & (out > 0)).sum()),
         words=int(((words.cpu() != dense.detach()) & clear).sum()),
         state=worst(
-            relative(potentials.cpu().where(clear, 0), of_steps.detach().where(clear, 0)),
-            relative(state.cpu().where(clear, 0), v[-1].detach().where(clear, 0)),
+            relative(potentials.cpu().where(clear, 0), v.detach().where(clear, 0)),
+            relative(state.cpu().where(clear, 0), last.detach().where(clear, 0)),
         ),
         running=worst(*map(relative, (mean, var), wide.running)) if cell.training else 0.0,
         gradient=worst(_of_y(cell, wide, *pairs[0], gx), *(relative(*pair) for pair in pairs[1:split])),
