@@ -222,8 +222,30 @@ struct SpanSums {
 };
 
 constexpr int kAnySurrogate = -1;  // in place of one: it is a member's
-// A call, for its code is that of all surrogates.
-TK_NOINLINE inline vfloat any_surrogate(int id, vfloat u, vfloat alpha) { return surrogate_of(id, u, alpha); }
+constexpr int kStrip = 256;        // neurons whose surrogates are then taken at once, each in a loop of its own
+
+// The surrogate at n numbers u, in their place.
+template <int ID = 0>
+TK_NOINLINE void surrogates_of(int id, float* u, float alpha, int64_t n) {
+  if constexpr (ID < kSurrogates) {
+    if (id != ID) return surrogates_of<ID + 1>(id, u, alpha, n);
+    const vfloat sharpness = lit<vfloat>(alpha);
+    for (int64_t i = 0; i < n; i += kLanes) store(u + i, surrogate<ID>(load(u + i), sharpness));
+  }
+}
+
+// The surrogates of a strip of n neurons.
+template <class N>
+TK_INLINE void strip_slopes(const float* traces, const Rows& params, int64_t from, int64_t n, int surrogate, float alpha,
+                            float* slopes) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    vfloat trace[N::kTraces], potential, threshold;
+    load_numbers<N::kTraces>(traces, kStride, from + i, trace);
+    N::fire(trace, params_of<N>(params, from + i).at, potential, threshold);
+    store(slopes + i, potential - threshold);
+  }
+  surrogates_of(surrogate, slopes, alpha, n);
+}
 
 // The gradients of x and of the state before a step, from those of the state after it and of the spike; of the sums of
 // the parameters, at `to`, each with its part added (LEARN).
@@ -260,8 +282,11 @@ TK_NOINLINE void backward_run(const BackwardRow<D, N>& row, int64_t from, int64_
   const Triple same_coef = KIND == kCoef ? triple(r.coef, 0) : Triple{};
   const bool shared_sums = ANY ? r.norm_sums && r.shared_sums : SUMS && LAYOUT == kShared;
   SpanSums sums{};
+  float slopes[SURROGATE == kAnySurrogate ? kStrip : 1];
   for (int64_t span = 0; span < n; span += kSpan) {
     prefetch(r.ahead + span);
+    if (SURROGATE == kAnySurrogate && span % kStrip == 0)
+      strip_slopes<N>(r.trace, r.params, span, n - span < kStrip ? n - span : kStrip, r.surrogate, r.alpha, slopes);
 #pragma GCC unroll 4
     for (int k = 0; k < kSpanVectors; ++k) {
       const int64_t i = span + k * kLanes;
@@ -270,7 +295,7 @@ TK_NOINLINE void backward_run(const BackwardRow<D, N>& row, int64_t from, int64_
       load_numbers<N::kTraces>(r.trace, kStride, i, trace);
       N::fire(trace, p.at, potential, threshold);
       if constexpr (SURROGATE == kAnySurrogate) {
-        slope = any_surrogate(r.surrogate, potential - threshold, sharpness);
+        slope = load(slopes + span % kStrip + k * kLanes);
       } else {
         slope = surrogate<SURROGATE>(potential - threshold, sharpness);
       }

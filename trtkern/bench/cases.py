@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from trtkern import neurons
 from trtkern.names import one_of
 from trtkern.profiling import traffic
+from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
 """The kernels, which "all" is; "step" is a whole training step."""
@@ -35,12 +37,14 @@ class Case:
     """T first."""
     dtype: str = "float32"
     layout: str = "contiguous"
+    neuron: str = "LIF"
+    """Of op "lif": a name of ``trtkern.neurons.TABLE``."""
 
     @property
     def name(self) -> str:
-        """Unique among the cases: "lif 4x2097152 float32"."""
+        """Unique among the cases: "lif 4x2097152 float32", "CUBALIF lif 100x32x2048 float32"."""
         last = "" if self.layout == "contiguous" else f" {self.layout}"
-        first = f"{self.network} " if self.op == "step" else ""
+        first = f"{self.network} " if self.op == "step" else "" if self.neuron == "LIF" else f"{self.neuron} "
         return f"{first}{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
 
     @property
@@ -86,11 +90,12 @@ SUITES: dict[str, tuple[Case, ...]] = {
 }
 
 
-def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
+def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LIF") -> list[Case]:
     """The cases that the command line asks for.
 
     Args:
         op: one of ``OPS``, or "all"; of the Open Neuromorphic suite it is always Linear + LIF.
+        neuron: of op "lif", which must then be named if it is another than LIF.
         shapes: "T,N" and so on; each goes to the ops that take so many axes. None: those of the suite.
 
     Raises:
@@ -99,6 +104,9 @@ def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
     one_of("op", op, ("all", *OPS, "step"))
     one_of("dtype", dtype, DTYPES)
     one_of("suite", suite, SUITES)
+    one_of("neuron", neuron, neurons.TABLE)
+    if neuron != "LIF" and (op != "lif" or suite == "open-neuromorphic"):
+        raise ValueError(f"--neuron: expected --op lif with {neuron} and a suite of neurons alone, got --op {op}")
     if op == "step" and dtype == "float16":
         raise ValueError("--dtype: expected float32 or bfloat16 with --op step, got float16, which needs a scaled loss")
     linear = suite == "open-neuromorphic"
@@ -109,11 +117,11 @@ def select(op: str, shapes: list[str], dtype: str, suite: str) -> list[Case]:
         of_suite = [case for case in SUITES[suite] if case.op in ops]
         if not of_suite:
             raise ValueError(f"--suite {suite}: it has no shapes of {op}; name one with --shape {SHAPES[op]}")
-        return [Case(case.op, case.shape, dtype, case.layout) for case in of_suite]
+        return [Case(case.op, case.shape, dtype, case.layout, neuron) for case in of_suite]
     made = []
     for text in shapes:
         shape = parse_shape(text)
-        fits = [Case(each, shape, dtype) for each in ops if len(shape) in AXES[each]]
+        fits = [Case(each, shape, dtype, neuron=neuron) for each in ops if len(shape) in AXES[each]]
         if op == "step" and fits and (shape[2] not in NETWORKS or min(shape[3:]) < LEAST[fits[0].network]):
             raise ValueError(
                 f"--shape: expected {SHAPES['step']} with H and W of at least {LEAST['resnet19']} or "
@@ -143,8 +151,10 @@ def least_bytes(case: Case, direction: str) -> int:
     if case.op in ("linear-lif", "step"):
         return 0
     if case.op == "lif":
-        fwd = traffic.moved(traffic.lif_forward(e, steps, grad=direction != "fwd"))
-        bwd = traffic.moved(traffic.lif_backward(e, steps))
+        reset = next(iter(neurons.lookup(case.neuron).settle))
+        spec = LIFSpec(reset, neuron=case.neuron)
+        fwd = traffic.moved(traffic.lif_forward(e, steps, grad=direction != "fwd", spec=spec))
+        bwd = traffic.moved(traffic.lif_backward(e, steps, spec=spec))
     elif case.op == "bn-lif":
         fwd = traffic.moved(traffic.batch_norm_lif_forward(e, steps, grad=direction != "fwd"))
         bwd = traffic.moved(traffic.batch_norm_lif_backward(e, steps))

@@ -21,8 +21,8 @@ WHOLE_LOOP = 16
 class Neuron(NamedTuple):
     """A neuron as ``reference.lif`` takes it."""
 
-    numbers: tuple[float, float, float, float, float, float]
-    """decay, gain, bias, reset_amount, v_threshold, v_reset."""
+    numbers: tuple[float, ...]
+    """In the order of its row; of LIF: decay, gain, bias, reset_amount, v_threshold, v_reset."""
     spec: LIFSpec
 
 
@@ -40,6 +40,8 @@ class Where(NamedTuple):
     """In one sample and step."""
     compiled: bool
     """Whether to offer layers that torch.compile makes."""
+    neuron: str = "LIF"
+    """A name of ``trtkern.neurons.TABLE``."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,35 @@ def backends(name: str, op: str, where: Where) -> list[str]:
     Raises:
         ValueError, RuntimeError: no such backend, or it cannot run the case here.
     """
-    case = BackendCase(op, where.device.type, where.dtype, OWN.spec)
+    case = BackendCase(op, where.device.type, where.dtype, defaults(where.neuron).spec)
     if name != "all":
         return [resolve(name, case).name]
     return [each.name for each in BACKENDS if each.name != "reference" and each.objection(case) is None]
 
 
-def own(names: list[str]) -> list[Layer]:
-    """This project's layer on each of the backends."""
-    return [Layer(f"trtkern {name}", nn.LIF(backend=name), OWN, exact=True) for name in names]
+def defaults(name: str) -> Neuron:
+    """The neuron of that name as this project's layer has it when it is given nothing."""
+    layer = getattr(nn, name)()
+    values = layer.values()
+    return Neuron(tuple(float(values[each]) for each in layer.spec.row.params), layer.spec)
+
+
+def own(names: list[str], neuron: str = "LIF") -> list[Layer]:
+    """This project's layer on each of the backends; behind another neuron than LIF also LIF, to compare it with."""
+    kinds = [(neuron, ""), *[("LIF", ", LIF")] * (neuron != "LIF")]
+    return [
+        Layer(f"trtkern {name}{suffix}", getattr(nn, kind)(backend=name), defaults(kind), exact=True)
+        for kind, suffix in kinds
+        for name in names
+    ]
 
 
 def eager(where: Where) -> list[Layer]:
-    """The same neuron in plain torch: the readable reference, the loop that users write, and both compiled."""
+    """The same neuron in plain torch: the readable reference, the loop that users write, and both compiled.
+
+    Of another neuron than LIF the reference is the loop that users write."""
+    if where.neuron != "LIF":
+        return _reference(where)
     made = [
         Layer("eager loop, unbind", lambda x: loop(cell, x), OWN),
         Layer("eager loop, x[t]", lambda x: loop(cell, x, unbind=False), OWN, quadratic=True),
@@ -119,4 +137,16 @@ def eager(where: Where) -> list[Layer]:
         if where.timesteps <= WHOLE_LOOP:
             whole = torch.compile(lambda x: loop(cell, x), dynamic=False)
             made.append(Layer("torch.compile of the loop, unbind", whole, OWN, compiled=True))
+    return made
+
+
+def _reference(where: Where) -> list[Layer]:
+    neuron = defaults(where.neuron)
+
+    def run(x: Tensor) -> Tensor:
+        return reference.lif(x, None, neuron.numbers, neuron.spec).s
+
+    made = [Layer("reference.py", run, neuron)]
+    if where.compiled and where.timesteps <= WHOLE_LOOP:
+        made.append(Layer("torch.compile of reference.py", torch.compile(run, dynamic=False), neuron, compiled=True))
     return made

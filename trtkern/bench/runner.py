@@ -43,7 +43,7 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
 
 def _backends(case: Case, options: Options) -> list[str]:
     op = _KERNELS.get(case.op, case.op)
-    where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False)
+    where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False, case.neuron)
     return layers.backends(options.backend, op, where)
 
 
@@ -84,8 +84,8 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
                 yield each
         return
     width = math.prod(case.shape[2:]) if len(case.shape) > 2 else case.shape[1]
-    where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled)
-    compared: list[Layer] = [*layers.own(names), *layers.eager(where)]
+    where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled, case.neuron)
+    compared: list[Layer] = [*layers.own(names, case.neuron), *layers.eager(where)]
     versions = {layer.name: _library(layer.name) for layer in compared}
     for peer in found:
         if peer.missing:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtkern import names
+from trtkern import names, neurons
 from trtkern.commands._common import INTERRUPTED, Quit, console, need, user_errors
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def bench(
             show_default="those of --suite",
         ),
     ] = None,
+    neuron: Annotated[str, typer.Option(metavar="NAME", help=f"Of --op lif: {', '.join(neurons.TABLE)}.")] = "LIF",
     dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",
     backend: Annotated[
         str, typer.Option(help=f"Which kernels of this package: all, {', '.join(names.BACKENDS)}.")
@@ -117,7 +118,7 @@ def bench(
         names.one_of("direction", direction, timing.DIRECTIONS)
         where = torch.device(resolve_device(device))
         libraries.choose(peers)
-        chosen = _fitting(cases.select(op, shape or [], dtype, suite), where, bool(shape))
+        chosen = _fitting(cases.select(op, shape or [], dtype, suite, neuron), where, bool(shape))
         rows.check_writable(csv)
         if threads is not None:
             torch.set_num_threads(threads)

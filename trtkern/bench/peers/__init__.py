@@ -1,7 +1,8 @@
 """Other libraries' neurons, one file each: ``layers(where)`` with the settings that the float64 gate can check.
 
 Each file has ``DISTRIBUTION`` (what pip calls it), ``MODULE`` (what Python imports), ``INSTALL`` (what to
-type to have it beside the torch that is there: some libraries ask for another one) and ``layers``.
+type to have it beside the torch that is there: some libraries ask for another one) and ``layers``, which are LIF.
+``OTHERS`` has a function like it for each other neuron that the library computes as ``trtkern.neurons`` does.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ class Peer(NamedTuple):
     """Why it is skipped; empty when it is installed."""
 
     def layers(self, where: Where) -> list[Layer]:
-        """Its layers for that place."""
-        return import_module(f"{__name__}.{self.name}").layers(where)
+        """Its layers for that place: of a neuron that it does not have, none."""
+        module = import_module(f"{__name__}.{self.name}")
+        if where.neuron == "LIF":
+            return module.layers(where)
+        make = getattr(module, "OTHERS", {}).get(where.neuron)
+        return [] if make is None else make(where)
 
 
 def choose(names: str) -> list[Peer]:

@@ -1,4 +1,7 @@
-"""snnTorch: ``Leaky``, beta = 0.5, its own reset (by subtraction, a step later, detached), ATan(2)."""
+"""snnTorch: ``Leaky``, beta = 0.5, its own reset (by subtraction, a step later, detached), ATan(2).
+
+``Synaptic`` likewise, with alpha = 0.75.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ INSTALL = "pip install snntorch"
 
 # h[t] = beta * (h[t-1] - s[t-1] * threshold / beta) + x[t]
 NEURON = Neuron((0.5, 1.0, 0.0, 2.0, 1.0, 0.0), LIFSpec("soft", "atan", 2.0, detach_reset=True))
+SYNAPTIC = Neuron(
+    (0.75, 1.0, 0.5, 1.0, 0.0, 2.0, 1.0, 0.0), LIFSpec("soft", "atan", 2.0, detach_reset=True, neuron="CUBALIF")
+)
 
 
 def layers(where: Where) -> list[Layer]:
@@ -45,3 +51,24 @@ def layers(where: Where) -> list[Layer]:
         compiled = torch.compile(lambda x: loop(traced, x.unbind(0), x[0]), dynamic=False)
         made.append(Layer("snntorch Leaky, unbind, compiled", compiled, NEURON, compiled=True))
     return made
+
+
+def synaptic(where: Where) -> list[Layer]:
+    """The user's loop with unbind."""
+    import snntorch
+    from snntorch import surrogate
+
+    neuron = snntorch.Synaptic(alpha=0.75, beta=0.5, threshold=1.0, spike_grad=surrogate.atan(alpha=2.0))
+    neuron = neuron.to(where.device)
+
+    def run(x: Tensor) -> Tensor:
+        syn, mem, spikes = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+        for current in x.unbind(0):
+            s, syn, mem = neuron(current, syn, mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return [Layer("snntorch Synaptic, unbind", run, SYNAPTIC)]
+
+
+OTHERS = {"CUBALIF": synaptic}
