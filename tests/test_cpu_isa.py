@@ -12,11 +12,13 @@ import pytest
 import torch
 from cuda_threads import printed_headers
 
-from trtkern import LIFSpec, backends, cli, lif, selftest, surrogates
+from trtkern import LIFSpec, backends, cli, lif, neurons, selftest, surrogates
 from trtkern.backends import cpu
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import PLIF, BatchNormLIF
+from trtkern.ops.lif import neuron, wanted
 from trtkern.ops.regularizer import regularizer
+from trtkern.selftest.lif import CENTERS
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=f"cpu: {cpu.missing()}")
 
@@ -97,6 +99,31 @@ def test_batch_norm_lif_agrees_bitwise(extension, dtype, shape):
             want = want or got
             for a, b in zip(got, want, strict=True):
                 assert torch.equal(a, b), (name, threshold, residual, layout, pool, learn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [name for name in neurons.TABLE if name != "LIF"])
+def test_the_other_neurons_agree_bitwise(extension, dtype, name):
+    row = neurons.lookup(name)
+    for shape, (reset, learn) in zip(
+        ((18, 1, 3, 7), (4, 2, 3, 1009), (9, 1, 8, 64)), itertools.product(row.settle, (True, False)), strict=False
+    ):
+        want = None
+        for isa, threshold in itertools.product(isas(extension, dtype), (1, 4 << 20)):
+            extension.use_isa(isa)
+            extension.stream_from(threshold)
+            torch.manual_seed(1)
+            x = (torch.randn(shape) + 0.4).to(dtype).requires_grad_()
+            held = {each: torch.full((shape[2],), CENTERS[each]).requires_grad_() for each in row.params}
+            values = held if learn else {each: CENTERS[each] for each in row.params}
+            out = neuron(x, None, values, LIFSpec(reset, "atan", neuron=name), wanted(True, learn, True, False), "cpu")
+            made = [t for t in (out.spikes, out.v, out.state) if t is not None]
+            grads = [torch.randn(t.shape).to(t.dtype) for t in made]
+            inputs = [x, *(held.values() if learn else [])]
+            got = [*(t.detach() for t in made), *torch.autograd.grad(made, inputs, grads, materialize_grads=True)]
+            want = want or got
+            for a, b in zip(got, want, strict=True):
+                assert torch.equal(a, b), (isa, threshold, shape, reset, learn)
 
 
 def test_the_regularizer_agrees_bitwise(extension):

@@ -20,8 +20,7 @@ constexpr int kSums = kMostParams + 2;
 
 // Floats of scratch memory that one thread needs, 64-byte aligned.
 constexpr int64_t kConverted = 5 * 3 * (kForwardBlock + kPad) / 2 + 512;  // rows of a half type, in both
-constexpr int64_t kForwardScratch =
-    4 * kForwardBlock + (kMostParams + kAffine) * kParameterStride + kConverted + 512;
+constexpr int64_t kForwardScratch = 4 * kForwardBlock + (kMostParams + kAffine) * kParameterStride + kConverted + 512;
 constexpr int64_t kBackwardScratch = (kChunk + 6 + kSums + 2) * (kBackwardBlock + kPad) +
                                      (kMostParams + 2 * kAffine) * kParameterStride + kConverted + 512;
 

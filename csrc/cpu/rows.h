@@ -324,8 +324,8 @@ struct Kept {
   }
 };
 
-// The element type of the rows of neurons N where tensors are of D: a neuron without rows of its own for the plain cases
-// has those of float32 alone, and its rows of a half type are converted on the way (Converted).
+// The element type of the rows of neurons N where tensors are of D: a neuron without rows of its own for the plain
+// cases has those of float32 alone, and its rows of a half type are converted on the way (Converted).
 template <class D, class N>
 using RowType = std::conditional_t<kPlainRows<N>, D, Float32>;
 

@@ -7,6 +7,13 @@
 
 namespace trtkern::TK_ISA {
 
+// Whether this instruction set has the rows that do anything and no others: short to compile (setup.py).
+#if defined(TK_GENERAL_ROWS)
+constexpr bool kGeneralRows = true;
+#else
+constexpr bool kGeneralRows = false;
+#endif
+
 constexpr int kHeld = 3;  // in place of a reset: what is read is the state itself
 
 // The state before a step: `from` holds the trace of the step before, or that state itself where `reset` is kHeld.
@@ -33,8 +40,11 @@ struct RecomputeRow {
 
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
-    if constexpr (!kPlainRows<N>) return run<false, kEach, -1>(from, n);
     const bool normed = in.affine.base;
+    if constexpr (!kPlainRows<N>) {
+      if (kGeneralRows || normed || params.each) return run<false, kEach, -1>(from, n);
+      return with_reset<false, kShared>(from, n);
+    }
     if (params.each) return normed ? with_reset<true, kEach>(from, n) : with_reset<false, kEach>(from, n);
     if (!normed) return with_reset<false, kShared>(from, n);
     in.affine.each ? with_reset<true, kSharedNeuron>(from, n) : with_reset<true, kShared>(from, n);
@@ -43,7 +53,9 @@ struct RecomputeRow {
   TK_INLINE void with_reset(int64_t from, int64_t n) const {
     if (before_reset == kHard) return run<NORM, LAYOUT, kHard>(from, n);
     if (before_reset == kSoft) return run<NORM, LAYOUT, kSoft>(from, n);
-    run<NORM, LAYOUT, kHeld>(from, n);  // no reset, too, leaves what is there
+    if constexpr (N::kStates > 1)
+      if (before_reset == kNone) return run<NORM, LAYOUT, kNone>(from, n);
+    run<NORM, LAYOUT, kHeld>(from, n);  // of one state no reset, too, leaves what is there
   }
   // RESET: -1 where it is a member's, and whether there is a norm is asked at run time.
   template <bool NORM, int LAYOUT, int RESET>
@@ -142,13 +154,6 @@ struct NormSums {
 // kSumWrite writes gx besides, kCoef writes the gradient of what was normalised.
 enum Kind : int { kAnything, kDirect, kSum, kSumWrite, kCoef };
 
-// Whether this instruction set has the rows that do anything and no others: short to compile (setup.py).
-#if defined(TK_GENERAL_ROWS)
-constexpr bool kGeneralRows = true;
-#else
-constexpr bool kGeneralRows = false;
-#endif
-
 // Small outputs gain little from a function of their own, and each takes its time to compile.
 inline Kind kind_of(const LifArgs& a, bool streaming) {
   if (kGeneralRows || !(streaming || (a.norm_sums && !a.gx))) return kAnything;
@@ -236,8 +241,8 @@ TK_NOINLINE void surrogates_of(int id, float* u, float alpha, int64_t n) {
 
 // The surrogates of a strip of n neurons.
 template <class N>
-TK_INLINE void strip_slopes(const float* traces, const Rows& params, int64_t from, int64_t n, int surrogate, float alpha,
-                            float* slopes) {
+TK_INLINE void strip_slopes(const float* traces, const Rows& params, int64_t from, int64_t n, int surrogate,
+                            float alpha, float* slopes) {
   for (int64_t i = 0; i < n; i += kLanes) {
     vfloat trace[N::kTraces], potential, threshold;
     load_numbers<N::kTraces>(traces, kStride, from + i, trace);
@@ -290,7 +295,8 @@ TK_NOINLINE void backward_run(const BackwardRow<D, N>& row, int64_t from, int64_
 #pragma GCC unroll 4
     for (int k = 0; k < kSpanVectors; ++k) {
       const int64_t i = span + k * kLanes;
-      const Params<N> p = LAYOUT == kEach && (!ANY || !kPlainRows<N> || r.params.each) ? params_of<N>(r.params, i) : same;
+      const Params<N> p =
+          LAYOUT == kEach && (!ANY || !kPlainRows<N> || r.params.each) ? params_of<N>(r.params, i) : same;
       vfloat trace[N::kTraces], potential, threshold, slope;
       load_numbers<N::kTraces>(r.trace, kStride, i, trace);
       N::fire(trace, p.at, potential, threshold);
@@ -345,6 +351,9 @@ typename BackwardRow<D, N>::Run backward_run_for(const LifArgs& a) {
 template <class D, class N, int SURROGATE, bool STREAM>
 typename BackwardRow<D, N>::Run backward_run_of(const LifArgs& a, Kind kind) {
   if constexpr (!kPlainRows<N>) {
+    if constexpr (STREAM && !kGeneralRows)
+      if (kind == kDirect && layout_of(a) == kShared)
+        return backward_run_with<D, N, kAnySurrogate, true, kDirect, kShared>(a.reset);
     return backward_run<D, N, kAnySurrogate, STREAM, kAnything, -1, kEach>;
   } else {
     if (a.surrogate != SURROGATE) {
@@ -398,8 +407,8 @@ void recompute_chunk(const LifArgs& a, const Rows& params, const Rows& affine, i
     for (int64_t r = 0; r < b.runs; ++r) {
       const int64_t at = (t0 + j) * a.N + b.start(r), i = r * b.length;
       const Raw* const x = element<Raw>(a.x, (t0 + j) * a.x_stride + b.start(r));
-      const Current<typename R::Raw> in = {m.x.in(x, b.length),
-                                           m.residual.in(element<Raw>(a.residual, at), b.length), affine.at(i)};
+      const Current<typename R::Raw> in = {m.x.in(x, b.length), m.residual.in(element<Raw>(a.residual, at), b.length),
+                                           affine.at(i)};
       float* const trace = m.traces + j * N::kTraces * kStride + i;
       RecomputeRow<R, N> row = {params.at(i), in, before + i, j ? a.reset : kHeld, trace};
       row.ahead = m.x.ahead(j + 1 < steps || !a.gs || a.pool_row ? x + a.x_stride : element<Raw>(a.gs, at));
@@ -507,9 +516,8 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
 
 inline void lif_backward(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming, double* totals) {
   for_neuron(a.neuron, [&](auto n) {
-    for_dtype(a.dtype, [&](auto d) {
-      backward_blocks<decltype(d), decltype(n)>(a, begin, end, scratch, streaming, totals);
-    });
+    for_dtype(a.dtype,
+              [&](auto d) { backward_blocks<decltype(d), decltype(n)>(a, begin, end, scratch, streaming, totals); });
   });
 }
 
