@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read once, when Triton is first imported
 
-from trtkern import surrogates
+from trtkern import neurons, surrogates
 from trtkern.backends import BACKENDS
-from trtkern.backends.base import RegularizerSpec
+from trtkern.backends.base import Backend, RegularizerSpec
 from trtkern.selftest import (
     MARGIN,
     PARAMETER_TOLERANCE,
@@ -41,13 +42,16 @@ from trtkern.selftest.norm import MARGIN as NORM_MARGIN
 from trtkern.spec import RESETS
 
 HERE = Path(__file__).resolve().parent
-FIELDS = ("op", "backend", "machine", "variant", "dtype", "surrogate", "reset", "detach", "learnable")
+FIELDS = ("op", "backend", "machine", "variant", "neuron", "dtype", "surrogate", "reset", "detach", "learnable")
 RESULT = ("spikes", "error", "ok")
 DTYPES = ("float32", "bfloat16", "float16")
 NOTES = {
     "cuda": " `tests/test_cuda_threads.py` runs this grid through what a thread of it does, compiled for the CPU; the\n"
     "launch itself, and the sums within a block, are what only a GPU can show."
 }
+OTHERS = [name for name in neurons.TABLE if name != "LIF"]
+TOGETHER = ("op", "neuron", "reset", "dtype")
+"""What a row of another neuron than LIF is for."""
 LEARNABLE = ("none", "scalar", "channel")
 OPS = {
     "lif": "LIF",
@@ -56,7 +60,7 @@ OPS = {
 HEAD = """# What each backend runs, and how far it is from float64
 
 Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
-2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all six
+2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all
 parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so that
 spikes must agree exactly: a cell with a single different spike would say so.
 
@@ -67,6 +71,9 @@ running statistics, without a residual, with one, and with one whose words are k
 `variant` of the CSV). Its error is the largest of what LIF has, of the running statistics, and of the gradients of y,
 the residual, weight and bias. A neuron within {norm_margin} of a discontinuity is left out, for it cannot be drawn
 again without moving its channel.
+
+LIF has a table for each backend. The other neurons run the same grid (every surrogate, parameters as numbers, scalars
+and per channel), and have one line for each reset: the worst of its cells in each dtype.
 
 float64 runs on the reference. A user's own surrogate runs on reference and triton; cpu and cuda refuse it by name.
 """
@@ -98,11 +105,42 @@ def key(cell: Cell) -> dict[str, str]:
     return {
         "op": "batch_norm_lif" if isinstance(cell, NormCell) else "lif",
         "variant": variant,
+        "neuron": cell.neuron,
         "dtype": str(cell.dtype).removeprefix("torch."),
         "surrogate": cell.surrogate,
         "reset": cell.reset,
         "detach": "yes" if cell.detach_reset else "no",
         "learnable": cell.learnable,
+    }
+
+
+def grid(backend: Backend, names: Iterable[str]) -> Iterator[Cell]:
+    """The cells of those neurons, alone and behind a BatchNorm where the backend holds it."""
+    size = {"timesteps": 5, "shape": (2, 3, 5)}
+    yield from cells(names, **size)
+    if backend.holds("batch_norm_lif"):
+        yield from norm_cells(names, **size)
+
+
+def result(backend: str, cell: Cell, device: str) -> dict[str, str]:
+    """What became of the cell, as columns of the CSV."""
+    errors = (compare_norm if isinstance(cell, NormCell) else compare)(backend, cell, device)
+    largest = worst(*(error for name, error in errors._asdict().items() if name not in ("spikes", "words")))
+    return key(cell) | {
+        "spikes": str(errors.spikes + getattr(errors, "words", 0)),
+        "error": f"{largest:.1e}",
+        "ok": "yes" if errors.within(cell.dtype) else "NO",
+    }
+
+
+def together(rows: list[dict[str, str]]) -> dict[str, str]:
+    """One row for cells that differ in what is not in ``TOGETHER``."""
+    return {
+        **rows[0],
+        **dict.fromkeys(("variant", "surrogate", "detach", "learnable"), f"worst of {len(rows)}"),
+        "spikes": str(sum(int(row["spikes"]) for row in rows)),
+        "error": f"{worst(*(float(row['error']) for row in rows)):.1e}",
+        "ok": "yes" if all(row["ok"] == "yes" for row in rows) else "NO",
     }
 
 
@@ -117,39 +155,48 @@ def measure() -> list[dict[str, str]]:
         machine = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         if backend.name == "triton" and device == "cpu":
             machine = "CPU, Triton's interpreter"
-        size = {"timesteps": 5, "shape": (2, 3, 5)}
-        normed = norm_cells(**size) if backend.holds("batch_norm_lif") else ()
-        for cell in (*cells(**size), *normed):
-            run = compare_norm if isinstance(cell, NormCell) else compare
-            errors = run(backend.name, cell, device)
-            largest = worst(*(error for name, error in errors._asdict().items() if name not in ("spikes", "words")))
-            rows.append(
-                {"backend": backend.name, "machine": machine, **key(cell)}
-                | {
-                    "spikes": str(errors.spikes + getattr(errors, "words", 0)),
-                    "error": f"{largest:.1e}",
-                    "ok": "yes" if errors.within(cell.dtype) else "NO",
-                }
-            )
+        about = {"backend": backend.name, "machine": machine}
+        rows += [{**about, **result(backend.name, cell, device)} for cell in grid(backend, ("LIF",))]
+        groups: dict[tuple, list[dict[str, str]]] = {}
+        for cell in grid(backend, OTHERS):
+            row = {**about, **result(backend.name, cell, device)}
+            groups.setdefault(tuple(row[name] for name in TOGETHER), []).append(row)
+        rows += [together(group) for group in groups.values()]
         print(f"{backend.name}: {sum(row['backend'] == backend.name for row in rows)} cells", file=sys.stderr)
     return rows
 
 
 def table(rows: list[dict[str, str]]) -> str:
     """The cells of one backend: a line a (surrogate, reset, detach), a column a (dtype, learnable)."""
-    found = {tuple(row[name] for name in FIELDS[4:]): row for row in rows}
+    found = {tuple(row[name] for name in FIELDS[5:]): row for row in rows}
     columns = [(dtype, learnable) for dtype in DTYPES for learnable in LEARNABLE]
     lines = ["| surrogate | reset | detached | " + " | ".join(f"{d}, {n}" for d, n in columns) + " |"]
     lines.append("|---" * (3 + len(columns)) + "|")
     for surrogate in surrogates.BUILTIN:
         for reset in RESETS:
             for detach in ("no", "yes"):
-                shown = []
-                for dtype, learnable in columns:
-                    row = found.get((dtype, surrogate, reset, detach, learnable))
-                    text = "not run" if row is None else row["error"]
-                    shown.append(text if row is None or row["ok"] == "yes" else f"**{text}: outside**")
-                lines.append(f"| {surrogate} | {reset} | {detach} | " + " | ".join(shown) + " |")
+                of = [found.get((dtype, surrogate, reset, detach, learnable)) for dtype, learnable in columns]
+                cells_of = " | ".join("not run" if row is None else shown(row) for row in of)
+                lines.append(f"| {surrogate} | {reset} | {detach} | {cells_of} |")
+    return "\n".join(lines)
+
+
+def shown(row: dict[str, str]) -> str:
+    """The error of a row, marked where it is outside its bounds."""
+    return row["error"] if row["ok"] == "yes" else f"**{row['error']}: outside**"
+
+
+def others_table(rows: list[dict[str, str]]) -> str:
+    """The other neurons of one backend: a line a (neuron, reset), a column a (op, dtype)."""
+    found = {tuple(row[name] for name in TOGETHER): row for row in rows}
+    columns = [(op, dtype) for op in OPS for dtype in DTYPES]
+    heads = [f"{dtype}" if op == "lif" else f"behind BatchNorm, {dtype}" for op, dtype in columns]
+    lines = ["| neuron | reset | " + " | ".join(heads) + " |", "|---" * (2 + len(columns)) + "|"]
+    for name in OTHERS:
+        for reset in neurons.lookup(name).settle:
+            of = [found.get((op, name, reset, dtype)) for op, dtype in columns]
+            cells_of = " | ".join("not run" if row is None else shown(row) for row in of)
+            lines.append(f"| {name} | {reset} | {cells_of} |")
     return "\n".join(lines)
 
 
@@ -189,7 +236,7 @@ def main() -> None:
     fresh = {row["backend"] for row in rows}
     if path.exists():
         with path.open(newline="") as file:
-            rows += [row for row in csv.DictReader(file) if row["backend"] not in fresh]
+            rows += [{"neuron": "LIF", **row} for row in csv.DictReader(file) if row["backend"] not in fresh]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*FIELDS, *RESULT))
         writer.writeheader()
@@ -203,12 +250,20 @@ def main() -> None:
             note = NOTES.get(backend.name, "")
             parts.append(f"Not run yet: no machine that has it has written its rows.{note}\n")
         for op, title in OPS.items():
-            cells_of = [row for row in mine if row["op"] == op]
+            cells_of = [row for row in mine if row["op"] == op and row["neuron"] == "LIF"]
             if cells_of:
                 bad = sum(row["ok"] != "yes" for row in cells_of)
                 verdict = "all inside the bounds" if not bad else f"**{bad} outside the bounds**"
                 where = cells_of[0]["machine"]
                 parts.append(f"{title}: {len(cells_of)} cells, {verdict}, on: {where}.\n\n{table(cells_of)}\n")
+        rest = [row for row in mine if row["neuron"] != "LIF"]
+        if rest:
+            bad = sum(row["ok"] != "yes" for row in rest)
+            verdict = "all inside the bounds" if not bad else f"**{bad} rows outside the bounds**"
+            count = sum(int(row["surrogate"].rpartition(" ")[2]) for row in rest)
+            parts.append(
+                f"The other neurons: {count} cells, {verdict}, on: {rest[0]['machine']}.\n\n{others_table(rest)}\n"
+            )
     parts.append(
         "## The regulariser\n\nLargest relative error of the value and of each gradient, delta = 0.5 "
         f"(bound {REGULARIZER_TOLERANCE:.0e}); cuda leaves it to triton.\n\n" + "\n".join(regularizer_lines()) + "\n"
