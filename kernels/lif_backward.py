@@ -52,18 +52,21 @@ def _group(
         if START + k > 0:
             before, _ = settled(traces[START + k - 1], again, NEURON)
         y = current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
-        gradient, g, learned = NEURON.charge_back(y, before, p, g, learned)
+        gradient, back, summed = NEURON.charge_back(y, before, p, g, learned)
         if gx is not None:
             written = combined(gradient, x, a, coef) if COEF else gradient
             tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & live)
-        carry = chosen(live, g, carry, NEURON.states)
-        if LEARN:
-            sums = chosen(live, learned, sums, NEURON.params)
         if MOMENTS:
             moments = (
                 tl.where(live, moments[0] + gradient, moments[0]),
                 tl.where(live, fma(gradient, widen(x) - a[0], moments[1]), moments[1]),
             )
+            # The same again, of which one part is used here and one above: the state's gradient is made behind the
+            # moments, or pooling with 16 steps spills.
+            _, back, summed = NEURON.charge_back(y, before, p, g, learned)
+        carry = chosen(live, back, carry, NEURON.states)
+        if LEARN:
+            sums = chosen(live, summed, sums, NEURON.params)
     return carry, sums, moments
 
 

@@ -17,6 +17,8 @@ from trtkern.selftest.lif import CENTERS
 
 ROWS = [(name, reset) for name, row in neurons.TABLE.items() for reset in row.settle]
 BACKENDS = ["reference", *FUSED]
+LONG = ("LIF", "QIF", "CUBALIF", "Izhikevich")
+"""With one state and with two; whose gradients depend on the state before (QIF, Izhikevich), and whose do not."""
 HALVES = (torch.bfloat16, torch.float16)
 OTHERS = [name for name in neurons.TABLE if name != "LIF"]
 
@@ -50,7 +52,7 @@ def test_every_neuron_and_reset(backend, device, name, reset):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", neurons.TABLE)
+@pytest.mark.parametrize("name", LONG)
 def test_long_sequences(backend, device, name):
     """Chunks of 16 steps, of a neuron with two states 8: on the edge of one, one more, several."""
     steps = (1, 9, 17) if backend == "triton" else (1, 7, 8, 9, 16, 17, 33)
@@ -61,8 +63,8 @@ def test_long_sequences(backend, device, name):
 
 @pytest.mark.parametrize("surrogate", surrogates.BUILTIN)
 def test_surrogates(backend, device, surrogate):
-    for name in ("CUBALIF", "QIF"):
-        check(backend, device, Cell(surrogate=surrogate, timesteps=4, shape=(2, 2, 3), neuron=name))
+    """At the distance from a threshold that moves."""
+    check(backend, device, Cell(surrogate=surrogate, timesteps=4, shape=(2, 2, 3), neuron="ALIF"))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -94,6 +96,25 @@ def test_whole_vectors_and_odd_ends_on_the_cpu():
                     check("cpu", "cpu", replace(cell, layout=layout))
     finally:
         extension.stream_from(4 << 20)
+
+
+@pytest.mark.parametrize("name", ["LIF", "ALIF"])
+def test_what_is_no_number_has_no_gradient_that_is_one(backend, device, name):
+    """Also where the surrogate is 0: from step 1 on the potential is NaN, or the adaptation of the threshold is."""
+    spec = LIFSpec("soft", "rectangle", 1.0, False, name)
+    x = torch.randn(3, 2, 3, 4, device=device)
+    state = torch.zeros(*[2] * (name == "ALIF"), 2, 3, 4, device=device)
+    (state[1] if name == "ALIF" else x[1])[0, 0, 1] = torch.nan
+    x.requires_grad_()
+    values = {name: CENTERS[name] for name in spec.row.params}
+    out = neuron_op(x, state, values, spec, wanted(True, False, False, False), backend)
+    (gx,) = torch.autograd.grad(out.spikes.sum(), x)
+    bad = torch.zeros_like(x, dtype=torch.bool)
+    bad[:, 0, 0, 1] = True
+    if name == "LIF":
+        assert torch.isnan(gx[:2][bad[:2]]).all()
+        bad[2] |= torch.isnan(gx[2])
+    assert torch.equal(torch.isnan(gx), bad)
 
 
 @pytest.mark.parametrize(("name", "reset"), ROWS)

@@ -8,7 +8,7 @@ import data_files
 import pytest
 import torch
 
-from trtkern import data
+from trtkern import data, neurons
 from trtkern.backends import named
 from trtkern.commands import _runs
 from trtkern.training import recipes, run, settings
@@ -30,6 +30,8 @@ PARAMETERS = {
     "n-mnist": 25_482,
     "dvs-gesture": 300_427,
     "shd": 250_388,
+    "shd-adlif": 109_076,
+    "shd-cubalif": 109_076,
 }
 SMALLER = {
     "cifar100": ["model.width=16"],
@@ -49,9 +51,10 @@ def test_two_steps(name, tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(_runs, "keep_pages", lambda: False)
     source = recipes.load(name)["data"]
     folder = data_files.make(source, tmp_path / "files")
+    backend = BACKEND if recipes.load(name)["model"].get("neuron", "LIF") in neurons.COMPILED else "reference"
     plan = settings.resolve(
         recipe=name, data_dir=None if folder is None else str(folder), cache_dir=str(tmp_path / "cache"), epochs=1,
-        batch_size=1, timesteps=2, backend=BACKEND, device="cpu", threads=1, select="last", workers=1,
+        batch_size=1, timesteps=2, backend=backend, device="cpu", threads=1, select="last", workers=1,
         changes=SMALLER.get(name, []),
     )  # fmt: skip
     trainer = _runs.prepare(plan)
@@ -61,7 +64,9 @@ def test_two_steps(name, tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(trainer, "memory", lambda: None)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     (row,) = trainer.run(tmp_path).rows
-    assert row["step"] == 2 and all(map(math.isfinite, row["train"].values())) and row["train"]["regularizer"] > 0
+    assert row["step"] == 2 and all(map(math.isfinite, row["train"].values()))
+    assert (row["train"]["regularizer"] > 0) == (plan.loss == "trt")
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
-    assert {name for name, _ in trainer.loss.regularized()} | {"classifier.bias"} <= moved
+    penalised = trainer.loss.regularized() if plan.loss == "trt" else ()
+    assert {name for name, _ in penalised} | {"classifier.bias"} <= moved
     assert run.settings_of(tmp_path) == plan and plan.recipe == name

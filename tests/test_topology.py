@@ -25,7 +25,7 @@ from trtkern.nn import PLIF, Spikes
 BACKEND = "cpu" if named("cpu").missing() is None else "reference"
 EVERY = (
     "CONVEN-4-3-1-1-2-2-0_CONVAP-4-3-1-1_CONVNP-6-3-2-1_CONV-6-3-1-1-3-1-1_CONVAP-6-3-1-1-3-2-1_RES-6-3=3-1=1-1=1_"
-    "RES-8-3=3-2=1-1=1_SEWRES~AND-8-3=3-1=1-1=1_SEWRES~ADD-8-3=3-2=1-1=1_SEWRES~IAND-8-1=3-1=1-0=1_FC-7_FC-5_L-3"
+    "RES-8-3=3-2=1-1=1_SEWRES~AND-8-3=3-1=1-1=1_SEWRES~ADD-8-3=3-2=1-1=1_SEWRES~IAND-8-1=3-1=1-0=1_FC-7_FCBN-6_FC-5_L-3"
 )
 
 
@@ -55,8 +55,26 @@ def test_every_layer_runs_forward_and_backward():
     assert logits.shape == (3, 2, 3) and all(p.grad is not None for p in net.parameters())
     assert sizes == [
         (4, 32, 32), (4, 16, 16), (4, 8, 8), (6, 4, 4), (6, 4, 4), (6, 4, 4), (6, 4, 4), (6, 2, 2), (6, 2, 2),
-        (8, 1, 1), (8, 1, 1), (8, 1, 1), (8, 1, 1), (8, 1, 1), (7,), (5,),
+        (8, 1, 1), (8, 1, 1), (8, 1, 1), (8, 1, 1), (8, 1, 1), (7,), (6,), (5,),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("topology", ["FC-5_FCBN-6_L-3", "FCBN-5_FC-6_L-3", "L-3"])
+def test_a_network_without_convolutions(topology, packed):
+    """Of frames whose numbers all lie on the last axis, and of images; the statistics are those of all steps."""
+    for shape in ((1, 1, 700), (2, 3, 4)):
+        net = from_topology(topology, shape=shape, timesteps=4, backend="reference", packed=packed)
+        x = torch.rand(2, *shape)
+        assert net(x).shape == (4, 2, 3)
+        assert torch.equal(net.eval()(x), net(x.expand(4, *x.shape).contiguous()))
+        if topology.startswith("FCBN"):
+            linear, norm = net.train().layers[0].conv, net.layers[0].norm
+            norm.reset_running_stats()
+            frames = torch.rand(4, 2, *shape)
+            net(frames)
+            assert linear.bias is None
+            torch.testing.assert_close(norm.running_mean, 0.1 * linear(frames.flatten(2)).mean((0, 1)))
 
 
 def test_named_networks_are_topologies():
@@ -85,6 +103,7 @@ def test_named_networks_are_topologies():
         ("SEWRES-4-3=3-1=1-1=1_L-1", "token 1, column 1: expected a layer from .*SEWRES~ADD, .*, got 'SEWRES'"),
         ("_L-3", "token 1, column 1: expected a layer from"),
         ("FC-3_L-3_", "token 3, column 10: expected a layer from"),
+        ("FCBN-4-2_L-1", "token 1, column 1: expected FCBN-n, got 'FCBN-4-2'"),
         ("FC-4_CONV-4-3-1-1_L-1", "token 2, column 6: expected FC-n or L-n behind FC-4, got 'CONV-4-3-1-1'"),
         ("CONV-4-3-1-1_CONVEN-4-3-1-1_L-1", "token 2, column 14: expected CONVEN as the first token only"),
         ("CONV-4-3-1-1_FC-3", "token 2, column 14: expected L-n, the readout, as the last token, got 'FC-3'"),
@@ -210,5 +229,7 @@ def test_what_is_no_state_dict_is_refused():
         load_reference_weights(model, torch.zeros(3))
     with pytest.raises(TypeError, match=r"expected a state dict of tensors, got .* under 'net'; pass the state dict"):
         load_reference_weights(model, {"net": {}})
+    with pytest.raises(TypeError, match=r"expected layers of convolution .*, got '0' \(ConvBatchNormLIF\)"):
+        reference_keys(from_topology("FCBN-3_L-2", shape=(1, 1, 4)))
     with pytest.raises(TypeError, match=r"expected a network of trtkern\.models, got Linear"):
         reference_keys(nn.Linear(2, 2))

@@ -10,8 +10,8 @@ and the second through the charge, from the gradient of the trace to those of th
     g_x, g_state, sums = charge_back(x, state, p, g_trace, sums)
 
 ``slope`` is the surrogate derivative at potential - threshold, ``sums`` the gradients of the parameters so far. Where
-that difference is NaN the gradient is NaN, whatever the surrogate answers. Between the two stands what a kernel adds:
-the gradient of a trace that was returned.
+that difference is NaN so is the gradient of the potential, whatever the surrogate answers. Between the two stands what
+a kernel adds: the gradient of a trace that was returned.
 
 This module imports the standard library only: the build uses it before torch exists.
 """
@@ -70,10 +70,13 @@ def fired_back(neuron: Neuron, reset: str, detach: bool) -> tuple[Parts, Parts]:
         again.back(after, (*trace, *p, s))
         grads, spike = again, again.of(s)
     potential, threshold = fire(neuron)
-    u = potential - threshold
-    through = choice(Expression("==", u, u), symbol("slope") * spike, u)
+    through = symbol("slope") * spike
+    # A parameter is finite, so that the potential tells; the difference would be kept in a register to be asked.
+    u = potential if threshold in p else potential - threshold
+    known = Expression("==", u, u)
     grads.add(potential, through)
-    grads.add(threshold, -through)
+    grads.found[potential] = choice(known, grads.of(potential), u)
+    grads.add(threshold, -(through if threshold in p else choice(known, through, u)))
     grads.back((potential, threshold), (*trace, *p))
     return tuple(map(grads.of, trace)), tuple(map(grads.of, p))
 

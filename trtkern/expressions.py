@@ -160,6 +160,8 @@ def fused(a: Any, b: Any, c: Any) -> Expression:
         return a * b + c
     if ONE in (a, b):
         return a * b + c
+    if b.op == "neg":  # one form of two; to negate the first factor, a gradient, takes no instruction and no register
+        a, b = -a, b.args[0]
     whole = _both_parts(a, b, c)
     return Expression("fma", a, b, c) if whole is None else whole
 

@@ -112,10 +112,17 @@ class Style:
 
     def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""
+        return self._normed(conv.make(), conv.out, pool=pool, packed=packed)
+
+    def linear(self, features: int, out: int) -> ConvBatchNormLIF:
+        """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
+        return self._normed(SpikeLinear(features, out, bias=False), out)
+
+    def _normed(self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         norm = BatchNormLIF(
-            conv.out, pool=pool, sync=self.sync, packed=self.packed and packed, neuron=self.neuron, **self.lif
+            out, pool=pool, sync=self.sync, packed=self.packed and packed, neuron=self.neuron, **self.lif
         )
-        return ConvBatchNormLIF(conv.make(), norm, checkpoint=self.checkpoint)
+        return ConvBatchNormLIF(layer, norm, checkpoint=self.checkpoint)
 
     def shortcut(self, conv: Convolution) -> TimeSequential:
         """Convolution and BatchNorm over time, batch and space, without neurons."""

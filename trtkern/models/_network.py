@@ -23,20 +23,27 @@ class SpikingNetwork(nn.Module):
         classifier: the readout.
         timesteps: T of an image.
         topology: the string that ``from_topology`` makes this network of, or None.
+        flat: the first layer is fully connected and takes frames as [T, B, C * H * W].
 
     Raises:
         TypeError, ValueError: timesteps is no int >= 1.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], classifier: SpikeLinear, *, timesteps: int = 4, topology: str | None = None
+        self,
+        layers: Sequence[nn.Module],
+        classifier: SpikeLinear,
+        *,
+        timesteps: int = 4,
+        topology: str | None = None,
+        flat: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(timesteps, bool) or not isinstance(timesteps, int):
             raise TypeError(f"{type(self).__name__}: expected timesteps as an int, got {timesteps!r}")
         if timesteps < 1:
             raise ValueError(f"{type(self).__name__}: expected timesteps >= 1, got {timesteps}")
-        self.timesteps, self.topology = timesteps, topology
+        self.timesteps, self.topology, self.flat = timesteps, topology, flat
         self.layers = nn.Sequential(*layers)
         self.classifier = classifier
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -47,7 +54,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             TypeError, ValueError: no tensor, or one of another rank or number of channels.
         """
-        spikes: Tensor | Spikes = self.layers(_frames(x, self.timesteps, type(self).__name__))
+        spikes: Tensor | Spikes = self.layers(_frames(x, self.timesteps, type(self).__name__, self.flat))
         return self.classifier(spikes)
 
     def extra_repr(self) -> str:
@@ -57,14 +64,16 @@ class SpikingNetwork(nn.Module):
 
 
 @fx.wrap
-def _frames(x: Tensor, timesteps: int, who: str) -> Tensor:
-    """[T, B, C, H, W] in channels_last, of frames or of an image that is shown at every step."""
+def _frames(x: Tensor, timesteps: int, who: str, flat: bool) -> Tensor:
+    """Frames, or an image that is shown at every step: [T, B, C, H, W] in channels_last; flat: [T, B, C * H * W]."""
     if not isinstance(x, Tensor) or x.dim() not in (4, 5):
         kind = ValueError if isinstance(x, Tensor) else TypeError
         raise kind(
             f"{who}: expected images [B, C, H, W] or frames [T, B, C, H, W], got {checks.describe(x)}; one image needs "
             "image.unsqueeze(0)"
         )
+    if flat:
+        return x.flatten(1).expand(timesteps, -1, -1) if x.dim() == 4 else x.flatten(2)
     if x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last).expand(timesteps, *x.shape)
     return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])

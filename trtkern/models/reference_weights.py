@@ -41,7 +41,7 @@ def reference_keys(model: SpikingNetwork) -> dict[str, str]:
     for name, block in model.layers.named_children():
         if not any(True for _ in block.parameters()):
             continue
-        if type(block) not in _NAMES:
+        if type(block) not in _NAMES or isinstance(getattr(block, "conv", None), nn.Linear):  # FCBN
             raise TypeError(
                 f"reference_keys: expected layers of convolution or residual blocks and Linear, got {name!r} "
                 f"({type(block).__name__})"

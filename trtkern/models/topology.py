@@ -20,10 +20,9 @@ _GRAMMAR: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("CONV", "CONVAP", "CONVEN"), (_CONV, ("pk", "ps", "pp"))),
     "CONVNP": (_CONV, ()),
     **dict.fromkeys(("RES", *(f"SEWRES~{connect}" for connect in CONNECT)), (_RES, ())),
-    "FC": (("n",), ()),
-    "L": (("n",), ()),
+    **dict.fromkeys(("FC", "FCBN", "L"), (("n",), ())),
 }
-_LINEAR = ("FC", "L")
+_LINEAR = ("FC", "FCBN", "L")
 _POOL = (2, 2, 0)
 _SHOWN = 40  # characters on either side of what is wrong
 
@@ -52,7 +51,7 @@ def parse_topology(topology: str) -> tuple[Token, ...]:
     - CONVAP: with average pooling; CONVNP: without pooling; CONVEN, first only: the same as CONV on an image.
     - RES-out-k1=k2-s1=s2-p1=p2: residual block, added before the neurons.
     - SEWRES~ADD-..., SEWRES~AND-..., SEWRES~IAND-...: SEW block.
-    - FC-n: Linear and LIF. L-n: the readout, Linear, at the end.
+    - FC-n: Linear and LIF. FCBN-n: Linear without bias, BatchNorm, LIF. L-n: the readout, Linear, at the end.
 
     Raises:
         TypeError: no string.
@@ -147,7 +146,7 @@ def from_topology(
     """The network that a topology string says (``parse_topology``), of convolutions without bias.
 
     A residual block has a 1x1 convolution with BatchNorm as its shortcut where its two strides or the channels differ.
-    Before the first FC or L, what a residual block gives is averaged over the image, anything else flattened.
+    Before the first FC, FCBN or L, what a residual block gives is averaged over the image, anything else flattened.
 
     Args:
         topology: such as "CONVAP-64-3-1-1_CONVAP-128-3-1-1_L-10".
@@ -171,7 +170,11 @@ def from_topology(
     (classes,) = tokens[-1].fields["n"]
     classifier = SpikeLinear(building.features(), classes)
     return SpikingNetwork(
-        building.layers, classifier, timesteps=timesteps, topology="_".join(str(token) for token in tokens)
+        building.layers,
+        classifier,
+        timesteps=timesteps,
+        topology="_".join(str(token) for token in tokens),
+        flat=tokens[0].head in _LINEAR,
     )
 
 
@@ -187,9 +190,10 @@ class _Building:
         return self.channels * self.size[0] * self.size[1]
 
     def add(self, token: Token, following: Token) -> None:
-        if token.head == "FC":
+        if token.head in ("FC", "FCBN"):
             (out,) = token.fields["n"]
-            self.layers.append(LinearLIF(self.features(), out, self.style))
+            features, normed = self.features(), token.head == "FCBN"
+            self.layers.append(self.style.linear(features, out) if normed else LinearLIF(features, out, self.style))
             self.channels, self.size = out, (1, 1)
         elif token.head.startswith("CONV"):
             self._conv(token)
