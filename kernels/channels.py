@@ -38,14 +38,14 @@ def vectors(table, c, C, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.
 
 
 @inline
-def current(x, residual, a, AFFINE: tl.constexpr):
+def input_current(x, residual, a, AFFINE: tl.constexpr):
     """The input current: x, or scale * (x - center) + shift with a = (center, scale, shift), (+ residual)."""
-    y = widen(x)
+    current = widen(x)
     if AFFINE:
-        y = fma(a[1], y - a[0], a[2])
+        current = fma(a[1], current - a[0], a[2])
     if residual is not None:
-        y = y + widen(residual)
-    return y
+        current = current + widen(residual)
+    return current
 
 
 @inline

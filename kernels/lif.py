@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from trtkern.kernels.channels import channel, current, vectors
+from trtkern.kernels.channels import channel, input_current, vectors
 from trtkern.kernels.neurons import chosen, settled
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
 from trtkern.kernels.pooling import first_neuron, neurons, place, pooled, pooled_lanes, positions
@@ -22,12 +22,12 @@ from trtkern.kernels.pooling import first_neuron, neurons, place, pooled, pooled
 
 @inline
 def parameters(
-    scalars, values, c, C, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
+    scalars, params, c, C, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
 ):  # fmt: skip
-    """The neuron's parameters: numbers, or the rows of values."""
+    """The neuron's parameters: numbers, or the rows of params."""
     p = scalars
-    if values is not None:
-        p = vectors(values, c, C, COUNT, CHANNELS, BLOCK, LANES)
+    if params is not None:
+        p = vectors(params, c, C, COUNT, CHANNELS, BLOCK, LANES)
     return p
 
 
@@ -87,13 +87,13 @@ def store_states(
 
 @inline
 def _chunk(
-    inputs, outputs, edges, p, a, state, poison, counts, offsets, mask, t0, T, N,
+    inputs, outputs, edges, p, a, state, watch, counts, offsets, mask, t0, T, N,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr,
     POOLED: tl.constexpr,
 ):  # fmt: skip
-    """Steps t0 to t0 + STEPS of one position; returns the state after them, poison and counts.
+    """Steps t0 to t0 + STEPS of one position; returns the state after them, watch and counts.
 
-    poison is NaN once a number of a trace, or a v as it is written, was not finite; counts holds a digit of four bits a
+    watch is NaN once a number of a trace, or a v as it is written, was not finite; counts holds a digit of four bits a
     step, one number for eight steps.
     """
     x, residual = inputs
@@ -102,18 +102,18 @@ def _chunk(
     added = load_rows(residual, offsets, mask, t0, T, N, 0, STEPS)
     after = ()
     for byte in tl.static_range((STEPS + 7) // 8):
-        word = tl.zeros(poison.shape, tl.int32)
-        digits = tl.zeros(poison.shape, tl.int32)
+        word = tl.zeros(watch.shape, tl.int32)
+        digits = tl.zeros(watch.shape, tl.int32)
         if POOLED:
             digits = counts[byte]
         for i in tl.static_range(byte * 8, min(STEPS, byte * 8 + 8)):
             live = t0 + i < T
-            y = current(rows[i], added[i] if residual is not None else None, a, AFFINE)
-            trace = NEURON.charge(y, state, p)
+            current = input_current(rows[i], added[i] if residual is not None else None, a, AFFINE)
+            trace = NEURON.charge(current, state, p)
             new, fired = settled(trace, p, NEURON)
             state = chosen(live, new, state, NEURON.states)
             for k in tl.static_range(NEURON.traces):
-                poison = tl.where(live, fma(trace[k], 0.0, poison), poison)
+                watch = tl.where(live, fma(trace[k], 0.0, watch), watch)
             if POOLED:
                 digits += tl.where(fired, 1 << (4 * (i % 8)), 0)
             elif s is not None:
@@ -124,7 +124,7 @@ def _chunk(
             if v_all is not None:
                 shown = narrow(trace[NEURON.h] if BEFORE else state[NEURON.v], v_all.dtype.element_ty)
                 tl.store(v_all + (t0 + i) * N + offsets, shown, mask=mask & live)
-                poison = tl.where(live, fma(widen(shown), 0.0, poison), poison)
+                watch = tl.where(live, fma(widen(shown), 0.0, watch), watch)
         if packed is not None:
             plane = packed + (t0 // 8 + byte) * N
             tl.store(plane + offsets, word.to(tl.uint8), mask=mask & (t0 + byte * 8 < T))
@@ -133,7 +133,7 @@ def _chunk(
         for k in tl.static_range(NEURON.states):
             row = edges + ((t0 // STEPS) * NEURON.states + k) * N
             tl.store(row + offsets, state[k], mask=mask & (t0 + STEPS < T))
-    return state, poison, after
+    return state, watch, after
 
 
 @inline
@@ -151,14 +151,14 @@ def _store_averages(s, counts, base, t0, T, N, STEPS: tl.constexpr, POOL: tl.con
 
 @inline
 def _all_positions(
-    inputs, outputs, edges, p, a, states, poison, first, shape, base, mask, t0, T, N,
+    inputs, outputs, edges, p, a, states, watch, first, shape, base, mask, t0, T, N,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, STEPS: tl.constexpr, STATIC: tl.constexpr, AFFINE: tl.constexpr,
     POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Steps t0 to t0 + STEPS of the neurons at each position; returns the state of each after them, and poison."""
+    """Steps t0 to t0 + STEPS of the neurons at each position; returns the state of each after them, and watch."""
     if POOL == "none":
-        state, poison, _ = _chunk(
-            inputs, outputs, edges, p, a, states[0], poison, None, first, mask, t0, T, N,
+        state, watch, _ = _chunk(
+            inputs, outputs, edges, p, a, states[0], watch, None, first, mask, t0, T, N,
             NEURON, BEFORE, STEPS, STATIC, AFFINE, False,
         )  # fmt: skip
         states = (state,)
@@ -169,18 +169,18 @@ def _all_positions(
         for q in range(positions(POOL)):
             offsets = place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES)
             N_here = tl.where(q < T + 4, N, 0)  # opaque: or the address of every row is kept from one to the next
-            state, poison, counts = _chunk(
-                inputs, outputs, edges, p, a, states[0], poison, counts, offsets, mask, t0, T, N_here,
+            state, watch, counts = _chunk(
+                inputs, outputs, edges, p, a, states[0], watch, counts, offsets, mask, t0, T, N_here,
                 NEURON, BEFORE, STEPS, STATIC, AFFINE, True,
             )  # fmt: skip
             states = states[1:] + (state,)  # noqa: RUF005
         if outputs[0] is not None:
             _store_averages(outputs[0], counts, base, t0, T, N, STEPS, POOL, BLOCK)
-    return states, poison
+    return states, watch
 
 
 def lif_forward(
-    x, v0, values, affine, residual, s, v_all, v_final, edges, packed, flag,
+    x, v0, params, affine, residual, s, v_all, v_final, edges, packed, flag,
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
     scalars: tl.tuple,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
@@ -190,7 +190,7 @@ def lif_forward(
 
     BEFORE: v_all is h, before the reset. NEURON: ``kernels/neurons.py``; S is its states.
 
-    x [T, N], with STATIC [N]; v0 [S, N]; values: None, or the parameters [P, C] float32, else the numbers in scalars;
+    x [T, N], with STATIC [N]; v0 [S, N]; params: None, or the parameters [P, C] float32, else the numbers in scalars;
     affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side and inner are
     those of ``pooling.py``.
     """
@@ -202,29 +202,29 @@ def lif_forward(
     shape = (tl.cast(half, tl.int64), tl.cast(side, tl.int64))
     first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
-    p = parameters(scalars, values, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
+    p = parameters(scalars, params, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     states = load_states(v0, first, shape, mask, N, NEURON, POOL, ALIGNED, BLOCK, LANES)
-    poison = tl.zeros([BLOCK], tl.float32)
+    watch = tl.zeros([BLOCK], tl.float32)
     inputs = (x, residual)
     outputs = (s, v_all, packed)
     if LOOP:
         for t0 in range(0, bound(T), STEPS):
-            states, poison = _all_positions(
-                inputs, outputs, edges, p, a, states, poison, first, shape, base, mask, t0, T, N,
+            states, watch = _all_positions(
+                inputs, outputs, edges, p, a, states, watch, first, shape, base, mask, t0, T, N,
                 NEURON, BEFORE, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
             )  # fmt: skip
     else:
-        states, poison = _all_positions(
-            inputs, outputs, None, p, a, states, poison, first, shape, base, mask, 0, T, N,
+        states, watch = _all_positions(
+            inputs, outputs, None, p, a, states, watch, first, shape, base, mask, 0, T, N,
             NEURON, BEFORE, STEPS, STATIC, affine is not None, POOL, ALIGNED, BLOCK, LANES,
         )  # fmt: skip
     if v_final is not None:
         store_states(v_final, states, first, shape, mask, N, NEURON, POOL, ALIGNED, LANES)
         for q in tl.static_range(positions(POOL)):
             for k in tl.static_range(NEURON.states):
-                poison = fma(states[q][k], 0.0, poison)
+                watch = fma(states[q][k], 0.0, watch)
     if flag is not None:
         # A thread sums its own lanes: nothing is exchanged.
-        bad = tl.sum(tl.reshape(tl.where(mask, poison, 0.0), [BLOCK // LANES, LANES]), 1)
-        tl.store(flag + tl.zeros([BLOCK // LANES], tl.int32), 1, mask=bad != bad)
+        total = tl.sum(tl.reshape(tl.where(mask, watch, 0.0), [BLOCK // LANES, LANES]), 1)
+        tl.store(flag + tl.zeros([BLOCK // LANES], tl.int32), 1, mask=total != total)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from trtkern.kernels.channels import channel, combined, current, vectors
+from trtkern.kernels.channels import channel, combined, input_current, vectors
 from trtkern.kernels.lif import load_rows, load_states, parameters, store_states
 from trtkern.kernels.neurons import added, chosen, nothing, settled
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
@@ -51,8 +51,8 @@ def _group(
         before = start
         if START + k > 0:
             before, _ = settled(traces[START + k - 1], again, NEURON)
-        y = current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
-        gradient, back, summed = NEURON.charge_back(y, before, p, g, learned)
+        current = input_current(x, residual_rows[START + k] if residual is not None else None, a, AFFINE)
+        gradient, back, summed = NEURON.charge_back(current, before, p, g, learned)
         if gx is not None:
             written = combined(gradient, x, a, coef) if COEF else gradient
             tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & live)
@@ -63,7 +63,7 @@ def _group(
             )
             # The same again, of which one part is used here and one above: the state's gradient is made behind the
             # moments, or pooling with 16 steps spills.
-            _, back, summed = NEURON.charge_back(y, before, p, g, learned)
+            _, back, summed = NEURON.charge_back(current, before, p, g, learned)
         carry = chosen(live, back, carry, NEURON.states)
         if LEARN:
             sums = chosen(live, summed, sums, NEURON.params)
@@ -109,7 +109,7 @@ def _chunk(
     traces = ()
     u = start
     for i in tl.static_range(STEPS):
-        trace = NEURON.charge(current(rows[i], more[i] if residual is not None else None, a, AFFINE), u, p)
+        trace = NEURON.charge(input_current(rows[i], more[i] if residual is not None else None, a, AFFINE), u, p)
         traces = traces + (trace,)  # noqa: RUF005
         u, _ = settled(trace, p, NEURON)
     N_again = tl.where(t0 <= T, N_first, 0)  # opaque
@@ -211,7 +211,7 @@ def _store_sums(
 
 
 def lif_backward(
-    x, v0, values, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
+    x, v0, params, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
     scalars: tl.tuple, alpha: tl.float32,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
@@ -236,7 +236,7 @@ def lif_backward(
     column = base + tl.arange(0, BLOCK)
     count = N // positions(POOL)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
-    p = parameters(scalars, values, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
+    p = parameters(scalars, params, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     k_rows = vectors(coef, c, C, 3, CHANNELS, BLOCK, LANES)
     streams = (x, residual, gs, gv, gx)

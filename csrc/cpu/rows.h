@@ -360,17 +360,17 @@ struct Converted<D, std::enable_if_t<sizeof(typename D::Raw) == 2, Float32>> {
   }
   TK_INLINE const float* ahead(const Raw*) const { return row; }
   TK_INLINE float* out(Raw* to) const { return to ? row : nullptr; }
-  // The row to its tensor; `bad` is NaN then where a number is not finite in D.
-  TK_NOINLINE void back(Raw* to, int64_t n, bool streaming, float* bad = nullptr) const {
+  // The row to its tensor; `watch` is NaN then where a number is not finite in D.
+  TK_NOINLINE void back(Raw* to, int64_t n, bool streaming, float* watch = nullptr) const {
     if (!to) return;
     __builtin_memset(row + n, 0, sizeof(float) * kPad);
-    vfloat seen = bad ? load(bad) : vfloat{};
+    vfloat watched = watch ? load(watch) : vfloat{};
     for (int64_t i = 0; i < n; i += kLanes) {
       const typename D::Pack shown = D::pack(load(row + i));
       put<false>(narrow + i, shown);
-      seen = fma_(D::unpack(shown), vfloat{}, seen);
+      watched = fma_(D::unpack(shown), vfloat{}, watched);
     }
-    if (bad) store(bad, seen);
+    if (watch) store(watch, watched);
     copy_out(to, narrow, sizeof(Raw) * n, streaming);
   }
 };

@@ -6,7 +6,7 @@
 
 namespace trtkern::TK_ISA {
 
-// One step forward of a block of neurons N: the state in place; s, v_out and words may be null; `bad` is NaN where a
+// One step forward of a block of neurons N: the state in place; s, v_out and words may be null; `watch` is NaN where a
 // number of a trace was not finite, or a v as it goes out. `before`: what goes out is h.
 template <class D, class N>
 struct ForwardRow {
@@ -15,7 +15,7 @@ struct ForwardRow {
   Current<Raw> in;
   Raw *s, *v_out;
   uint8_t* words;  // the bytes of the spikes, of which this step sets `bit`
-  float *state, *bad;
+  float *state, *watch;
   int bit, reset;
   bool before, odd;  // odd: the lanes at the end are padding
   const Raw* ahead;  // the row of x that comes next
@@ -50,7 +50,7 @@ struct ForwardRow {
     const Params<N> same = params_of<N>(r.params, 0);
     const Rows rows = LAYOUT == kSharedNeuron ? r.in.affine.known_each() : r.in.affine;
     const Triple affine = NORM ? triple(rows, 0) : Triple{};
-    vfloat seen = load(bad);
+    vfloat watched = load(watch);
     for (int64_t span = 0; span < n; span += kSpan) {
       prefetch(r.ahead + span);
 #pragma GCC unroll 4
@@ -69,18 +69,18 @@ struct ForwardRow {
         load_numbers<N::kStates>(r.state, kForwardStride, i, state);
         N::charge(x, state, p.at, trace);
         const vint fired = settle<N>(p.at, trace, r.reset, state);
-        for (int j = 0; j < N::kTraces; ++j) seen = fma_(trace[j], vfloat{}, seen);
+        for (int j = 0; j < N::kTraces; ++j) watched = fma_(trace[j], vfloat{}, watched);
         if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(where_(fired, lit<vfloat>(1.0f), lit<vfloat>(0.0f))));
         if (MORE && r.v_out) {
           const typename D::Pack shown = D::pack(r.before ? trace[N::kH] : state[N::kV]);
           put<STREAM>(r.v_out + i, shown);
-          if (!r.odd) seen = fma_(D::unpack(shown), vfloat{}, seen);
+          if (!r.odd) watched = fma_(D::unpack(shown), vfloat{}, watched);
         }
         if (MORE && r.words) set_bits(r.words + i, fired, r.bit);
         store_numbers<N::kStates>(r.state, kForwardStride, i, state);
       }
     }
-    store(r.bad, seen);
+    store(r.watch, watched);
   }
 
   TK_NOINLINE void part(int64_t from, int count) const {
@@ -100,9 +100,9 @@ struct ForwardRow {
   }
   TK_NOINLINE void watch_some(Staged<Raw> shown, int count) const {
     for (int i = count; i < kSpan; ++i) shown.memory[i] = 0;
-    vfloat seen = load(bad);
-    for (int k = 0; k < kSpan; k += kLanes) seen = fma_(get<D>(shown.memory + k), vfloat{}, seen);
-    store(bad, seen);
+    vfloat watched = load(watch);
+    for (int k = 0; k < kSpan; k += kLanes) watched = fma_(get<D>(shown.memory + k), vfloat{}, watched);
+    store(watch, watched);
   }
 };
 
@@ -152,30 +152,30 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
     } else {
       along<false>(row, n);
     }
-    m.s.back(s, n, streaming && !a.pool_row), m.v.back(v, n, streaming, row.bad);
+    m.s.back(s, n, streaming && !a.pool_row), m.v.back(v, n, streaming, row.watch);
   }
   if (a.pool_row && a.s) write_fold<D>(a, t, n0, m.spikes, m.folded, b, streaming);
   if (a.packed) write_words(a, t, m.words, b, streaming);
 }
 
-// NaN in `bad` where one of n floats, with zeros behind them, is not finite.
-TK_NOINLINE inline void watch_row(const float* row, int64_t n, float* bad) {
-  vfloat seen = load(bad);
-  for (int64_t i = 0; i < n; i += kLanes) seen = fma_(load(row + i), vfloat{}, seen);
-  store(bad, seen);
+// NaN in `watch` where one of n floats, with zeros behind them, is not finite.
+TK_NOINLINE inline void watch_row(const float* row, int64_t n, float* watch) {
+  vfloat watched = load(watch);
+  for (int64_t i = 0; i < n; i += kLanes) watched = fma_(load(row + i), vfloat{}, watched);
+  store(watch, watched);
 }
 
 template <class D, class N>
 void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   constexpr int kSteps = kChunk / N::kTraces;
   ForwardMemory<D, N> m(Scratch{scratch});
-  float bad[kLanes] = {};
+  float watch[kLanes] = {};
   if (a.s && a.v && (a.s - a.v) % 64) streaming = false;  // a row is led to alignment for both at once
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kForwardBlock);
     ForwardRow<RowType<D, N>, N> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
-    row.bad = bad, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
+    row.watch = watch, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
     for (int k = 0; k < N::kStates; ++k) read_row(m.state + k * kForwardStride, a.v0, k * a.N, b);
     for (int64_t t = 0; t < a.T; ++t) {
       row.bit = 1 << t % 8;
@@ -187,11 +187,11 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
     }
     for (int k = 0; a.v_final && k < N::kStates; ++k) {
       write_row(a.v_final, k * a.N, m.state + k * kForwardStride, b, streaming);
-      watch_row(m.state + k * kForwardStride, b.size(), bad);
+      watch_row(m.state + k * kForwardStride, b.size(), watch);
     }
   }
   for (int i = 0; i < kLanes; ++i)
-    if (a.flag && bad[i] != 0.0f) __atomic_store_n((int32_t*)a.flag, 1, __ATOMIC_RELAXED);
+    if (a.flag && watch[i] != 0.0f) __atomic_store_n((int32_t*)a.flag, 1, __ATOMIC_RELAXED);
   fence();
 }
 
