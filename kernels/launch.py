@@ -23,7 +23,7 @@ from trtkern.spec import CHUNK
 FEWEST_COLUMNS = 1 << 17
 """Enough lanes to fill a GPU."""
 
-_LOOSE_POINTERS = ("params", "affine", "coef", "flag")
+_LOOSE_POINTERS = ("param_rows", "affine", "coef", "flag")
 
 
 class Launch(NamedTuple):

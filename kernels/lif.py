@@ -22,12 +22,12 @@ from trtkern.kernels.pooling import first_neuron, neurons, place, pooled, pooled
 
 @inline
 def parameters(
-    scalars, params, c, C, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
+    scalars, param_rows, c, C, COUNT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr
 ):  # fmt: skip
-    """The neuron's parameters: numbers, or the rows of params."""
+    """The neuron's parameters: numbers, or the rows of param_rows."""
     p = scalars
-    if params is not None:
-        p = vectors(params, c, C, COUNT, CHANNELS, BLOCK, LANES)
+    if param_rows is not None:
+        p = vectors(param_rows, c, C, COUNT, CHANNELS, BLOCK, LANES)
     return p
 
 
@@ -180,7 +180,7 @@ def _all_positions(
 
 
 def lif_forward(
-    x, v0, params, affine, residual, s, v_all, v_final, edges, packed, flag,
+    x, v0, param_rows, affine, residual, s, v_all, v_final, edges, packed, flag,
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
     scalars: tl.tuple,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
@@ -190,7 +190,7 @@ def lif_forward(
 
     BEFORE: v_all is h, before the reset. NEURON: ``kernels/neurons.py``; S is its states.
 
-    x [T, N], with STATIC [N]; v0 [S, N]; params: None, or the parameters [P, C] float32, else the numbers in scalars;
+    x [T, N], with STATIC [N]; v0 [S, N]; param_rows: the parameters [P, C] float32, or None for the scalars;
     affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side and inner are
     those of ``pooling.py``.
     """
@@ -202,7 +202,7 @@ def lif_forward(
     shape = (tl.cast(half, tl.int64), tl.cast(side, tl.int64))
     first = first_neuron(base, shape[0], shape[1], POOL, ALIGNED, BLOCK, LANES)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
-    p = parameters(scalars, params, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
+    p = parameters(scalars, param_rows, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     states = load_states(v0, first, shape, mask, N, NEURON, POOL, ALIGNED, BLOCK, LANES)
     watch = tl.zeros([BLOCK], tl.float32)

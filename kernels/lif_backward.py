@@ -211,7 +211,7 @@ def _store_sums(
 
 
 def lif_backward(
-    x, v0, params, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
+    x, v0, param_rows, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
     T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
     scalars: tl.tuple, alpha: tl.float32,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
@@ -236,7 +236,7 @@ def lif_backward(
     column = base + tl.arange(0, BLOCK)
     count = N // positions(POOL)
     c = channel(C, tl.cast(inner, tl.int64), base, CHANNELS, BLOCK, LANES)
-    p = parameters(scalars, params, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
+    p = parameters(scalars, param_rows, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     k_rows = vectors(coef, c, C, 3, CHANNELS, BLOCK, LANES)
     streams = (x, residual, gs, gv, gx)

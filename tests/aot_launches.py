@@ -31,6 +31,9 @@ def lif_cases() -> Iterator[Case]:
     yield "backward", 4, torch.float16, {**few, "reset": "soft"}
     yield from (("backward", 16, f32, {**few, "channels": channels}) for channels in (1, 8))
     yield from ((direction, 4, f32, {"neurons": 1009}) for direction in both)
+    yield from ((direction, 20, f32, {**few, "neuron": "ALIF"}) for direction in both)
+    yield "backward", 4, f32, {**few, "neuron": "EIF"}
+    yield "backward", 8, bf16, {**few, "neuron": "CUBALIF", "channels": 8}
 
 
 def norm_grid() -> Iterator[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -165,12 +166,26 @@ def test_the_neuron_that_a_peer_is_judged_by_is_its_own(name):
     (peer,) = peers.choose(name)
     if peer.missing or name == "exodus":
         pytest.skip(f"{name} is not installed, or needs a GPU")
-    where = layers.Where(CPU, torch.float32, 12, 300, compiled=False)
-    for who in contest.neurons(Case("lif", (12, 3, 300)), CPU, peer.layers(where)):
-        verdict = who.check()
-        assert verdict.right, (who.name, verdict.words)
-        who.inference()
-        assert who.probe is None or who.probe() > 0
+    module = import_module(f"trtkern.bench.peers.{name}")
+    for neuron in ("LIF", *getattr(module, "OTHERS", ())):
+        where = layers.Where(CPU, torch.float32, 12, 300, compiled=False, neuron=neuron)
+        theirs = peer.layers(where)
+        assert theirs and {layer.neuron.spec.neuron for layer in theirs} == {neuron}
+        for who in contest.neurons(Case("lif", (12, 3, 300), neuron=neuron), CPU, theirs):
+            verdict = who.check()
+            assert verdict.right, (who.name, verdict.words)
+            who.inference()
+            assert who.probe is None or who.probe() > 0
+
+
+def test_another_neuron_is_measured_beside_lif():
+    made = measured(Case("lif", (9, 2, 40), neuron="ALIF"))
+    assert {name for name, row in made.items() if row.status == "ok"} >= {
+        "trtkern cpu",
+        "trtkern cpu, LIF",
+        "reference.py",
+    }
+    assert made["reference.py"].case == "ALIF lif 9x2x40 float32"
 
 
 def test_the_gate():
@@ -259,6 +274,8 @@ def test_peak_memory_is_what_one_call_allocates():
     "arguments, said",
     [
         (["--op", "lfi"], "--op: expected one of all, lif, bn-lif, regularizer, pack, step, got 'lfi'"),
+        (["--op", "lif", "--neuron", "ALF"], "--neuron: expected one of LIF, CUBALIF"),
+        (["--op", "bn-lif", "--neuron", "ALIF"], "--neuron: expected --op lif with ALIF"),
         (["--op", "lif", "--shape", "0,8"], "expected T, N and all others to be at least 1, got '0,8'"),
         (["--op", "lif", "--shape", "4,0"], "expected T, N and all others to be at least 1, got '4,0'"),
         (["--op", "lif", "--shape", "4,x"], "expected whole numbers"),

@@ -47,7 +47,7 @@ def some_rows(aot: dict[str, Any], directions: Any, **wanted: Any) -> list[dict[
 
 
 def lif_rows(aot: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    return some_rows(aot, TENSORS, **wanted)
+    return some_rows(aot, TENSORS, **{"neuron": None, **wanted})
 
 
 def nvidia(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,6 +86,14 @@ def test_bytes_per_neuron_step(aot):
         edges = 4 / 16 if row["T"] > 16 else 0
         expected = TENSORS[row["direction"]] * ELEMENT[row["dtype"]] + edges
         assert row["counted"] == row["contract"] == expected, row
+
+
+@pytest.mark.parametrize("neuron", ["ALIF", "EIF", "CUBALIF"])
+def test_bytes_of_other_neurons(aot, neuron):
+    """The same; of two states there are edges of 8 bytes every 8 steps."""
+    for row in some_rows(aot, TENSORS, neuron=neuron):
+        edges = 8 / 8 if row["T"] > 8 else 0
+        assert row["counted"] == row["contract"] == TENSORS[row["direction"]] * ELEMENT[row["dtype"]] + edges, row
 
 
 def streams(row: dict[str, Any]) -> tuple[int, int]:

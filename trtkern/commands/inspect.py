@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtkern.commands._common import FAILURE, Quit, console, user_errors
+from trtkern.neurons import TABLE
 
 
 def inspect(
@@ -26,6 +27,7 @@ def inspect(
             "(spikes to bits), all."
         ),
     ] = "all",
+    neuron: Annotated[str, typer.Option(metavar="NAME", help=f"Of --op lif or bn-lif: {', '.join(TABLE)}.")] = "LIF",
     timesteps: Annotated[
         int, typer.Option(help="How many time steps T; 1 to 4, 5 to 8, 9 to 16 and more are kernels of their own.")
     ] = 4,
@@ -47,7 +49,7 @@ def inspect(
         rows = []
         out = console()
         for each in targets:
-            found = inspector.inspect(each, op=op, backend=backend, timesteps=timesteps, dtype=dtype)
+            found = inspector.inspect(each, op=op, backend=backend, timesteps=timesteps, dtype=dtype, neuron=neuron)
             out.print(inspector.table(found, f"{each}, T = {timesteps}, {dtype}"))
             rows += found
         if csv is not None:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from trtkern.names import one_of
+from trtkern.neurons import TABLE
 from trtkern.profiling.inspect.contract import OPS, triton_excess
 from trtkern.profiling.inspect.report import Row, row, table, write
 
@@ -25,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 __all__ = ["BACKENDS", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "triton_row", "triton_rows", "write"]
 
 
-def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32") -> list[Row]:
+def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32", neuron: str = "LIF") -> list[Row]:
     """A row for each representative launch of an op (``triton.representatives``), compiled for the target.
 
     Raises:
@@ -35,7 +36,7 @@ def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32"
 
     rows = []
     with triton.compiling_for(target):
-        for name, options in triton.representatives(op):
+        for name, options in triton.representatives(op, neuron):
             rows.append(triton_row(target, triton.case(name, timesteps, triton.DTYPES[dtype], **options)))
     return rows
 
@@ -51,31 +52,45 @@ def triton_row(target: str, case: Case) -> Row:
 
 
 def inspect(
-    target: str, *, op: str = "all", backend: str = "all", timesteps: int = 4, dtype: str = "float32"
+    target: str,
+    *,
+    op: str = "all",
+    backend: str = "all",
+    timesteps: int = 4,
+    dtype: str = "float32",
+    neuron: str = "LIF",
 ) -> list[Row]:
-    """A row for each kernel of an op (``OPS``, or all) and backend, for aligned tensors and the default neuron.
+    """A row for each kernel of an op (``OPS``, or all) and backend, for aligned tensors and the defaults of a neuron.
+
+    Of another neuron than LIF the Triton kernels are shown.
 
     Raises:
         ValueError: an unknown name, fewer than one timestep, or nothing that fits all of them (CUDA on an AMD GPU, the
-            regulariser in CUDA).
+            regulariser in CUDA or with a neuron).
         RuntimeError: what is needed is not installed or not built; says what.
     """
     one_of("target", target, TARGETS)
     one_of("op", op, (*OPS, "all"))
     one_of("backend", backend, BACKENDS)
     one_of("dtype", dtype, DTYPES)
+    one_of("neuron", neuron, TABLE)
+    if neuron != "LIF" and op not in ("lif", "bn-lif"):
+        raise ValueError(f"--neuron: expected --op lif or bn-lif with {neuron}, got {op}")
+    if neuron != "LIF" and backend == "cuda":
+        raise ValueError(f"--neuron: expected LIF with --backend cuda, got {neuron}; use --backend triton")
     if timesteps < 1:
         raise ValueError(f"--timesteps: expected at least 1, got {timesteps}")
     ops = tuple(OPS) if op == "all" else (op,)
-    return [*_triton(ops, target, backend, timesteps, dtype), *_cuda(ops, target, backend, timesteps, dtype)]
+    found = _triton(ops, target, backend, timesteps, dtype, neuron)
+    return found if neuron != "LIF" else [*found, *_cuda(ops, target, backend, timesteps, dtype)]
 
 
-def _triton(ops: Iterable[str], target: str, backend: str, timesteps: int, dtype: str) -> list[Row]:
+def _triton(ops: Iterable[str], target: str, backend: str, timesteps: int, dtype: str, neuron: str) -> list[Row]:
     if backend == "cuda":
         return []
     if find_spec("triton") is None:
         raise RuntimeError("inspect: Triton is not installed; type: pip install 'trtkern[inspect]' (or --backend cuda)")
-    return [each for op in ops for each in triton_rows(op, target, timesteps, dtype)]
+    return [each for op in ops for each in triton_rows(op, target, timesteps, dtype, neuron)]
 
 
 def _cuda(ops: tuple[str, ...], target: str, backend: str, timesteps: int, dtype: str) -> list[Row]:

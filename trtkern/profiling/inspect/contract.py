@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from trtkern.backends.base import CHUNK
+from trtkern.neurons import lookup
 from trtkern.profiling import traffic
 from trtkern.profiling.traffic import Terms
+from trtkern.spec import LIFSpec
 
 
 class Kernel(NamedTuple):
@@ -34,15 +36,28 @@ class Kernel(NamedTuple):
     """Of the regulariser: the gradient is added in place."""
     ahead: bool = False
     """Of the CUDA kernels: the one for long sequences of few neurons."""
+    neuron: str = "LIF"
+    """A name of ``trtkern.neurons.TABLE``."""
+
+    @property
+    def spec(self) -> LIFSpec:
+        """Of that neuron, with the first of its resets."""
+        return LIFSpec(next(iter(lookup(self.neuron).settle)), neuron=self.neuron)
+
+    @property
+    def edge(self) -> float:
+        """Bytes of the edges per neuron-step of a whole chunk."""
+        return 4 * len(self.spec.row.states) / self.spec.chunk
 
     @property
     def label(self) -> str:
         """The name with its options."""
-        said = [self.name, *["reading ahead"] * self.ahead, *["residual"] * self.residual, *["packed"] * self.packed]
+        said = [*[self.neuron] * (self.neuron != "LIF"), self.name, *["reading ahead"] * self.ahead]
+        said += [*["residual"] * self.residual, *["packed"] * self.packed]
         said += (
             [] if self.pool == "none" else [f"pooled ({'channels last' if self.pool == 'places' else 'contiguous'})"]
         )
-        said += [f"learns {self.channels} x 6"] if self.channels else []
+        said += [f"learns {self.channels} x {len(self.spec.row.params)}"] if self.channels else []
         return " ".join(said if self.accumulate else [*said, "(not in place)"])
 
 
@@ -63,11 +78,11 @@ def terms(kernel: Kernel) -> Terms:
     """The part of the traffic model that this kernel is responsible for, per neuron-step (regulariser: parameter)."""
     e, pool = kernel.element, kernel.pool != "none"
     residual: traffic.Residual = "dense" if kernel.residual else None
-    T = 2 * CHUNK if kernel.loop else kernel.steps
+    T, spec = 2 * CHUNK if kernel.loop else kernel.steps, kernel.spec
     if kernel.name == "forward":
-        return traffic.lif_forward(e, T, packed=kernel.packed)
+        return traffic.lif_forward(e, T, packed=kernel.packed, spec=spec)
     if kernel.name == "backward":
-        return traffic.lif_backward(e, T)
+        return traffic.lif_backward(e, T, spec=spec)
     if kernel.name == "regularizer":
         return traffic.regularizer(e, in_place=kernel.accumulate)
     if kernel.name == "spikes_packed":
@@ -77,20 +92,23 @@ def terms(kernel: Kernel) -> Terms:
     if kernel.name == "norm_statistics":
         return traffic.batch_norm_lif_forward(e, T)[:1]
     if kernel.name == "norm_forward":
-        return traffic.batch_norm_lif_forward(e, T, residual=residual, packed=kernel.packed, pool=pool, training=False)
+        return traffic.batch_norm_lif_forward(
+            e, T, residual=residual, packed=kernel.packed, pool=pool, training=False, spec=spec
+        )
     if kernel.name == "norm_input":
-        return traffic.batch_norm_lif_backward(e, T, pool=pool, training=False)
+        return traffic.batch_norm_lif_backward(e, T, pool=pool, training=False, spec=spec)
     if kernel.name == "norm_input_grad":
         return traffic.batch_norm_lif_backward(e, T, residual="dense")[-3:]
     if kernel.name == "norm_sums":
-        both = traffic.batch_norm_lif_backward(e, T, residual=residual, pool=pool)
+        both = traffic.batch_norm_lif_backward(e, T, residual=residual, pool=pool, spec=spec)
         return both[:-3] if residual else both[: len(both) // 2]
     raise ValueError(f"inspect: expected a kernel of {OPS}, got {kernel.name!r}")
 
 
 def bytes_per_step(kernel: Kernel) -> float:
-    """Per neuron-step of a whole chunk: where T exceeds one, each has 4/16 for its edge."""
-    return sum(4 / CHUNK if term.what == "edges" else term.bytes for term in terms(kernel))
+    """Per neuron-step of a whole chunk: where T exceeds one, each has 4/16 for its edge, of a neuron with two states
+    8/8."""
+    return sum(kernel.edge if term.what == "edges" else term.bytes for term in terms(kernel))
 
 
 class Allowed(NamedTuple):
@@ -115,7 +133,7 @@ def triton_bytes(kernel: Kernel, lanes: int, backend: str = "cuda", unrolled: bo
     positions = POSITIONS[kernel.pool]
     sizes = {"read": 0.0, "write": 0.0}
     for term in terms(kernel):
-        size = 4 / CHUNK if term.what == "edges" else term.bytes
+        size = kernel.edge if term.what == "edges" else term.bytes
         outside = term.formula == "e/4" or kernel.name == "spikes_unpacked"
         sizes[term.access] += size * (positions if outside or unrolled else 1)
     paths = 2 if kernel.name == "regularizer" else 1  # of a whole piece, and of one that ends within
@@ -136,7 +154,8 @@ def _once(kernel: Kernel, lanes: int, backend: str) -> Allowed:
     }  # fmt: skip
     loads, stores = words.get(kernel.name, (0, 0))
     own = lanes if kernel.channels > 1 else min(kernel.channels, 1)  # parameters that are used, and sums
-    return Allowed(4 * (loads + 5 * own), 4 * (stores + 6 * own))
+    params = len(kernel.spec.row.params)  # all but what is not used: of LIF v_reset, or the reset's amount
+    return Allowed(4 * (loads + (params - 1) * own), 4 * (stores + params * own))
 
 
 def triton_excess(kernel: Kernel, lanes: int, backend: str, loads: float, stores: float) -> float:

@@ -10,54 +10,71 @@ from torch import Tensor
 from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool, RegularizerSpec
 from trtkern.kernels import batch_norm, lif_launch, regularizer, spikes
 from trtkern.kernels.launch import Launch
+from trtkern.neurons import lookup
 from trtkern.spec import LIFSpec
 
 SCALARS = (0.5, 1.0, 0.0, 1.0, 1.0, 0.0)
+"""Of LIF."""
 
 
-def edges_of(T: int, N: int) -> Tensor | None:
-    return torch.empty(max(-(-T // 16) - 1, 0), 1).expand(-1, N) if T > 16 else None
+def _spec(neuron: str, reset: str | None = None, surrogate: str = "triangle") -> LIFSpec:
+    return LIFSpec(reset or next(iter(lookup(neuron).settle)), surrogate, neuron=neuron)
+
+
+def _numbers(spec: LIFSpec) -> tuple[float, ...]:
+    """Parameters: only how many there are shows in the code."""
+    return SCALARS if spec.neuron == "LIF" else (0.5,) * len(spec.row.params)
+
+
+def edges_of(T: int, N: int, spec: LIFSpec) -> Tensor | None:
+    count = (T - 1) // spec.chunk * len(spec.row.states)
+    return torch.empty(count, 1).expand(-1, N) if count else None
 
 
 def forward(
-    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None
-) -> Launch:
-    """The launch of a forward pass as training asks for it: spikes, edges if T > 16, the flag."""
+    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple | None = None, x: Tensor | None = None,
+    neuron: str = "LIF",
+) -> Launch:  # fmt: skip
+    """The launch of a forward pass as training asks for it: spikes, edges if T exceeds a chunk, the flag."""
+    spec = _spec(neuron)
     if x is None:
         x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
-    out = LIFForward(x, None, None, edges_of(T, N), torch.zeros(1, dtype=torch.int32))
-    return lif_launch.forward_launch(LIFInputs(x, None, None, scalars, LIFSpec(), 1), out)
+    out = LIFForward(x, None, None, edges_of(T, N, spec), torch.zeros(1, dtype=torch.int32))
+    return lif_launch.forward_launch(LIFInputs(x, None, None, scalars or _numbers(spec), spec, 1), out)
 
 
 def backward(
-    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple = SCALARS, x: Tensor | None = None,
-    channels: int = 0, surrogate: str = "triangle", reset: str = "hard",
+    T: int, N: int, dtype: torch.dtype, offset: int = 0, scalars: tuple | None = None, x: Tensor | None = None,
+    channels: int = 0, surrogate: str = "triangle", reset: str | None = None, neuron: str = "LIF",
 ) -> Launch:  # fmt: skip
     """The launch of a backward pass from the gradient of the spikes, with gradients of parameters if channels > 0."""
     if x is None:
         x = torch.empty(T * N + offset, dtype=dtype)[offset:].view(T, N)
-    params = torch.empty(6, channels) if channels else None
-    inputs = LIFInputs(x, None, params, scalars, LIFSpec(reset, surrogate), 1)
+    spec = _spec(neuron, reset, surrogate)
+    params = torch.empty(len(spec.row.params), channels) if channels else None
+    inputs = LIFInputs(x, None, params, scalars or _numbers(spec), spec, 1)
     out = LIFBackward(x, None, params)
-    return lif_launch.backward_launch(inputs, edges_of(T, N), LIFGrads(x, None, None), out)[0]
+    return lif_launch.backward_launch(inputs, edges_of(T, N, spec), LIFGrads(x, None, None), out)[0]
 
 
 def normed(
-    T: int, N: int, dtype: torch.dtype, residual: bool = False, pool: str = "none", x: Tensor | None = None
-) -> tuple[LIFInputs, Norm]:
+    T: int, N: int, dtype: torch.dtype, residual: bool = False, pool: str = "none", x: Tensor | None = None,
+    neuron: str = "LIF",
+) -> tuple[LIFInputs, Norm]:  # fmt: skip
     """Images of 16 x 16 in 16 channels behind a norm, without learnt parameters; pool "places": channels last."""
     if x is None:
         x = torch.empty(T, N, dtype=dtype)
     shape = {"none": None, "rows": Pool(16, 1), "places": Pool(256, 16)}[pool]
     norm = Norm(torch.empty(3, 16), x if residual else None)
-    return LIFInputs(x, None, None, SCALARS, LIFSpec(), 1 if pool == "places" else 256, norm, shape), norm
+    spec = _spec(neuron)
+    return LIFInputs(x, None, None, _numbers(spec), spec, 1 if pool == "places" else 256, norm, shape), norm
 
 
 def norm_forward(T: int, N: int, dtype: torch.dtype, packed: bool = False, **options: Any) -> Launch:
     """Normalise (and add the residual), all steps, spikes (and the words)."""
     inputs, _ = normed(T, N, dtype, **options)
     words = torch.empty(1, 1, dtype=torch.uint8).expand(-(-T // 8), N) if packed else None
-    out = LIFForward(inputs.x, None, None, edges_of(T, N), torch.zeros(1, dtype=torch.int32), words)
+    out = LIFForward(inputs.x, None, None, edges_of(T, N, inputs.spec), torch.zeros(1, dtype=torch.int32), words)
     return lif_launch.forward_launch(inputs, out)
 
 
@@ -66,14 +83,15 @@ def norm_sums(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     inputs, norm = normed(T, N, dtype, **options)
     gx = inputs.x if norm.residual is not None else None
     out = LIFBackward(gx, None, None, torch.empty(2, 16, dtype=torch.float64))
-    return lif_launch.backward_launch(inputs, edges_of(T, N), LIFGrads(inputs.x, None, None), out)[0]
+    return lif_launch.backward_launch(inputs, edges_of(T, N, inputs.spec), LIFGrads(inputs.x, None, None), out)[0]
 
 
 def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     """The second pass of the backward: the gradient of what was normalised."""
     inputs, norm = normed(T, N, dtype, **options)
     grads = LIFGrads(inputs.x, None, None, norm.affine)
-    return lif_launch.backward_launch(inputs, edges_of(T, N), grads, LIFBackward(inputs.x, None, None))[0]
+    edges = edges_of(T, N, inputs.spec)
+    return lif_launch.backward_launch(inputs, edges, grads, LIFBackward(inputs.x, None, None))[0]
 
 
 def norm_input_grad(T: int, N: int, dtype: torch.dtype) -> Launch:

@@ -114,8 +114,18 @@ def case(name: str, timesteps: int, dtype: torch.dtype, neurons: int = NEURONS, 
     return Case(kernel, launch, values["BLOCK"] // threads, threads, values["ALIGNED"])
 
 
-def representatives(op: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The launches that stand for an op: each kernel, with a residual, packed words and pooling where it knows them."""
+_OF_NEURONS = ("forward", "backward", "norm_forward", "norm_sums", "norm_input")
+
+
+def representatives(op: str, neuron: str = "LIF") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The launches that stand for an op: each kernel, with a residual, packed words and pooling where it knows them.
+
+    Of another neuron than LIF those that have it in them.
+    """
+    if neuron != "LIF":
+        made = ((name, options) for name, options in representatives(op) if name in _OF_NEURONS)
+        yield from ((name, {**options, "neuron": neuron}) for name, options in made)
+        return
     if op == "lif":
         yield from (("forward", {}), ("backward", {}))
     elif op == "bn-lif":
