@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jacfwd, vmap
 from trtkern import LIFSpec, neurons, nn
 from trtkern.backends.base import RegularizerSpec
 from trtkern.neurons import COMPILED
+from trtkern.ops import _tangent
 from trtkern.ops._norm import BatchNorm
 from trtkern.ops.batch_norm_lif import Neuron, batch_norm_lif
 from trtkern.ops.lif import neuron as neuron_op
@@ -172,6 +173,27 @@ def test_every_neuron_and_reset(name, reset, detach, norm):
     spec = LIFSpec(reset, "sigmoid", 2.0, detach, name)
     for backend in ["reference", *(b for b in FUSED if b != "triton" and name in COMPILED)]:
         along(spec, norm, backend)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize(("name", "reset"), ROWS)
+def test_the_derived_tangents(name, reset, detach):
+    """Of all inputs, and of each where the others have none: what every fused backend returns."""
+    spec, shown = LIFSpec(reset, "sigmoid", 2.0, detach, name), ("spikes", "v", "state")
+    x, state, params = problem(spec, 5, (2, 3, 4), 3)
+    inputs = _tangent.Inputs(x, state, torch.stack([*params.values()]))
+    leaves = [each.double().requires_grad_() for each in inputs]
+    oracle = run(spec, False, "reference", shown, leaves[0], leaves[1], None, None, *leaves[2].unbind(0))
+    weights = [torch.randn_like(each) for each in oracle]
+    gradients = torch.autograd.grad(oracle, leaves, weights)
+    tangents = _tangent.Inputs(*map(torch.randn_like, inputs))
+    none = _tangent.Inputs(None, None, None)
+    for d in (tangents, *(none._replace(**{of: getattr(tangents, of)}) for of in none._fields)):
+        found = _tangent.neuron(inputs, d, oracle[0].detach().float(), (), spec, 2, False)
+        terms = [g * t for g, t in zip(gradients, d, strict=True) if t is not None]
+        scale, want = (sum(each.sum().item() for each in of) for of in (map(torch.abs, terms), terms))
+        got = sum((out.double() * g).sum().item() for out, g in zip(found, weights, strict=True))
+        assert abs(got - want) <= 1e-5 * scale and scale > 0, f"{got} of {want}"
 
 
 @pytest.mark.parametrize("norm", [False, True])
