@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from conftest import DEVICE, FUSED
-from test_neuron_table import ROWS, problem
+from test_neuron_table import ROWS
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, vmap
 
@@ -19,6 +19,7 @@ from trtkern.ops.lif import neuron as neuron_op
 from trtkern.ops.lif import wanted
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.ops.spikes import Spikes, pack, unpack
+from trtkern.selftest.lif import Cell, _problem
 
 SHAPE = (3, 2, 4, 2, 2)
 SPEC = RegularizerSpec(3, 1e-2, 0.25, 1e-5)
@@ -124,6 +125,13 @@ def test_it_is_the_gradient_along_the_tangent(case, backend):
         torch.testing.assert_close(got.double().cpu(), want, rtol=1e-4, atol=1e-5)
 
 
+def problem(spec, steps=5, dtype=torch.float32):
+    """x, state and parameters by channel, whose potentials keep a margin from the threshold."""
+    settings = (dtype, spec.surrogate, spec.reset, spec.detach_reset, "channel", steps, (2, 3, 4))
+    x, state, params, *_ = _problem(Cell(*settings, neuron=spec.neuron), 0)
+    return x, state, [p.float() for p in params]
+
+
 OUTPUTS = ("spikes", "v", "h", "state")
 
 
@@ -141,11 +149,11 @@ def run(spec, norm, backend, shown, x, state, weight, bias, *params):
 
 def along(spec, norm, backend, shown=("spikes", "v", "state"), steps=5, dtype=torch.float32):
     """Tangents of every input at once: those of the outputs, in one weighted sum, against float64 gradients."""
-    x, state, params = problem(spec, steps, (2, 3, 4), 3, dtype)
+    x, state, params = problem(spec, steps, dtype)
     wide = x.double().movedim(2, 0).flatten(1)
     # The normalisation undone, so that potentials keep their distance from the threshold.
     weight, bias = (wide.var(1, correction=0) + 1e-5).sqrt().float(), wide.mean(1).float()
-    inputs = [x, state, weight, bias, *params.values()]
+    inputs = [x, state, weight, bias, *params]
     tangents = [torch.randn_like(each) for each in inputs]
     leaves = [each.double().requires_grad_() for each in inputs]
     oracle = run(spec, norm, "reference", shown, *leaves)
@@ -180,8 +188,8 @@ def test_every_neuron_and_reset(name, reset, detach, norm):
 def test_the_derived_tangents(name, reset, detach):
     """Of all inputs, and of each where the others have none: what every fused backend returns."""
     spec, shown = LIFSpec(reset, "sigmoid", 2.0, detach, name), ("spikes", "v", "state")
-    x, state, params = problem(spec, 5, (2, 3, 4), 3)
-    inputs = _tangent.Inputs(x, state, torch.stack([*params.values()]))
+    x, state, params = problem(spec)
+    inputs = _tangent.Inputs(x, state, torch.stack(params))
     leaves = [each.double().requires_grad_() for each in inputs]
     oracle = run(spec, False, "reference", shown, leaves[0], leaves[1], None, None, *leaves[2].unbind(0))
     weights = [torch.randn_like(each) for each in oracle]
