@@ -101,6 +101,14 @@ def _rank(rank, folder):
         summed = shared.weight.grad.clone()
         torch.distributed.all_reduce(summed)
         torch.testing.assert_close(summed, whole.weight.grad, rtol=1e-4, atol=1e-5)
+
+        def pushed(y, layer, g):
+            return torch.func.jvp(layer, (y,), (g,))[1].sum()
+
+        tangents = torch.func.jvp(whole, (y,), (g,))[1], torch.func.jvp(shared, (y[:, mine],), (g[:, mine],))[1]
+        torch.testing.assert_close(tangents[1], tangents[0][:, mine], rtol=1e-4, atol=1e-6)
+        second = torch.func.grad(pushed)(y, whole, g), torch.func.grad(pushed)(y[:, mine], shared, g[:, mine])
+        torch.testing.assert_close(second[1], second[0][:, mine], rtol=1e-3, atol=1e-5)
     torch.distributed.destroy_process_group()
 
 

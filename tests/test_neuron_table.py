@@ -135,7 +135,7 @@ def test_the_derived_backward_pass(name, reset, detach):
     )
 
     names = {
-        **reference._NAMES,
+        **reference.NAMES,
         "where": lambda c, a, b: torch.where(c, *(torch.as_tensor(t).double() for t in (a, b))),
     }
     fired_back, charge_back = (rebind(f, names) for f in adjoint.functions(name, reset, detach))

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge
 
 TRIED = ("2.11.0", "2.13.0", "2.14.1")
@@ -34,6 +37,12 @@ NAMES: dict[str, Use] = {
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
     "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
     "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
+    "torch._functorch.eager_transforms": Use(
+        "how many torch.func.jvp stand around; see outside()", only="trtkern/_torch.py"
+    ),
+    "torch.autograd.forward_ad._set_fwd_grad_enabled": Use(
+        "forward mode in the jvp of a Function; see within()", only="trtkern/_torch.py"
+    ),
     "torch.compiler._is_exporting_flag": Use("what is_exporting() returns; see exporting()", only="trtkern/_torch.py"),
     "torch.multiprocessing.reductions.StorageWeakRef": Use("whether a storage is still there, without keeping it"),
     "torch.nn.modules.batchnorm._BatchNorm": Use("what every BatchNorm is"),
@@ -87,6 +96,32 @@ def recording() -> bool:
     torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
     """
     return exporting() or torch.jit.is_tracing()
+
+
+def outside() -> bool:
+    """Whether a torch.func.jvp stands around another one."""
+    return eager_transforms.JVP_NESTING > 1
+
+
+@contextmanager
+def within(saved: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The saved tensors of a Function as its ``jvp`` computes with them, so that an outer torch.func.jvp sees it.
+
+    torch calls ``jvp`` with forward mode off, by which an outer one would lose its tangents and be silently wrong.
+    """
+    if not outside():
+        yield tuple(saved)
+        return
+    with forward_ad._set_fwd_grad_enabled(True):
+        try:
+            # Without the tangents of the inner one: ``jvp`` is handed those.
+            primals = tuple(t if t is None else forward_ad.unpack_dual(t).primal for t in saved)
+        except RuntimeError as error:  # torch has no batching rule for it
+            raise RuntimeError(
+                "expected no torch.vmap within two forward modes, got one; take torch.func.grad or jacrev for one of "
+                "the two"
+            ) from error
+        yield primals
 
 
 def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:

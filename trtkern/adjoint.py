@@ -30,9 +30,9 @@ from trtkern.neurons import Neuron
 Parts = tuple[Expression, ...]
 
 
-def symbols(prefix: str, names: Iterable[str]) -> Parts:
-    """A symbol for each name."""
-    return tuple(symbol(f"{prefix}_{name}") for name in names)
+def symbols(prefix: str, parts: Iterable[str]) -> Parts:
+    """A symbol for each part."""
+    return tuple(map(symbol, names(prefix, parts)))
 
 
 def charge(neuron: Neuron) -> Parts:
@@ -108,12 +108,12 @@ def fired_back_source(neuron: Neuron, reset: str, detach: bool) -> str:
     """``fired_back(trace, p, g_state, g_s, slope, sums)``, which returns the gradients of the trace, and the sums."""
     potential, threshold = fire(neuron)
     arguments: list[expressions.Argument] = [
-        ("trace", _names("trace", neuron.trace)),
-        ("p", _names("p", neuron.params)),
-        ("g_state", _names("g", neuron.states)),
+        ("trace", names("trace", neuron.trace)),
+        ("p", names("p", neuron.params)),
+        ("g_state", names("g", neuron.states)),
         "g_s",
         "slope",
-        ("sums", _names("sum", neuron.params)),
+        ("sums", names("sum", neuron.params)),
     ]
     outputs = fired_back(neuron, reset, detach)
     return expressions.python("fired_back", arguments, outputs, {"s": potential > threshold})
@@ -123,16 +123,17 @@ def charge_back_source(neuron: Neuron) -> str:
     """``charge_back(x, state, p, g_trace, sums)``, which returns the gradients of x and of the state, and the sums."""
     arguments: list[expressions.Argument] = [
         "x",
-        ("state", _names("state", neuron.states)),
-        ("p", _names("p", neuron.params)),
-        ("g_trace", _names("g", neuron.trace)),
-        ("sums", _names("sum", neuron.params)),
+        ("state", names("state", neuron.states)),
+        ("p", names("p", neuron.params)),
+        ("g_trace", names("g", neuron.trace)),
+        ("sums", names("sum", neuron.params)),
     ]
     return expressions.python("charge_back", arguments, charge_back(neuron))
 
 
-def _names(prefix: str, names: Iterable[str]) -> list[str]:
-    return [f"{prefix}_{name}" for name in names]
+def names(prefix: str, parts: Iterable[str]) -> list[str]:
+    """The names of the symbols that ``symbols`` makes."""
+    return [f"{prefix}_{part}" for part in parts]
 
 
 @cache
@@ -141,14 +142,14 @@ def functions(name: str, reset: str, detach: bool) -> tuple[Callable, Callable]:
     neuron = neurons.lookup(name)
     label = f"{name}, {reset} reset{', detached' * detach}"
     return (
-        _compiled(f"<the firing of {label}>", fired_back_source(neuron, reset, detach)),
-        _compiled(f"<the charge of {name}>", charge_back_source(neuron)),
+        compiled(f"<the firing of {label}>", fired_back_source(neuron, reset, detach)),
+        compiled(f"<the charge of {name}>", charge_back_source(neuron)),
     )
 
 
-def _compiled(file: str, source: str) -> Callable:
+def compiled(file: str, source: str) -> Callable:
     """The function that the source defines; Triton, too, finds its lines."""
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names = {call: getattr(neurons, call) for call in ("fma", "exp", "maximum", "where")} | {"__name__": __name__}
-    exec(compile(source, file, "exec"), names)
-    return names["charge_back" if "def charge_back" in source else "fired_back"]
+    bound = {call: getattr(neurons, call) for call in ("fma", "exp", "maximum", "where")} | {"__name__": __name__}
+    exec(compile(source, file, "exec"), bound)
+    return bound[source.split("(", 1)[0].removeprefix("def ")]

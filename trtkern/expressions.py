@@ -1,8 +1,8 @@
-"""Straight-line functions as expressions: run on symbols, differentiated backwards, printed as Python and as C++.
+"""Straight-line functions as expressions: run on symbols, differentiated both ways, printed as Python and as C++.
 
 A function over arithmetic, comparisons and the names in ``CALLS`` is run once with symbols in place of numbers. What
-comes out is a graph of expressions in which equal parts are one. ``adjoint`` differentiates such graphs by reverse-mode
-differentiation; ``python`` and ``cpp`` print them.
+comes out is a graph of expressions in which equal parts are one. ``Gradients`` differentiates such graphs in reverse
+mode, ``tangents`` in forward mode; ``python`` and ``cpp`` print them.
 
 This module imports the standard library only: the build uses it before torch exists.
 """
@@ -285,6 +285,50 @@ class Gradients:
             case "where", (condition, a, b):
                 self.add(a, choice(condition, g, ZERO))
                 self.add(b, choice(condition, ZERO, g))
+
+
+def tangents(outputs: Sequence[Expression], given: Mapping[Expression, Expression]) -> tuple[Expression, ...]:
+    """Forward-mode differentiation: the tangents of the outputs.
+
+    Args:
+        outputs: nodes.
+        given: {node: its tangent}; every other symbol is a constant.
+    """
+    found = dict(given)
+
+    def of_node(node: Expression) -> Expression:
+        if node not in found:
+            found[node] = _tangent(node, of_node)
+        return found[node]
+
+    return tuple(map(of_node, outputs))
+
+
+def _tangent(node: Expression, d: Callable[[Expression], Expression]) -> Expression:
+    match node.op, node.args:
+        case "+", (a, b):
+            return d(a) + d(b)
+        case "-", (a, b):
+            return d(a) - d(b)
+        case "*", (a, b):
+            return fused(d(a), b, a * d(b))
+        case "/", (a, b):
+            return (d(a) - node * d(b)) / b
+        case "neg", (a,):
+            return -d(a)
+        case "fma", (a, b, c):
+            return fused(d(a), b, fused(a, d(b), d(c)))
+        case "exp", (a,):
+            return d(a) * node
+        case "abs", (a,):
+            return choice(a > ZERO, d(a), choice(a < ZERO, -d(a), ZERO))
+        case "maximum", (a, b):
+            return choice(a > b, d(a), choice(b > a, d(b), (d(a) + d(b)) * 0.5))
+        case "where", (condition, a, b) if condition.op == "symbol":  # a spike: the derivative by it is a - b
+            return fused(a - b, d(condition), choice(condition, d(a), d(b)))
+        case "where", (condition, a, b):
+            return choice(condition, d(a), d(b))
+    return ZERO
 
 
 # Printing.

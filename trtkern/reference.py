@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trtkern import neurons, surrogates
+from trtkern._torch import within
 from trtkern.expressions import rebind
 from trtkern.spec import LIFSpec
 
@@ -44,35 +45,42 @@ def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     return torch.where(s > 0, a, b) + (s - s.detach()) * finite
 
 
-_NAMES = {
+NAMES = {
     "fma": lambda a, b, c: a * b + c,
     "exp": torch.exp,
     "abs": torch.abs,
     "maximum": _maximum,
     "where": _where,
 }
+"""What the names of ``trtkern.expressions.CALLS`` mean for tensors."""
 
 
 @cache
 def _derivative(name: str) -> Any:
-    return rebind(surrogates.lookup(name).function, _NAMES)
+    return rebind(surrogates.lookup(name).function, NAMES)
 
 
 _STEPS = {
-    (name, reset): tuple(rebind(function, _NAMES) for function in (row.charge, row.fire, settle))
+    (name, reset): tuple(rebind(function, NAMES) for function in (row.charge, row.fire, settle))
     for name, row in neurons.TABLE.items()
     for reset, settle in row.settle.items()
 }
 """Charge, fire and settle of every neuron and reset; made at once: torch.compile traces no making of functions."""
 
 
-def _steps(neuron: str, reset: str) -> tuple[Any, ...]:
+def steps(neuron: str, reset: str) -> tuple[Any, ...]:
+    """Charge, fire and settle of a neuron, over tensors."""
     return _STEPS[neuron, reset]
 
 
 def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:
     """dsigma/du of the named surrogate at ``u``, in u's dtype."""
     return _derivative(surrogates.lookup(name).name)(u, torch.as_tensor(alpha, dtype=u.dtype))
+
+
+def _slope(u: Tensor, name: str, alpha: float) -> Tensor:
+    # A NaN potential has a NaN derivative, also where the surrogate is a constant there.
+    return torch.where(torch.isnan(u), u, surrogate_derivative(u, name, alpha))
 
 
 class _Spike(torch.autograd.Function):
@@ -91,9 +99,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (u,) = ctx.saved_tensors
-        slope = surrogate_derivative(u, ctx.name, ctx.alpha)
-        # A NaN potential has a NaN gradient, also where the surrogate is a constant there.
-        return grads[0] * torch.where(torch.isnan(u), u, slope), None, None
+        return grads[0] * _slope(u, ctx.name, ctx.alpha), None, None
 
 
 class _SpikeInBothModes(_Spike):
@@ -103,8 +109,14 @@ class _SpikeInBothModes(_Spike):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return tangents[0] * surrogate_derivative(u, ctx.name, ctx.alpha)
+        with within(ctx.saved_tensors) as (u,):
+            return tangents[0] * _slope(u, ctx.name, ctx.alpha)
+
+
+def spike(u: Tensor, spec: LIFSpec, known: Tensor) -> Tensor:
+    """``known``, the spikes of u as somebody else found them, with the surrogate derivative, in both modes."""
+    own = _SpikeInBothModes.apply(u, spec.surrogate, spec.alpha)
+    return known + (own - own.detach())
 
 
 def _run(
@@ -112,7 +124,7 @@ def _run(
 ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Of every step: potential - threshold, the spikes, the trace and the state after it."""
     row, single = spec.row, len(spec.row.states) == 1
-    charge, fire, settle = _steps(spec.neuron, spec.reset)
+    charge, fire, settle = steps(spec.neuron, spec.reset)
     state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
     spike = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
     for current in x.unbind(0):

@@ -34,6 +34,32 @@ def _beneath_vmap(*tensors: Tensor | None) -> list[bool]:
     return found
 
 
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether one of the tensors carries a tangent, also where ``torch.vmap`` hides it."""
+    found: list[bool] = []
+    _Pushed.apply(found.append, *tensors)
+    return bool(found)
+
+
+class _Pushed(torch.autograd.Function):
+    @staticmethod
+    def forward(tell: Callable[[bool], None], *tensors: Tensor) -> Tensor:
+        return torch.empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.tell = inputs[0]
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, tell: Callable[[bool], None], *tensors: Tensor) -> tuple[Tensor, None]:
+        return _Pushed.apply(tell, *tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        ctx.tell(True)
+
+
 class _Asked(torch.autograd.Function):
     @staticmethod
     def forward(tell: Callable[[bool], None], *tensors: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from trtkern._torch import recording
-from trtkern.ops._beneath import is_mapped
+from trtkern._torch import recording, within
+from trtkern.ops._beneath import has_tangent, is_mapped
+from trtkern.ops._saved import keep
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
@@ -68,43 +69,110 @@ def refuse_second_derivative(op: str) -> NoReturn:
 
 def is_dual(*tensors: object) -> bool:
     """Whether one of the tensors carries a tangent, as inside ``torch.func.jvp`` or of ``forward_ad.make_dual``."""
-    # What unpack_dual asks first, at a tenth of its price; should torch rename it, only the price changes.
-    if getattr(forward_ad, "_current_level", 0) < 0:
+    if not _forward_mode():
         return False
-    return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    given = [t for t in tensors if isinstance(t, Tensor)]
+    if torch.compiler.is_compiling():
+        return any(forward_ad.unpack_dual(t).tangent is not None for t in given)
+    return has_tangent(*given)
 
 
-def refuse_duals(op: str, *tensors: object) -> None:
-    """Raise where one of the tensors carries a tangent: a fused op would drop it, and the derivative be 0.
+def _forward_mode() -> bool:
+    """Whether a forward mode is active: tensors may then carry tangents, also where ``torch.vmap`` hides them."""
+    # What unpack_dual asks first, at a tenth of its price; should torch rename it, only the price changes.
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def pushed(op: str, *tensors: Tensor | None) -> bool:
+    """Whether tangents may come, for which a Function has to stand around the op: it would drop them.
+
+    Raises:
+        RuntimeError: one comes in compiled code or in a recorded program, whose Functions have no forward mode.
+    """
+    if recording() or torch.compiler.is_compiling():
+        refuse_duals(op, "in compiled code", "call it without torch.compile around it", *tensors)
+        return False
+    return _forward_mode()
+
+
+def keep_for_both(ctx: Any, constants: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
+    """``keep`` the tensors for the backward pass, and where tangents may come for them too; both find the same ones.
+
+    The outputs ``constants`` are marked as not differentiable. Where tangents may come they are not, for beneath
+    torch.vmap torch forgets the mark: their tangents are zeros there.
+    """
+    keep(ctx, *tensors)
+    if torch.compiler.is_compiling() or not _forward_mode():
+        ctx.mark_non_differentiable(*constants)
+    else:
+        ctx.save_for_forward(*tensors)
+
+
+def refuse_duals(op: str, where: str, instead: str, *tensors: object) -> None:
+    """Raise where one of the tensors carries a tangent: the op would drop it, and the derivative be 0.
 
     Dual tensors do not ``requires_grad``, so no Function need be around the op to refuse them.
     """
     if is_dual(*tensors):
-        refuse_forward_mode(op)
+        _refuse_forward_mode(op, where, instead)
 
 
 def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> Any:
-    """``function.apply``, also beneath ``torch.vmap``, and with a ``jvp`` that refuses by name: for tangents beneath a
-    reverse mode, or of a gradient.
+    """``function.apply``, also beneath ``torch.vmap``, and with a ``jvp``.
+
+    That is the method ``tangents(ctx, saved, *tangents)`` of the Function; one that has none, the Function of a
+    gradient, refuses by name.
 
     torch.compile traces no Function that has a ``jvp``, and gets the bare one.
     """
-    return (function if torch.compiler.is_compiling() else _refusing(function, op)).apply(*arguments)
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    if _forward_mode():
+        return _in_both_modes(function, op, True).apply(
+            *(_Whole(a) if isinstance(a, (tuple, list)) else a for a in arguments)
+        )
+    return _in_both_modes(function, op, False).apply(*arguments)
+
+
+class _Whole:
+    """An argument with parts, as one: beneath torch.vmap, torch counts the parts, and has one tangent for all."""
+
+    def __init__(self, value: tuple | list) -> None:
+        self.value = value
+
+
+def _opened(arguments: tuple) -> tuple:
+    return tuple(a.value if isinstance(a, _Whole) else a for a in arguments)
 
 
 @cache
-def _refusing(function: type[torch.autograd.Function], op: str) -> Any:
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        refuse_forward_mode(op)
+def _in_both_modes(function: type[torch.autograd.Function], op: str, whole: bool) -> Any:
+    def refuse(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_forward_mode(
+            op,
+            "of a gradient",
+            'fused kernels are differentiable once: pass backend="reference" to differentiate twice',
+        )
 
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with within(ctx.saved_tensors) as saved:
+            return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
+
+    def forward(*arguments: Any) -> Any:
+        return function.forward(*_opened(arguments))
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        function.setup_context(ctx, _opened(inputs), output)
+
+    run = jvp if hasattr(function, "tangents") else refuse
     # torch.vmap runs the methods of the Function on what it maps; the private ops know what that means.
-    names = {"jvp": staticmethod(jvp), "generate_vmap_rule": True, "__module__": function.__module__}
+    names = {"jvp": staticmethod(run), "generate_vmap_rule": True, "__module__": function.__module__}
+    if whole:
+        names |= {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context)}
     return type(function.__name__, (function,), names)
 
 
-def refuse_forward_mode(op: str) -> NoReturn:
-    """What a tangent meets at a fused op."""
+def _refuse_forward_mode(op: str, where: str, instead: str) -> NoReturn:
     raise RuntimeError(
-        f"{op}: expected no forward-mode derivative (jvp, jacfwd, dual tensors), got one; fused kernels have the "
-        'reverse mode only: backend="reference" gives it'
+        f"{op}: expected no forward-mode derivative (jvp, jacfwd, dual tensors) {where}, got one; {instead}"
     )

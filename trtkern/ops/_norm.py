@@ -68,30 +68,58 @@ def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> Statistics:
     mean, var = reference.statistics(y, axis)
     count = y.numel() // y.shape[axis]
     if norm.group is not None:
-        total = mean.new_tensor(float(count))
-        torch.distributed.all_reduce(total, group=norm.group)
-        share = count / total
-        own, spread = mean, var
-        mean = _Sum.apply(own * share, norm.group)
-        var = _Sum.apply((spread + (own - mean).square()) * share, norm.group)
-        count = int(total.item())
+        mean, var, count = _merged(mean, var, count, norm.group)
     _enough(count)
     return mean, var, count
+
+
+def _merged(own: Tensor, spread: Tensor, count: int, group: Any) -> Statistics:
+    """Statistics of all processes together, with autograd."""
+    total = own.new_tensor(float(count))
+    torch.distributed.all_reduce(total, group=group)
+    share = count / total
+    mean = summed(own * share, group)
+    var = summed((spread + (own - mean).square()) * share, group)
+    return mean, var, int(total.item())
+
+
+def differentiable(y: Tensor, rstd: Tensor, axis: int, group: Any) -> tuple[Tensor, Tensor]:
+    """The mean of y, and its rstd as it is known, [C] float64, with autograd through both."""
+    mean, var = reference.statistics(y, axis)
+    if group is not None:
+        mean, var, _ = _merged(mean, var, y.numel() // y.shape[axis], group)
+    return mean, (rstd.detach() ** -2 + (var - var.detach())).rsqrt()
+
+
+def summed(x: Tensor, group: Any) -> Tensor:
+    """The sum over the processes of a group, with autograd."""
+    return _Sum.apply(x, group)
 
 
 class _Sum(torch.autograd.Function):
     """The sum over the processes of a group. What torch has for it, torch.distributed.nn, is deprecated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Any) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total, group=group)
         return total
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None]:
         return _Sum.apply(incoming[0], ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _Sum.apply(tangents[0], ctx.group)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple, x: Tensor, group: Any) -> tuple[Tensor, int | None]:
+        return _Sum.apply(x, group), dims[0]
 
 
 def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> Statistics:

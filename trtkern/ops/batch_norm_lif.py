@@ -11,17 +11,20 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose
-from trtkern.ops import _norm, checks, layout
-from trtkern.ops._library import apply, differentiated, refuse_duals, refuse_mapped, refuse_second_derivative
+from trtkern.ops import _norm, _tangent, checks, layout
+from trtkern.ops._call import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, Call
+from trtkern.ops._library import (
+    apply,
+    differentiated,
+    keep_for_both,
+    pushed,
+    refuse_mapped,
+    refuse_second_derivative,
+)  # fmt: skip
 from trtkern.ops._norm import OP, BatchNorm, Statistics
-from trtkern.ops._saved import Layout, keep, kept
+from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import (
-    NEED_PARAMS,
-    NEED_SUMS,
-    NEED_V0,
-    NEED_X,
-    WANT_EDGES,
     LIFOutput,
     from_trace,
     given,
@@ -229,20 +232,23 @@ def _fused(
         params = params.expand(-1, channels).contiguous()
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
-    refuse_duals(OP, y, dense, v0, params, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    tensors = (y, dense, v0, norm.weight, norm.bias, params)
+    dual = pushed(OP, *tensors, norm.running_mean, norm.running_var)
     found = _norm.batch(y, norm, channels, inner, neuron.backend) if norm.batch_statistics else None
     mean, var, count = (*_norm.running(norm), 0) if found is None else found
     rstd = (var + norm.eps).rsqrt()
     want = neuron.want
-    tensors = (y, dense, v0, norm.weight, norm.bias, params)
     differentiable = differentiated(*tensors)
     if differentiable and y.shape[0] > neuron.spec.chunk:
         want += WANT_EDGES
     fixed = Fixed(
-        tuple(scalars(neuron.values, params)), neuron.spec.token, inner, inside, want, neuron.backend, count, norm.group
-    )
-    run = partial(apply, Normed, OP) if differentiable else Normed.forward
-    again = (None,) if source is None else (source.make, *source.tensors)
+        tuple(scalars(neuron.values, params)), neuron.spec.token, axis, inner, inside, want, neuron.backend, count,
+        norm.group, dual,
+    )  # fmt: skip
+    run = partial(apply, Normed, OP) if differentiable or dual else Normed.forward
+    # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
+    again = (None,) if source is None or dual else (source.make, *source.tensors)
+    words = None if dual else words
     s, v, v_final, _, packed, _ = run(*tensors, mean, rstd, words, neuron.flag, fixed, *again)
     if neuron.pool and not inside:
         s = reference.average_pool(s)
@@ -254,6 +260,7 @@ class Fixed(NamedTuple):
 
     scalars: tuple[float, ...]
     token: str
+    axis: int
     inner: int
     pool: bool
     want: int
@@ -261,6 +268,8 @@ class Fixed(NamedTuple):
     samples: int
     """Numbers behind each mean; 0: it is a running one, to which no gradient flows."""
     group: Any
+    dual: bool
+    """Whether tangents may come."""
 
 
 class Normed(torch.autograd.Function):
@@ -276,19 +285,39 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        y, residual, v0, weight, _, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
+        y, residual, v0, weight, bias, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[3:])
         if ctx.make is not None:
             ctx.y = Layout.of(y)
         # The words of a residual stand for it.
         kept_residual = residual if words is None else None
         kept_y = y if ctx.make is None else None
-        keep(ctx, kept_y, kept_residual, v0, weight, params, mean, rstd, words, output[3], output[5], *source)
+        kept_bias = bias if ctx.fixed.dual else None  # no gradient needs it
+        keep_for_both(
+            ctx, output[3:],
+            kept_y, kept_residual, v0, weight, kept_bias, params, mean, rstd, words, output[3], output[5], *source,
+        )  # fmt: skip
+
+    @staticmethod
+    def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
+        y, residual, v0, weight, bias, params, mean, rstd, _, edges, affine = saved
+        d_y, d_residual, d_v0, d_weight, d_bias, d_params, d_mean, d_rstd, *_ = tangents
+        fixed = ctx.fixed
+        x, d_x = _tangent.normalised(
+            _tangent.Normed(y, residual, weight, bias, mean, rstd),
+            _tangent.Normed(d_y, d_residual, d_weight, d_bias, d_mean, d_rstd),
+            fixed.axis,
+            fixed.samples,
+            fixed.group,
+        )
+        call = Call(y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool)
+        inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(d_x, d_v0, d_params)
+        found = _tangent.outputs(call, inputs, d, edges, fixed.axis, fixed.want, fixed.backend)
+        return *found, torch.zeros_like(affine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        y, residual, v0, weight, params, mean, rstd, words, edges, affine, *source = kept(ctx)
+        y, residual, v0, weight, _, params, mean, rstd, words, edges, affine, *source = kept(ctx)
         if ctx.make is not None:
             y = ctx.y.restore(ctx.make(*source))
         if words is not None:

@@ -6,7 +6,7 @@ which BatchNorm + LIF calls too: they allocate what the backends fill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,17 +16,29 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose, named, sizes
 from trtkern.backends.base import PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
-from trtkern.ops import checks, layout, spikes
+from trtkern.ops import _tangent, checks, layout, spikes
 from trtkern.ops._beneath import beneath
-from trtkern.ops._library import apply, define, differentiated, refuse_duals, refuse_second_derivative
+from trtkern.ops._call import (
+    GIVEN_H,
+    NEED_PARAMS,
+    NEED_SUMS,
+    NEED_V0,
+    NEED_X,
+    WANT_EDGES,
+    WANT_H,
+    WANT_PACKED,
+    WANT_SPIKES,
+    WANT_STATE,
+    WANT_V,
+    Call,
+    Channels,
+)
+from trtkern.ops._library import apply, define, differentiated, keep_for_both, pushed, refuse_second_derivative
 from trtkern.ops._mapped import Fold, Mapped, sample
-from trtkern.ops._saved import keep, kept
+from trtkern.ops._saved import kept
 from trtkern.ops.checks import Number
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
 from trtkern.spec import LIFSpec
-
-WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
-NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H = 1, 2, 4, 8, 16
 
 
 class LIFOutput(NamedTuple):
@@ -85,7 +97,8 @@ def lif(
         flag: int32 [1]; set to 1 if any potential is not finite, in float32 or as it is returned; never cleared.
 
     Returns:
-        LIFOutput(spikes, state, v, packed, h); gradients flow through all but packed.
+        LIFOutput(spikes, state, v, packed, h); gradients flow through all but packed. So do tangents (forward mode:
+        ``torch.func.jvp``, ``jacfwd``), for which there is no kernel: torch operations make them step by step.
 
     Raises:
         TypeError, ValueError: what was expected, what came, what to do.
@@ -167,13 +180,13 @@ def _fused(
     flag: Tensor | None,
 ) -> LIFOutput:
     params, axis = stack(spec.neuron.lower(), x, values, channel_dim, torch.float32)
-    refuse_duals(spec.neuron.lower(), x, v0, params)
     x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
-    differentiable = differentiated(x, v0, params)
+    differentiable, dual = differentiated(x, v0, params), pushed(spec.neuron.lower(), x, v0, params)
     if differentiable and x.shape[0] > spec.chunk:
         want += WANT_EDGES
-    run = partial(apply, _LIF, "lif") if differentiable else _LIF.forward
-    s, v, v_final, _, packed = run(x, v0, params, scalars(values, params), spec.token, inner, flag, want, backend)
+    run = partial(apply, _LIF, "lif") if differentiable or dual else _LIF.forward
+    channels = Channels(axis, inner)
+    s, v, v_final, _, packed = run(x, v0, params, scalars(values, params), spec.token, channels, flag, want, backend)
     return returned(s, v_final, v, packed, want)
 
 
@@ -221,17 +234,23 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(x, v0, params, scalars, token, inner, flag, want, backend):
+    def forward(x, v0, params, scalars, token, channels, flag, want, backend):
         return torch.ops.trtkern.lif_forward(
-            x, v0, params, None, None, scalars, token, inner, False, flag, want, backend
+            x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, v0, params, ctx.scalars, ctx.token, ctx.inner, _, ctx.want, ctx.backend = inputs
+        x, v0, params, ctx.scalars, ctx.token, ctx.channels, _, ctx.want, ctx.backend = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[3:])
-        keep(ctx, x, v0, params, output[3])
+        keep_for_both(ctx, output[3:], x, v0, params, output[3])
+
+    @staticmethod
+    def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
+        x, v0, params, edges = saved
+        call = Call(x, v0, params, None, None, ctx.scalars, ctx.token, ctx.channels.inner, False)
+        inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(*tangents[:3])
+        return _tangent.outputs(call, inputs, d, edges, ctx.channels.axis, ctx.want, ctx.backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
@@ -251,7 +270,7 @@ class _LIF(torch.autograd.Function):
             edges,
             ctx.scalars,
             ctx.token,
-            ctx.inner,
+            ctx.channels.inner,
             needs,
             ctx.backend,
         )
@@ -284,23 +303,6 @@ def wanted_grads(grads: tuple, want: int) -> tuple[Tensor | None, Tensor | None,
 def given(want: int) -> int:
     """Added to what a backward pass needs: whether the gradient that comes for v is that of h."""
     return GIVEN_H if want & WANT_H else 0
-
-
-class Call(NamedTuple):
-    """What both directions are told, in the order of the schemas; tensors first."""
-
-    x: Tensor
-    """[T, ...], dense, or one dense step expanded along time."""
-    v0: Tensor | None
-    params: Tensor | None
-    affine: Tensor | None
-    """[3, C] float32: center, scale, shift; None: x is the input current."""
-    residual: Tensor | None
-    scalars: Sequence[float]
-    token: str
-    inner: int
-    pool: bool
-    """Average s over 2 x 2 neurons; x is then [T, B, C, H, W], contiguous or channels last, H and W even."""
 
 
 def _inputs(call: Call, before: bool) -> LIFInputs:

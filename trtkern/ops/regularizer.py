@@ -17,6 +17,7 @@ from trtkern.ops._library import (
     apply,
     define,
     differentiated,
+    pushed,
     refuse_duals,
     refuse_mapped,
     refuse_second_derivative,
@@ -35,7 +36,7 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
 
     Returns:
         R, a 0-dim tensor, differentiable once (twice with ``backend="reference"``). The gradient is made in the same
-        pass as the value: backward hands it over.
+        pass as the value: backward hands it over. Derivatives while a forward mode is active are the reference's.
 
     Raises:
         TypeError, ValueError: a hyper-parameter out of range, no weights, weights on several devices.
@@ -44,8 +45,12 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
     name = _gate(weights, spec, backend)
     if name == "reference":
         return reference.regularizer(weights, spec)
-    refuse_duals("regularizer", *weights)
     dense = [layout.flat(w) for w in weights]
+    if pushed("regularizer", *weights):
+        own = reference.regularizer(weights, spec)
+        known = torch.ops.trtkern.regularizer([w.detach() for w in dense], spec.timesteps, spec[1:], False, name)[0]
+        apart = known - own.detach()  # of two infinities nothing
+        return own + torch.where(apart.isfinite(), apart, 0)
     if differentiated(*weights):
         return apply(_Regularizer, "regularizer", spec.timesteps, spec[1:], name, *dense)[0]
     return torch.ops.trtkern.regularizer(dense, spec.timesteps, spec[1:], False, name)[0]
@@ -61,7 +66,8 @@ def add_regularizer_grad_(
     weights = list(weights)
     name = _gate(weights, spec, backend)
     # Also of the reference: a gradient that is added in place has no tangent.
-    refuse_duals("add_regularizer_grad_", *weights)
+    instead = "use regularizer(weights), whose value has one"
+    refuse_duals("add_regularizer_grad_", "of a gradient that is added in place", instead, *weights)
     refuse_mapped("add_regularizer_grad_", "weights", "use regularizer(weights), which has a gradient", *weights)
     grads = []
     with torch.no_grad():
