@@ -46,8 +46,9 @@ FIELDS = ("op", "backend", "machine", "variant", "neuron", "dtype", "surrogate",
 RESULT = ("spikes", "error", "ok")
 DTYPES = ("float32", "bfloat16", "float16")
 NOTES = {
-    "cuda": " `tests/test_cuda_threads.py` runs this grid through what a thread of it does, compiled for the CPU; the\n"
-    "launch itself, and the sums within a block, are what only a GPU can show."
+    "cuda": " `tests/test_cuda_threads.py` runs this grid through what a thread of it does, compiled for the CPU, and\n"
+    "`tests/test_cuda_neurons.py` the other neurons; the launch itself, and the sums within a block, are what only a\n"
+    "GPU can show."
 }
 OTHERS = [name for name in neurons.TABLE if name != "LIF"]
 TOGETHER = ("op", "neuron", "reset", "dtype")

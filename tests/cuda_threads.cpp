@@ -76,23 +76,22 @@ static void name(const char* field, uint64_t begin, int64_t bytes) {
 }
 
 static void name_tensors(const LifArgs& a) {
-  const int64_t element = a.dtype == kFloat32 ? 4 : 2, rows = a.T * a.N * element, row = a.N * 4;
-  const int64_t params = kParams * a.C * 4, affine = kAffine * a.C * 4, pooled = a.pool_row != 0 ? rows / 4 : rows;
+  const int64_t element = a.dtype == kFloat32 ? 4 : 2, rows = a.T * a.N * element;
+  int64_t states = 0;
+  for_neuron(a.neuron, [&](auto n) { states = n.kStates; });
+  const int64_t row = states * a.N * 4, params = a.P * a.C * 4, affine = kAffine * a.C * 4,
+                pooled = a.pool_row != 0 ? rows / 4 : rows;
   tensors.clear();
   name("x", a.x, a.x_stride == 0 ? a.N * element : rows), name("residual", a.residual, rows);
   name("s", a.s, pooled), name("v", a.v, rows), name("packed", a.packed, index::ceil_div(a.T, 8) * a.N);
   name("gs", a.gs, pooled), name("gv", a.gv, rows), name("gx", a.gx, rows);
   name("v0", a.v0, row), name("v_final", a.v_final, row), name("gv_final", a.gv_final, row), name("gv0", a.gv0, row);
-  name("edges", a.edges, (a.T - 1) / kChunk * row), name("flag", a.flag, 4);
+  name("edges", a.edges, (a.T - 1) / span(a) * row), name("flag", a.flag, 4);
   name("params", a.params, params), name("gparams", a.gparams, params);
   name("affine", a.affine, affine), name("coef", a.coef, affine), name("norm_sums", a.norm_sums, 2 * a.C * 8);
 }
 
 // ---- the step that a GPU takes, and that of the table of neurons ----
-
-namespace table {
-#include "trtkern_neurons.h"
-}
 
 static bool same(float a, float b) { return a == b || (a != a && b != b); }
 
@@ -108,14 +107,14 @@ int64_t step_differences(const float (&of)[15]) {
       const float row[kParams] = {p.decay, p.gain, p.bias, p.reset_amount, p.threshold, p.v_reset};
       const bool hard = reset == kHard, fired = h > threshold;
       float v = 0.0f;
-      table::LIF::settle(reset, &h, fired, row, &v);
+      LIF::settle(reset, &h, fired, row, &v);
       differences += !same(v, reset_after_flat(p, h, hard));
       if (!std::isfinite(to)) continue;
       for (bool detach : {false, true}) {
         const float sg = surrogate<SURROGATE>(h - p.threshold, 2.0f);
         const auto flat = step_gradient_flat(p, h, sg, gs, gv, hard, reset != kNone && !detach);
         float g = 0.0f, sum[kParams] = {};
-        table::LIF::fired_back(reset, detach, &h, fired, row, &gv, gs, sg, &g, sum);
+        LIF::fired_back(reset, detach, &h, fired, row, &gv, gs, sg, &g, sum);
         differences += !same(g, flat.h);
         if (h == h) differences += !same(sum[kThreshold], flat.threshold);
         if (reset == kHard) differences += !same(sum[kVReset], flat.v_reset);
@@ -128,7 +127,7 @@ int64_t step_differences(const float (&of)[15]) {
 
 extern "C" {
 
-// Where LIF's step in the table of neurons and lif/math.h's form for GPUs differ, over ordinary and extreme numbers.
+// Where LIF's step in the table of neurons and lif/cuda_step.h's form for GPUs differ, over ordinary and extreme numbers.
 int64_t flat_differences() {
   const float of[15] = {0.0f,  -0.0f, 1.0f,   -1.0f, 0.3f,     1.7f,      -2.6f, 1e-40f,
                         1e-3f, 3e38f, -3e38f, 1e4f,  INFINITY, -INFINITY, NAN};

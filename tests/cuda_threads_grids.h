@@ -6,17 +6,29 @@ static std::vector<uint32_t> shared(int words, int threads = index::kThreads) {
   return std::vector<uint32_t>(static_cast<size_t>(words) * threads, 0x7fc00000u);
 }
 
+// Words of a thread in the forward pass.
+template <class Kernel>
+int forward_words(const LifArgs& a) {
+  return shared_bytes<typename Kernel::E>(a, false) / (static_cast<int>(sizeof(uint32_t)) * index::kThreads);
+}
+
 template <class Kernel>
 void forward_grid(const LifArgs& a) {
   const int64_t N = a.pool_row != 0 ? a.N / 4 : a.N;
   for (int64_t block = 0; block < index::blocks(N, Kernel::V); ++block) {
-    auto words = shared(a.pool_row != 0 ? Trains<Kernel>::kKept : 0);
+    auto words = shared(forward_words<Kernel>(a));
     for (int thread = 0; thread < index::kThreads; ++thread) {
       const int64_t n = index::first_neuron(block, thread, Kernel::V);
       if (n >= N) continue;
       const Words kept{words.data() + thread, index::kThreads};
       const uint32_t one = 1;
-      if (!forward_thread<Kernel>(a, n, kept) && a.flag != 0) write<4>(a.flag, &one);
+      bool finite;
+      if constexpr (Kernel::ANY_ELEMENT) {
+        finite = forward_neuron<Kernel>(a, n, kept);
+      } else {
+        finite = forward_thread<Kernel>(a, n, kept);
+      }
+      if (!finite && a.flag != 0) write<4>(a.flag, &one);
     }
   }
 }
@@ -36,7 +48,8 @@ void forward_ahead_grid(const LifArgs& a) {
       const int64_t n = index::first_neuron(block, thread, V);
       if (n >= a.N) continue;
       const uint32_t one = 1;
-      if (!forward_ahead<Ahead<E>>(a, n, {words.data() + thread, index::kThreads}) && a.flag != 0) write<4>(a.flag, &one);
+      if (!forward_ahead<Ahead<E>>(a, n, {words.data() + thread, index::kThreads}) && a.flag != 0)
+        write<4>(a.flag, &one);
       nothing_on_its_way();
     }
   }
@@ -78,7 +91,11 @@ void backward_grid(const LifArgs& a) {
             t.groups != 0 ? t.first_neuron(block, thread, 0) : index::first_neuron(block, thread, Kernel::V);
         clear_sums(a, slots);
         if (n >= a.N) continue;
-        backward_thread<FUSED ? kAnySurrogate : SURROGATE>(a, n, slots);
+        if constexpr (Kernel::ANY_ELEMENT) {
+          a.gparams != 0 ? backward_neuron<true>(a, n, slots) : backward_neuron<false>(a, n, slots);
+        } else {
+          backward_thread<FUSED ? kAnySurrogate : SURROGATE>(a, n, slots);
+        }
         if ((a.gparams | a.norm_sums) != 0 && t.groups == 0 && (a.C > 1 || FUSED)) store_sums(a, rows, n, slots);
       }
       if ((a.gparams | a.norm_sums) != 0) leave_sums(a, t, block, S(words.data(), index::kThreads, S::more_rows(a)));
@@ -126,6 +143,10 @@ static void reduce_grid(const LifArgs& a) {
 
 template <class E>
 void run_as(const LifArgs& a, bool backward) {
+  if (general(a)) {
+    return choose_neuron(
+        a, [&](auto kernel) { backward ? backward_grid<decltype(kernel)>(a) : forward_grid<decltype(kernel)>(a); });
+  }
   if (ahead(a)) return backward ? backward_ahead_grid<E>(a) : forward_ahead_grid<E>(a);
   if (backward && fused(a)) return choose<E, true>(a, [&](auto kernel) { backward_grid<decltype(kernel)>(a); });
   if (backward) return choose<E, false>(a, [&](auto kernel) { backward_grid<decltype(kernel)>(a); });

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trtkern import LIFSpec, lif, nn
 from trtkern.backends import _args, cuda, explain, named, resolve
 from trtkern.backends.base import CHUNK, Case
+from trtkern.neurons import COMPILED
 from trtkern.selftest import Cell, compare
 from trtkern.surrogates import BUILTIN
 
@@ -113,7 +114,8 @@ def test_a_neuron_that_is_not_finite_stays_alone(threads):
 def test_auto_takes_them_where_the_launcher_does():
     """``prefers`` and ``ahead`` in csrc/lif/cuda_choice.h are one rule."""
     threads = cuda_threads.build()
-    for dtype, timesteps, processors in itertools.product(DTYPES, (1, CHUNK, CHUNK + 1, 1000), (0, 1, 2, 132)):
+    grid = itertools.product(DTYPES, (1, CHUNK, CHUNK + 1, 1000), (0, 1, 2, 132), ("LIF", "QIF"))
+    for dtype, timesteps, processors, name in grid:
         pack = 16 // dtype.itemsize * cuda.THREADS
         edges = (processors - 1) * pack
         for neurons in {1, 2, 70, 71, pack, pack + 2, edges, edges + 1, edges + 2, edges + pack} - {0, -pack + 1}:
@@ -122,8 +124,9 @@ def test_auto_takes_them_where_the_launcher_does():
             args = threads.LifArgs()
             args.x, args.T, args.N, args.x_stride = 16, timesteps, neurons, neurons
             args.dtype, args.processors = _args.DTYPES[dtype], processors
+            args.neuron = COMPILED.index(name)
             reads_ahead = threads.library.reads_ahead(ctypes.byref(args)) == 1
-            case = Case("lif", "cuda", dtype, LIFSpec(), timesteps, neurons, processors)
+            case = Case("lif", "cuda", dtype, LIFSpec(neuron=name), timesteps, neurons, processors)
             assert (cuda.prefers(case) is not None) == reads_ahead, case
 
 

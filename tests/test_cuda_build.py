@@ -5,6 +5,7 @@ machine code (SASS) that the assembler added none and split none.
 """
 
 import collections
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_threads import printed_headers
 
-from trtkern import LIFSpec, dialect, surrogates
+from trtkern import LIFSpec, neurons, surrogates
 from trtkern.backends import cuda, named, resolve
 from trtkern.backends.base import Case
 from trtkern.profiling.inspect import cuda as inspected
@@ -41,11 +43,11 @@ def binary(tmp_path_factory):
     if nvcc is None:
         pytest.skip("neither trtkern._cuda nor nvcc is here")
     folder = tmp_path_factory.mktemp("cuda")
-    functions = (surrogates.TABLE[name].function for name in surrogates.BUILTIN)
-    (folder / "trtkern_surrogates.h").write_text(dialect.cpp_header(functions))
+    for name, text in printed_headers().items():
+        (folder / f"trtkern_{name}.h").write_text(text)
     flags = ["-std=c++17", "-O3", "--fmad=false", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     jobs = {}
-    for unit in ("lif/cuda", "lif/cuda_float32", "norm/cuda"):
+    for unit in ("lif/cuda", "lif/cuda_float32", "lif/cuda_neurons", "norm/cuda"):
         output = folder / f"{unit.replace('/', '-')}.o"
         command = [nvcc, *flags, f"-I{ROOT / 'csrc'}", f"-I{folder}", "-c", str(ROOT / "csrc" / f"{unit}.cu")]
         jobs[output] = subprocess.Popen([*command, "-o", str(output)])
@@ -84,6 +86,22 @@ def test_every_class_is_built(ptx, binary):
     for direction in ("statistics", "input_grad"):
         found = {(k.element, k.vec) for k in ptx if k.direction == direction}
         assert found == {(element, vec) for element, size in BYTES.items() for vec in (1, 16 // size)}
+
+
+def test_every_other_neuron_is_built(binary):
+    """Forward, backward and learning; no product and sum of a step is contracted, as the CPU's are not."""
+    entries = re.findall(r"\.entry (\w+)\((.*?)\n}\n", cuda_code.dump(binary, "-ptx"), re.S)
+    bodies = {}
+    for name, body in entries:
+        if found := re.search(r"neuron_(forward|backward)INS0_7GeneralINS0_(\d+)(\w+)", name):
+            direction, length, rest = found.groups()
+            neuron, learns = rest[: int(length)], rest[int(length) :].startswith("EEELb1")
+            bodies["learning" if learns else direction, neuron] = body
+    others = [name for name in neurons.TABLE if name != "LIF"]
+    assert set(bodies) == {*itertools.product(("forward", "backward", "learning"), others)}
+    for body in bodies.values():
+        operations = set(re.findall(r"\b((?:add|sub|mul|fma|mad|div)\.\S*f32)\b", body))
+        assert operations <= {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "fma.rn.f32", "div.full.f32", "fma.rm.f32"}
 
 
 def test_no_spills_and_no_stack(binary):
@@ -154,6 +172,14 @@ def test_a_launch_without_a_driver_raises():
     for args.x_stride in (64, 0):
         with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
             extension.lif_forward(args)
+    args.neuron, args.P = neurons.COMPILED.index("ALIF"), 9
+    with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
+        extension.lif_forward(args)
+    for number, count in ((args.neuron, 6), (len(neurons.COMPILED), 6), (-1, 6)):
+        args.neuron, args.P = number, count
+        with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error 1 \(cudaErrorInvalidValue"):
+            extension.lif_forward(args)
+    args.neuron = 0
     with pytest.raises(RuntimeError, match=r"batch_norm_lif_input_grad: CUDA error 1 \(cudaErrorInvalidValue"):
         extension.batch_norm_lif_input_grad(args)
     with pytest.raises(RuntimeError, match=r"batch_norm_lif_statistics: CUDA error \d+ \(.*driver"):
@@ -163,6 +189,8 @@ def test_a_launch_without_a_driver_raises():
 def test_what_it_refuses():
     refuses, spec = named("cuda").refuses, LIFSpec()
     assert refuses(Case("lif", "cuda", torch.bfloat16, spec)) is None
+    others = [LIFSpec("soft", neuron=name) for name in neurons.TABLE]
+    assert all(refuses(Case("batch_norm_lif", "cuda", torch.float16, other)) is None for other in others)
     assert "not on cpu" in refuses(Case("lif", "cpu", torch.float32, spec))
     assert "float64" in refuses(Case("lif", "cuda", torch.float64, spec))
     assert named("cuda").holds("batch_norm_lif") and not named("cuda").holds("regularizer")

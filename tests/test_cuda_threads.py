@@ -237,20 +237,24 @@ NEURONS, CHANNELS = 192, 3
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pool", [None, Pool(16, 1)], ids=["dense", "pooled"])
-def test_every_combination_of_what_backward_writes(threads, dtype, pool):
+@pytest.mark.parametrize("neuron", ["LIF", "AdLIF"])
+def test_every_combination_of_what_backward_writes(threads, neuron, dtype, pool):
     """Each result is the same whatever else is asked for, and what is not asked for is not written."""
     draw = torch.Generator().manual_seed(0)
     x, residual = torch.randn(2, 5, NEURONS, generator=draw).to(dtype)
     affine, coef = torch.rand(2, 3, CHANNELS, generator=draw)
-    params = torch.tensor([0.5, 1.0, 0.0, 1.0, 1.0, 0.0]).unsqueeze(1).repeat(1, CHANNELS)
+    spec = LIFSpec(neuron=neuron)
+    centers = {"decay": 0.5, "bias": 0.0, "decay_w": 0.5, "v_reset": 0.0}
+    params = torch.tensor([centers.get(name, 1.0) for name in spec.row.params]).unsqueeze(1).repeat(1, CHANNELS)
+    state = (len(spec.row.states), NEURONS)
     gs = torch.randn(5, NEURONS // (4 if pool else 1), generator=draw).to(dtype)
     for kept, use in itertools.product((None, residual), (None, coef)):
-        inp = LIFInputs(x, None, params, (), LIFSpec(), NEURONS // CHANNELS, Norm(affine, kept), pool)
+        inp = LIFInputs(x, None, params, (), spec, NEURONS // CHANNELS, Norm(affine, kept), pool)
         right = None
         for wanted in itertools.product((True, False), repeat=4):  # all of them first
             if not any(wanted) or (use is not None and not wanted[0]):
                 continue
-            made = [torch.full(size, torch.nan) for size in ((5, NEURONS), (NEURONS,), (6, CHANNELS), (2, CHANNELS))]
+            made = [torch.full(size, torch.nan) for size in ((5, NEURONS), state, params.shape, (2, CHANNELS))]
             made = [made[0].to(dtype), *made[1:3], made[3].double()]
             asked = [t if wish else None for t, wish in zip(made, wanted, strict=True)]
             cuda.lif_backward(inp, None, LIFGrads(gs, None, None, use), LIFBackward(*asked))

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from trtkern import reference
+from trtkern import neurons, reference
 from trtkern.backends import cuda, named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn import BatchNormLIF
 from trtkern.ops.lif import lif
 from trtkern.ops.regularizer import add_regularizer_grad_
+from trtkern.selftest import NormCell, cells, compare, compare_norm, norm_cells
 
 REHEARSAL = os.environ.get("TRTKERN_REHEARSAL") == "1" and find_spec("triton") is not None
 DEVICE = "cpu" if REHEARSAL else "cuda"
@@ -150,6 +151,15 @@ def test_reading_ahead_changes_no_bit(monkeypatch, dtype):
     for one, other in zip(ahead, same, strict=False):
         assert torch.equal(one, other)
     torch.testing.assert_close(ahead[-1], theirs, rtol=1e-4, atol=1e-3)  # added up in another order
+
+
+def test_the_other_neurons(gpu):
+    """A few of all ways to use a neuron beside LIF, alone and behind a norm."""
+    others = [name for name in neurons.TABLE if name != "LIF"]
+    size = {"timesteps": 17, "shape": (2, 3, 5)}
+    for cell in [*cells(others, **size), *norm_cells(others, **size)][:: 997 if REHEARSAL else 199]:
+        errors = (compare_norm if isinstance(cell, NormCell) else compare)(gpu, cell, DEVICE)
+        assert errors.within(cell.dtype), f"{cell}: {errors}"
 
 
 def steps_of(gpu, device):

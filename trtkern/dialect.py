@@ -54,7 +54,7 @@ def neurons_header(table: Iterable[Neuron]) -> str:
     """A header with a struct for each neuron, and ``for_neuron(id, f)``, id being its position."""
     table = list(table)
     cases = "".join(f"    case {i}: return f({row.name}{{}});\n" for i, row in enumerate(table))
-    select = f"template <class F>\nTK_INLINE void for_neuron(int id, F f) {{\n  switch (id) {{\n{cases}  }}\n}}\n"
+    select = f"template <class F>\ninline void for_neuron(int id, F f) {{\n  switch (id) {{\n{cases}  }}\n}}\n"
     structs = [_neuron(i, row) for i, row in enumerate(table)]
     return "// Generated from trtkern/neurons.py when the extension is built.\n\n" + "\n".join([*structs, select])
 

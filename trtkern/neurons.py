@@ -337,7 +337,7 @@ TABLE: dict[str, Neuron] = {
 
 
 COMPILED = tuple(TABLE)
-"""What the C++ and CUDA extensions hold, by their number there; the others run on ``triton`` and ``reference``."""
+"""What the C++ and CUDA extensions hold, by their number there."""
 
 
 def lookup(name: str) -> Neuron:

@@ -17,7 +17,7 @@
 namespace trtkern {
 namespace cuda {
 
-// A float whose division has no slow path: within 2 ulp, and only surrogates divide.
+// A float whose division has no slow path: within 2 ulp. Surrogates divide, and of the neurons EIF and CLIF.
 struct Real {
   float value;
   Real() = default;
@@ -137,5 +137,5 @@ TK_INLINE void store_double(uint64_t base, int64_t element, double value) {
 }  // namespace cuda
 }  // namespace trtkern
 
-// The step itself, over the names above.
+// Over the names above.
 #include "lif/math.h"

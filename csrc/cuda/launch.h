@@ -8,7 +8,7 @@
 namespace trtkern {
 namespace cuda {
 
-// Needs edges if T exceeds a chunk and a backward pass will follow.
+// Needs edges if T exceeds a chunk (kChunk / S steps) and a backward pass will follow.
 int lif_forward(const LifArgs& a);
 
 // Needs edges if T exceeds a chunk; with gparams or norm_sums also `workspace`: workspace_floats(a) float32 numbers of
@@ -41,6 +41,9 @@ void start_forward_float16(const LifArgs& a);
 void start_backward_float32(const LifArgs& a);
 void start_backward_bfloat16(const LifArgs& a);
 void start_backward_float16(const LifArgs& a);
+// The neurons that are not LIF, of any element type.
+void start_forward_neurons(const LifArgs& a);
+void start_backward_neurons(const LifArgs& a);
 
 }  // namespace cuda
 }  // namespace trtkern

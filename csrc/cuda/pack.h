@@ -1,6 +1,7 @@
 // How a CUDA thread reads and writes its neurons: packed as they lie in memory, 16 bytes at a time where it owns
 // several. E: element type; V: neighbouring neurons of a thread. Included by lif/cuda_traits.h.
 #pragma once
+#include "lif/cuda_step.h"
 
 namespace trtkern {
 namespace cuda {

@@ -5,19 +5,21 @@
 //   cuda/bindings.cpp         the Python functions, which make a CUDA error an exception
 //   lif/cuda.cu (here)        lif_forward: checks what is cheap to check, takes the device (cuda/device.h) and branches
 //                             by element type
-//   lif/cuda_float32.cu, ...  one translation unit an element type
+//   lif/cuda_float32.cu, ...  one translation unit an element type; lif/cuda_neurons.cu: the neurons that are not LIF
 //   lif/cuda_kernels.h        start_forward: asks lif/cuda_choice.h for the kernel (ahead, fused, choose), launches it
 //   lif/cuda_body.h           forward_thread: all steps of a thread's neurons, a chunk at a time; forward_chunk. What
 //                             is fixed at compile time is its Traits (lif/cuda_traits.h)
 //   lif/cuda_ahead.h          forward_ahead in its place, for long sequences of few neurons
-//   lif/math.h                charge, fire and reset_after_flat, over the Real of cuda/dialect.h
+//   lif/cuda_neurons.h        forward_neuron in its place, for a neuron that is not LIF: its Traits are General
+//   lif/cuda_step.h           charge, fire and reset_after_flat, over the Real of cuda/dialect.h. The first two, and
+//                             the other neurons, are printed from trtkern/neurons.py (trtkern_neurons.h)
 //
 // Which thread owns which neuron, and every offset: cuda/index.h. How it reads and writes them: cuda/pack.h.
 //
-// Backward, lif_backward: start_backward, backward_thread in lif/cuda_backward.h, with a thread's own words of shared
-// memory (lif/cuda_slots.h); then, where there are sums, lif_reduce and lif_finish here add up what the threads left in
-// the workspace (lif/cuda_sums.h). norm/cuda.cu has the other two launchers. tests/cuda_threads.cpp runs all of it but
-// the launches on the CPU.
+// Backward, lif_backward: start_backward, backward_thread in lif/cuda_backward.h, or backward_neuron, with a thread's
+// own words of shared memory (lif/cuda_slots.h); then, where there are sums, lif_reduce and lif_finish here add up what
+// the threads left in the workspace (lif/cuda_sums.h). norm/cuda.cu has the other two launchers. tests/cuda_threads.cpp
+// runs all of it but the launches on the CPU.
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
@@ -79,14 +81,18 @@ int lif_forward(const LifArgs& a) {
   if (!valid(a)) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
-  if (a.dtype == kFloat32) start_forward_float32(a);
-  if (a.dtype == kBFloat16) start_forward_bfloat16(a);
-  if (a.dtype == kFloat16) start_forward_float16(a);
+  if (general(a)) {
+    start_forward_neurons(a);
+  } else if (a.dtype == kFloat32) {
+    start_forward_float32(a);
+  } else {
+    a.dtype == kBFloat16 ? start_forward_bfloat16(a) : start_forward_float16(a);
+  }
   return cudaGetLastError();
 }
 
 int lif_backward(const LifArgs& a) {
-  if (!valid(a) || (a.T > kChunk && a.edges == 0) || (a.coef != 0 && a.gx == 0)) return cudaErrorInvalidValue;
+  if (!valid(a) || (a.T > span(a) && a.edges == 0) || (a.coef != 0 && a.gx == 0)) return cudaErrorInvalidValue;
   const bool sums = (a.gparams | a.norm_sums) != 0;
   if ((a.gx | a.gv0) == 0 && !sums) return cudaErrorInvalidValue;
   if (sums && (a.workspace == 0 || a.workspace % 16 != 0)) return cudaErrorInvalidValue;
@@ -94,9 +100,13 @@ int lif_backward(const LifArgs& a) {
   if (sums && tiles(a).groups != 0 && tiles(a).blocks() > index::kMaxBlocks) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
-  if (a.dtype == kFloat32) start_backward_float32(a);
-  if (a.dtype == kBFloat16) start_backward_bfloat16(a);
-  if (a.dtype == kFloat16) start_backward_float16(a);
+  if (general(a)) {
+    start_backward_neurons(a);
+  } else if (a.dtype == kFloat32) {
+    start_backward_float32(a);
+  } else {
+    a.dtype == kBFloat16 ? start_backward_bfloat16(a) : start_backward_float16(a);
+  }
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess && sums) start_reduction(a);
   return error == cudaSuccess ? cudaGetLastError() : error;

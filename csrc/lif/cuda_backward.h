@@ -6,10 +6,10 @@ namespace cuda {
 
 // Reads at most K steps of a tensor into the slots from `slot` on, `apart` from step to step; absent: zeros.
 template <class Kernel>
-TK_INLINE void load_rows(uint64_t base, int64_t first, int64_t N, int count, const Slots<Kernel>& slots, int slot,
-                         int apart) {
+TK_INLINE void load_rows(const LifArgs& a, uint64_t base, int64_t first, int64_t N, int count,
+                         const Slots<Kernel>& slots, int slot, int apart) {
   typename Kernel::Row rows[Kernel::K];
-  if (base != 0) load_steps<typename Kernel::E>(base, first, N, count, rows);
+  if (base != 0) load_rows<Kernel>(a, base, first, N, count, rows);
   slots.set_packs(slot, apart, rows);
 }
 
@@ -21,7 +21,7 @@ TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count,
   constexpr int V = Kernel::V, K = Kernel::K;
   const index::Pool pool{a.pool_row, a.pool_inner};
   const int64_t N = again(count, a.N / 4), first = index::offset(step, pool.pooled(n), N);
-  if (pool.over(V)) return load_rows(a.gs, first, N, count, slots, slot, S::kApart);
+  if (pool.over(V)) return load_rows(a, a.gs, first, N, count, slots, slot, S::kApart);
   if constexpr (V > 1) {
     Pack<E, V / 2> half[K];
     if (a.gs != 0) load_steps<E>(a.gs, first, N, count, half);
@@ -52,13 +52,13 @@ TK_INLINE void load_chunk(const LifArgs& a, int64_t step, int64_t n, int count, 
     for (int done = 0; done < count; done += K) {
       const int left = count - done;
       const int64_t here = first + done * N, stride = again(count, a.x_stride);
-      load_rows(a.x, index::offset(step + done, n, stride), stride, left, slots, S::x(done), S::kApart);
+      load_rows(a, a.x, index::offset(step + done, n, stride), stride, left, slots, S::x(done), S::kApart);
       if (a.pool_row != 0) {
         load_pooled(a, step + done, n, left, slots, S::g(done));
       } else {
-        load_rows(a.gs, here, N, left, slots, S::g(done), S::kApart);
+        load_rows(a, a.gs, here, N, left, slots, S::g(done), S::kApart);
       }
-      if (a.residual != 0) load_rows(a.residual, here, N, left, slots, slots.residual(done), S::kRow);
+      if (a.residual != 0) load_rows(a, a.residual, here, N, left, slots, slots.residual(done), S::kRow);
     }
   }
 }

@@ -4,7 +4,6 @@
 #pragma once
 #include "cuda/pack.h"
 #include "lif/cuda_traits.h"
-#include "lif/cuda_sums.h"
 #include "lif/cuda_slots.h"
 #include "lif/cuda_backward.h"
 #include "lif/cuda_trains.h"
@@ -23,8 +22,8 @@ struct Input {
   TK_INLINE Input(const LifArgs& a, int64_t step, int count, int64_t n) {
     const int64_t first = index::offset(step, n, a.N), N = again(count, a.N);
     if constexpr (FUSED) {
-      load_steps<E>(a.x, index::offset(step, n, a.x_stride), again(count, a.x_stride), count, x);
-      if (a.residual != 0) load_steps<E>(a.residual, first, N, count, residual);
+      load_rows<Kernel>(a, a.x, index::offset(step, n, a.x_stride), again(count, a.x_stride), count, x);
+      if (a.residual != 0) load_rows<Kernel>(a, a.residual, first, N, count, residual);
     } else {
       load_steps<E>(a.x, first, N, count, x);
     }
@@ -154,4 +153,5 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
 }  // namespace trtkern
 
 #include "lif/cuda_ahead.h"
+#include "lif/cuda_neurons.h"
 #include "lif/cuda_choice.h"

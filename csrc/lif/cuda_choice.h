@@ -5,10 +5,29 @@
 namespace trtkern {
 namespace cuda {
 
+// Whether it is a neuron of lif/cuda_neurons.h.
+inline bool general(const LifArgs& a) { return a.neuron != LIF::kId; }
+
+// Calls run(General<N>()) for such a neuron.
+template <class Run>
+void choose_neuron(const LifArgs& a, const Run& run) {
+  for_neuron(a.neuron, [&run](auto n) {
+    if constexpr (decltype(n)::kId != LIF::kId) run(General<decltype(n)>());
+  });
+}
+
+// Steps from edge to edge; 0: there is no such neuron, or not with so many parameters.
+inline int span(const LifArgs& a) {
+  int steps = 0;
+  for_neuron(a.neuron, [&](auto n) { steps = a.P == n.kParams ? kChunk / n.kTraces : 0; });
+  return steps;
+}
+
 // Whether a call asks for more than a plain LIF, or, backward, for less: no gx.
 inline bool fused(const LifArgs& a) {
   const bool less = a.gx == 0 && (a.gv0 | a.gparams) != 0;
-  return (a.affine | a.residual | a.packed | a.coef | a.norm_sums) != 0 || a.x_stride != a.N || a.pool_row != 0 || less;
+  return (a.affine | a.residual | a.packed | a.coef | a.norm_sums) != 0 || a.x_stride != a.N || a.pool_row != 0 ||
+         less || general(a);
 }
 
 inline uint64_t rows(const LifArgs& a) {
@@ -24,9 +43,10 @@ inline bool ahead(const LifArgs& a) {
 }
 
 // Neurons a thread: 16 bytes' worth where every row of every tensor starts on a multiple of 16 bytes (packed: of a byte
-// a neuron), else 1; 4 bytes' worth where it reads ahead.
+// a neuron), else 1; 4 bytes' worth where it reads ahead; always 1 of a neuron that is not LIF.
 inline int vec(const LifArgs& a) {
   const int wide = a.dtype == kFloat32 ? 4 : 8;
+  if (general(a)) return 1;
   if (ahead(a)) return wide / 4;
   if ((rows(a) | a.residual) % 16 != 0 || a.packed % wide != 0 || a.N % wide != 0) return 1;
   if (a.pool_row == 0) return wide;
@@ -42,7 +62,7 @@ inline index::Tiles tiles(const LifArgs& a) {
 
 // The rows of sums of a backward pass, those of a normalised x first; what it leaves to add up is [rows, M].
 inline int norm_rows(const LifArgs& a) { return fused(a) ? kNormSums : 0; }
-inline int sum_rows(const LifArgs& a) { return norm_rows(a) + (a.gparams != 0 ? kSums : 0); }
+inline int sum_rows(const LifArgs& a) { return norm_rows(a) + (a.gparams == 0 ? 0 : general(a) ? a.P : kSums); }
 inline index::Reduction reduction(const LifArgs& a) {
   const index::Tiles t = tiles(a);
   if (t.groups != 0) return {t.segments() * t.C(), t.C(), 1};
@@ -66,7 +86,10 @@ void choose(const LifArgs& a, const Run& run) {
 template <class E>
 int shared_bytes(const LifArgs& a, bool backward) {
   int words = 0;
-  if (ahead(a)) {
+  if (general(a)) {
+    choose_neuron(
+        a, [&](auto c) { words = backward ? Slots<decltype(c)>::words_of(a) : ForwardWords<decltype(c)>::kAll; });
+  } else if (ahead(a)) {
     words = backward ? RingOfSlots<Ahead<E>>::words_of(a) : kForwardRing * kChunk;
   } else if (backward && !fused(a)) {
     choose<E, false>(a, [&](auto c) { words = Slots<decltype(c)>::words_of(a); });

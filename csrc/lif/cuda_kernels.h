@@ -67,6 +67,27 @@ __device__ void leave_sums(const LifArgs& a, const Slots<Kernel>& slots, int64_t
   }
 }
 
+// Those of the other kernels: of a block's channels, or of each neuron. `shared`: the block's.
+template <class Kernel>
+__device__ void leave_sums(const LifArgs& a, const index::Tiles& t, int rows, const Slots<Kernel>& slots, int64_t n,
+                           uint32_t* shared) {
+  if ((a.norm_sums | a.gparams) == 0) return;
+  if (t.groups == 0) {
+    if (n < a.N) store_sums(a, rows, n, slots);
+  } else if (t.outputs() == 1) {
+    block_sums<kNormSums + Kernel::kRows>(a, slots, rows, t.place(blockIdx.x, 0), t.segments() * t.C());
+  } else {
+    __syncthreads();
+    const int outputs = t.outputs();
+    const Slots<Kernel> first(shared, index::kThreads, slots.more);
+    for (int i = threadIdx.x; i < rows * outputs; i += index::kThreads) {
+      const int r = i / outputs, o = i - r * outputs;
+      const int64_t at = index::offset(r, t.place(blockIdx.x, o), t.segments() * t.C());
+      store_one(a.workspace, at, tile_sum(a, t, first, r, o));
+    }
+  }
+}
+
 template <class Kernel, int SURROGATE>
 __global__ void __launch_bounds__(index::kThreads, kBlocks) lif_backward(const __grid_constant__ LifArgs a) {
   extern __shared__ uint32_t shared[];
@@ -82,27 +103,12 @@ template <class Kernel>
 __global__ void __launch_bounds__(index::kThreads, kBlocks)
     lif_fused_backward(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t, int rows) {
   extern __shared__ uint32_t shared[];
-  const int more = Slots<Kernel>::more_rows(a);
-  const Slots<Kernel> slots(shared + threadIdx.x, index::kThreads, more);
+  const Slots<Kernel> slots(shared + threadIdx.x, index::kThreads, Slots<Kernel>::more_rows(a));
   const int64_t n = t.groups != 0 ? t.first_neuron(blockIdx.x, threadIdx.x, 0)
                                   : index::first_neuron(blockIdx.x, threadIdx.x, Kernel::V);
   clear_sums(a, slots);
   if (n < a.N) backward_thread<kAnySurrogate>(a, n, slots);
-  if ((a.norm_sums | a.gparams) == 0) return;
-  if (t.groups == 0) {
-    if (n < a.N) store_sums(a, rows, n, slots);
-  } else if (t.outputs() == 1) {
-    block_sums<kNormSums + kSums>(a, slots, rows, t.place(blockIdx.x, 0), t.segments() * t.C());
-  } else {
-    __syncthreads();
-    const int outputs = t.outputs();
-    const Slots<Kernel> first(shared, index::kThreads, more);
-    for (int i = threadIdx.x; i < rows * outputs; i += index::kThreads) {
-      const int r = i / outputs, o = i - r * outputs;
-      const int64_t at = index::offset(r, t.place(blockIdx.x, o), t.segments() * t.C());
-      store_one(a.workspace, at, tile_sum(a, t, first, r, o));
-    }
-  }
+  leave_sums(a, t, rows, slots, n, shared);
 }
 
 // Of the two kernels that read ahead there is one each.
@@ -154,9 +160,9 @@ void start_plain_backward(const LifArgs& a) {
   }
 }
 
-template <class Kernel>
-void start_fused_backward(const LifArgs& a) {
-  const auto kernel = lif_fused_backward<Kernel>;
+// Launches kernel(a, tiles, rows of sums), in as many blocks as the tiles are.
+template <class Kernel, class Function>
+void start_fused_backward(const LifArgs& a, Function kernel) {
   const index::Tiles t = tiles(a);
   const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, Kernel::V);
   const int shared = shared_bytes<typename Kernel::E>(a, true);
@@ -171,7 +177,10 @@ void start_backward(const LifArgs& a) {
     const int shared = shared_bytes<E>(a, true);
     return lif_ahead_backward<Ahead<E>><<<blocks, index::kThreads, shared, stream(a)>>>(a);
   }
-  if (fused(a)) return choose<E, true>(a, [&a](auto kernel) { start_fused_backward<decltype(kernel)>(a); });
+  if (fused(a)) {
+    return choose<E, true>(
+        a, [&a](auto kernel) { start_fused_backward<decltype(kernel)>(a, lif_fused_backward<decltype(kernel)>); });
+  }
   choose<E, false>(a, [&a](auto kernel) { start_plain_backward<decltype(kernel)>(a); });
 }
 

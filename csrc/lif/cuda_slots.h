@@ -25,32 +25,34 @@ struct Words {
 };
 
 // What a thread of the backward kernel keeps in shared memory: there, unlike in registers, a loop can index it. Of a
-// plain LIF, a chunk is K steps. FUSED: where T exceeds K it is kChunk steps, of which registers hold K at a time.
+// plain LIF, a chunk is K steps. FUSED: where T exceeds K it is kSpan steps, of which registers hold K at a time.
 template <class Kernel>
 struct Slots : Words {
   static constexpr int V = Kernel::V, K = Kernel::K;
   static constexpr bool FUSED = Kernel::FUSED;
   static constexpr int kRow = Kernel::Row::kWords;
-  static constexpr int kStart = 0;                                    // [V]: v before the chunk
-  static constexpr int kGv = V;                                       // [V]: gradient of v, carried from step to step
-  static constexpr int kNorm = 2 * V;                                 // [kNormSums, V], FUSED only
+  static constexpr int S = Kernel::kStates;
+  static constexpr int kStart = 0;                                    // [S, V]: the state before the chunk
+  static constexpr int kGv = S * V;                                   // [S, V]: its gradient, carried from step to step
+  static constexpr int kNorm = 2 * S * V;                             // [kNormSums, V], FUSED only
   static constexpr int kSteps = kNorm + (FUSED ? kNormSums * V : 0);  // [rows, 2, words]: x; gs, then gx
-  static constexpr int kApart = 2 * kRow;                             // from one step to the next
-  // Then [rows, words] of a residual, where there is one, and [kSums, V], where parameters have gradients.
+  static constexpr int kApart = 2 * kRow + Kernel::kKept;  // from one step to the next; its trace lies behind
+  // Then [rows, words] of a residual, where there is one, and [kRows, V], where parameters have gradients.
 
   int more;  // FUSED: how many rows there are beyond K
 
   TK_INLINE Slots(uint32_t* first, int apart, int more_rows) : Words{first, apart}, more(more_rows) {}
 
-  static TK_HD int more_rows(const LifArgs& a) { return FUSED && a.T > K ? kChunk - K : 0; }
+  static TK_HD int more_rows(const LifArgs& a) { return FUSED && a.T > K ? Kernel::kSpan - K : 0; }
   // Words that a launch needs of this.
   static TK_HD int words_of(const LifArgs& a) {
     const int steps = (K + more_rows(a)) * (kApart + (a.residual != 0 ? kRow : 0));
-    return kSteps + steps + (a.gparams != 0 ? kSums * V : 0);
+    return kSteps + steps + (a.gparams != 0 ? Kernel::kRows * V : 0);
   }
   TK_INLINE int rows() const { return FUSED ? K + more : K; }
   TK_INLINE static int x(int k) { return kSteps + k * kApart; }
   TK_INLINE static int g(int k) { return kSteps + k * kApart + kRow; }
+  TK_INLINE static int trace(int k) { return kSteps + k * kApart + 2 * kRow; }
   TK_INLINE int residual(int k) const { return kSteps + rows() * kApart + k * kRow; }
   // Where row r of the sums stands, [V].
   TK_INLINE int sum_at(const LifArgs& a, int r) const {
@@ -104,7 +106,7 @@ TK_INLINE void clear_sums(const LifArgs& a, const Slots<Kernel>& slots) {
   for (int i = 0; FUSED && i < kNormSums * V; ++i) slots.set_number(slots.sum_at(a, 0) + i, Real(0.0f));
   if (a.gparams == 0) return;
   TK_UNROLL
-  for (int i = 0; i < kSums * V; ++i) slots.set_number(slots.sum_at(a, FUSED ? kNormSums : 0) + i, Real(0.0f));
+  for (int i = 0; i < Kernel::kRows * V; ++i) slots.set_number(slots.sum_at(a, FUSED ? kNormSums : 0) + i, Real(0.0f));
 }
 
 // Then one number of row r, or V columns of the workspace [rows, N].
@@ -119,7 +121,7 @@ template <class Kernel>
 TK_INLINE void store_sums(const LifArgs& a, int rows, int64_t n, const Slots<Kernel>& slots) {
   constexpr bool FUSED = Kernel::FUSED;
   TK_UNROLL
-  for (int r = 0; r < (FUSED ? kNormSums : 0) + kSums; ++r) {
+  for (int r = 0; r < (FUSED ? kNormSums : 0) + Kernel::kRows; ++r) {
     if (!FUSED || r < rows) slots.store_numbers(slots.sum_at(a, r), a.workspace, index::offset(r, n, a.N));
   }
 }

@@ -6,7 +6,8 @@
 namespace trtkern {
 namespace cuda {
 
-// Rows of the parameter gradients' sums: `reset` serves whichever of reset_amount and v_reset is in use.
+// Rows of the sums of LIF's parameter gradients: `reset` serves whichever of reset_amount and v_reset is in use. Those
+// of another neuron are its parameters.
 enum Sum : int { kSumDecay, kSumGain, kSumBias, kSumReset, kSumThreshold, kSums };
 
 // Rows of a fused kernel's sums that stand before those: of gx and of gx * (x - center).
@@ -30,15 +31,19 @@ TK_INLINE Real segment_sum(const index::Reduction& r, int rows, uint64_t workspa
   return sum;
 }
 
-TK_INLINE void store_one(uint64_t base, int64_t element, Real value) {
-  Pack<Float32, 1> out;
+// The number as it is written.
+template <class E>
+TK_INLINE Real store_as(uint64_t base, int64_t element, Real value) {
+  Pack<E, 1> out;
   const Real one[1] = {value};
   out.set(one);
-  out.store(address<Float32>(base, element));
+  out.store(address<E>(base, element));
+  return out.get(0);
 }
+TK_INLINE void store_one(uint64_t base, int64_t element, Real value) { store_as<Float32>(base, element, value); }
 
-// Adds up the segments [segments, rows, C] of number i of [rows, C], and writes the gradient [kParams, C], or row i /
-// C of norm_sums. `norm`: rows before those of the parameters.
+// Adds up the segments [segments, rows, C] of number i of [rows, C], and writes the gradient [P, C], or row i / C
+// of norm_sums. `norm`: rows before those of the parameters.
 TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int rows, int norm, int64_t i) {
   const uint64_t segments = address<Float32>(a.workspace, rows * r.M);
   Pack<Float32, 1> part;
@@ -54,7 +59,7 @@ TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int rows,
     return;
   }
   const Real sum = static_cast<float>(exact);
-  if (row != kSumReset) return store_one(a.gparams, index::offset(row, channel, r.C), sum);
+  if (a.neuron != LIF::kId || row != kSumReset) return store_one(a.gparams, index::offset(row, channel, r.C), sum);
   const Real zero = 0.0f;
   store_one(a.gparams, index::offset(kResetAmount, channel, r.C), where_(a.reset == kSoft, -sum, zero));
   store_one(a.gparams, index::offset(kVReset, channel, r.C), where_(a.reset == kHard, sum, zero));

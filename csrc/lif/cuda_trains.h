@@ -11,7 +11,7 @@ template <class Kernel>
 struct Trains {
   using E = typename Kernel::E;
   static constexpr int V = Kernel::V, K = Kernel::K;
-  static constexpr int kCounts = 4 * V, kKept = 5 * V;  // after the v of the four packs
+  static constexpr int kCounts = 4 * Kernel::kStates * V, kKept = kCounts + V;  // after the states of the four packs
 
   uint32_t bits[(V + 3) / 4] = {};
 
@@ -61,10 +61,14 @@ struct Trains {
       Real s[V];
       TK_UNROLL
       for (int j = 0; j < V; ++j) s[j] = Real(0.25f) * Real(static_cast<float>(kept.word(kCounts + j) >> 4 * k & 15));
-      typename Kernel::Row out;
-      out.set(s);
-      out.store(at);
-      at = address<E>(at, N);
+      if constexpr (Kernel::ANY_ELEMENT) {
+        store_element(a, a.s, index::offset(step + k, m, N), s[0]);
+      } else {
+        typename Kernel::Row out;
+        out.set(s);
+        out.store(at);
+        at = address<E>(at, N);
+      }
     }
   }
 };

@@ -1,4 +1,4 @@
-"""The CUDA backend: ``trtkern._cuda``, hand-written kernels for NVIDIA GPUs; it holds LIF and BatchNorm + LIF."""
+"""The CUDA backend: ``trtkern._cuda``, hand-written kernels for NVIDIA GPUs: neurons, and BatchNorm + neuron."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def prefers(case: Case) -> str | None:
     """
     if case.op != "lif" or refuses(case) is not None or case.T <= CHUNK or case.N == 0:
         return None
+    if case.spec is not None and case.spec.neuron != "LIF":
+        return None
     wide = 16 // case.dtype.itemsize
     blocks = -(-case.N // (wide * THREADS))
     if blocks >= case.processors or case.N % (wide // 4):
@@ -82,9 +84,9 @@ def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIF
     Raises:
         RuntimeError: a CUDA error, with what to do.
     """
-    if edges is None and inp.x.shape[0] > CHUNK:
+    if edges is None and inp.x.shape[0] > (most := inp.spec.chunk):
         raise RuntimeError(
-            f"lif: expected edges for T > {CHUNK}, got none for T = {inp.x.shape[0]}; run the forward pass with them"
+            f"lif: expected edges for T > {most}, got none for T = {inp.x.shape[0]}; run the forward pass with them"
         )
     extension = _extension()
     args = _args.backward(extension, inp, edges, grads, out)
