@@ -85,7 +85,7 @@ def write_headers(folder: Path) -> None:
         )
         headers = {
             "surrogates": dialect.cpp_header(row.function for row in surrogates.TABLE.values()),
-            "neurons": dialect.neurons_header(map(neurons.lookup, neurons.COMPILED)),
+            "neurons": dialect.neurons_header(neurons.TABLE.values()),
         }
     for name, header in headers.items():
         path = folder / f"trtkern_{name}.h"

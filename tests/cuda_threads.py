@@ -20,7 +20,7 @@ def printed_headers():
     """{name: text}: the surrogates and the compiled neurons as C++."""
     return {
         "surrogates": dialect.cpp_header(surrogates.TABLE[name].function for name in surrogates.BUILTIN),
-        "neurons": dialect.neurons_header(map(neurons.lookup, neurons.COMPILED)),
+        "neurons": dialect.neurons_header(neurons.TABLE.values()),
     }
 
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trtkern import LIFSpec, lif, nn
 from trtkern.backends import _args, cuda, explain, named, resolve
 from trtkern.backends.base import CHUNK, Case
-from trtkern.neurons import COMPILED
+from trtkern.neurons import TABLE
 from trtkern.selftest import Cell, compare
 from trtkern.surrogates import BUILTIN
 
@@ -124,7 +124,7 @@ def test_auto_takes_them_where_the_launcher_does():
             args = threads.LifArgs()
             args.x, args.T, args.N, args.x_stride = 16, timesteps, neurons, neurons
             args.dtype, args.processors = _args.DTYPES[dtype], processors
-            args.neuron = COMPILED.index(name)
+            args.neuron = [*TABLE].index(name)
             reads_ahead = threads.library.reads_ahead(ctypes.byref(args)) == 1
             case = Case("lif", "cuda", dtype, LIFSpec(neuron=name), timesteps, neurons, processors)
             assert (cuda.prefers(case) is not None) == reads_ahead, case

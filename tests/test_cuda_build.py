@@ -172,10 +172,10 @@ def test_a_launch_without_a_driver_raises():
     for args.x_stride in (64, 0):
         with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
             extension.lif_forward(args)
-    args.neuron, args.P = neurons.COMPILED.index("ALIF"), 9
+    args.neuron, args.P = [*neurons.TABLE].index("ALIF"), 9
     with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error \d+ \(.*driver"):
         extension.lif_forward(args)
-    for number, count in ((args.neuron, 6), (len(neurons.COMPILED), 6), (-1, 6)):
+    for number, count in ((args.neuron, 6), (len(neurons.TABLE), 6), (-1, 6)):
         args.neuron, args.P = number, count
         with pytest.raises(RuntimeError, match=r"lif_forward: CUDA error 1 \(cudaErrorInvalidValue"):
             extension.lif_forward(args)

@@ -8,7 +8,7 @@ import data_files
 import pytest
 import torch
 
-from trtkern import data, neurons
+from trtkern import data
 from trtkern.backends import named
 from trtkern.commands import _runs
 from trtkern.training import recipes, run, settings
@@ -51,7 +51,7 @@ def test_two_steps(name, tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(_runs, "keep_pages", lambda: False)
     source = recipes.load(name)["data"]
     folder = data_files.make(source, tmp_path / "files")
-    backend = BACKEND if recipes.load(name)["model"].get("neuron", "LIF") in neurons.COMPILED else "reference"
+    backend = BACKEND
     plan = settings.resolve(
         recipe=name, data_dir=None if folder is None else str(folder), cache_dir=str(tmp_path / "cache"), epochs=1,
         batch_size=1, timesteps=2, backend=backend, device="cpu", threads=1, select="last", workers=1,

@@ -336,10 +336,6 @@ TABLE: dict[str, Neuron] = {
 }  # fmt: skip
 
 
-COMPILED = tuple(TABLE)
-"""What the C++ and CUDA extensions hold, by their number there."""
-
-
 def lookup(name: str) -> Neuron:
     """The row of that name; a ValueError with the list of names otherwise."""
     row = TABLE.get(name)

@@ -8,12 +8,13 @@
 //   cpu/isa_avx512.cpp, ...    one translation unit an instruction set: the table Kernels of its functions
 //   lif/cpu_forward.h          forward_blocks: a block of neurons at a time (block_at in cpu/rows.h) through all steps;
 //                              forward_step: one step of it; ForwardRow: its whole spans of neurons, and the odd ends
-//   lif/math.h                 charge, fire and reset_after, over the vectors of cpu/simd.h
+//   trtkern_neurons.h          charge, fire and settle of each neuron, printed by the build from trtkern/neurons.py; F
+//                              is a vector of cpu/simd.h
 //
 // Backward, cpu_lif_backward: backward_blocks in lif/cpu_backward.h, a chunk of 16 steps at a time, the last first;
 // recompute_chunk makes its h again, backward_step walks back through them (BackwardRow, then backward_run, which is
-// compiled for each surrogate and case: backward_run_of), step_gradient in lif/math.h. Each thread adds up what belongs
-// to the parameters for itself; it is put together here, in the order of the threads.
+// compiled for each surrogate and case: backward_run_of), fired_back and charge_back of the neuron. Each thread adds up
+// what belongs to the parameters for itself; it is put together here, in the order of the threads.
 //
 // The other launchers go the same way, to norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing) and
 // cpu/regularizer.h.
