@@ -51,10 +51,9 @@ def test_two_steps(name, tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(_runs, "keep_pages", lambda: False)
     source = recipes.load(name)["data"]
     folder = data_files.make(source, tmp_path / "files")
-    backend = BACKEND
     plan = settings.resolve(
         recipe=name, data_dir=None if folder is None else str(folder), cache_dir=str(tmp_path / "cache"), epochs=1,
-        batch_size=1, timesteps=2, backend=backend, device="cpu", threads=1, select="last", workers=1,
+        batch_size=1, timesteps=2, backend=BACKEND, device="cpu", threads=1, select="last", workers=1,
         changes=SMALLER.get(name, []),
     )  # fmt: skip
     trainer = _runs.prepare(plan)
