@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def pack_spikes(
-    s, words,
+    s, packed,
     T: tl.int64, n: tl.int64,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """words [ceil(T / 8), N] from s [T, N]: a bit is set where s is not 0; a program owns eight steps of its block."""
+    """packed [ceil(T / 8), N] from s [T, N]: a bit is set where s is not 0; a program owns eight steps of its block."""
     T = tl.cast(T, tl.int64)
     N = tl.cast(n, tl.int64) * (16 if ALIGNED else 1)
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -43,15 +43,15 @@ def pack_spikes(
     word = tl.zeros([BLOCK], tl.int32)
     for i in tl.static_range(8):
         word += tl.where(widen(rows[i]) != 0.0, 1 << i, 0)
-    tl.store(words + plane * N + offsets, word.to(tl.uint8), mask=mask)
+    tl.store(packed + plane * N + offsets, word.to(tl.uint8), mask=mask)
 
 
 def unpack_spikes(
-    words, out,
+    packed, out,
     start: tl.int64, steps: tl.int64, n: tl.int64, half: tl.int64, side: tl.int64,
     POOL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """out [steps, N], or [steps, N / 4] averages, from the words [planes, N]; a program owns one byte of its block."""
+    """out [steps, N], or [steps, N / 4] averages, from the packed [planes, N]; a program owns one byte of its block."""
     start = tl.cast(start, tl.int64)
     steps = tl.cast(steps, tl.int64)
     N = neurons(n, POOL, ALIGNED)
@@ -63,7 +63,7 @@ def unpack_spikes(
     digits = tl.zeros([BLOCK], tl.int32)
     for q in tl.static_range(positions(POOL)):
         word = tl.load(
-            words + plane * N + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0
+            packed + plane * N + place(first, shape[0], shape[1], q, POOL, ALIGNED, LANES), mask=mask, other=0
         ).to(tl.int32)
         for i in tl.static_range(8):
             digits += ((word >> i) & 1) << (4 * i)
@@ -85,27 +85,27 @@ _PACK = classes(pack_spikes)
 _UNPACK = classes(unpack_spikes)
 
 
-def pack_launch(s: Tensor, words: Tensor) -> Launch:
-    """words [ceil(T / 8), N] uint8 from s [T, N]."""
+def pack_launch(s: Tensor, packed: Tensor) -> Launch:
+    """packed [ceil(T / 8), N] uint8 from s [T, N]."""
     T = s.shape[0]
     N = s.numel() // T
-    wide = aligned(N, (s, words))
+    wide = aligned(N, (s, packed))
     chosen = options(4)
     block = chosen["num_warps"] * warp_size() * (16 // s.element_size() if wide else 4)
-    args = (s, words, T, N // 16 if wide else N, wide, block)
+    args = (s, packed, T, N // 16 if wide else N, wide, block)
     return Launch(_PACK[wide], (-(-N // block), -(-T // 8)), args, chosen)
 
 
-def unpack_launch(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> Launch:
+def unpack_launch(packed: Tensor, start: int, pool: Pool | None, out: Tensor) -> Launch:
     """out [steps, N], or [steps, N / 4] averages, of the steps from ``start`` on."""
     steps = out.shape[0]
-    N = words.numel() // words.shape[0]
+    N = packed.numel() // packed.shape[0]
     image = geometry("spikes_unpack", pool)
     each = 16 // out.element_size()
-    wide = aligned(N, (words, out)) and image.suits(N, each)
+    wide = aligned(N, (packed, out)) and image.suits(N, each)
     chosen = options(4)
     lanes = each if wide else 4
     block = chosen["num_warps"] * warp_size() * lanes
-    args = (words, out, start, steps, *image.numbers(N, lanes, wide), image.kind, wide, block, lanes)
+    args = (packed, out, start, steps, *image.numbers(N, lanes, wide), image.kind, wide, block, lanes)
     planes = (start + steps - 1) // 8 - start // 8 + 1
     return Launch(_UNPACK[wide], (-(-N // POSITIONS[image.kind] // block), planes), args, chosen)

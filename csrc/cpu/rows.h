@@ -19,7 +19,7 @@ namespace trtkern::TK_ISA {
 // places of two image rows (four, in twos `row` apart).
 struct Block {
   int64_t at = 0, length = 0, runs = 1, pitch = 0, row = 0;
-  int64_t fold_row = 0, fold_inner = 0;  // with pooling: the rows and places that are pooled, as they lie in scratch
+  int64_t fold_row = 0, fold_side = 0;  // with pooling: the rows and places that are pooled, as they lie in scratch
 
   TK_INLINE int64_t size() const { return runs * length; }
   TK_INLINE int64_t start(int64_t run) const { return at + (run & 1) * pitch + (run >> 1) * row; }
@@ -39,7 +39,7 @@ inline int64_t block_limit(const LifArgs& a, int64_t n0, int64_t most) {
 TK_NOINLINE inline Block block_at(const LifArgs& a, int64_t n0, int64_t end, int64_t most) {
   const int64_t limit = block_limit(a, n0, most), left = end - n0;
   if (!a.pool_row) return {n0, left < limit ? left : limit};
-  const int64_t pair = 2 * a.pool_row, inner = a.pool_inner;
+  const int64_t pair = 2 * a.pool_row, inner = a.pool_side;
   if (pair <= limit) return {n0, (left < limit ? left : limit) / pair * pair, 1, 0, 0, a.pool_row, inner};
   const int64_t first = n0 / pair * pair, within = n0 % pair;
   if (4 * inner <= limit) {

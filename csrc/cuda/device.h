@@ -10,7 +10,7 @@ namespace cuda {
 inline cudaStream_t stream(const LifArgs& a) { return reinterpret_cast<cudaStream_t>(a.stream); }
 
 inline bool valid(const LifArgs& a) {
-  const bool pool = a.pool_row == 0 || (a.pool_inner > 0 && a.pool_row % (2 * a.pool_inner) == 0 && a.N % 4 == 0);
+  const bool pool = a.pool_row == 0 || (a.pool_side > 0 && a.pool_row % (2 * a.pool_side) == 0 && a.N % 4 == 0);
   return a.T > 0 && a.N > 0 && a.C > 0 && a.inner > 0 && a.x != 0 && a.dtype >= kFloat32 && a.dtype <= kFloat16 &&
          a.surrogate >= 0 && a.surrogate < kSurrogates && span(a) > 0 && pool &&
          index::blocks(a.N, vec(a)) <= index::kMaxBlocks;

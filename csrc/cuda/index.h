@@ -146,30 +146,30 @@ struct Tiles {
   }
 };
 
-// 2 x 2 neurons that are averaged: rows 2k and 2k + 1 of `row` neurons, and in them places 2j and 2j + 1 of `inner`
+// 2 x 2 neurons that are averaged: rows 2k and 2k + 1 of `row` neurons, and in them places 2j and 2j + 1 of `side`
 // neurons side by side (lif/args.h).
 struct Pool {
-  int64_t row, inner;
+  int64_t row, side;
 
   // Where the average lies to which neuron n belongs.
   TK_HD int64_t pooled(int64_t n) const {
     const int64_t pair = divide(n, 2 * row);
     int64_t within = n - pair * 2 * row;
     if (within >= row) within -= row;
-    const int64_t place = divide(within, inner);
-    return pair * (row / 2) + (place / 2) * inner + within - place * inner;
+    const int64_t place = divide(within, side);
+    return pair * (row / 2) + (place / 2) * side + within - place * side;
   }
-  // The first of the four neurons of average m; the others: + inner, + row, + row + inner.
+  // The first of the four neurons of average m; the others: + side, + row, + row + side.
   TK_HD int64_t first(int64_t m) const {
-    const int64_t pair = divide(m, row / 2), within = m - pair * (row / 2), place = divide(within, inner);
-    return pair * 2 * row + place * 2 * inner + within - place * inner;
+    const int64_t pair = divide(m, row / 2), within = m - pair * (row / 2), place = divide(within, side);
+    return pair * 2 * row + place * 2 * side + within - place * side;
   }
   // Whether `vec` neighbouring averages have four packs of `vec` neighbouring neurons for parts: places of at least a
   // pack (over), or rows of an even number of packs, each pack making half as many averages (beside).
-  TK_HD bool over(int vec) const { return inner % vec == 0; }
-  TK_HD bool beside(int vec) const { return inner == 1 && row % (2 * vec) == 0; }
+  TK_HD bool over(int vec) const { return side % vec == 0; }
+  TK_HD bool beside(int vec) const { return side == 1 && row % (2 * vec) == 0; }
   // Neuron n + apart(q, vec) is the first of pack q of the four.
-  TK_HD int64_t apart(int q, int vec) const { return (q >> 1) * row + (q & 1) * (over(vec) ? inner : vec); }
+  TK_HD int64_t apart(int q, int vec) const { return (q >> 1) * row + (q & 1) * (over(vec) ? side : vec); }
 };
 
 // What a backward pass with N neurons at `vec` a thread leaves to add up: a row of sums a neuron, or, where all neurons

@@ -430,7 +430,7 @@ void read_pooled(const LifArgs& a, int64_t t, int64_t n0, const Block& b, const 
     for (int64_t i = 0; i < n; i += kSpan) prefetch(from - a.N / 4 + i);
   if constexpr (sizeof(Raw) == 4)
     for (int64_t i = 0; i < n; i += kLanes) store(m.pooled + i, load(m.pooled + i) * lit<vfloat>(0.25f));
-  spread<D>(m.pooled, b.size(), b.fold_row, b.fold_inner, m.pooled_gs);
+  spread<D>(m.pooled, b.size(), b.fold_row, b.fold_side, m.pooled_gs);
 }
 
 // Step t of a block, backwards; `row` has what all steps of the block share, j is the step's place in its chunk.

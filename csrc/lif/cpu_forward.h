@@ -6,7 +6,7 @@
 
 namespace trtkern::TK_ISA {
 
-// One step forward of a block of neurons N: the state in place; s, v_out and words may be null; `watch` is NaN where a
+// One step forward of a block of neurons N: the state in place; s, v_out and packed may be null; `watch` is NaN where a
 // number of a trace was not finite, or a v as it goes out. `before`: what goes out is h.
 template <class D, class N>
 struct ForwardRow {
@@ -14,7 +14,7 @@ struct ForwardRow {
   Rows params;
   Current<Raw> in;
   Raw *s, *v_out;
-  uint8_t* words;  // the bytes of the spikes, of which this step sets `bit`
+  uint8_t* packed;  // the bytes of the spikes, of which this step sets `bit`
   float *state, *watch;
   int bit, reset;
   bool before, odd;  // odd: the lanes at the end are padding
@@ -25,7 +25,7 @@ struct ForwardRow {
     r.params = params.at(i), r.in = in.at(i), r.state += i, r.ahead += i;
     if (s) r.s += i;
     if (v_out) r.v_out += i;
-    if (words) r.words += i;
+    if (packed) r.packed += i;
     return r;
   }
   TK_INLINE int64_t to_aligned_output(int64_t n) const { return to_aligned<typename D::Pack>(s ? s : v_out, n); }
@@ -33,7 +33,7 @@ struct ForwardRow {
   template <bool STREAM>
   TK_INLINE void whole(int64_t from, int64_t n) const {
     if constexpr (!kPlainRows<N>) return run<STREAM, true, false, kEach>(from, n);
-    if (!s || v_out || words) return with_layout<STREAM, true>(from, n);
+    if (!s || v_out || packed) return with_layout<STREAM, true>(from, n);
     with_layout<STREAM, false>(from, n);
   }
   template <bool STREAM, bool MORE>
@@ -76,7 +76,7 @@ struct ForwardRow {
           put<STREAM>(r.v_out + i, shown);
           if (!r.odd) watched = fma_(D::unpack(shown), vfloat{}, watched);
         }
-        if (MORE && r.words) set_bits(r.words + i, fired, r.bit);
+        if (MORE && r.packed) set_bits(r.packed + i, fired, r.bit);
         store_numbers<N::kStates>(r.state, kForwardStride, i, state);
       }
     }
@@ -86,16 +86,16 @@ struct ForwardRow {
   TK_NOINLINE void part(int64_t from, int count) const {
     ForwardRow r = at(from);
     Raw *to_s = r.s, *to_v = r.v_out;
-    uint8_t* to_words = r.words;
+    uint8_t* to_packed = r.packed;
     Staged<Raw> new_x, new_residual, new_s, new_v;
-    Staged<uint8_t> new_words;
+    Staged<uint8_t> new_packed;
     const Kept<N::kStates> kept(r.state, kForwardStride);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out), r.odd = true;
-    if (to_words) new_words.in(to_words, count), r.words = new_words.out(to_words);
+    if (to_packed) new_packed.in(to_packed, count), r.packed = new_packed.out(to_packed);
     r.template whole<false>(0, kSpan);
     if (to_v) watch_some(new_v, count);
-    new_s.back(to_s, count), new_v.back(to_v, count), new_words.back(to_words, count);
+    new_s.back(to_s, count), new_v.back(to_v, count), new_packed.back(to_packed, count);
     kept.restore(count);
   }
   TK_NOINLINE void watch_some(Staged<Raw> shown, int count) const {
@@ -112,7 +112,7 @@ struct ForwardMemory {
   using Raw = typename D::Raw;
   float* state;
   ChannelRows params, affine;
-  uint8_t* words;
+  uint8_t* packed;
   Raw *spikes, *folded;  // of a pooled block
   Converted<D, RowType<D, N>> x, residual, s, v;
 
@@ -120,7 +120,7 @@ struct ForwardMemory {
       : state(pieces.take(N::kStates * kForwardStride)),
         params(pieces.take(N::kParams * kParameterStride), N::kParams),
         affine(pieces.take(kAffine * kParameterStride), kAffine),
-        words((uint8_t*)pieces.take((kForwardBlock + kPad) / 4)),
+        packed((uint8_t*)pieces.take((kForwardBlock + kPad) / 4)),
         spikes((Raw*)pieces.take(kForwardBlock + kPoolPad)),
         folded((Raw*)pieces.take(kForwardBlock / 4 + kPoolPad)),
         x(pieces),
@@ -144,7 +144,7 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
     row.params = shared.params.at(i);
     row.in = {m.x.in(x, n), m.residual.in(element<Raw>(a.residual, at), n), shared.in.affine.at(i)};
     row.s = m.s.out(s), row.v_out = m.v.out(v);
-    row.words = a.packed ? m.words + i : nullptr;
+    row.packed = a.packed ? m.packed + i : nullptr;
     row.state = m.state + i;
     row.ahead = m.x.ahead(x + (t + 1 < a.T ? a.x_stride : n - t * a.x_stride));
     if (kSame && streaming && !a.pool_row && (a.s || a.v)) {
@@ -155,7 +155,7 @@ TK_INLINE void forward_step(const LifArgs& a, int64_t t, int64_t n0, const Block
     m.s.back(s, n, streaming && !a.pool_row), m.v.back(v, n, streaming, row.watch);
   }
   if (a.pool_row && a.s) write_fold<D>(a, t, n0, m.spikes, m.folded, b, streaming);
-  if (a.packed) write_words(a, t, m.words, b, streaming);
+  if (a.packed) write_packed(a, t, m.packed, b, streaming);
 }
 
 // NaN in `watch` where one of n floats, with zeros behind them, is not finite.

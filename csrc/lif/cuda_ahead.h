@@ -95,7 +95,7 @@ struct RingOfSlots {
   }
 };
 
-// All that the steps of chunk c need, but gv.
+// All that the steps of chunk c need, but the carry.
 template <class Kernel>
 TK_INLINE void fetch_chunk(const LifArgs& a, int64_t c, int64_t n, const Slots<Kernel>& to) {
   using E = typename Kernel::E;
@@ -125,8 +125,8 @@ TK_INLINE void backward_ahead(const LifArgs& a, int64_t n, const RingOfSlots<Ker
   Parameters<false>(a, n).next(a, p);
   const Affine3 plain[1] = {};
   const int64_t chunks = index::chunks(a.T, kChunk);
-  Real gv[V];
-  load_floats(a.gv_final, n, gv);
+  Real carry[V];
+  load_floats(a.gv_final, n, carry);
   int slot = 0;
   TK_ROLLED
   for (int64_t c = chunks + R - 2; c >= 0; --c) {
@@ -140,12 +140,12 @@ TK_INLINE void backward_ahead(const LifArgs& a, int64_t n, const RingOfSlots<Ker
     fetched<R - 1>();
     const int count = steps(a, c * kChunk, kChunk);
     const int64_t first = index::offset(c * kChunk, n, a.N);
-    here.set_numbers(S::kGv, gv);
+    here.set_numbers(S::kCarry, carry);
     group_back<kAnySurrogate, V>(a, p, plain, plain, first, count, 0, here);
     store_chunk(a, first, count, here);
-    here.numbers(S::kGv, gv);
+    here.numbers(S::kCarry, carry);
   }
-  store_floats(a.gv0, n, gv);
+  store_floats(a.gv0, n, carry);
 }
 
 }  // namespace cuda

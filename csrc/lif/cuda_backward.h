@@ -19,7 +19,7 @@ TK_INLINE void load_pooled(const LifArgs& a, int64_t step, int64_t n, int count,
   using E = typename Kernel::E;
   using S = Slots<Kernel>;
   constexpr int V = Kernel::V, K = Kernel::K;
-  const index::Pool pool{a.pool_row, a.pool_inner};
+  const index::Pool pool{a.pool_row, a.pool_side};
   const int64_t N = again(count, a.N / 4), first = index::offset(step, pool.pooled(n), N);
   if (pool.over(V)) return load_rows(a, a.gs, first, N, count, slots, slot, S::kApart);
   if constexpr (V > 1) {
@@ -196,17 +196,17 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
   const int64_t N = again(count, a.N);
   const Real share = FUSED && a.pool_row != 0 ? 0.25f : 1.0f;
   constexpr bool kAny = SURROGATE == kAnySurrogate;
-  Real sg[kAny ? K : 1][G], gv[G], sum[kSums][G] = {}, norm[kNormSums][G] = {};
+  Real sg[kAny ? K : 1][G], carry[G], sum[kSums][G] = {}, norm[kNormSums][G] = {};
   if constexpr (kAny) slopes<0>(a, p, h, sg);
   TK_UNROLL
-  for (int j = 0; j < G; ++j) gv[j] = slots.number(S::kGv + at + j);
+  for (int j = 0; j < G; ++j) carry[j] = slots.number(S::kCarry + at + j);
   Part next = slots.template pack<Part>(S::g(first + K - 1) + word);
   TK_UNROLL
   for (int k = K - 1; k >= 0; --k) {
     const Part gs = next;
     if (k > 0) next = slots.template pack<Part>(S::g(first + k - 1) + word);  // before it is needed
     if (k >= count) continue;
-    if (a.gv != 0 && a.before == 0) add_gv<E>(address<E>(a.gv, element + index::offset(first + k, at, N)), gv);
+    if (a.gv != 0 && a.before == 0) add_gv<E>(address<E>(a.gv, element + index::offset(first + k, at, N)), carry);
     Real gx[G], gh[G];
     StepGradient<Real> g[G];
     TK_UNROLL
@@ -218,7 +218,7 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
       } else {
         slope = surrogate<SURROGATE>(h[k][j] - p[j].threshold, lit<Real>(a.alpha));
       }
-      g[j] = step_gradient_flat(p[j], h[k][j], slope, gradient, gv[j], hard, attached);
+      g[j] = step_gradient_flat(p[j], h[k][j], slope, gradient, carry[j], hard, attached);
       gh[j] = g[j].h;
     }
     if (a.before != 0) add_gv<E>(address<E>(a.gv, element + index::offset(first + k, at, N)), gh);
@@ -226,7 +226,7 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
     for (int j = 0; j < G; ++j) {
       g[j].h = gh[j];
       gx[j] = p[j].gain * gh[j];
-      gv[j] = p[j].decay * gh[j];
+      carry[j] = p[j].decay * gh[j];
     }
     if (learn) {
       Real current[G], v[G];
@@ -244,7 +244,7 @@ TK_INLINE void steps_back(const LifArgs& a, const Neuron<Real> (&p)[G], const Af
   }
   TK_UNROLL
   for (int j = 0; j < G; ++j) {
-    slots.set_number(S::kGv + at + j, gv[j]);
+    slots.set_number(S::kCarry + at + j, carry[j]);
     if (learn) slots.add_sums(a, FUSED ? kNormSums : 0, at + j, sum, j);
     if (FUSED && a.norm_sums != 0) slots.add_sums(a, 0, at + j, norm, j);
   }
@@ -283,7 +283,7 @@ TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<Kernel>&
   constexpr int kFit = FUSED || K > 8 ? 2 : 4, kSpan = LOOP ? kChunk : K;
   constexpr int G = V < kFit ? V : kFit, kAffines = FUSED ? G : 1;
   const Parameters<FUSED> all(a, n);
-  slots.load_numbers(S::kGv, a.gv_final, n);
+  slots.load_numbers(S::kCarry, a.gv_final, n);
   for (int64_t c = LOOP ? index::chunks(a.T, kSpan) - 1 : 0; c >= 0; --c) {
     const int count = steps(a, c * kSpan, kSpan);
     load_chunk(a, c * kSpan, n, count, slots);
@@ -312,7 +312,7 @@ TK_INLINE void backward_thread(const LifArgs& a, int64_t n, const Slots<Kernel>&
     }
     store_chunk(a, first, count, slots);
   }
-  slots.store_numbers(S::kGv, a.gv0, n);
+  slots.store_numbers(S::kCarry, a.gv0, n);
 }
 
 }  // namespace cuda

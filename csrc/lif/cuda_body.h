@@ -110,7 +110,7 @@ TK_INLINE bool forward_thread(const LifArgs& a, int64_t n, const Words& kept) {
   // fit the registers.
   constexpr int kBatch = FUSED && V > 4 ? 4 : K;
   const bool pool = FUSED && a.pool_row != 0;
-  const index::Pool pools{a.pool_row, a.pool_inner};
+  const index::Pool pools{a.pool_row, a.pool_side};
   const int64_t base = pool ? pools.first(n) : n;
   Neuron<Real> p[V];
   Real v[V];

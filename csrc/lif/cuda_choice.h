@@ -50,7 +50,7 @@ inline int vec(const LifArgs& a) {
   if (ahead(a)) return wide / 4;
   if ((rows(a) | a.residual) % 16 != 0 || a.packed % wide != 0 || a.N % wide != 0) return 1;
   if (a.pool_row == 0) return wide;
-  const index::Pool pool{a.pool_row, a.pool_inner};
+  const index::Pool pool{a.pool_row, a.pool_side};
   return a.N % (4 * wide) == 0 && (pool.over(wide) || pool.beside(wide)) ? wide : 1;
 }
 

@@ -86,7 +86,7 @@ template <class Kernel>
 TK_INLINE bool forward_neuron(const LifArgs& a, int64_t n, const Words& words) {
   constexpr int K = Kernel::K, S = Kernel::kStates;
   const bool pool = a.pool_row != 0;
-  const index::Pool pools{a.pool_row, a.pool_inner};
+  const index::Pool pools{a.pool_row, a.pool_side};
   const int64_t base = pool ? pools.first(n) : n;
   int64_t channel[1];
   Channels(a, base).next(a, channel);

@@ -33,7 +33,7 @@ struct Slots : Words {
   static constexpr int kRow = Kernel::Row::kWords;
   static constexpr int S = Kernel::kStates;
   static constexpr int kStart = 0;                                    // [S, V]: the state before the chunk
-  static constexpr int kGv = S * V;                                   // [S, V]: its gradient, carried from step to step
+  static constexpr int kCarry = S * V;                                // [S, V]: its gradient, carried from step to step
   static constexpr int kNorm = 2 * S * V;                             // [kNormSums, V], FUSED only
   static constexpr int kSteps = kNorm + (FUSED ? kNormSums * V : 0);  // [rows, 2, words]: x; gs, then gx
   static constexpr int kApart = 2 * kRow + Kernel::kKept;  // from one step to the next; its trace lies behind

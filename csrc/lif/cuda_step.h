@@ -45,20 +45,20 @@ struct StepGradient {
 // The reset and the gradient of a step, as trtkern/neurons.py and its derived backward pass have them, without a
 // branch, for a GPU: uniform choices are selects, so that the steps of a chunk are one straight line. The reset's
 // number stands in both v_reset and reset_amount, and is 0 where there is no reset; `attached`: there is one and it is
-// not detached; sg: the surrogate at h - threshold. gv * s is handed back for whichever of the two is in use, without
-// its sign. A test compares the two.
+// not detached; sg: the surrogate at h - threshold. carry * s is handed back for whichever of the two is in use,
+// without its sign. A test compares the two.
 template <class F>
 TK_INLINE F reset_after_flat(const Neuron<F>& p, F h, bool hard) {
   return where_(h > p.threshold, where_(hard, p.v_reset, h - p.reset_amount), h);
 }
 
 template <class F>
-TK_INLINE StepGradient<F> step_gradient_flat(const Neuron<F>& p, F h, F sg, F gs, F gv, bool hard, bool attached) {
+TK_INLINE StepGradient<F> step_gradient_flat(const Neuron<F>& p, F h, F sg, F gs, F carry, bool hard, bool attached) {
   const F s = fire(p, h);
-  const F spike = where_(attached, fma_(gv, where_(hard, p.v_reset - h, -p.reset_amount), gs), gs);
+  const F spike = where_(attached, fma_(carry, where_(hard, p.v_reset - h, -p.reset_amount), gs), gs);
   const F through = sg * spike;
-  const F passed = where_(hard, gv * (lit<F>(1.0f) - s), gv);
-  const F reset = gv * s;
+  const F passed = where_(hard, carry * (lit<F>(1.0f) - s), carry);
+  const F reset = carry * s;
   return {where_(h == h, through + passed, h), -through, reset, reset};
 }
 

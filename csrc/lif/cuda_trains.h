@@ -21,7 +21,7 @@ struct Trains {
   TK_INLINE void finish(const LifArgs& a, int64_t step, int64_t n, int q, const Words& kept) {
     static_assert(K <= 8, "a byte has 8 bits");
     if (a.packed != 0) write<V>(a.packed + index::offset(step / 8, n, a.N), bits);
-    if (a.pool_row != 0) add(index::Pool{a.pool_row, a.pool_inner}.over(V), q, kept);
+    if (a.pool_row != 0) add(index::Pool{a.pool_row, a.pool_side}.over(V), q, kept);
     TK_UNROLL
     for (uint32_t& word : bits) word = 0;
   }

@@ -13,7 +13,7 @@
 // shift), then the residual added. With coef, what is written as gx is coef[0] * gx + coef[1] * (x - center) + coef[2].
 //
 // With pool_row, s and gs are [T, N / 4]: averages of 2 x 2 neurons, and their gradients. Neurons are rows of pool_row,
-// rows 2k and 2k + 1 make one row of pool_row / 2; pool_inner neurons lie side by side for each place in a row (1, or
+// rows 2k and 2k + 1 make one row of pool_row / 2; pool_side neurons lie side by side for each place in a row (1, or
 // the number of channels where they come last), places 2j and 2j + 1 make one.
 
 // Forward and backward read
@@ -47,7 +47,7 @@ TK_FIELD(int64_t, C, 1);
 TK_FIELD(int64_t, inner, 1);
 TK_FIELD(int64_t, x_stride, 0);  // elements from one step of x to the next: N, or 0 where x is the same at every step
 TK_FIELD(int64_t, pool_row, 0);
-TK_FIELD(int64_t, pool_inner, 1);
+TK_FIELD(int64_t, pool_side, 1);
 // numbers and choices
 TK_FIELDS(float, scalars, kMostParams);  // the first P are used when params is 0
 TK_FIELD(float, alpha, 1.0f);
@@ -57,7 +57,7 @@ TK_FIELD(int, detach, 0);
 TK_FIELD(int, surrogate, 0);
 TK_FIELD(int, neuron, 0);   // its position in trtkern/neurons.py
 TK_FIELD(int, P, kParams);  // its parameters
-TK_FIELD(int, before, 0);  // v, and the v that gv is the gradient of, is h: the potential before the reset
+TK_FIELD(int, before, 0);   // v, and the v that gv is the gradient of, is h: the potential before the reset
 // where it runs
 TK_FIELD(int, threads, 1);      // CPU
 TK_FIELD(int, device, 0);       // CUDA

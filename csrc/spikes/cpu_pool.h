@@ -1,4 +1,4 @@
-// 2 x 2 average pooling within scratch memory: `n` neurons in pairs of rows of `row`, `inner` of them at each place of
+// 2 x 2 average pooling within scratch memory: `n` neurons in pairs of rows of `row`, `side` of them at each place of
 // a row (csrc/lif/args.h, pool_row). A spike's average is exact in every element type.
 //
 // Vectors run over the end of a row into what is written next, or into kPoolPad elements behind the memory.
@@ -53,12 +53,12 @@ TK_INLINE V twice_high(V a) {
 
 // Averages of n spikes into n / 4.
 template <class D>
-TK_NOINLINE void fold(const typename D::Raw* spikes, int64_t n, int64_t row, int64_t inner, typename D::Raw* out) {
+TK_NOINLINE void fold(const typename D::Raw* spikes, int64_t n, int64_t row, int64_t side, typename D::Raw* out) {
   const vfloat quarter = lit<vfloat>(0.25f);
   for (int64_t top = 0; top < n; top += 2 * row, out += row / 2) {
     const auto* above = spikes + top;
     const auto* below = above + row;
-    if (inner == 1) {
+    if (side == 1) {
       for (int64_t j = 0; j < row / 2; j += kLanes) {
         const vfloat a = get<D>(above + 2 * j) + get<D>(below + 2 * j);
         const vfloat b = get<D>(above + 2 * j + kLanes) + get<D>(below + 2 * j + kLanes);
@@ -67,10 +67,10 @@ TK_NOINLINE void fold(const typename D::Raw* spikes, int64_t n, int64_t row, int
       continue;
     }
     auto* to = out;
-    for (int64_t place = 0; place < row; place += 2 * inner, to += inner)
-      for (int64_t i = 0; i < inner; i += kLanes) {
+    for (int64_t place = 0; place < row; place += 2 * side, to += side)
+      for (int64_t i = 0; i < side; i += kLanes) {
         const auto *a = above + place + i, *b = below + place + i;
-        const vfloat sum = (get<D>(a) + get<D>(a + inner)) + (get<D>(b) + get<D>(b + inner));
+        const vfloat sum = (get<D>(a) + get<D>(a + side)) + (get<D>(b) + get<D>(b + side));
         put<false>(to + i, D::pack_exact(quarter * sum));
       }
   }
@@ -78,19 +78,19 @@ TK_NOINLINE void fold(const typename D::Raw* spikes, int64_t n, int64_t row, int
 
 // n / 4 gradients, each to the four neurons that it belongs to; `from` has kPoolPad elements behind it.
 template <class D>
-TK_NOINLINE void spread(const typename D::Raw* from, int64_t n, int64_t row, int64_t inner, typename D::Raw* out) {
+TK_NOINLINE void spread(const typename D::Raw* from, int64_t n, int64_t row, int64_t side, typename D::Raw* out) {
   using Pack = typename D::Pack;
   for (int64_t top = 0; top < n; top += row) {  // in the order of memory: vectors run over the ends
     const auto* g = from + top / row / 2 * (row / 2);
     auto* to = out + top;
-    for (int64_t j = 0; inner == 1 && j < row / 2; j += kLanes) {
+    for (int64_t j = 0; side == 1 && j < row / 2; j += kLanes) {
       const Pack two = load_as<Pack>(g + j);
       put<false>(to + 2 * j, twice_low(two)), put<false>(to + 2 * j + kLanes, twice_high(two));
     }
-    for (int64_t place = 0; inner > 1 && place < row / 2; place += inner)
+    for (int64_t place = 0; side > 1 && place < row / 2; place += side)
       for (int64_t twin = 0; twin < 2; ++twin)
-        for (int64_t i = 0; i < inner; i += kLanes)
-          put<false>(to + 2 * place + twin * inner + i, load_as<Pack>(g + place + i));
+        for (int64_t i = 0; i < side; i += kLanes)
+          put<false>(to + 2 * place + twin * side + i, load_as<Pack>(g + place + i));
   }
 }
 

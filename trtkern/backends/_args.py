@@ -38,7 +38,7 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
         args.affine, args.residual = inp.norm.affine.data_ptr(), address(inp.norm.residual)
         args.C, args.inner = inp.norm.affine.shape[1], inp.inner
     if inp.pool is not None:
-        args.pool_row, args.pool_inner = inp.pool
+        args.pool_row, args.pool_side = inp.pool
     args.dtype, args.reset = DTYPES[inp.x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
     args.neuron, args.P = _NEURONS[spec.neuron], len(spec.row.params)

@@ -30,7 +30,7 @@ class Pool(NamedTuple):
 
     row: int
     """Neurons of an image row; rows 2k and 2k + 1 are pooled."""
-    inner: int
+    side: int
     """Neurons side by side at each place of a row: 1, or the channels where they come last."""
 
 

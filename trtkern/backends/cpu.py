@@ -95,7 +95,7 @@ def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> 
     args = _args_of(out)
     args.s, args.packed, args.N = out.data_ptr(), words.data_ptr(), words[0].numel()
     if pool is not None:
-        args.pool_row, args.pool_inner = pool
+        args.pool_row, args.pool_side = pool
     _extension().spikes_unpack(args, start)
 
 
