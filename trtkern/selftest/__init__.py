@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from trtkern import neurons
 from trtkern.backends import BACKENDS
 from trtkern.backends.base import Backend, Case, RegularizerSpec
 from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare, worst
@@ -39,7 +40,8 @@ def device_of(backend: Backend) -> str:
 
 
 def run() -> list[Row]:
-    """Try every backend that is available here on a handful of cells; takes about a second."""
+    """Try every backend that is available here on a handful of cells; takes about a second, on a GPU half a minute for
+    the first time, when Triton compiles."""
     return [_row(backend) for backend in BACKENDS]
 
 
@@ -56,12 +58,17 @@ def _row(backend: Backend) -> Row:
         for dtype, returned in ((torch.float32, "v"), (torch.bfloat16, "h"))
         for surrogate, reset, timesteps in (("triangle", "hard", 4), ("sigmoid", "soft", 17), ("atan", "none", 1))
     ]
+    others = [
+        Cell(surrogate="atan", reset="soft", learnable="channel", timesteps=9, shape=(2, 3, 11), neuron=name)
+        for name in neurons.TABLE
+        if name != "LIF"
+    ]
     try:
-        for cell in trial:
+        for cell in (*trial, *others):
             errors = compare(backend.name, cell, device)
             if not errors.within(cell.dtype):
                 return Row(backend.name, False, f"{cell} on {device}: {errors}")
-        detail = f"{len(trial)} LIF cells"
+        detail = f"{len(trial)} LIF cells, {len(others)} of other neurons"
         if backend.holds("batch_norm_lif"):
             normed = [
                 NormCell(residual="packed", learnable="channel", shape=(2, 3, 11)),
