@@ -15,10 +15,10 @@ from cuda_threads import printed_headers
 from trtkern import LIFSpec, backends, cli, lif, neurons, selftest, surrogates
 from trtkern.backends import cpu
 from trtkern.backends.base import RegularizerSpec
+from trtkern.neurons import CENTERS
 from trtkern.nn import PLIF, BatchNormLIF
 from trtkern.ops.lif import neuron, wanted
 from trtkern.ops.regularizer import regularizer
-from trtkern.selftest.lif import CENTERS
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=f"cpu: {cpu.missing()}")
 

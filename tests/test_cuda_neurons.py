@@ -10,9 +10,9 @@ import torch
 from cuda_threads import NAME
 
 from trtkern import LIFSpec, neurons
+from trtkern.neurons import CENTERS
 from trtkern.ops.lif import neuron, wanted
 from trtkern.selftest import Cell, NormCell, compare, compare_norm
-from trtkern.selftest.lif import CENTERS
 from trtkern.surrogates import BUILTIN
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")

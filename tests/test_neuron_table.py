@@ -10,10 +10,10 @@ from conftest import DEVICE, FUSED
 
 from trtkern import LIFSpec, adjoint, neurons, reference, surrogates
 from trtkern.expressions import rebind
+from trtkern.neurons import CENTERS
 from trtkern.ops.lif import neuron as neuron_op
 from trtkern.ops.lif import wanted
 from trtkern.selftest import Cell, NormCell, compare, compare_norm
-from trtkern.selftest.lif import CENTERS
 
 ROWS = [(name, reset) for name, row in neurons.TABLE.items() for reset in row.settle]
 BACKENDS = ["reference", *FUSED]
@@ -187,5 +187,6 @@ def test_every_row_has_v_h_and_a_threshold():
     for name, row in neurons.TABLE.items():
         assert row.name == name and "v" in row.states and "h" in row.trace and "v_threshold" in row.params
         assert len(row.trace) in (1, 2), "a chunk keeps 16 numbers of traces"
+    assert {*CENTERS} == {*itertools.chain.from_iterable(row.params for row in neurons.TABLE.values())}
     resets = itertools.chain.from_iterable(row.settle for row in neurons.TABLE.values())
     assert {*resets} == {"hard", "soft", "none"}

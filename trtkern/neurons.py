@@ -335,6 +335,14 @@ TABLE: dict[str, Neuron] = {
     )
 }  # fmt: skip
 
+CENTERS: dict[str, float] = {
+    "decay": 0.6, "gain": 0.5, "bias": 0.1, "reset_amount": 1.1, "v_threshold": 0.9, "v_reset": 0.1, "decay_syn": 0.4,
+    "gain_syn": 0.9, "decay_a": 0.8, "gain_a": 0.7, "beta": 0.6, "decay_w": 0.7, "a": 0.2, "b": 0.5, "a0": 0.2,
+    "v_rest": 0.1, "v_c": 1.6, "delta_t": 0.5, "theta_rh": 2.5, "rate_w": 0.4, "rate": 0.5,
+}  # fmt: skip
+"""What each parameter is near in the self-test and in the tests: numbers with which every neuron fires now and then and
+forgets, so that an error of rounding does not grow with the steps."""
+
 
 def lookup(name: str) -> Neuron:
     """The row of that name; a ValueError with the list of names otherwise."""

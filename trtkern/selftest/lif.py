@@ -29,14 +29,6 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11, 
 PARAMETER_TOLERANCE = 1e-4
 """The same for gradients of learnable parameters: sums over many neurons in float32."""
 
-CENTERS = {
-    "decay": 0.6, "gain": 0.5, "bias": 0.1, "reset_amount": 1.1, "v_threshold": 0.9, "v_reset": 0.1, "decay_syn": 0.4,
-    "gain_syn": 0.9, "decay_a": 0.8, "gain_a": 0.7, "beta": 0.6, "decay_w": 0.7, "a": 0.2, "b": 0.5, "a0": 0.2,
-    "v_rest": 0.1, "v_c": 1.6, "delta_t": 0.5, "theta_rh": 2.5, "rate_w": 0.4, "rate": 0.5,
-}  # fmt: skip
-"""What each parameter is near in a cell: numbers with which every neuron fires now and then and forgets, so that an
-error of rounding does not grow with the steps."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -80,7 +72,7 @@ class Cell:
         the oracle read the same ones."""
         spread = 0.0 if self.learnable == "none" else 0.1
         row = self.spec.row.params
-        return [(CENTERS[name] + spread * torch.rand(count, generator=draw)).double() for name in row]
+        return [(neurons.CENTERS[name] + spread * torch.rand(count, generator=draw)).double() for name in row]
 
     def __str__(self) -> str:
         detach = "detached" if self.detach_reset else "attached"
