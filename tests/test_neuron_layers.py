@@ -1,13 +1,14 @@
 """The layers of the neurons beside LIF: values and gradients against the plain loop in float64, what layers share."""
 
+import inspect
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from trtkern import names, neurons, reference
 from trtkern import nn as snn
-from trtkern import reference
 from trtkern.analysis import energy
 from trtkern.analysis._sites import sites
 from trtkern.models.build import build
@@ -17,18 +18,16 @@ from trtkern.spec import LIFSpec
 
 T, B, C = 6, 2, 3
 
-SOURCES = {
-    "CUBALIF": {"decay_syn": 0.4, "gain_syn": 0.9, "decay": 0.6, "gain": 0.7, "v_leak": 0.1},
-    "ALIF": {"decay": 0.6, "gain": 0.7, "decay_a": 0.8, "gain_a": 0.5, "beta": 0.6, "v_leak": 0.1},
-    "AdLIF": {"decay": 0.6, "gain": 0.7, "decay_w": 0.7, "a": 0.2, "b": 0.5, "v_leak": 0.1},
-    "CLIF": {"decay": 0.6, "gain": 0.7, "rate": 0.5, "v_leak": 0.1},
-    "QIF": {"tau": 1.6, "a0": 0.3, "v_rest": 0.1, "v_c": 0.4},
-    "EIF": {"tau": 1.6, "delta_t": 0.7, "theta_rh": 0.8, "v_rest": 0.1},
-    "Izhikevich": {"tau": 1.6, "a0": 0.3, "v_rest": 0.1, "v_c": 0.4, "tau_w": 2.5, "a": 0.2, "b": 0.5},
-}
-"""What each layer takes, and a value near which it fires now and then."""
-SEVERAL = ("CUBALIF", "ALIF", "AdLIF", "CLIF", "Izhikevich")
-SOFT = {"v_reset": None}
+OTHERS = [name for name in neurons.TABLE if name != "LIF"]
+SEVERAL = [name for name in OTHERS if len(neurons.TABLE[name].states) > 1]
+ROWS = [(name, reset) for name in OTHERS for reset in ("soft", "hard") if reset in neurons.TABLE[name].settle]
+
+
+def sources(name):
+    """What a layer takes, each with a value near which it fires now and then: that of the row's parameter, or for what
+    the layer makes those of (tau, v_leak) the default."""
+    defaults = inspect.signature(getattr(snn, name)).parameters
+    return {each: neurons.CENTERS.get(each, defaults[each].default) for each in names.NEURONS[name]}
 
 
 def make(name, channels=None, **settings):
@@ -39,7 +38,7 @@ def make(name, channels=None, **settings):
         spread = 0.1 * torch.rand(() if channels is None else (channels,), generator=draw)
         return nn.Parameter(center + spread)
 
-    own = {key: held(center) for key, center in SOURCES[name].items()}
+    own = {key: held(center) for key, center in sources(name).items()}
     settings = {"surrogate": "sigmoid", "alpha": 2.0, "backend": "reference", "v_reset": None, **settings}
     return getattr(snn, name)(**own, v_threshold=held(0.8), **settings)
 
@@ -70,13 +69,13 @@ def close(got, want, bound=2e-5):
     assert ((got.detach().double() - want).abs().max() / scale).item() <= bound
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("channels", [C, None])
 def test_against_the_plain_loop_in_float64(name, channels):
     layer, x = make(name, channels), current(T, B, C, seed=1).requires_grad_()
     s, state, h = layer(x, return_state=True, return_h=True)
     leaves = dict(layer.named_parameters())
-    assert set(leaves) == {*SOURCES[name], "v_threshold"}
+    assert set(leaves) == {*names.NEURONS[name], "v_threshold"}
     made = [s, h, *parts(state)]
     grads = [current(*t.shape, seed=i + 5) for i, t in enumerate(made)]
     got = torch.autograd.grad(made, [x, *leaves.values()], grads, materialize_grads=True)
@@ -95,11 +94,8 @@ def test_against_the_plain_loop_in_float64(name, channels):
     assert all(g.abs().max() > 0 for g in want)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize(("name", "reset"), ROWS)
 def test_chunks_and_steps_equal_the_sequence(name, reset):
-    if name == "CLIF" and reset == "hard":
-        return
     layer, x = make(name, C, v_reset=None if reset == "soft" else 0.05), current(9, B, C, 2)
     want, last = layer(x, return_state=True)
     chunks, state = [], None
@@ -129,7 +125,7 @@ def test_a_state_has_names_and_comes_back_in_three_forms(name):
     assert not torch.equal(layer(x, state, return_v=True)[1], layer(x, return_v=True)[1])
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_behind_batch_norm(name):
     """One layer of the two together: the same spikes and gradients, its state, eval, packed, pooled."""
     settings = {"backend": "reference", "v_threshold": 0.2}
@@ -157,7 +153,7 @@ def test_behind_batch_norm(name):
     assert torch.equal(pooled.spikes, reference.average_pool(s)) and pooled.words.shape == (1, B, C, 4, 4)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_what_a_layer_shares(name):
     layer, x = make(name, C), current(T, B, C, 2)
     want = layer(x)
@@ -184,7 +180,7 @@ def test_what_a_layer_shares(name):
 
 
 def test_the_readout():
-    own = {key: nn.Parameter(torch.tensor(v)) for key, v in SOURCES["CUBALIF"].items()}
+    own = {key: nn.Parameter(torch.tensor(v)) for key, v in sources("CUBALIF").items()}
     layer, x = snn.CUBALI(**own, backend="reference"), current(T, B, C)
     v, state = layer(x, return_state=True)
     p = {key: t.detach().double() for key, t in own.items()} | {"v_threshold": torch.ones(()).double()}
@@ -266,7 +262,7 @@ def test_a_tuple_for_a_neuron_of_one_state():
         snn.QIF(backend="reference")(current(T, B, C), (torch.zeros(B, C),))
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_pair_becomes_one_layer_and_two_again(name):
     def pair():
         torch.manual_seed(0)
@@ -288,13 +284,13 @@ def test_a_pair_becomes_one_layer_and_two_again(name):
     assert s.shape == again.shape and len(parts(state)) == len(LIFSpec("soft", neuron=name).row.states)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_networks_by_name(name):
-    first, *_ = SOURCES[name]
-    options = {first: SOURCES[name][first], "backend": "reference", "timesteps": 2}
+    first, value = next(iter(sources(name).items()))
+    options = {first: value, "backend": "reference", "timesteps": 2}
     net = build("topology", (1, 4, 4), 3, layers="CONVAP-4-3-1-1_FC-5", neuron=name, **options)
     layers = [m for m in net.modules() if isinstance(m, getattr(snn, name))]
-    assert len(layers) == 2 and all(getattr(layer, first) == SOURCES[name][first] for layer in layers)
+    assert len(layers) == 2 and all(getattr(layer, first) == value for layer in layers)
     x = torch.rand(2, 1, 4, 4)
     net(x).sum().backward()
     with firing_rates(net) as rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trtkern.models._blocks import neuron_of
 from trtkern.models.build import _options as options_of
 from trtkern.names import NEURONS
 from trtkern.nn import PLIF
+from trtkern.nn._neuron import Spiking
 from trtkern.training import checkpoint, recipes, run, seeds, settings
 from trtkern.training.build import build_loss, build_model
 
@@ -114,8 +116,11 @@ def test_a_neuron_by_its_name():
     plan = resolve("digits", "model.decay=0.9", "model.v_threshold=0.7", "model.neuron=IF")
     assert plan.model == {"name": "conv", "layers": [16, 32, "pool"], "v_threshold": 0.7, "neuron": "IF"}
     assert resolve("cifar10", "model.neuron=LIF").model["decay"] == 0.5
+    shared = inspect.signature(Spiking).parameters
     for name, own in NEURONS.items():  # the names that recipes know before torch is loaded are those of the classes
-        assert set(own) <= set(options_of("conv", neuron_of(name)))
+        taken = inspect.signature(neuron_of(name)).parameters.values()
+        assert {*own} == {each.name for each in taken if each.kind is not each.VAR_KEYWORD} - {*shared}
+        assert {*own} <= {*options_of("conv", neuron_of(name))}
         getattr(nn, name)(**{key: 2.0 if key == "init_tau" else 1 for key in own if key != "decay_input"})
     for wrong in ("PLIFF", "plif", 3):
         with pytest.raises(ValueError, match=r"model\.neuron: expected one of LIF, IF, PLIF, CUBALIF, .*, got"):
