@@ -45,6 +45,8 @@ class Neuron(Leaf):
     """Parameters that are 1 - a decay where they are None: (name, that decay)."""
 
     nonfinite: Tensor
+    _own: tuple[str, ...]
+    """What a spiking neuron takes beside ``Spiking``'s, and a readout takes in all."""
 
     def __init__(self, spec: LIFSpec, time_dim: int, channel_dim: int, backend: str) -> None:
         super().__init__()

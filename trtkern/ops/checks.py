@@ -18,10 +18,6 @@ from trtkern.ops._beneath import look
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Number = float | int | Tensor
-DECAYS = ("decay", "decay_syn", "decay_a", "decay_w")
-"""Parameters within [0, 1]."""
-POSITIVE = ("tau", "tau_w", "delta_t")
-"""Parameters above 0: what divides."""
 LARGEST = torch.finfo(torch.float32).max
 """The kernels compute in float32: a larger number is infinite to them."""
 
@@ -187,10 +183,20 @@ def held_parameter(op: str, name: str, value: Number) -> None:
         look(lambda value: _within(op, name, *(end.item() for end in value.aminmax())), value.detach())
 
 
+def _is_decay(name: str) -> bool:
+    """Whether a parameter of that name lies within [0, 1]: ``decay``, ``decay_syn``, ..."""
+    return name == "decay" or name.startswith("decay_")
+
+
+def _divides(name: str) -> bool:
+    """Whether a parameter of that name lies above 0: ``tau``, ``tau_w``, ..., and ``delta_t``."""
+    return name in ("tau", "delta_t") or name.startswith("tau_")
+
+
 def held_range(op: str, name: str, low: float, high: float) -> None:
     """The range of a bounded parameter is one of allowed values; its ends may be infinite where those may."""
-    least = 0.0 if name == "v_threshold" or name in POSITIVE else -math.inf
-    allowed = (0.0, 1.0) if name in DECAYS else (least, math.inf)
+    least = 0.0 if name == "v_threshold" or _divides(name) else -math.inf
+    allowed = (0.0, 1.0) if _is_decay(name) else (least, math.inf)
     if not allowed[0] <= low <= high <= allowed[1]:
         raise ValueError(
             f"{op}: expected {name} to be bounded within {allowed[0]:g} to {allowed[1]:g}, got {low:g} to {high:g}; "
@@ -240,11 +246,11 @@ def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None
         expected = "finite"
     elif max(abs(low), abs(high)) > LARGEST:
         expected = f"finite in float32, at most {LARGEST:.1e}"
-    elif name in DECAYS and not 0 <= low <= high <= 1:
+    elif _is_decay(name) and not 0 <= low <= high <= 1:
         expected = "in [0, 1]"
     elif name == "v_threshold" and low < 0:
         expected = ">= 0"
-    elif name in POSITIVE and low <= 0:
+    elif _divides(name) and low <= 0:
         expected = "> 0"
     if expected:
         came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"

@@ -54,8 +54,8 @@ def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
     kept = [Kept(f"parameters {each} a channel", each * (channels or max(counts)))]
     if isinstance(neuron, PLIF):
         kept.append(Kept("sigmoid(w)", (1 + neuron.decay_input) * neuron.w.numel() * max(4, neuron.w.element_size())))
-    for name in ("tau", "tau_w"):  # of which the kernels take the inverse
-        tau = neuron._value(name) if hasattr(neuron, name) else None
+    for name in (each for each in neuron._own if each.startswith("tau")):  # of which the kernels take the inverse
+        tau = neuron._value(name)
         if isinstance(tau, Tensor) and tau.requires_grad:
             kept.append(Kept(f"1 / {name}", tau.numel() * max(4, tau.element_size())))
     return kept
