@@ -12,6 +12,8 @@ elsewhere, and its derivative by the spike is a - b. The functions are built fro
 ``fma``, ``exp``, ``abs``, ``maximum`` and ``where``. ``trtkern.adjoint`` derives the backward pass from them; the
 kernels keep ``trace`` and compute the state from it again.
 
+docs/layers.md ("A neuron of your own, in the table") has the steps that make a row a layer.
+
 This module imports the standard library only: the build uses it before torch exists.
 """
 
