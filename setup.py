@@ -77,16 +77,10 @@ def without_torch() -> Iterator[None]:
 
 
 def write_headers(folder: Path) -> None:
-    """trtkern_surrogates.h and trtkern_neurons.h in that folder, from the two tables."""
+    """The headers that are made of the tables of surrogates and neurons, in that folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with without_torch():
-        dialect, neurons, surrogates = map(
-            importlib.import_module, ("trtkern.dialect", "trtkern.neurons", "trtkern.surrogates")
-        )
-        headers = {
-            "surrogates": dialect.cpp_header(row.function for row in surrogates.TABLE.values()),
-            "neurons": dialect.neurons_header(neurons.TABLE.values()),
-        }
+        headers = importlib.import_module("trtkern.dialect").headers()
     for name, header in headers.items():
         path = folder / f"trtkern_{name}.h"
         if not path.exists() or path.read_text() != header:  # its date decides what is compiled again

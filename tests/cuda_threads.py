@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import trtkern.backends
-from trtkern import dialect, neurons, surrogates
+from trtkern import dialect
 from trtkern.backends import _args, cuda
 from trtkern.backends.base import Backend
 
@@ -16,17 +16,9 @@ NAME = "cuda-threads"
 TYPES = {"uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 
-def printed_headers():
-    """{name: text}: the surrogates and the compiled neurons as C++."""
-    return {
-        "surrogates": dialect.cpp_header(surrogates.TABLE[name].function for name in surrogates.BUILTIN),
-        "neurons": dialect.neurons_header(neurons.TABLE.values()),
-    }
-
-
 def compiled(source, output, *flags):
     """Compile a file of tests/ with the headers of csrc/ and the printed ones."""
-    for name, text in printed_headers().items():
+    for name, text in dialect.headers().items():
         (output.parent / f"trtkern_{name}.h").write_text(text)
     includes = [f"-I{ROOT / 'csrc'}", f"-I{output.parent}"]
     command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-ffp-contract=off"]
@@ -85,7 +77,7 @@ class Threads:
 def build():
     """The threads, compiled once for a state of the sources: by whoever comes first, the others wait."""
     sources = sorted([*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "tests").glob("cuda_threads*")])
-    printed = "".join(printed_headers().values()).encode()
+    printed = "".join(dialect.headers().values()).encode()
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + printed)
     folder = ROOT / "build" / "cuda-threads"
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,15 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_threads import printed_headers
 
-from trtkern import LIFSpec, backends, cli, lif, neurons, selftest, surrogates
-from trtkern.backends import cpu
+from trtkern import LIFSpec, backends, cli, dialect, lif, neurons, selftest, surrogates
+from trtkern.backends import _args, cpu
 from trtkern.backends.base import RegularizerSpec
 from trtkern.neurons import CENTERS
 from trtkern.nn import PLIF, BatchNormLIF
@@ -138,6 +139,21 @@ def test_the_regularizer_agrees_bitwise(extension):
             assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
 
 
+def test_an_extension_of_other_tables_is_not_used(extension, monkeypatch):
+    """Its numbers would be those of what stood in the tables when it was built."""
+    assert _args.stale(extension) is None
+    changed = {**neurons.TABLE, "QIF": replace(neurons.TABLE["QIF"], charge=neurons.eif_charge)}
+    for table in (changed, dict(reversed(neurons.TABLE.items())), {"LIF": neurons.TABLE["LIF"]}):
+        with monkeypatch.context() as patch:
+            patch.setattr(neurons, "TABLE", table)
+            assert "trtkern._cpu was built from other neurons" in _args.stale(extension)
+            with pytest.raises(RuntimeError, match="install trtkern again"):
+                cpu.missing.cache_clear()
+                lif(torch.zeros(2, 1, 3), backend="cpu")
+    cpu.missing.cache_clear()
+    assert "install trtkern again" in _args.stale(SimpleNamespace(__name__="trtkern._cpu"))  # one that shows nothing
+
+
 def test_the_environment_chooses_one_or_names_the_choices(extension, monkeypatch):
     monkeypatch.setattr(selftest, "BACKENDS", [backends.named("cpu")])
     monkeypatch.setenv("TRTKERN_CPU_ISA", "baseline")
@@ -156,7 +172,7 @@ def test_the_environment_chooses_one_or_names_the_choices(extension, monkeypatch
 def test_each_header_includes_what_it_uses(tmp_path):
     """Read by itself, as an editor reads it, a header is whole."""
     csrc = Path(__file__).resolve().parent.parent / "csrc"
-    for name, text in printed_headers().items():
+    for name, text in dialect.headers().items():
         (tmp_path / f"trtkern_{name}.h").write_text(text)
     table = csrc / "cpu" / "isa_kernels.h"  # which each instruction set names
     headers = {*csrc.glob("cpu/*.h"), *csrc.glob("*/cpu*.h"), csrc / "lif" / "math.h"} - {table}

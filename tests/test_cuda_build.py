@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_threads import printed_headers
 
-from trtkern import LIFSpec, neurons, surrogates
+from trtkern import LIFSpec, dialect, neurons, surrogates
 from trtkern.backends import cuda, named, resolve
 from trtkern.backends.base import Case
 from trtkern.profiling.inspect import cuda as inspected
@@ -43,7 +42,7 @@ def binary(tmp_path_factory):
     if nvcc is None:
         pytest.skip("neither trtkern._cuda nor nvcc is here")
     folder = tmp_path_factory.mktemp("cuda")
-    for name, text in printed_headers().items():
+    for name, text in dialect.headers().items():
         (folder / f"trtkern_{name}.h").write_text(text)
     flags = ["-std=c++17", "-O3", "--fmad=false", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     jobs = {}

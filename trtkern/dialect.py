@@ -6,14 +6,30 @@ Standard library only, like what it prints: the build uses it before torch exist
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 import itertools
 import textwrap
 from collections.abc import Callable, Iterable
 
-from trtkern import adjoint, expressions
+from trtkern import adjoint, expressions, neurons, surrogates
 from trtkern.expressions import Expression
 from trtkern.neurons import Neuron
+
+
+def headers() -> dict[str, str]:
+    """The headers that the extensions are built with, by name: ``trtkern_NAME.h``.
+
+    "tables" has the fingerprint of the others. An extension shows its own, so that one that was built from other tables
+    is not asked for their numbers (``trtkern.backends``).
+    """
+    printed = {
+        "surrogates": cpp_header(row.function for row in surrogates.TABLE.values() if row.name in surrogates.BUILTIN),
+        "neurons": neurons_header(neurons.TABLE.values()),
+    }
+    mark = hashlib.sha256("".join(printed.values()).encode()).hexdigest()[:16]
+    return printed | {"tables": f'#pragma once\n#define TK_TABLES "{mark}"\n'}
+
 
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _OPERATORS = _ARITHMETIC | {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}

@@ -8,6 +8,7 @@
 #include <array>
 
 #include "lif/args.h"
+#include "trtkern_tables.h"
 
 namespace trtkern {
 
@@ -33,6 +34,7 @@ inline void bind_lif_args(pybind11::module_& m) {
 #define TK_FIELDS(type, name, count) bind_numbers<type, count>(c, #name, &LifArgs::name)
 #include "lif/fields.h"
   m.attr("CHUNK") = kChunk;
+  m.attr("TABLES") = TK_TABLES;  // what trtkern.dialect.headers() printed for this build
 }
 
 }  // namespace trtkern

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtkern import neurons, surrogates
+from trtkern import dialect, neurons, surrogates
 from trtkern.backends.base import Case, LIFBackward, LIFForward, LIFGrads, LIFInputs
 from trtkern.spec import RESETS
 
@@ -22,6 +22,18 @@ _RESETS = {name: number for number, name in enumerate(RESETS)}
 def address(t: Tensor | None) -> int:
     """Where the tensor's first element is; 0 for None."""
     return 0 if t is None else t.data_ptr()
+
+
+def stale(extension: ModuleType) -> str | None:
+    """Why an extension may not be used that was built from other tables of neurons and surrogates, or None: it would
+    compute what stood there then, or nothing for what it does not know."""
+    mark = getattr(extension, "TABLES", None)
+    if mark is not None and f'"{mark}"' in dialect.headers()["tables"]:
+        return None
+    return (
+        f"{extension.__name__} was built from other neurons and surrogates than trtkern/neurons.py and "
+        "trtkern/surrogates.py have; install trtkern again (in a checkout: python setup.py build_ext --inplace)"
+    )
 
 
 def _common(extension: ModuleType, inp: LIFInputs) -> Any:

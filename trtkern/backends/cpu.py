@@ -32,10 +32,10 @@ def _extension() -> ModuleType:
 def missing() -> str | None:
     """Why the extension cannot be used, or None; a ValueError if TRTKERN_CPU_ISA asks for what is not there."""
     try:
-        _extension()
+        extension = _extension()
     except ImportError as error:
         return f"trtkern._cpu was not built or does not load ({error}); install g++ and install trtkern again"
-    return None
+    return _args.stale(extension)
 
 
 def refuses(case: Case) -> str | None:

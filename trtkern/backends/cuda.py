@@ -24,12 +24,14 @@ def _extension() -> ModuleType:
 def missing() -> str | None:
     """Why the kernels cannot be used on this machine and how to get them; None when they can."""
     try:
-        _extension()
+        extension = _extension()
     except ImportError as error:
         return (
             f"trtkern._cuda was not built or does not load ({error}); install the CUDA toolkit (nvcc) and install "
             "trtkern again with TRTKERN_CUDA=1"
         )
+    if (reason := _args.stale(extension)) is not None:
+        return reason
     if torch.version.hip is not None:
         return "this torch is built for AMD GPUs; use triton"
     if not torch.cuda.is_available():
