@@ -39,17 +39,17 @@ inline int64_t block_limit(const LifArgs& a, int64_t n0, int64_t most) {
 TK_NOINLINE inline Block block_at(const LifArgs& a, int64_t n0, int64_t end, int64_t most) {
   const int64_t limit = block_limit(a, n0, most), left = end - n0;
   if (!a.pool_row) return {n0, left < limit ? left : limit};
-  const int64_t pair = 2 * a.pool_row, inner = a.pool_side;
-  if (pair <= limit) return {n0, (left < limit ? left : limit) / pair * pair, 1, 0, 0, a.pool_row, inner};
+  const int64_t pair = 2 * a.pool_row, side = a.pool_side;
+  if (pair <= limit) return {n0, (left < limit ? left : limit) / pair * pair, 1, 0, 0, a.pool_row, side};
   const int64_t first = n0 / pair * pair, within = n0 % pair;
-  if (4 * inner <= limit) {
-    const int64_t column = within / 2, most_columns = limit / 2 / (2 * inner) * (2 * inner);
+  if (4 * side <= limit) {
+    const int64_t column = within / 2, most_columns = limit / 2 / (2 * side) * (2 * side);
     const int64_t length = a.pool_row - column < most_columns ? a.pool_row - column : most_columns;
-    return {first + column, length, 2, a.pool_row, 0, length, inner};
+    return {first + column, length, 2, a.pool_row, 0, length, side};
   }
-  const int64_t place = within / (4 * inner) * (2 * inner), channel = within % (4 * inner) / 4;
-  const int64_t length = inner - channel < limit / 4 ? inner - channel : limit / 4;
-  return {first + place + channel, length, 4, inner, a.pool_row, 2 * length, length};
+  const int64_t place = within / (4 * side) * (2 * side), channel = within % (4 * side) / 4;
+  const int64_t length = side - channel < limit / 4 ? side - channel : limit / 4;
+  return {first + place + channel, length, 4, side, a.pool_row, 2 * length, length};
 }
 
 // The runs of neighbouring neurons from n0 on whose channels are one (inner > 1) or count up (inner = 1):

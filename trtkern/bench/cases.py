@@ -106,7 +106,9 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
     one_of("suite", suite, SUITES)
     one_of("neuron", neuron, neurons.TABLE)
     if neuron != "LIF" and (op != "lif" or suite == "open-neuromorphic"):
-        raise ValueError(f"--neuron: expected --op lif with {neuron} and a suite of neurons alone, got --op {op}")
+        raise ValueError(
+            f"--neuron: expected --op lif with {neuron} and a suite of neurons alone, got --op {op} --suite {suite}"
+        )
     if op == "step" and dtype == "float16":
         raise ValueError("--dtype: expected float32 or bfloat16 with --op step, got float16, which needs a scaled loss")
     linear = suite == "open-neuromorphic"
