@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import io
 import json
 
@@ -196,15 +197,19 @@ def test_200_steps_leave_memory_flat():
 
     steps(20)
     gc.collect()
-    live, pages = tensors(), resident()
+    live, pages = tensors(), [resident()]
     gc.disable()  # nothing may wait for the collector of cycles
     try:
-        steps(200)
-        assert tensors() == live
+        for _ in range(3):
+            steps(200)
+            assert tensors() == live
+            pages.append(resident())
     finally:
         gc.enable()
-    # One graph a step kept would be 200 times this.
-    assert resident() - pages < 20 * memory(model, x).measured
+    # One graph a step kept would be 200 times this, in each of the rounds; in one of them the heap, which other tests
+    # have used before, may still find its shape.
+    grown = [after - before for before, after in itertools.pairwise(pages)]
+    assert min(grown) < 20 * memory(model, x).measured, grown
 
 
 # The line of trtkern train
