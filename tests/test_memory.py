@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import io
+import itertools
 import json
 
 import pytest
