@@ -41,7 +41,10 @@ CXX_FLAGS = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
-CPU_SOURCES = {"csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/cpu/isa_baseline.cpp": []}
+CPU_SOURCES = {
+    "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/norm/cpu_finish.cpp": [],
+    "csrc/cpu/isa_baseline.cpp": [],
+}  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
     CPU_SOURCES["csrc/cpu/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]

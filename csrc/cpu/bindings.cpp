@@ -1,5 +1,6 @@
 #include "lif/bindings.h"
 #include "cpu/launch.h"
+#include "norm/cpu_finish.h"
 
 namespace py = pybind11;
 
@@ -9,8 +10,11 @@ PYBIND11_MODULE(_cpu, m) {
   bind_lif_args(m);
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("lif_forward", &cpu_lif_forward, Unlocked());
-  m.def("lif_backward", &cpu_lif_backward, Unlocked());
+  m.def("lif_backward", &cpu_lif_backward, py::arg("args"), py::arg("norm") = nullptr, Unlocked());
   m.def("batch_norm_lif_statistics", &cpu_batch_norm_lif_statistics, py::arg("args"), py::arg("stats"), Unlocked());
+  m.def("batch_norm_lif_affine", &cpu_batch_norm_lif_affine, py::arg("args"), py::arg("norm"), Unlocked());
+  m.def("batch_norm_lif_finish", &cpu_finish_forward, Unlocked());
+  m.def("batch_norm_lif_coefficients", &cpu_finish_backward, Unlocked());
   m.def("batch_norm_lif_input_grad", &cpu_batch_norm_lif_input_grad, Unlocked());
   m.def("spikes_pack", &cpu_spikes_pack, Unlocked());
   m.def("spikes_unpack", &cpu_spikes_unpack, py::arg("args"), py::arg("first"), Unlocked());

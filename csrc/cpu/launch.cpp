@@ -17,7 +17,7 @@
 // what belongs to the parameters for itself; it is put together here, in the order of the threads.
 //
 // The other launchers go the same way, to norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing) and
-// cpu/regularizer.h.
+// cpu/regularizer.h. What is done between the passes of a norm, channel by channel, is norm/cpu_finish.cpp.
 #include "cpu/launch.h"
 
 #include <algorithm>
@@ -30,6 +30,7 @@
 #include <stdexcept>
 
 #include "cpu/kernels.h"
+#include "norm/cpu_finish.h"
 
 namespace trtkern {
 namespace {
@@ -145,7 +146,7 @@ void cpu_lif_forward(const LifArgs& a) {
   on_neurons(a, [&](auto... part) { kernels().lif_forward(a, part...); });
 }
 
-void cpu_lif_backward(const LifArgs& a) {
+void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
   const Kernels& k = kernels();
   const int64_t cells = a.gparams || a.norm_sums ? kSums * a.C : 0;
   const int64_t affordable = cells ? std::max<int64_t>(1, kSumBytes / (8 * cells)) : a.threads;
@@ -164,6 +165,7 @@ void cpu_lif_backward(const LifArgs& a) {
     if (norm >= 0 && a.norm_sums) reinterpret_cast<double*>(a.norm_sums)[norm] = total;
     if (c < params && a.gparams) reinterpret_cast<float*>(a.gparams)[c] = static_cast<float>(total);
   }
+  if (norm) cpu_finish_backward(*norm);
 }
 
 namespace {
@@ -231,6 +233,15 @@ void column_statistics(const LifArgs& a, double* stats) {
 
 void cpu_batch_norm_lif_statistics(const LifArgs& a, uint64_t stats) {
   (a.C == 1 || a.inner >= kLongColumn ? run_statistics : column_statistics)(a, reinterpret_cast<double*>(stats));
+}
+
+void cpu_batch_norm_lif_affine(const LifArgs& a, const NormArgs& norm) {
+  std::vector<double> stats(2 * a.C);
+  NormArgs n = norm;
+  n.mean = reinterpret_cast<uint64_t>(stats.data()), n.spread = reinterpret_cast<uint64_t>(stats.data() + a.C);
+  n.source = kFloat64, n.values = a.T * a.N / a.C;
+  cpu_batch_norm_lif_statistics(a, n.mean);
+  cpu_finish_forward(n);
 }
 
 void cpu_batch_norm_lif_input_grad(const LifArgs& a) {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "lif/args.h"
+#include "norm/args.h"
 
 namespace trtkern {
 
@@ -16,10 +16,13 @@ void cpu_stream_from(int64_t bytes);        // outputs from this size on bypass 
 // Writes s, v, v_final, edges, packed and flag, each unless its address is 0.
 void cpu_lif_forward(const LifArgs& args);
 // Writes gx, gv0, gparams ([6, C] float32) and norm_sums, each unless its address is 0.
-void cpu_lif_backward(const LifArgs& args);
+// With `norm` also what that asks for, from the sums of the norm (norm/cpu_finish.h).
+void cpu_lif_backward(const LifArgs& args, const NormArgs* norm);
 
 // Of x [T, N]: stats, double [2, C], is the mean of each channel and the sum of squared deviations from it.
 void cpu_batch_norm_lif_statistics(const LifArgs& args, uint64_t stats);
+// The same, finished at once (norm/cpu_finish.h): of `norm`, mean and spread are not read.
+void cpu_batch_norm_lif_affine(const LifArgs& args, const NormArgs& norm);
 // gx = coef[0] * gs + coef[1] * (x - center) + coef[2], gs being the gradient of the input current.
 void cpu_batch_norm_lif_input_grad(const LifArgs& args);
 // packed from s [T, N]: bit = s is not 0.

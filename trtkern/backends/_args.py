@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from trtkern import dialect, neurons, surrogates
-from trtkern.backends.base import Case, LIFBackward, LIFForward, LIFGrads, LIFInputs
+from trtkern.backends.base import (
+    Case,
+    Finish,
+    Finished,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    NormGrads,
+)
 from trtkern.spec import RESETS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NUMBERS = {**DTYPES, torch.float64: 3}
+"""The types that the parameters of a norm may be of."""
 MOST_PARAMS = max(len(row.params) for row in neurons.TABLE.values())
 """Of any neuron; ``csrc/lif/args.h`` has the same number (a test compares them)."""
 _NEURONS = {name: number for number, name in enumerate(neurons.TABLE)}
@@ -73,6 +84,32 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     args.edges, args.gs, args.gv, args.gv_final, args.coef = address(edges), *map(address, grads)
     args.gx, args.gv0, args.gparams, args.norm_sums = map(address, out)
     args.before = inp.before and grads.v is not None
+    return args
+
+
+def finish(extension: ModuleType, norm: Finish, out: Finished) -> Any:
+    """The arguments of what finishes statistics."""
+    args = extension.NormArgs()
+    args.C, args.count = out.affine.shape[1], norm.count
+    args.eps, args.momentum = norm.eps, -1.0 if norm.momentum is None else norm.momentum
+    if norm.weight is not None:
+        args.weight, args.bias, args.type = norm.weight.data_ptr(), address(norm.bias), NUMBERS[norm.weight.dtype]
+    if norm.running_mean is not None:
+        args.running_mean, args.running_var = norm.running_mean.data_ptr(), address(norm.running_var)
+        args.batches, args.running = address(norm.batches), NUMBERS[norm.running_mean.dtype]
+    args.affine, args.moments, args.coef = map(address, out)
+    return args
+
+
+def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor | None = None) -> Any:
+    """The arguments of what finishes the sums of a norm; ``own``: those of this process, where others have theirs."""
+    args = extension.NormArgs()
+    args.C, args.count = out.affine.shape[1], out.count
+    args.affine, args.moments, args.coef = out.affine.data_ptr(), out.moments.data_ptr(), address(out.coef)
+    args.sums, args.own = sums.data_ptr(), address(own)
+    args.gweight, args.gbias = address(out.weight), address(out.bias)
+    if out.weight is not None:
+        args.type = NUMBERS[out.weight.dtype]
     return args
 
 

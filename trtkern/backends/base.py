@@ -90,6 +90,49 @@ class LIFBackward(NamedTuple):
     """float64 [2, C]: over steps and neurons, of gx and of gx * (x - center)."""
 
 
+class Finish(NamedTuple):
+    """What statistics of a BatchNorm are finished with; tensors are [C], of any floating dtype."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    """Moved in place, with what follows, unless a statistic is not finite; None: not moved."""
+    running_var: Tensor | None
+    batches: Tensor | None
+    """int64 []: how many there were."""
+    eps: float
+    momentum: float | None
+    """None: the running statistics are plain averages over all batches."""
+    count: int
+    """Numbers behind each mean; 0: it is a running one."""
+
+
+class Finished(NamedTuple):
+    """What finishing writes."""
+
+    affine: Tensor
+    """[3, C] float32: center, scale, shift."""
+    moments: Tensor
+    """[2, C] float64: the mean, and 1 / sqrt(variance + eps)."""
+    coef: Tensor | None = None
+    """[3, C] float32: scale, 0, 0: ``LIFGrads.coef`` with running statistics."""
+
+
+class NormGrads(NamedTuple):
+    """What the sums of a norm (``LIFBackward.sums``) are finished into."""
+
+    affine: Tensor
+    """As ``Finished`` has it."""
+    moments: Tensor
+    count: int
+    """Numbers behind each mean."""
+    coef: Tensor | None
+    """[3, C] float32, written: ``LIFGrads.coef`` with the statistics of a batch."""
+    weight: Tensor | None
+    """[C], written: the gradients of weight and bias, in their dtype."""
+    bias: Tensor | None
+
+
 class RegularizerSpec(NamedTuple):
     """Hyper-parameters of R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))."""
 

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from trtkern.backends import _args
-from trtkern.backends.base import Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, Pool, RegularizerSpec
+from trtkern.backends.base import (
+    Backend,
+    Case,
+    Finish,
+    Finished,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    NormGrads,
+    Pool,
+    RegularizerSpec,
+)
 
 
 @cache
@@ -53,12 +65,18 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
     extension.lif_forward(args)
 
 
-def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
-    """Fill ``out``: the gradients of x and, where wanted, of v0 and of the parameters (repeatable bitwise)."""
+def lif_backward(
+    inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward, norm: NormGrads | None = None
+) -> None:
+    """Fill ``out``: the gradients of x and, where wanted, of v0 and of the parameters (repeatable bitwise); and
+    ``norm``, from the sums of ``out``."""
     extension = _extension()
     args = _args.backward(extension, inp, edges, grads, out)
     args.threads = torch.get_num_threads()
-    extension.lif_backward(args)
+    if norm is None or out.sums is None:
+        extension.lif_backward(args)
+    else:
+        extension.lif_backward(args, _args.norm_grads(extension, norm, out.sums))
 
 
 def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
@@ -74,6 +92,24 @@ def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
     """Mean and sum of squared deviations of each channel of x [T, N] into ``stats``, float64 [2, C]."""
     _extension().batch_norm_lif_statistics(_args_of(x, channels, inner), stats.data_ptr())
+
+
+def batch_norm_lif_affine(x: Tensor, inner: int, norm: Finish, out: Finished) -> None:
+    """The statistics of each channel of x [T, N], finished: fill ``out``, and move the running ones."""
+    args = _args.finish(_extension(), norm, out)
+    _extension().batch_norm_lif_affine(_args_of(x, out.affine.shape[1], inner), args)
+
+
+def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> None:
+    """The same from a mean and a variance that are known, [C] each: running ones, or those of all processes."""
+    args = _args.finish(_extension(), norm, out)
+    args.mean, args.spread, args.source = mean.data_ptr(), var.data_ptr(), _args.NUMBERS[mean.dtype]
+    _extension().batch_norm_lif_finish(args)
+
+
+def batch_norm_lif_coefficients(sums: Tensor, own: Tensor | None, norm: NormGrads) -> None:
+    """Fill ``norm`` from sums, float64 [2, C]; ``own``: those of this process, where ``sums`` are those of all."""
+    _extension().batch_norm_lif_coefficients(_args.norm_grads(_extension(), norm, sums, own))
 
 
 def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
@@ -132,6 +168,9 @@ BACKEND = Backend(
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_affine": batch_norm_lif_affine,
+        "batch_norm_lif_finish": batch_norm_lif_finish,
+        "batch_norm_lif_coefficients": batch_norm_lif_coefficients,
         "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
         "spikes_pack": spikes_pack,
         "spikes_unpack": spikes_unpack,
