@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,19 +88,31 @@ def test_a_pair_is_judged_too():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_a_gpu_backend_is_measured_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    before = backends.named("triton")
-    made = {row.case.split()[0]: row for row in measured("--backend", "triton", "--rounds", "1")}
+@pytest.mark.parametrize("name", overhead.ON_GPU)
+def test_a_gpu_backend_is_measured_in_a_process_of_its_own(name):
+    before, stream = backends.named(name), torch.cuda.current_stream
+    made = {row.case.split()[0]: row for row in measured("--backend", name, "--rounds", "1")}
     assert made.keys() == overhead.PAIRS.keys()
+    if all(row.status == "skipped" and re.search("not installed|not here|no g", row.note) for row in made.values()):
+        pytest.skip(made["LIF"].note)
     for row in made.values():
         assert row.status == "ok" and row.rounds == 1 and row.p50_ms > 0 and math.isnan(row.times_ours), row.note
-        assert row.shape == "4,64,32,8,8" and row.candidate == "trtkern triton, no GPU"
-        found = re.fullmatch(r"launches, which do nothing: ([1-9]) forward, ([1-9]) backward", row.note)
-        assert found
-        # BatchNorm adds two launches of statistics forward, and one of the input's gradient backward.
-        assert tuple(map(int, found.groups())) == ((3, 2) if row.case.startswith("BatchNorm") else (1, 1))
-    assert backends.named("triton") is before and "trtkern.bench.stubbed" not in sys.modules
+        assert row.shape == "4,64,32,8,8" and row.candidate == f"trtkern {name}, no GPU"
+        found = re.match(r"launches, which do nothing: ([1-9]) forward, ([1-9]) backward", row.note)
+        assert found and ("not compared with float64" in row.note) == (name == "cuda")
+        assert found.groups() == ("1", "1") or not row.case.startswith("LIF")
+    assert backends.named(name) is before and torch.cuda.current_stream is stream
+    assert "trtkern.bench.stand_ins" not in sys.modules
+
+
+def test_what_a_stand_in_needs_is_named(tmp_path):
+    """In a process of its own, as everything of theirs."""
+    said = (
+        "from pathlib import Path\nfrom trtkern.bench import stand_ins\nstand_ins.ROOT = Path('.')\n"
+        "try: stand_ins.cuda()\nexcept stand_ins.Absent as why: print(why)"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "the objects of trtkern._cuda are not here; TRTKERN_CUDA=1" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,14 +17,11 @@ import torch
 from trtkern import backends, malloc
 from trtkern.bench import overhead
 from trtkern.bench.cases import Case, parse_shape
-
-TARGET = "sm_90"
+from trtkern.bench.stand_ins import STAND_INS, Absent
 
 
 def check(backend: str, case: Case) -> dict[str, Any]:
     """By layer, what is wrong with it: of those that are right, nothing."""
-    if backend not in _STAND_INS:
-        return {"skipped": f"there is no stand-in for what {backend} launches with"}
     if (why := backends.named(backend).missing()) is not None:
         return {"skipped": why}
     verdicts = {kind: overhead.own(kind, case, backend).verdict() for kind in overhead.PAIRS}
@@ -35,7 +30,10 @@ def check(backend: str, case: Case) -> dict[str, Any]:
 
 def time(backend: str, case: Case, rounds: int) -> dict[str, Any]:
     """By layer the seconds of each round, and how many launches its forward and its backward pass have."""
-    launches = _STAND_INS[backend]()
+    try:
+        launches = STAND_INS[backend]()
+    except Absent as why:
+        return {"skipped": str(why)}
     subjects = {kind: overhead.own(kind, case, backend)._replace(name=kind) for kind in overhead.PAIRS}
     found = {}
     for kind, subject in subjects.items():
@@ -47,45 +45,6 @@ def time(backend: str, case: Case, rounds: int) -> dict[str, Any]:
         found[kind] = (between - before, launches() - between)
     seconds = overhead.timed(list(subjects.values()), rounds, f"{case.name} {backend}")
     return {kind: {"seconds": seconds[kind], "launches": found[kind]} for kind in subjects}
-
-
-def _triton() -> Callable[[], int]:
-    """Triton without a GPU: it compiles for one, and its launches are counted; a function that says how many."""
-    import triton
-
-    from trtkern.profiling.inspect.triton import Driver
-
-    count = 0
-
-    class Utils:
-        def load_binary(self, *given: Any) -> tuple[int, int, int, int, int]:
-            return 0, 0, 32, 0, 1024  # module, function, registers, spills, threads
-
-        def get_device_properties(self, device: Any) -> dict[str, int]:
-            return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
-
-    class Launcher:
-        def __init__(self, source: Any, metadata: Any) -> None:
-            pass
-
-        def __call__(self, *given: Any, **named: Any) -> None:
-            nonlocal count
-            count += 1
-
-    class StandIn(Driver):
-        utils, launcher_cls = Utils(), Launcher
-
-    triton.runtime.driver.set_active(StandIn(TARGET))
-    backends.BACKENDS = tuple(
-        replace(each, missing=lambda: None, refuses=lambda case: None) if each.name == "triton" else each
-        for each in backends.BACKENDS
-    )
-    return lambda: count
-
-
-_STAND_INS: dict[str, Callable[[], Callable[[], int]]] = {"triton": _triton}
-"""By backend: puts the stand-in in its place, and returns what says how many launches there were. One for the CUDA
-backend would link the objects of trtkern._cuda with a CUDA runtime that launches nothing."""
 
 
 def main(what: str, backend: str, shape: str, dtype: str, rounds: str, threads: str) -> None:
