@@ -72,13 +72,13 @@ test-torch:
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
+	$(BIN)/clang-format --dry-run --Werror bench/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
+	$(BIN)/clang-format -i bench/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py

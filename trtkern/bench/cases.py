@@ -14,15 +14,19 @@ from trtkern.profiling import traffic
 from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
-"""The kernels, which "all" is; "step" is a whole training step."""
+"""The kernels, which "all" is; "step" is a whole training step, "overhead" the host's time for a layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYOUTS = ("contiguous", "channels_last")
 NETWORKS = {3: "resnet19", 2: "vggsnn"}
 """The network of a step, by the channels of what it trains on: images in colour, or frames of events."""
 SHAPES = {
     "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
-    "step": "T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn)",
+    "step": "T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn)", "overhead": "T,B,C,H,W",
 }  # fmt: skip
-AXES = {"lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "step": (5,)}
+AXES = {
+    "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "step": (5,),
+    "overhead": (5,),
+}  # fmt: skip
 """How many numbers the shape of an op may have."""
 LEAST = {"resnet19": 8, "vggsnn": 16}
 """Height and width that a network takes at the least."""
@@ -38,13 +42,14 @@ class Case:
     dtype: str = "float32"
     layout: str = "contiguous"
     neuron: str = "LIF"
-    """Of op "lif": a name of ``trtkern.neurons.TABLE``."""
+    """Of op "lif": a name of ``trtkern.neurons.TABLE``; of "overhead" the layer of ``trtkern.nn`` that a row is of."""
 
     @property
     def name(self) -> str:
         """Unique among the cases: "lif 4x2097152 float32", "CUBALIF lif 100x32x2048 float32"."""
         last = "" if self.layout == "contiguous" else f" {self.layout}"
-        first = f"{self.network} " if self.op == "step" else "" if self.neuron == "LIF" else f"{self.neuron} "
+        named = self.neuron != "LIF" or self.op == "overhead"
+        first = f"{self.network} " if self.op == "step" else f"{self.neuron} " if named else ""
         return f"{first}{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
 
     @property
@@ -79,6 +84,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("pack", (4, 2_097_152)),
         Case("step", (4, 8, 3, 32, 32)),
         Case("step", (4, 8, 2, 48, 48)),
+        Case("overhead", (4, 2, 8, 4, 4)),
     ),
     "long": (
         Case("lif", (100, 32, 2048)),
@@ -87,7 +93,9 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("bn-lif", (100, 2, 64, 16, 16)),
     ),
     "open-neuromorphic": tuple(Case("linear-lif", (500, 16, n)) for n in (512, 1024, 2048, 4096)),
+    "sizes": (),
 }
+"""By name; the cases of "sizes" are made by ``sizes.cases``, since they are those of the networks' own layers."""
 
 
 def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LIF") -> list[Case]:
@@ -101,7 +109,7 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
-    one_of("op", op, ("all", *OPS, "step"))
+    one_of("op", op, ("all", *OPS, "step", "overhead"))
     one_of("dtype", dtype, DTYPES)
     one_of("suite", suite, SUITES)
     one_of("neuron", neuron, neurons.TABLE)
@@ -114,16 +122,25 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
     linear = suite == "open-neuromorphic"
     if linear and op not in ("all", "lif"):
         raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")
-    ops = ("linear-lif",) if linear else OPS if op == "all" else (op,)
+    ops: tuple[str, ...] = ("linear-lif",) if linear else OPS if op == "all" else (op,)
+    if suite == "sizes":
+        ops = tuple(each for each in ops if each in ("lif", "bn-lif"))
+        if not ops:
+            raise ValueError(f"--suite sizes: expected no --op, --op lif or --op bn-lif, got {op!r}")
     if not shapes:
-        of_suite = [case for case in SUITES[suite] if case.op in ops]
+        of_suite = [case for case in _of_suite(suite) if case.op in ops]
         if not of_suite:
             raise ValueError(f"--suite {suite}: it has no shapes of {op}; name one with --shape {SHAPES[op]}")
         return [Case(case.op, case.shape, dtype, case.layout, neuron) for case in of_suite]
     made = []
     for text in shapes:
         shape = parse_shape(text)
-        fits = [Case(each, shape, dtype, neuron=neuron) for each in ops if len(shape) in AXES[each]]
+        fits = [
+            Case(each, shape, dtype, layout, neuron)
+            for each in ops
+            if len(shape) in AXES[each]
+            for layout in _layouts(each, shape, suite)
+        ]
         if op == "step" and fits and (shape[2] not in NETWORKS or min(shape[3:]) < LEAST[fits[0].network]):
             raise ValueError(
                 f"--shape: expected {SHAPES['step']} with H and W of at least {LEAST['resnet19']} or "
@@ -134,6 +151,31 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
             raise ValueError(f"--shape: expected {wanted}; got {text!r} with {len(shape)} numbers")
         made += fits
     return made
+
+
+def _of_suite(name: str) -> tuple[Case, ...]:
+    if name != "sizes":
+        return SUITES[name]
+    from trtkern.bench import sizes  # which needs the networks
+
+    return sizes.cases()
+
+
+def _layouts(op: str, shape: tuple[int, ...], suite: str) -> tuple[str, ...]:
+    """How the tensors of a shape that was named lie in memory: in the suite "sizes" both ways, as all of its images."""
+    return LAYOUTS if suite == "sizes" and op == "bn-lif" and len(shape) == 5 else LAYOUTS[:1]
+
+
+def part(chosen: list[Case], text: str) -> list[Case]:
+    """The cases of a part "2/8": of eight parts, which take turns among the cases, the second.
+
+    Raises:
+        ValueError: no such part.
+    """
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise ValueError(f"--part: expected K/N with 1 <= K <= N, such as 2/8, got {text!r}")
+    return chosen[int(number) - 1 :: int(parts)]
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -148,9 +190,10 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def least_bytes(case: Case, direction: str) -> int:
-    """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula (Linear, a step)."""
+    """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula or none matters (Linear, a
+    step, the overhead)."""
     e, steps = case.element_size, case.timesteps
-    if case.op in ("linear-lif", "step"):
+    if case.op in ("linear-lif", "step", "overhead"):
         return 0
     if case.op == "lif":
         reset = next(iter(neurons.lookup(case.neuron).settle))

@@ -135,16 +135,21 @@ def neurons(case: Case, device: torch.device, layers: list[Layer]) -> Iterator[C
         yield _contestant(layer, Passes(layer.run, sets, [], leaf=True), truths, sets)
 
 
-def behind_norm(case: Case, device: torch.device, backends: list[str], layers: list[Layer]) -> Iterator[Contestant]:
-    """BatchNorm + LIF on y [T, B, C, ...]: fused, BatchNorm + ReLU, and BatchNorm with each of the layers behind it."""
+def behind_norm(
+    case: Case, device: torch.device, backends: list[str], layers: list[Layer], alone: bool = True
+) -> Iterator[Contestant]:
+    """BatchNorm + LIF on y [T, B, C, ...]: fused, BatchNorm + ReLU, and BatchNorm with each of the layers behind it;
+    with ``alone`` also BatchNorm with nothing behind it."""
     given = Inputs(case, device, case.shape, 0.0, 1.0)
-    truths = _Truths(_normed_truth, given)
+    truths = _Truths(normed_truth, given)
     for name in backends:
         fused = snn.BatchNormLIF(case.shape[2], backend=name).to(device)
         passes = Passes(fused, given.time_first, list(fused.parameters()), leaf=True)
         yield _contestant(Layer(f"trtkern {name}", fused, OWN, exact=True), passes, truths, given.time_first)
     relu, nothing = nn.ReLU(inplace=True), nn.Identity()
-    others = {"BatchNorm + ReLU": Layer("", relu, OWN), "BatchNorm alone": Layer("", nothing, OWN)}
+    others = {"BatchNorm + ReLU": Layer("", relu, OWN)}
+    if alone:
+        others["BatchNorm alone"] = Layer("", nothing, OWN)
     behind = {f"BatchNorm, then {layer.name}": layer for layer in layers}
     for name, layer in (others | behind).items():
         norm = nn.BatchNorm2d(case.shape[2]).to(device)
@@ -194,7 +199,8 @@ class _Truths:
         return self.made[neuron]
 
 
-def _normed_truth(y: Tensor, g: Tensor, neuron: Neuron) -> gate.Truth:
+def normed_truth(y: Tensor, g: Tensor, neuron: Neuron) -> gate.Truth:
+    """What the neuron makes of y [T, B, C, ...] behind a BatchNorm, and the gradient of y, computed in float64."""
     leaf = y.detach().double().requires_grad_()
     x = nn.functional.batch_norm(leaf.flatten(0, 1), None, None, training=True).unflatten(0, y.shape[:2])
     s = reference.lif(x, None, neuron.numbers, neuron.spec).s

@@ -62,6 +62,8 @@ class Layer:
     quadratic: bool = False
     """Indexes its input step by step, so that the time of its backward pass grows with T squared."""
     note: str = ""
+    strong: bool = False
+    """Whether it is among the fastest of its library at its T: those that a suite of many sizes is compared with."""
 
 
 def loop(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, unbind: bool = True) -> Tensor:
@@ -107,14 +109,15 @@ def defaults(name: str) -> Neuron:
     """The neuron of that name as this project's layer has it when it is given nothing."""
     layer = getattr(nn, name)()
     values = layer.values()
-    return Neuron(tuple(float(values[each]) for each in layer.spec.row.params), layer.spec)
+    numbers = (torch.as_tensor(values[each]).detach() for each in layer.spec.row.params)  # some may be learnt
+    return Neuron(tuple(float(number) for number in numbers), layer.spec)
 
 
 def own(names: list[str], neuron: str = "LIF") -> list[Layer]:
     """This project's layer on each of the backends; behind another neuron than LIF also LIF, to compare it with."""
     kinds = [(neuron, ""), *[("LIF", ", LIF")] * (neuron != "LIF")]
     return [
-        Layer(f"trtkern {name}{suffix}", getattr(nn, kind)(backend=name), defaults(kind), exact=True)
+        Layer(f"trtkern {name}{suffix}", getattr(nn, kind)(backend=name), defaults(kind), exact=True, strong=True)
         for kind, suffix in kinds
         for name in names
     ]
@@ -126,17 +129,19 @@ def eager(where: Where) -> list[Layer]:
     Of another neuron than LIF the reference is the loop that users write."""
     if where.neuron != "LIF":
         return _reference(where)
+    whole = where.compiled and where.timesteps <= WHOLE_LOOP
     made = [
-        Layer("eager loop, unbind", lambda x: loop(cell, x), OWN),
+        Layer("eager loop, unbind", lambda x: loop(cell, x), OWN, strong=not whole),
         Layer("eager loop, x[t]", lambda x: loop(cell, x, unbind=False), OWN, quadratic=True),
         Layer("reference.py", lambda x: reference.lif(x, None, OWN.numbers, OWN.spec).s, OWN),
     ]
     if where.compiled:
         step = torch.compile(cell, dynamic=False)
-        made.append(Layer("torch.compile of the cell, unbind", lambda x: loop(step, x), OWN, compiled=True))
-        if where.timesteps <= WHOLE_LOOP:
-            whole = torch.compile(lambda x: loop(cell, x), dynamic=False)
-            made.append(Layer("torch.compile of the loop, unbind", whole, OWN, compiled=True))
+        name, stepwise = "torch.compile of the cell, unbind", lambda x: loop(step, x)
+        made.append(Layer(name, stepwise, OWN, compiled=True, strong=not whole))
+    if whole:
+        traced = torch.compile(lambda x: loop(cell, x), dynamic=False)
+        made.append(Layer("torch.compile of the loop, unbind", traced, OWN, compiled=True, strong=True))
     return made
 
 
@@ -146,7 +151,8 @@ def _reference(where: Where) -> list[Layer]:
     def run(x: Tensor) -> Tensor:
         return reference.lif(x, None, neuron.numbers, neuron.spec).s
 
-    made = [Layer("reference.py", run, neuron)]
+    made = [Layer("reference.py", run, neuron, strong=True)]
     if where.compiled and where.timesteps <= WHOLE_LOOP:
-        made.append(Layer("torch.compile of reference.py", torch.compile(run, dynamic=False), neuron, compiled=True))
+        traced = torch.compile(run, dynamic=False)
+        made.append(Layer("torch.compile of reference.py", traced, neuron, compiled=True, strong=True))
     return made

@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
 
 
+ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""What in the environment asks for an instruction set: of this project's kernels, and of torch's, compiled ones too."""
+
 Timer = Callable[[Callable[[], object]], float]
 """Calls a function; returns the seconds that it took."""
 
@@ -135,7 +138,8 @@ def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 
 
 
 def machine() -> str:
-    """The CPU as the system names it, its cores and the widest instruction set that the kernels know."""
+    """The CPU as the system names it, its cores and the widest instruction set that the kernels know; another one that
+    the environment asks of them (TRTKERN_CPU_ISA) or of torch (ATEN_CPU_CAPABILITY) makes it another machine."""
     name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -145,7 +149,9 @@ def machine() -> str:
     isa = next(
         (isa for flag, isa in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in f" {flags} "), "baseline"
     )
-    return f"{name}, {os.cpu_count()} cores, {isa}"
+    widest = isa.lower().replace("-", "")
+    asked = [f"{key}={os.environ[key]}" for key in ISA_ASKED if os.environ.get(key, widest) not in ("", widest)]
+    return ", ".join([name, f"{os.cpu_count()} cores", isa, *asked])
 
 
 def today() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trtkern.bench import heat
 from trtkern.bench.plot import groups, picture
 from trtkern.bench.rows import Row, slug
 from trtkern.bench.table import DIRECTIONS, number, ordered, three
@@ -20,6 +21,8 @@ python3 -m venv peers && peers/bin/pip install torch==2.13.0 '.[train]'
 peers/bin/pip install --no-deps -r bench/peers.txt
 peers/bin/trtkern bench --op lif
 peers/bin/trtkern bench --suite open-neuromorphic --budget 300
+peers/bin/trtkern bench --suite sizes --peers snntorch,spikingjelly --budget 5400
+peers/bin/trtkern bench --op overhead
 ```
 
 Times are medians of interleaved rounds, in milliseconds, with the 20th and 80th percentile; on a CPU a call of less
@@ -35,8 +38,22 @@ do not fit what the process has kept are mapped anew (a heap that keeps them all
 """
 
 
+SIZES = """Neurons over a grid of T and N, and BatchNorm + LIF at every layer of VGGSNN, ResNet-19 and the digits'
+network, batch 8 and 64, in both memory layouts, against the strongest candidates alone: the loop compiled whole (up to
+T = 16; from there on the compiled cell and the eager loop, since compiling takes about a second a step), what other
+libraries have that is compiled, and BatchNorm + ReLU. A cell is the time of the fastest other one over this project's:
+above 1 this project is faster, and a dot says that it is behind by more than the noise."""
+
+
+OVERHEAD = """Forward and backward of one layer on tensors so small that what is left is the time of the host: Python,
+autograd and the dispatcher. Medians of rounds, each the median of many calls; below a layer of this project what it is
+set beside: ReLU, or BatchNorm2d and ReLU on images whose time steps are folded into the batch. On the GPU backends the
+kernels are compiled as they are for a GPU and everything before a launch is done, but a stand-in for the GPU's driver
+launches nothing, and what the driver's own launcher takes is not in it."""
+
+
 def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[Path]:
-    """Write the page and one picture a machine beside it; what was written.
+    """Write the page and the pictures of each machine beside it; what was written.
 
     Raises:
         OSError: a file cannot be written.
@@ -47,25 +64,80 @@ def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[P
     parts = [HEAD.format(command=command, rows=Path(os.path.relpath(source, path.parent)).as_posix())]
     made = [path]
     for name, mine in machines.items():
-        file = path.with_name(f"{path.stem}-{slug(name)}.png")
-        if any(row.status == "ok" for row in mine):
-            picture(mine, file)
-            made.append(file)
-        parts.append(_machine(name, mine, file.name))
+        kinds = _kinds(mine)
+        parts.append(_head(name, [groups(kind) for kind in kinds.values()]))
+        for kind, found in kinds.items():
+            text, file = _SECTIONS[kind](found, path.with_name(f"{path.stem}-{slug(name)}.png"))
+            parts.append(text)
+            made += [] if file is None else [file]
     path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
     return made
 
 
-def _machine(name: str, rows: list[Row], file: str) -> str:
-    shown = groups(rows)
-    newest = [group[-1] for group in shown.values()]
+def _kinds(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows by the section that shows them, those that are there."""
+    made: dict[str, list[Row]] = {kind: [] for kind in _SECTIONS}
+    for row in rows:
+        made["sizes" if row.suite == "sizes" else "overhead" if row.op == "overhead" else "cases"].append(row)
+    return {kind: found for kind, found in made.items() if found}
+
+
+def _head(name: str, kinds: list[dict[tuple[str, str], list[Row]]]) -> str:
+    """What the rows of a machine were measured with."""
+    newest = [group[-1] for shown in kinds for group in shown.values()]
     said = sorted({f"{row.versions}, {row.threads} threads, malloc: {row.malloc}" for row in newest})
     commands = dict.fromkeys(f"{row.date}, {row.commit}: `{row.command}`" for row in newest)
-    parts = [f"## {name}\n", *said, "", *(f"- {line}" for line in commands), "", *_losses(shown)]
-    parts += ["", f"![Times of every candidate, and the copy limit]({file})", ""]
+    return "\n".join([f"## {name}\n", *said, "", *(f"- {line}" for line in commands), ""])
+
+
+def _cases(rows: list[Row], file: Path) -> tuple[str, Path | None]:
+    """A table for each case and direction, and the picture of all, if anything was measured."""
+    shown, drawn = groups(rows), any(row.status == "ok" for row in rows)
+    if drawn:
+        picture(rows, file)
+    parts = [*_losses(shown), "", f"![Times of every candidate, and the copy limit]({file.name})", ""]
     for (case, direction), group in shown.items():
         parts += [f"### {case}, {DIRECTIONS[direction]}\n", *_table(group), ""]
-    return "\n".join(parts)
+    return "\n".join(parts), file if drawn else None
+
+
+def _sizes(rows: list[Row], file: Path) -> tuple[str, Path | None]:
+    """The suite "sizes": a map, and the cases that are not won; its tables would be a hundred."""
+    file, drawn = file.with_stem(f"{file.stem}-sizes"), any(row.status == "ok" for row in rows)
+    if drawn:
+        heat.picture(rows, file)
+    parts = ["### Many sizes\n", SIZES, "", *_losses(groups(rows)), "", f"![Ratios by size]({file.name})", ""]
+    return "\n".join(parts), file if drawn else None
+
+
+def _overhead(rows: list[Row], file: Path) -> tuple[str, Path | None]:
+    """One table of all layers, in microseconds."""
+    parts = ["### Host time\n", OVERHEAD, ""]
+    parts.append("| case | candidate | library | us (p20 to p80) | x trtkern (90 %) | rounds | what it calls |")
+    parts.append("|---|---|---|---|---|---|---|")
+    for group in groups(rows).values():
+        for row in group:
+            if row.status != "ok":
+                parts.append(f"| {row.case} | {row.candidate} | {row.library} | {row.status}: {row.note} | | | |")
+                continue
+            low, middle, high = (three(1e3 * ms) for ms in (row.p20_ms, row.p50_ms, row.p80_ms))
+            ratio = _ratio(row)
+            parts.append(
+                f"| {row.case} | {row.candidate} | {row.library} | {middle} ({low} to {high}) | {ratio} | "
+                f"{row.rounds} | {row.note} |"
+            )
+    return "\n".join([*parts, ""]), None
+
+
+_SECTIONS: dict[str, Callable[[list[Row], Path], tuple[str, Path | None]]] = {
+    "cases": _cases, "sizes": _sizes, "overhead": _overhead,
+}  # fmt: skip
+
+
+def _ratio(row: Row) -> str:
+    """ "x trtkern", with its interval where there are rounds enough for one."""
+    ratio = number(row.times_ours, ".2f")
+    return ratio + (f" ({row.times_ours_low:.2f} to {row.times_ours_high:.2f})" if ratio and row.rounds > 2 else "")
 
 
 def _losses(shown: dict[tuple[str, str], list[Row]]) -> list[str]:
@@ -111,8 +183,7 @@ def _table(group: list[Row]) -> list[str]:
             lines.append(f"| {row.candidate} | {row.library} | {row.status}: {row.note} | | | | | | |")
             continue
         bold = "**" if row.library == "trtkern" else ""
-        ratio = number(row.times_ours, ".2f")
-        ratio += f" ({row.times_ours_low:.2f} to {row.times_ours_high:.2f})" if ratio and row.rounds > 2 else ""
+        ratio = _ratio(row)
         peak = f"{row.peak_bytes / 2**20:.1f}" if row.peak_bytes >= 0 else ""
         low, middle, high = map(three, (row.p20_ms, row.p50_ms, row.p80_ms))
         lines.append(

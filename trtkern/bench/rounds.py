@@ -159,19 +159,24 @@ def planned(seconds: list[float], share: float, rounds: int) -> list[int]:
     return visits
 
 
-def _rows(
-    bench: Bench, direction: str, fit: list[Ready], candidates: list[Candidate], times: dict[str, list[float]],
-    peaks: dict[str, int],
-) -> list[rows.Row]:  # fmt: skip
-    case, options = bench.case, bench.options
-    copy = candidates[0]
-    first = next((one.who.name for one in fit if one.library == "trtkern"), "")
-    none = [math.nan] * len(times["copy_"])
-    same: dict[str, Any] = {
+def common(case: Case, options: Options, direction: str) -> dict[str, Any]:
+    """What the rows of a case and direction have in common."""
+    return {
         **rows.origin(options.device), "malloc": options.malloc, "suite": options.suite, "case": case.name,
         "op": case.op, "shape": ",".join(map(str, case.shape)), "dtype": case.dtype, "direction": direction,
         "command": shlex.join(options.command),
     }  # fmt: skip
+
+
+def _rows(
+    bench: Bench, direction: str, fit: list[Ready], candidates: list[Candidate], times: dict[str, list[float]],
+    peaks: dict[str, int],
+) -> list[rows.Row]:  # fmt: skip
+    case = bench.case
+    copy = candidates[0]
+    first = next((one.who.name for one in fit if one.library == "trtkern"), "")
+    none = [math.nan] * len(times["copy_"])
+    same = common(case, bench.options, direction)
     made = []
     known = {one.who.name: one for one in fit}
     for candidate in candidates:

@@ -80,6 +80,11 @@ def figures(mine: list[float], copies: list[float], ours: list[float], bytes_: i
     return made
 
 
+def library(candidate: str) -> str:
+    """What a candidate that is of no other library belongs to."""
+    return "trtkern" if candidate.startswith("trtkern") else f"torch {torch.__version__}"
+
+
 def words(error: Exception) -> str:
     """An error in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trtkern.bench import contest, layers, others, peers, rounds, rows, steps
+from trtkern.bench import contest, layers, others, overhead, peers, rounds, rows, steps
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
@@ -33,8 +33,8 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
     found = peers.choose(options.peers)
     for case in cases:
         _backends(case, options)
-        if case.op == "step" and options.direction != "both":
-            raise ValueError(f"--direction: expected both with --op step, got {options.direction}")
+        if case.op in ("step", "overhead") and options.direction != "both":
+            raise ValueError(f"--direction: expected both with --op {case.op}, got {options.direction}")
     begin = time.monotonic()
     for at, case in enumerate(cases):
         share = max(0.0, options.budget - (time.monotonic() - begin)) / (len(cases) - at)
@@ -42,6 +42,8 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
 
 
 def _backends(case: Case, options: Options) -> list[str]:
+    if case.op == "overhead":
+        return overhead.backends(options.backend, options.device)
     op = _KERNELS.get(case.op, case.op)
     where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False, case.neuron)
     return layers.backends(options.backend, op, where)
@@ -49,6 +51,10 @@ def _backends(case: Case, options: Options) -> list[str]:
 
 def _one(bench: Bench, found: list[peers.Peer], sink: Callable[[list[rows.Row]], None]) -> None:
     options = bench.options
+    if bench.case.op == "overhead":
+        for made in overhead.tables(bench.case, options):
+            sink(made)
+        return
     directions = ("train-fwd", "bwd") if bench.case.op == "linear-lif" else (options.direction,)
     for who, library in _contestants(bench, found):
         _admit(bench, who, library)
@@ -71,10 +77,12 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
     names = _backends(case, options)
     if case.op == "regularizer":
         made = others.regularizers(case, options.device, names, options.compiled)
-        yield from ((who, _library(who.name)) for who in made)
+        yield from ((who, rows.library(who.name)) for who in made)
         return
     if case.op == "pack":
-        yield from ((who, _library(who.name)) for who in others.packs(case, options.device, names, options.compiled))
+        yield from (
+            (who, rows.library(who.name)) for who in others.packs(case, options.device, names, options.compiled)
+        )
         return
     if case.op == "step":
         for each in steps.steps(case, options.device, names, found):
@@ -86,10 +94,11 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
     width = math.prod(case.shape[2:]) if len(case.shape) > 2 else case.shape[1]
     where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled, case.neuron)
     compared: list[Layer] = [*layers.own(names, case.neuron), *layers.eager(where)]
-    versions = {layer.name: _library(layer.name) for layer in compared}
+    versions = {layer.name: rows.library(layer.name) for layer in compared}
     for peer in found:
         if peer.missing:
-            bench.left_out.append((peer.name, "", "skipped", peer.missing))
+            if options.suite != "sizes":  # a hundred cases would say so, each
+                bench.left_out.append((peer.name, "", "skipped", peer.missing))
             continue
         try:
             theirs = peer.layers(where)
@@ -98,20 +107,20 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
             continue
         compared += theirs
         versions |= {layer.name: f"{peer.name} {peer.version}" for layer in theirs}
+    few = options.suite == "sizes"
+    if few:
+        kept = case.op != "bn-lif"  # where this project's own is the fused one
+        compared = [layer for layer in compared if layer.strong and (kept or versions[layer.name] != "trtkern")]
     # What may use up the budget comes last.
     compared.sort(key=lambda layer: (layer.compiled, layer.quadratic))
     if case.op == "lif":
         entries = contest.neurons(case, options.device, compared)
     elif case.op == "bn-lif":
-        entries = contest.behind_norm(case, options.device, names, compared)
+        entries = contest.behind_norm(case, options.device, names, compared, alone=not few)
     else:
         entries = contest.behind_linear(case, options.device, compared)
     for who in entries:
-        yield who, versions.get(who.name.removeprefix("BatchNorm, then "), _library(who.name))
-
-
-def _library(name: str) -> str:
-    return "trtkern" if name.startswith("trtkern") else f"torch {torch.__version__}"
+        yield who, versions.get(who.name.removeprefix("BatchNorm, then "), rows.library(who.name))
 
 
 def _admit(bench: Bench, who: contest.Contestant, library: str) -> None:

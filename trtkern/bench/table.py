@@ -37,7 +37,9 @@ def table(rows: Sequence[Row]) -> Table:
         title=f"{first.case}, {DIRECTIONS[first.direction]}  ({first.machine}, {first.threads} threads)",
         title_justify="left",
     )
-    for name in ("candidate", "p20 ms", "p50 ms", "p80 ms", "GB/s", "of copy", "x trtkern", "peak MiB", "compile s"):
+    unit, scale = ("us", 1e3) if first.op == "overhead" else ("ms", 1.0)
+    times = tuple(f"p{part} {unit}" for part in (20, 50, 80))
+    for name in ("candidate", *times, "GB/s", "of copy", "x trtkern", "peak MiB", "compile s"):
         made.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=name != "candidate")
     made.add_column("note")
     for row in ordered(rows):
@@ -47,7 +49,7 @@ def table(rows: Sequence[Row]) -> Table:
             continue
         few = f"{row.rounds} rounds" if row.rounds < 3 else ""
         made.add_row(
-            Text(row.candidate), *(number(value, ".3f") for value in (row.p20_ms, row.p50_ms, row.p80_ms)),
+            Text(row.candidate), *(number(scale * value, ".3f") for value in (row.p20_ms, row.p50_ms, row.p80_ms)),
             number(row.gb_per_s, ".1f"), number(row.copy_share, ".0%"), number(row.times_ours, ".2f"),
             f"{row.peak_bytes / 2**20:.1f}" if row.peak_bytes >= 0 else "",
             number(row.compile_s, ".1f") if row.compile_s else "",

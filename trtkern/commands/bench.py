@@ -29,7 +29,8 @@ def bench(
         str,
         typer.Option(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
-            "(spikes to bits), all of these; or step (whole training steps of ResNet-19 and VGGSNN)."
+            "(spikes to bits), all of these; or step (whole training steps of ResNet-19 and VGGSNN), overhead (the "
+            "host's time for a small layer beside ReLU, with one thread; of the GPU backends without a GPU)."
         ),
     ] = "all",
     shape: Annotated[
@@ -37,7 +38,7 @@ def bench(
         typer.Option(
             metavar="T,N",
             help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for step "
-            "T,B,3,H,W of ResNet-19 or T,B,2,H,W of VGGSNN. May be given again.",
+            "T,B,3,H,W of ResNet-19 or T,B,2,H,W of VGGSNN; for overhead T,B,C,H,W. May be given again.",
             show_default="those of --suite",
         ),
     ] = None,
@@ -56,9 +57,13 @@ def bench(
         str,
         typer.Option(
             help="Which sizes: default, long (T of 100 and more), open-neuromorphic (that benchmark: Linear + LIF, "
-            "batch 16, T = 500)."
+            "batch 16, T = 500), sizes (many T and N, and every layer of the networks, against the strongest alone)."
         ),
     ] = "default",
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Only every N-th of the cases, from the K-th on: 2/8.", show_default="all"),
+    ] = None,
     peers: Annotated[
         str,
         typer.Option(
@@ -116,12 +121,13 @@ def bench(
 
         names.one_of("backend", backend, ("all", *names.BACKENDS))
         names.one_of("direction", direction, timing.DIRECTIONS)
-        where = torch.device(resolve_device(device))
+        where = torch.device("cpu" if op == "overhead" and device == "auto" else resolve_device(device))
         libraries.choose(peers)
-        chosen = _fitting(cases.select(op, shape or [], dtype, suite, neuron), where, bool(shape))
+        wanted = cases.select(op, shape or [], dtype, suite, neuron)
+        chosen = _fitting(wanted if part is None else cases.part(wanted, part), where, bool(shape))
         rows.check_writable(csv)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if threads is not None or op == "overhead":
+            torch.set_num_threads(threads or 1)
         malloc = "default"
         if where.type == "cpu":
             from trtkern import malloc as allocator
@@ -133,10 +139,11 @@ def bench(
         )  # fmt: skip
     found = _run(chosen, options, csv)
     if plot is not None and found:
-        from trtkern.bench.plot import picture
+        from trtkern.bench import heat
+        from trtkern.bench import plot as bars
 
         with user_errors():
-            picture(found, plot)
+            (heat if suite == "sizes" else bars).picture(found, plot)
     written = [csv, *([plot] if plot is not None and found else [])]
     console().print(f"rows of {measure.commit()}: {', '.join(map(str, written))}", soft_wrap=True)
     return 0

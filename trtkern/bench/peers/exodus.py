@@ -25,4 +25,4 @@ def layers(where: Where) -> list[Layer]:
     from sinabs.exodus import layers as neurons
 
     run = stateless(neurons.LIF, activation.MembraneSubtract(), where)
-    return [Layer("sinabs-exodus LIF", run, NEURON, batch_first=True)]
+    return [Layer("sinabs-exodus LIF", run, NEURON, batch_first=True, strong=True)]

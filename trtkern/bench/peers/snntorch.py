@@ -49,7 +49,7 @@ def layers(where: Where) -> list[Layer]:
     ]
     if where.compiled and where.timesteps <= WHOLE_LOOP:
         compiled = torch.compile(lambda x: loop(traced, x.unbind(0), x[0]), dynamic=False)
-        made.append(Layer("snntorch Leaky, unbind, compiled", compiled, NEURON, compiled=True))
+        made.append(Layer("snntorch Leaky, unbind, compiled", compiled, NEURON, compiled=True, strong=True))
     return made
 
 

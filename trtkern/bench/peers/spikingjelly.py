@@ -49,7 +49,7 @@ def layers(where: Where) -> list[Layer]:
     ]
     if where.compiled and where.timesteps <= WHOLE_LOOP:
         compiled = called(torch.compile(traced, dynamic=False), traced)
-        made.append(Layer("spikingjelly LIFNode m, compiled", compiled, NEURON, compiled=True))
+        made.append(Layer("spikingjelly LIFNode m, compiled", compiled, NEURON, compiled=True, strong=True))
     return made
 
 
@@ -60,7 +60,7 @@ def _multi_step(run: Callable[[Tensor], Tensor], where: Where) -> list[Layer]:
     made = []
     for name in ("cuda", "triton", "torch"):
         with suppress(ImportError, AttributeError, RuntimeError, OSError):
-            made.append(Layer(f"spikingjelly LIFNode m, {name}", _with(name, run, where.device), NEURON))
+            made.append(Layer(f"spikingjelly LIFNode m, {name}", _with(name, run, where.device), NEURON, strong=True))
     return made or [Layer("spikingjelly LIFNode m", run, NEURON, note="its implementation could not be chosen")]
 
 

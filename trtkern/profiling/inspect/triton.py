@@ -32,7 +32,7 @@ NEURONS = 65536
 """Of the representative launches: 16 images in 16 channels."""
 
 
-class _Driver:
+class Driver:
     """Stands for the GPU that is not here. Triton keeps the kernels of each device apart: its name is the device."""
 
     def __init__(self, target: str) -> None:
@@ -58,7 +58,7 @@ def compiling_for(target: str) -> Iterator[None]:
     if INTERPRETED.value:
         raise RuntimeError("inspect: TRITON_INTERPRET is set, so Triton compiles nothing; unset it")
     before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_Driver(target))
+    triton.runtime.driver.set_active(Driver(target))
     compile_target.cache_clear()
     try:
         yield

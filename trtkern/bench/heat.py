@@ -1,0 +1,163 @@
+"""The rows of the suite "sizes" as maps: a cell a case, its colour and number how far ahead this project is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from trtkern.bench.plot import groups
+from trtkern.bench.rows import Row
+from trtkern.bench.table import DIRECTIONS, three
+
+KEY = "Above 1 trtkern is faster; with a dot it is behind beyond the noise."
+FARTHEST = 3.0
+"""log2 of the ratio with the strongest colour."""
+
+
+class Cell(NamedTuple):
+    """What a case says in a map."""
+
+    value: float
+    """NaN where nothing was measured."""
+    behind: bool = False
+    """Whether this project is behind by more than the noise."""
+
+
+NOTHING = Cell(math.nan)
+
+
+class Map(NamedTuple):
+    """A picture's panel."""
+
+    title: str
+    axes: tuple[str, str]
+    """What the columns are, and the rows."""
+    columns: list[str]
+    rows: list[str]
+    cells: list[list[Cell]]
+    ratio: bool
+    """Whether the values are ratios around 1; else shares up to 1."""
+
+
+def is_other(row: Row, relu: bool) -> bool:
+    """Whether a measured row is another implementation of the neuron; with ``relu`` whether it is BatchNorm + ReLU."""
+    alone = row.candidate in ("copy_", "BatchNorm alone") or row.library == "trtkern"
+    return row.status == "ok" and not alone and (row.candidate == "BatchNorm + ReLU") == relu
+
+
+def ahead(group: Sequence[Row], relu: bool = False) -> Cell:
+    """The time of the fastest other candidate of a case over that of this project's fastest."""
+    ours = [row.times_ours for row in group if row.status == "ok" and row.library == "trtkern"]
+    theirs = [row for row in group if is_other(row, relu) and row.times_ours == row.times_ours]
+    if not ours or not theirs:
+        return NOTHING
+    best = min(theirs, key=lambda row: row.times_ours)
+    own = min(ours)
+    return Cell(best.times_ours / own, best.rounds > 2 and best.times_ours_high / own < 1)
+
+
+def of_copy(group: Sequence[Row]) -> Cell:
+    """The share of the copy rate at which this project moves the least bytes of the case."""
+    shares = [row.copy_share for row in group if row.status == "ok" and row.library == "trtkern"]
+    return Cell(max(shares)) if shares else NOTHING
+
+
+def maps(rows: Sequence[Row]) -> list[Map]:
+    """The maps of one machine's rows: for each op, neuron, dtype and direction two."""
+    kinds: dict[tuple[str, ...], list[list[Row]]] = {}
+    for group in groups(rows).values():
+        first = group[0]
+        neuron = first.case.partition(first.op)[0].strip()
+        kinds.setdefault((first.op, neuron, first.dtype, first.direction), []).append(group)
+    made = []
+    for (op, neuron, dtype, direction), measured in kinds.items():
+        what = f"{neuron or op}, {dtype}, {DIRECTIONS[direction]}"
+        place = _of_layer if op == "bn-lif" else _of_neurons
+        made.append(_map(f"{what}: best other / trtkern", measured, place, ahead, True))
+        if op == "bn-lif":
+            made.append(
+                _map(f"{what}: BatchNorm + ReLU / trtkern", measured, place, lambda group: ahead(group, True), True)
+            )
+        else:
+            made.append(_map(f"{what}: trtkern, share of the copy rate", measured, place, of_copy, False))
+    return made
+
+
+Place = tuple[tuple[Any, ...], str, tuple[Any, ...], str, tuple[str, str]]
+"""What a column is sorted by, what it is called, the same of the row, and what they are."""
+
+
+def _of_neurons(row: Row) -> Place:
+    T, *neurons = map(int, row.shape.split(","))
+    N = math.prod(neurons)
+    called = f"{N >> 20} Mi" if N % (1 << 20) == 0 else f"{N >> 10} Ki" if N % (1 << 10) == 0 else str(N)
+    return (N,), called, (T,), str(T), ("N", "T")
+
+
+def _of_layer(row: Row) -> Place:
+    T, B, *image = map(int, row.shape.split(","))
+    layout = "contiguous" if row.case.endswith(row.dtype) else row.case.rpartition(" ")[2]
+    size = "x".join(map(str, image))
+    return (layout != "contiguous", B), f"batch {B}\n{layout}", (T, *image), f"T={T} {size}", ("", "layer")
+
+
+def _map(
+    title: str, measured: list[list[Row]], place: Callable[[Row], Place], cell: Callable[[list[Row]], Cell], ratio: bool
+) -> Map:
+    cells: dict[tuple[str, str], Cell] = {}
+    columns: dict[str, tuple[Any, ...]] = {}
+    rows: dict[str, tuple[Any, ...]] = {}
+    axes = ("", "")
+    for group in measured:
+        left, column, down, row, axes = place(group[0])
+        columns[column], rows[row] = left, down
+        cells[row, column] = cell(group)
+    across, along = (sorted(names, key=lambda name: names[name]) for names in (columns, rows))
+    return Map(title, axes, across, along, [[cells.get((r, c), NOTHING) for c in across] for r in along], ratio)
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Draw the rows of one machine's suite "sizes": two maps for each op, neuron, dtype and direction.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    drawn = maps(rows)
+    heights = [max(len(each.rows) for each in drawn[at : at + 2]) + 3.0 for at in range(0, len(drawn), 2)]
+    figure = Figure(figsize=(14, 0.36 * sum(heights) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{rows[0].machine}, {rows[0].threads} threads. {KEY}", parse_math=False, fontsize=10)
+    places = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axis, each in zip(places.flat, drawn, strict=True):
+        _draw(axis, each)
+    figure.savefig(path, dpi=80)
+
+
+def _draw(axis: Any, drawn: Map) -> None:
+    """A map with its numbers."""
+    scale: Normalize = TwoSlopeNorm(0.0, -FARTHEST, FARTHEST) if drawn.ratio else Normalize(0.0, 1.0)
+    shown = [[math.log2(cell.value) if drawn.ratio else cell.value for cell in row] for row in drawn.cells]
+    axis.imshow(shown, cmap="RdBu" if drawn.ratio else "YlGnBu", norm=scale, aspect="auto")
+    axis.set_title(drawn.title, fontsize=9, loc="left", parse_math=False)
+    axis.set_xticks(range(len(drawn.columns)), drawn.columns, fontsize=7)
+    axis.set_yticks(range(len(drawn.rows)), drawn.rows, fontsize=7)
+    axis.set_xlabel(drawn.axes[0], fontsize=8)
+    axis.set_ylabel(drawn.axes[1], fontsize=8)
+    for down, row in enumerate(drawn.cells):
+        for right, cell in enumerate(row):
+            if math.isnan(cell.value):
+                continue
+            dark = abs(shown[down][right]) > 0.6 * FARTHEST if drawn.ratio else cell.value > 0.6
+            words = three(cell.value) if drawn.ratio else f"{cell.value:.0%}"
+            colour = "white" if dark else "black"
+            axis.text(right, down, words, ha="center", va="center", fontsize=7, color=colour)
+            if cell.behind:
+                axis.plot(right + 0.36, down, "o", color=colour, markersize=4)
+    for side in ("top", "right", "bottom", "left"):
+        axis.spines[side].set_visible(False)
