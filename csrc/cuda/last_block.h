@@ -8,15 +8,14 @@ namespace cuda {
 // Whether this block is the last of `blocks` that come here: it then sees all that they wrote before. Every thread of a
 // block comes here. `counter`: uint32 numbers, of which number `at` is 0 before the first of them comes.
 __device__ inline bool last_block(uint64_t counter, int64_t at, int64_t blocks) {
-  __shared__ unsigned before;
+  bool last = false;
   __threadfence();  // each thread's own
   __syncthreads();
   if (threadIdx.x == 0) {
-    before = atomicAdd(reinterpret_cast<unsigned*>(counter) + at, 1u);
+    last = atomicAdd(reinterpret_cast<unsigned*>(counter) + at, 1u) + 1 == blocks;
     __threadfence();
   }
-  __syncthreads();
-  return before + 1 == blocks;
+  return __syncthreads_or(last);
 }
 
 // Sets them to 0 for the kernel that follows on the stream: called by all threads of all blocks.

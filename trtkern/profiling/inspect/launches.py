@@ -54,7 +54,7 @@ def backward(
     params = torch.empty(len(spec.row.params), channels) if channels else None
     inputs = LIFInputs(x, None, params, scalars or _numbers(spec), spec, 1)
     out = LIFBackward(x, None, params)
-    return lif_launch.backward_launch(inputs, edges_of(T, N, spec), LIFGrads(x, None, None), out)[0]
+    return lif_launch.backward_launches(inputs, edges_of(T, N, spec), LIFGrads(x, None, None), out)[0]
 
 
 def normed(
@@ -83,7 +83,7 @@ def norm_sums(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     inputs, norm = normed(T, N, dtype, **options)
     gx = inputs.x if norm.residual is not None else None
     out = LIFBackward(gx, None, None, torch.empty(2, 16, dtype=torch.float64))
-    return lif_launch.backward_launch(inputs, edges_of(T, N, inputs.spec), LIFGrads(inputs.x, None, None), out)[0]
+    return lif_launch.backward_launches(inputs, edges_of(T, N, inputs.spec), LIFGrads(inputs.x, None, None), out)[0]
 
 
 def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
@@ -91,7 +91,7 @@ def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     inputs, norm = normed(T, N, dtype, **options)
     grads = LIFGrads(inputs.x, None, None, norm.affine)
     edges = edges_of(T, N, inputs.spec)
-    return lif_launch.backward_launch(inputs, edges, grads, LIFBackward(inputs.x, None, None))[0]
+    return lif_launch.backward_launches(inputs, edges, grads, LIFBackward(inputs.x, None, None))[0]
 
 
 def norm_input_grad(T: int, N: int, dtype: torch.dtype) -> Launch:
