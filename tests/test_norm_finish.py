@@ -267,7 +267,7 @@ def test_backward(ops, size, neuron):
     """The sums do not depend on what is made of them, and what is made of them is that."""
     C, inner, pool = size
     every = itertools.product((False, True), DTYPES if C == 3 else DTYPES[:2])
-    for learn, dtype in ((True, torch.float16),) if C == LARGE[0] else every:
+    for learn, dtype in ((True, torch.float16),) if LARGE[0] == C else every:
         norm = some_grads(C, dtype, ops.device)
         plain = backward(ops, C, inner, pool, neuron, learn, None)
         found = backward(ops, C, inner, pool, neuron, learn, norm)
