@@ -14,14 +14,15 @@ import math
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from trtkern.backends.base import Finish, Finished
+from trtkern.kernels.batch_norm_finish import CHANNELS, finish, momentum_of, move, tensors_of
 from trtkern.kernels.channels import channel, combined, vectors
 from trtkern.kernels.launch import FEWEST_COLUMNS, Launch, aligned, channel_class, classes, options, warp_size
 from trtkern.kernels.lif import load_rows
-from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
+from trtkern.kernels.numerics import bound, exact, fma, inline, narrow, widen
 
 PIECE = 8  # rows in flight
 
@@ -35,13 +36,15 @@ def _merge(mean, squares, n, mean_new, squares_new, n_new):
 
 
 def column_statistics(
-    x, partial,
+    x, partial, counter,
     total: tl.int64, columns: tl.int64,
     ALIGNED: tl.constexpr, SHARED: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """partial [3, columns] float32: the first element of each column, and of all elements' differences from it the mean
     and the sum of squared deviations from that. Elements of a column of x [total] are `columns` apart; with SHARED
-    LANES columns make one, so that there are columns / LANES."""
+    LANES columns make one, so that there are columns / LANES. counter, unless None, is set to 0 for merge_columns."""
+    if counter is not None:
+        tl.store(counter, 0, mask=tl.program_id(0) == 0)
     factor = 16 if ALIGNED else 1
     total = tl.cast(total, tl.int64) * factor
     S = tl.cast(columns, tl.int64) * factor
@@ -90,13 +93,16 @@ def column_statistics(
 
 
 def merge_columns(
-    partial, stats,
-    total: tl.int64, columns: tl.int64, C: tl.int64, inner: tl.int64,
-    WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    partial, stats, counter, weight, bias, running_mean, running_var, batches, moments, affine, coef,
+    total: tl.int64, columns: tl.int64, C: tl.int64, inner: tl.int64, count: tl.int64, eps: tl.float64,
+    momentum: tl.float64,
+    MERGED: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """stats [2, C] float64, the mean and the sum of squared deviations of each channel, from column_statistics.
 
-    WEIGHT: elements of a row that were taken together; total, columns and inner are divided by it.
+    With affine the channel is finished; with running_mean the last program, which ``counter`` tells, moves the running
+    statistics of all (``kernels/batch_norm_finish.py``). MERGED: elements of a row that were taken together; total,
+    columns and inner are divided by it.
     """
     total = tl.cast(total, tl.int64)
     S = tl.cast(columns, tl.int64)
@@ -104,27 +110,41 @@ def merge_columns(
     inner = tl.cast(inner, tl.int64)
     c = tl.program_id(0)
     pivot = tl.load(partial + c * inner).to(tl.float64) + tl.load(partial + S + c * inner).to(tl.float64)
-    weight = tl.zeros([BLOCK], tl.float64)
+    numbers = tl.zeros([BLOCK], tl.float64)
     first = tl.zeros([BLOCK], tl.float64)
     second = tl.zeros([BLOCK], tl.float64)
-    count = S // C
-    for start in range(0, bound(count), BLOCK):
+    members = S // C
+    for start in range(0, bound(members), BLOCK):
         lane = start + tl.arange(0, BLOCK).to(tl.int64)
-        inside = lane < count
+        inside = lane < members
         column = partial + (lane // inner * C + c) * inner + lane % inner
         rows = (total - (lane // inner * C + c) * inner - lane % inner + S - 1) // S
-        n = tl.where(inside, rows * WEIGHT, 0).to(tl.float64)
+        n = tl.where(inside, rows * MERGED, 0).to(tl.float64)
         d = tl.load(column, mask=inside, other=0.0).to(tl.float64)
         d += tl.load(column + S, mask=inside, other=0.0).to(tl.float64) - pivot
         d = tl.where(inside, d, 0.0)
-        weight += n
+        numbers += n
         first += n * d
         second += n * d * d + tl.load(column + 2 * S, mask=inside, other=0.0).to(tl.float64)
-    n = tl.sum(weight, 0)
+    n = tl.sum(numbers, 0)
     shift = tl.sum(first, 0) / n
-    tl.store(stats + c, pivot + shift)
+    mean = pivot + shift
     squares = tl.sum(second, 0) - n * shift * shift
-    tl.store(stats + C + c, tl.where(squares < 0.0, 0.0, squares))
+    squares = tl.where(squares < 0.0, 0.0, squares)
+    tl.store(stats + c, mean)
+    tl.store(stats + C + c, squares)
+    if affine is not None:
+        here = c.to(tl.int64) + tl.zeros([1], tl.int64)
+        none = tl.zeros([1], tl.float64)
+        finish(here, here < C, none + mean, none + squares / n, weight, bias, moments, affine, coef, C, exact(eps))
+    if running_mean is not None:
+        tl.debug_barrier()  # what all threads stored comes before the count
+        before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+        if before.to(tl.int64) == C - 1:
+            move(
+                stats, stats + C, n, running_mean, running_var, batches, C, tl.cast(count, tl.int64), exact(momentum),
+                CHANNELS,
+            )  # fmt: skip
 
 
 def input_gradient(
@@ -152,11 +172,7 @@ def input_gradient(
 
 
 _COLUMNS = classes(column_statistics)
-_MERGE = triton.jit(
-    merge_columns,
-    do_not_specialize=("total", "columns", "C", "inner"),
-    do_not_specialize_on_alignment=("partial", "stats"),
-)
+_MERGE = classes(merge_columns)[0]
 _INPUT = classes(input_gradient)
 
 
@@ -168,6 +184,25 @@ def statistics_columns(total: int, period: int, wide: bool) -> int:
 
 def statistics_launches(x: Tensor, channels: int, inner: int, stats: Tensor) -> tuple[Launch, Launch]:
     """From x [T, N] to stats [2, channels] float64, mean and sum of squared deviations: two launches, in this order."""
+    return _statistics_launches(x, channels, inner, stats, None, (None,) * 8, (0, 1.0, 0.0))
+
+
+def affine_launches(x: Tensor, inner: int, norm: Finish, out: Finished) -> tuple[Launch, Launch]:
+    """From x [T, N] to ``out`` and the running statistics: two launches, in this order."""
+    stats = torch.empty_like(out.moments)
+    counter = None
+    tensors = tensors_of(norm, out)
+    if tensors[2] is not None:
+        counter = torch.empty(1, dtype=torch.int32, device=x.device)
+    numbers = (norm.count, float(norm.eps), momentum_of(norm))
+    return _statistics_launches(x, out.affine.shape[1], inner, stats, counter, tensors, numbers)
+
+
+def _statistics_launches(
+    x: Tensor, channels: int, inner: int, stats: Tensor, counter: Tensor | None, tensors: tuple[Tensor | None, ...],
+    numbers: tuple[int, float, float],
+) -> tuple[Launch, Launch]:  # fmt: skip
+    """tensors, numbers: of merge_columns, those that are no statistics and no sizes."""
     total = x.numel()
     wide = aligned(total, (x,))
     columns = statistics_columns(total, channels * inner, wide)
@@ -175,9 +210,12 @@ def statistics_launches(x: Tensor, channels: int, inner: int, stats: Tensor) -> 
     merged = lanes if wide and inner % lanes == 0 else 1
     partial = x.new_empty((3, columns // merged), dtype=torch.float32)
     unit = 16 if wide else 1
-    args = (x, partial, total // unit, columns // unit, wide, merged > 1, PIECE, block, lanes)
+    args = (x, partial, counter, total // unit, columns // unit, wide, merged > 1, PIECE, block, lanes)
     first = Launch(_COLUMNS[wide], (-(-columns // block),), args, chosen)
-    merge = (partial, stats, total // merged, columns // merged, channels, inner // merged, merged, 1024)
+    merge = (
+        partial, stats, counter, *tensors, total // merged, columns // merged, channels, inner // merged, *numbers,
+        merged, 1024, CHANNELS,
+    )  # fmt: skip
     return first, Launch(_MERGE, (channels,), merge, options(8))
 
 

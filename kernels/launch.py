@@ -98,23 +98,13 @@ def channel_class(op: str, C: int, inner: int, lanes: int, wide: bool) -> str:
     return "shared" if wide and inner % lanes == 0 else "many"
 
 
-class Sums(NamedTuple):
-    """Partial sums over neurons, and how to add them up without atomics: bitwise repeatable."""
-
-    partial: Tensor
-    """[rows, repeats, C, neurons side by side] float32."""
-
-    def add_up(self, out: Tensor) -> None:
-        """Writes the sums [rows, C], in the dtype of out."""
-        torch.sum(self.partial, (1, 3), dtype=out.dtype, out=out)
-
-
-def partial_sums(x: Tensor, rows: int, columns: int, block: int, C: int, inner: int, merged: int) -> Sums:
-    """Room for sums: one a program of ``block`` columns when there is one channel, else one for ``merged`` columns."""
+def partial_sums(x: Tensor, rows: int, columns: int, block: int, C: int, inner: int, merged: int) -> Tensor:
+    """Room for sums over neurons, [rows, repeats, C, neurons side by side] float32: one a program of ``block`` columns
+    when there is one channel, else one for ``merged`` columns."""
     shape = (rows, columns // (C * inner), C, inner // merged)
     if C == 1:
         shape = (rows, -(-columns // block), 1, 1)
-    return Sums(x.new_empty(shape, dtype=torch.float32))
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 @lru_cache(maxsize=1024)

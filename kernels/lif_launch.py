@@ -11,8 +11,8 @@
 #   kernels/lif.py              lif_forward: a program's neurons through all steps, a chunk at a time
 #   kernels/channels.py, pooling.py, numerics.py   what the kernels share
 #
-# Backward, backward_launch: kernels/lif_backward.py makes the h of a chunk again and walks back through them, the
-# last chunk first; what it leaves to add up (Sums) the backend adds up behind it.
+# Backward, backward_launches: kernels/lif_backward.py makes the h of a chunk again and walks back through them, the
+# last chunk first; what it leaves to add up, kernels/batch_norm_finish.py adds up behind it: add_up.
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from trtkern.kernels.batch_norm_finish import add_up_launch
 from trtkern.kernels.launch import (
     Launch,
-    Sums,
     aligned,
     channel_class,
     chunk_class,
@@ -40,7 +40,7 @@ from trtkern.kernels.numerics import derivative
 from trtkern.kernels.pooling import POSITIONS, geometry
 
 if TYPE_CHECKING:
-    from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Pool
+    from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, NormGrads, Pool
 
 _FORWARD = classes(lif_forward)
 _BACKWARD = classes(lif_backward)
@@ -141,10 +141,11 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     return Launch(_FORWARD[plan.wide], (-(-plan.total // plan.block),), args, plan.options)
 
 
-def backward_launch(
-    inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward
-) -> tuple[Launch, list[tuple[Sums, Tensor]]]:
-    """The backward pass: reads x and ``grads``, writes what ``out`` holds; sums that are left to add up, and where."""
+def backward_launches(
+    inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward, norm: NormGrads | None = None
+) -> list[Launch]:
+    """The backward pass, which reads x and ``grads`` and writes what ``out`` holds; then, where there are sums, what
+    adds them up and fills ``norm``."""
     x, spec = inp.x, inp.spec
     T = x.shape[0]
     N = x.numel() // T
@@ -161,21 +162,24 @@ def backward_launch(
     plan = _plan("lif_backward", T, spec.chunk, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     columns = plan.total
     params = len(spec.row.params)
-    sums: dict[int, Sums] = {}  # by the number of their rows
+    learned = summed = None
     if load.learn or load.sums:
         inner = plan.sizes[2]
         if C > 1:
             columns = sum_columns(columns, C * inner, plan.wide)
         merged = plan.lanes if plan.channels == "shared" else 1
-        for rows in [params] * load.learn + [2] * load.sums:
-            sums[rows] = partial_sums(x, rows, columns, plan.block, C, inner, merged)
+        if load.learn:
+            learned = partial_sums(x, params, columns, plan.block, C, inner, merged)
+        if load.sums:
+            summed = partial_sums(x, 2, columns, plan.block, C, inner, merged)
     args = (
         x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
-        sums[params].partial if params in sums else None, sums[2].partial if 2 in sums else None,
-        T, *plan.sizes, columns // 16 if plan.wide else columns,
+        learned, summed, T, *plan.sizes, columns // 16 if plan.wide else columns,
         inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
         derivative(spec.surrogate),
         T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip
-    left = [(sums[total.shape[0]], total) for total in (out.params, out.sums) if total is not None]
-    return Launch(_BACKWARD[plan.wide], (-(-columns // plan.block),), args, plan.options), left
+    first = Launch(_BACKWARD[plan.wide], (-(-columns // plan.block),), args, plan.options)
+    if learned is None and summed is None:
+        return [first]
+    return [first, add_up_launch(learned, summed, out.params, out.sums, norm)]

@@ -66,6 +66,12 @@ def bound(x):
 
 
 @inline
+def exact(x):
+    """A run-time number, or one of Python, in float64."""
+    return tl.full((), x, tl.float64)
+
+
+@inline
 def exp(x):
     """e**x."""
     return tl.exp(tl.cast(x, tl.float32))

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 from trtkern import surrogates
+from trtkern.backends.base import Finish, Finished, NormGrads
+from trtkern.kernels import batch_norm, batch_norm_finish
+from trtkern.kernels.launch import Launch
 from trtkern.surrogates import exp
 
 STEEPNESS = 1.5
@@ -19,6 +22,25 @@ Case = tuple[str, int, torch.dtype, dict[str, Any]]
 def own_surrogate(u, alpha):
     """What a user might write, with a number of the module."""
     return STEEPNESS * exp(-alpha * abs(u))
+
+
+def finishes(dtype: torch.dtype) -> list[Launch]:
+    """All that runs between the passes of a norm whose parameters are of that type, and behind a pass with sums."""
+    C, P = 16, 10
+    draw = [torch.empty(C, dtype=dtype) for _ in range(4)]
+    out = Finished(torch.empty(3, C), torch.empty(2, C).double(), torch.empty(3, C))
+    norm = Finish(*draw, torch.tensor(0), 1e-5, 0.1, 100)
+    grads = NormGrads(out.affine, out.moments, 100, out.coef, *draw[:2])
+    learned, summed, gparams = torch.empty(P, 4, C, 8), torch.empty(2, 4, C, 8), torch.empty(P, C)
+    return [
+        batch_norm.affine_launches(torch.empty(4, 256 * C), 256, norm, out)[1],
+        batch_norm.statistics_launches(torch.empty(4, 256 * C), C, 256, out.moments)[1],
+        batch_norm_finish.known_launch(*draw[:2], norm, out),
+        batch_norm_finish.coefficients_launch(out.moments, out.moments, grads),
+        batch_norm_finish.add_up_launch(learned, summed, gparams, out.moments, grads),
+        batch_norm_finish.add_up_launch(learned[:6], None, gparams[:6], None, None),
+        batch_norm_finish.add_up_launch(None, summed, None, out.moments, None),
+    ]
 
 
 def lif_cases() -> Iterator[Case]:

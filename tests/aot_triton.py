@@ -78,6 +78,20 @@ def row(target: str, name: str, T: int, dtype: torch.dtype, options: dict[str, A
     }  # fmt: skip
 
 
+def finishes(target: str) -> list[dict[str, Any]]:
+    """Registers, spills and the float64 operations of all that runs between the passes of a norm."""
+    rows = []
+    with triton.compiling_for(target):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            for launch in aot_launches.finishes(dtype):
+                kernel = triton.compiled(launch)
+                found = re.findall(r"\b((?:sqrt|div|rcp|fma)\.\w+\.f64|atom\.\S+)", kernel.asm.get("ptx", ""))
+                reading = triton.read(kernel)._asdict()
+                name = launch.kernel.__name__
+                rows.append({"target": target, "kernel": name, "operations": sorted(set(found)), **reading})
+    return rows
+
+
 def all_rows(part: int, parts: int) -> list[dict[str, Any]]:
     """Every parts-th row, from number ``part`` on."""
     surrogates.register(aot_launches.own_surrogate, "own")
@@ -146,6 +160,7 @@ def main(part: int, parts: int) -> None:
     with triton.compiling_for("sm_90"):
         compiles = count_compiles()
     report = {"compiles": compiles, "rows": all_rows(0, parts), "planted": planted()}
+    report["finishes"] = [row for target in TARGETS for row in finishes(target)]
     for other in others:
         report["rows"] += json.loads(other.communicate()[0])
         if other.returncode:

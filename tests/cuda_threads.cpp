@@ -12,6 +12,7 @@
 #include "lif/cuda_body.h"
 
 #include "norm/cuda_body.h"
+#include "norm/cuda_finish.h"
 
 using namespace trtkern;
 using namespace trtkern::cuda;
@@ -50,13 +51,31 @@ void statistics_grid(const LifArgs& a, const index::Tiles& t) {
   }
 }
 
-static void merge_grid(const LifArgs& a, const index::Tiles& t, uint64_t stats) {
+// What the last block of a finish does.
+static void move_grid(const NormArgs& n) {
+  if (!moves(n) || !all_finite(n, 0, 1)) return;
+  uint32_t words[2];
+  int64_t batches;
+  read<8>(n.batches, words);
+  std::memcpy(&batches, words, 8);
+  ++batches;
+  std::memcpy(words, &batches, 8);
+  write<8>(n.batches, words);
+  for (int thread = 0; thread < kMergeThreads; ++thread) move_all(n, thread, kMergeThreads, batches);
+}
+
+static void merge_grid(const LifArgs& a, const index::Tiles& t, const NormArgs& n) {
   for (int64_t channel = 0; channel < t.C(); ++channel) {
-    Moments all;
-    for (int thread = 0; thread < kMergeThreads; ++thread) all.merge(merge_segments(a, t, channel, thread));
-    store_double(stats, channel, all.mean);
-    store_double(stats, t.C() + channel, all.squares);
+    Moments own[kMergeThreads];
+    for (int thread = 0; thread < kMergeThreads; ++thread) own[thread] = merge_segments(a, t, channel, thread);
+    for (int half = kMergeThreads / 2; half > 0; half /= 2) {
+      for (int thread = 0; thread < half; ++thread) own[thread].merge(own[thread + half]);
+    }
+    store_double(n.mean, channel, own[0].mean);
+    store_double(n.spread, channel, own[0].squares);
+    if (n.affine != 0) finish_forward(n, channel, channel_statistics(n, channel));
   }
+  move_grid(n);
 }
 
 template <class E>
@@ -89,6 +108,33 @@ static void name_tensors(const LifArgs& a) {
   name("edges", a.edges, (a.T - 1) / span(a) * row), name("flag", a.flag, 4);
   name("params", a.params, params), name("gparams", a.gparams, params);
   name("affine", a.affine, affine), name("coef", a.coef, affine), name("norm_sums", a.norm_sums, 2 * a.C * 8);
+}
+
+static int64_t bytes_of(int type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+
+// `written`: the sums are written in the same call, by what has their address too.
+static void name_norm(const NormArgs& n, bool written = false) {
+  const int64_t parameter = n.C * bytes_of(n.type), running = n.C * bytes_of(n.running), row = n.C * 4, wide = n.C * 8;
+  if (n.values == 0) name("mean", n.mean, n.C * bytes_of(n.source)), name("spread", n.spread, n.C * bytes_of(n.source));
+  name("weight", n.weight, parameter), name("bias", n.bias, parameter);
+  name("gweight", n.gweight, parameter), name("gbias", n.gbias, parameter);
+  name("running_mean", n.running_mean, running), name("running_var", n.running_var, running);
+  name("batches", n.batches, 8), name("moments", n.moments, 2 * wide), name("norm_affine", n.affine, 3 * row);
+  name("norm_coef", n.coef, 3 * row), name("own", n.own, 2 * wide);
+  if (!written) name("sums", n.sums, 2 * wide);
+}
+
+static int64_t launched;  // kernels: one for each grid that is run
+
+// The statistics of x, merged into n.mean and n.spread, and finished where n has more; as start_statistics has it.
+static int64_t statistics_of(const LifArgs& a, const index::Tiles& t, const NormArgs& n) {
+  strays = misaligned = 0;
+  if (a.dtype == kFloat32) statistics_as<Float32>(a, t);
+  if (a.dtype == kBFloat16) statistics_as<BFloat16>(a, t);
+  if (a.dtype == kFloat16) statistics_as<Float16>(a, t);
+  merge_grid(a, t, n);
+  launched += 2;
+  return strays + misaligned;
 }
 
 // ---- the step that a GPU takes, and that of the table of neurons ----
@@ -127,7 +173,8 @@ int64_t step_differences(const float (&of)[15]) {
 
 extern "C" {
 
-// Where LIF's step in the table of neurons and lif/cuda_step.h's form for GPUs differ, over ordinary and extreme numbers.
+// Where LIF's step in the table of neurons and lif/cuda_step.h's form for GPUs differ, over ordinary and extreme
+// numbers.
 int64_t flat_differences() {
   const float of[15] = {0.0f,  -0.0f, 1.0f,   -1.0f, 0.3f,     1.7f,      -2.6f, 1e-40f,
                         1e-3f, 3e38f, -3e38f, 1e4f,  INFINITY, -INFINITY, NAN};
@@ -136,14 +183,19 @@ int64_t flat_differences() {
 }
 
 // Runs a pass; the number of accesses that were out of bounds or not on a multiple of their size.
-int64_t run(const LifArgs* a, int backward) {
+int64_t run(const LifArgs* a, int backward, const NormArgs* norm) {
+  const NormArgs n = norm == nullptr ? NormArgs{} : *norm;
   name_tensors(*a);
+  name_norm(n, true);
   name("workspace", a->workspace, index::workspace(reduction(*a), sum_rows(*a)) * 4);
   strays = misaligned = 0;
   if (a->dtype == kFloat32) run_as<Float32>(*a, backward);
   if (a->dtype == kBFloat16) run_as<BFloat16>(*a, backward);
   if (a->dtype == kFloat16) run_as<Float16>(*a, backward);
-  if (backward && (a->gparams | a->norm_sums) != 0) reduce_grid(*a);
+  ++launched;
+  if (!backward || (a->gparams | a->norm_sums) == 0) return strays + misaligned;
+  add_up_grid(*a, n);
+  ++launched;
   return strays + misaligned;
 }
 
@@ -151,13 +203,42 @@ int64_t statistics(const LifArgs* a, uint64_t stats) {
   const index::Tiles t = statistics_tiles(*a);
   name_tensors(*a);
   name("stats", stats, 2 * a->C * 8), name("workspace", a->workspace, 2 * t.segments() * t.C() * 8);
+  NormArgs n;
+  n.mean = stats, n.spread = stats + 8 * a->C;
+  return statistics_of(*a, t, n);
+}
+
+int64_t affine(const LifArgs* a, const NormArgs* norm) {
+  const index::Tiles t = statistics_tiles(*a);
+  NormArgs n = *norm;
+  n.mean = known_statistics(*a, t), n.spread = n.mean + 8 * a->C;
+  n.source = kFloat64, n.values = a->T * a->N / a->C;
+  name_tensors(*a);
+  name("workspace", a->workspace, 2 * (t.segments() + 1) * t.C() * 8);
+  name_norm(n);
+  return statistics_of(*a, t, n);
+}
+
+int64_t finish(const NormArgs* n) {
+  tensors.clear();
+  name_norm(*n);
   strays = misaligned = 0;
-  if (a->dtype == kFloat32) statistics_as<Float32>(*a, t);
-  if (a->dtype == kBFloat16) statistics_as<BFloat16>(*a, t);
-  if (a->dtype == kFloat16) statistics_as<Float16>(*a, t);
-  merge_grid(*a, t, stats);
+  for (int64_t c = 0; c < n->C; ++c) finish_forward(*n, c, channel_statistics(*n, c));
+  move_grid(*n);
+  ++launched;
   return strays + misaligned;
 }
+
+int64_t coefficients(const NormArgs* n) {
+  tensors.clear();
+  name_norm(*n);
+  strays = misaligned = 0;
+  for (int64_t c = 0; c < n->C; ++c) finish_sums(*n, c);
+  ++launched;
+  return strays + misaligned;
+}
+
+int64_t launches() { return launched; }
 
 int64_t input_grad(const LifArgs* a) {
   name_tensors(*a);
@@ -165,6 +246,7 @@ int64_t input_grad(const LifArgs* a) {
   if (a->dtype == kFloat32) input_grad_as<Float32>(*a);
   if (a->dtype == kBFloat16) input_grad_as<BFloat16>(*a);
   if (a->dtype == kFloat16) input_grad_as<Float16>(*a);
+  ++launched;
   return strays + misaligned;
 }
 
@@ -178,13 +260,19 @@ const char* traffic() {
   return text.c_str();
 }
 
-// "name type count offset;" for each field of LifArgs, then its size.
-const char* layout() {
+// "name type count offset;" for each field of LifArgs, or of NormArgs, then its size.
+const char* layout(int norm) {
   static std::string text;
   text.clear();
   const auto add = [](const char* name, const char* type, int count, size_t offset) {
     text += std::string(name) + " " + type + " " + std::to_string(count) + " " + std::to_string(offset) + ";";
   };
+  if (norm) {
+#define TK_FIELD(type, name, value) add(#name, #type, 1, offsetof(NormArgs, name))
+#include "norm/fields.h"
+    text += std::to_string(sizeof(NormArgs));
+    return text.c_str();
+  }
 #define TK_FIELD(type, name, value) add(#name, #type, 1, offsetof(LifArgs, name))
 #define TK_FIELDS(type, name, count) add(#name, #type, count, offsetof(LifArgs, name))
 #include "lif/fields.h"
@@ -192,10 +280,16 @@ const char* layout() {
   return text.c_str();
 }
 
-int64_t workspace_floats(const LifArgs* a) { return index::workspace(reduction(*a), sum_rows(*a)); }
+// Where a struct has its fields' defaults.
+void set_defaults(LifArgs* a, NormArgs* n) {
+  if (a) *a = LifArgs{};
+  if (n) *n = NormArgs{};
+}
+
+int64_t workspace_floats(const LifArgs* a) { return index::workspace(reduction(*a), sum_rows(*a)) + a->C; }
 int64_t statistics_workspace_floats(const LifArgs* a) {
   const index::Tiles t = statistics_tiles(*a);
-  return 4 * t.segments() * t.C();
+  return 4 * t.segments() * t.C() + 4 * t.C() + 2;
 }
 int neurons_a_thread(const LifArgs* a) { return vec(*a); }
 int reads_ahead(const LifArgs* a) { return ahead(*a); }

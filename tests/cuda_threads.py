@@ -13,7 +13,10 @@ from trtkern.backends.base import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "cuda-threads"
-TYPES = {"uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
+TYPES = {
+    **{"uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64, "int": ctypes.c_int},
+    **{"float": ctypes.c_float, "double": ctypes.c_double},
+}
 
 
 def compiled(source, output, *flags):
@@ -32,16 +35,34 @@ class Threads:
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
         self.library.traffic.restype = self.library.layout.restype = ctypes.c_char_p
-        for name in ("run", "statistics", "input_grad", "workspace_floats", "statistics_workspace_floats"):
+        passes = "run", "statistics", "affine", "finish", "coefficients", "input_grad", "launches"
+        for name in (*passes, "workspace_floats", "statistics_workspace_floats", "flat_differences"):
             getattr(self.library, name).restype = ctypes.c_int64
-        self.library.flat_differences.restype = ctypes.c_int64
-        *rows, size = self.library.layout().decode().split(";")
+        self._lif, self._norm = self._struct(0), self._struct(1)
+
+    def _struct(self, norm):
+        """LifArgs or NormArgs, without any other attribute."""
+        *rows, size = self.library.layout(norm).decode().split(";")
         layout = [row.split() for row in rows]
         kinds = [(name, TYPES[kind] * int(many) if many != "1" else TYPES[kind]) for name, kind, many, _ in layout]
-        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": ()})  # no other attributes
+        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": ()})
         assert [getattr(struct, name).offset for name, *_ in layout] == [int(offset) for *_, offset in layout]
         assert ctypes.sizeof(struct) == int(size)
-        self.LifArgs = lambda: struct(C=1, inner=1, alpha=1.0, threads=1)
+        return struct
+
+    def LifArgs(self):
+        args = self._lif()
+        self.library.set_defaults(ctypes.byref(args), None)
+        return args
+
+    def NormArgs(self):
+        args = self._norm()
+        self.library.set_defaults(None, ctypes.byref(args))
+        return args
+
+    def launches(self):
+        """Kernels that a GPU would have been given."""
+        return self.library.launches()
 
     def neurons_a_thread(self):
         """Of the last LIF launch."""
@@ -49,11 +70,12 @@ class Threads:
 
     def lif_forward(self, args):
         self.args = args
-        assert self.library.run(ctypes.byref(args), 0) == 0, "an access out of bounds, or not aligned"
+        assert self.library.run(ctypes.byref(args), 0, None) == 0, "an access out of bounds, or not aligned"
 
-    def lif_backward(self, args, workspace=0):
+    def lif_backward(self, args, workspace=0, norm=None):
         args.workspace, self.args = workspace, args
-        assert self.library.run(ctypes.byref(args), 1) == 0, "an access out of bounds, or not aligned"
+        finish = None if norm is None else ctypes.byref(norm)
+        assert self.library.run(ctypes.byref(args), 1, finish) == 0, "an access out of bounds, or not aligned"
 
     def workspace_floats(self, args):
         return self.library.workspace_floats(ctypes.byref(args))
@@ -61,6 +83,16 @@ class Threads:
     def batch_norm_lif_statistics(self, args, stats, workspace):
         args.workspace = workspace
         assert self.library.statistics(ctypes.byref(args), ctypes.c_uint64(stats)) == 0, "an access out of bounds"
+
+    def batch_norm_lif_affine(self, args, norm, workspace):
+        args.workspace = workspace
+        assert self.library.affine(ctypes.byref(args), ctypes.byref(norm)) == 0, "an access out of bounds"
+
+    def batch_norm_lif_finish(self, norm):
+        assert self.library.finish(ctypes.byref(norm)) == 0, "an access out of bounds"
+
+    def batch_norm_lif_coefficients(self, norm):
+        assert self.library.coefficients(ctypes.byref(norm)) == 0, "an access out of bounds"
 
     def statistics_workspace_floats(self, args):
         return self.library.statistics_workspace_floats(ctypes.byref(args))

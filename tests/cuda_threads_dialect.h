@@ -79,6 +79,20 @@ inline void store_double(uint64_t base, int64_t element, double value) {
   std::memcpy(words, &value, 8);
   write<8>(base + 8 * element, words);
 }
+inline float load_float(uint64_t base, int64_t element) {
+  float value;
+  read<4>(base + 4 * element, reinterpret_cast<uint32_t*>(&value));
+  return value;
+}
+inline void store_float(uint64_t base, int64_t element, float value) {
+  write<4>(base + 4 * element, reinterpret_cast<const uint32_t*>(&value));
+}
+inline uint32_t load_short(uint64_t base, int64_t element) {
+  uint32_t word = 0;
+  read<2>(base + 2 * element, &word);
+  return word;
+}
+inline double reciprocal_root(double x) { return 1.0 / std::sqrt(x); }
 
 // ---- the dialect ----
 

@@ -123,7 +123,8 @@ void backward_ahead_grid(const LifArgs& a) {
   }
 }
 
-static void reduce_grid(const LifArgs& a) {
+// The launch behind a pass with sums: all blocks, then what the last block of each tile of channels does besides.
+static void add_up_grid(const LifArgs& a, const NormArgs& n) {
   const index::Reduction r = reduction(a);
   const int rows = sum_rows(a);
   for (int64_t block = 0; block < r.blocks(rows); ++block) {
@@ -138,7 +139,12 @@ static void reduce_grid(const LifArgs& a) {
       if (channel < r.C) store_one(a.workspace, rows * r.M + index::offset(row, channel, r.C), lanes[lane]);
     }
   }
-  for (int64_t i = 0; i < rows * r.C; ++i) finish_sum(a, r, rows, norm_rows(a), i);
+  for (int64_t tile = 0; tile < r.tiles(); ++tile) {
+    const int64_t first = r.channel(tile, 0);
+    const int channels = r.channels(tile);
+    for (int i = 0; i < rows * channels; ++i) finish_sum(a, r, rows, norm_rows(a), i / channels, first + i % channels);
+    for (int i = 0; n.C != 0 && i < channels; ++i) finish_sums(n, first + i);
+  }
 }
 
 template <class E>

@@ -119,7 +119,7 @@ def test_bytes_are_those_of_the_traffic_contract(traffic):
 
 
 def test_accesses_are_16_bytes_wide(traffic):
-    small = ("params", "affine", "coef", "gv", "flag", "workspace")
+    small = ("params", "affine", "coef", "gv", "flag", "workspace", "counters")
     for k, found in traffic.items():
         for kind, size, (tensor,) in found:
             own = 4 if tensor in ("v0", "v_final", "gv_final", "gv0", "edges") else BYTES[k.element]

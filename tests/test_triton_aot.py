@@ -70,6 +70,17 @@ def test_no_spills_and_no_other_problem(aot):
     assert all(0 < row["registers"] <= 255 for row in nvidia(aot["rows"]))
 
 
+def test_what_runs_between_the_passes_of_a_norm(aot):
+    """It compiles for every type of the parameters, without spills; roots and quotients are rounded correctly, nothing
+    is contracted, and what the last program reads comes behind what the others wrote."""
+    rows = aot["finishes"]
+    assert {row["kernel"] for row in rows} == {"merge_columns", "finish_known", "coefficients", "add_up"}
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "gfx942"} and len(rows) == 3 * 4 * 7
+    assert not [row for row in rows if row["spilled"]]
+    found = {operation for row in nvidia(rows) for operation in row["operations"]}
+    assert found == {"div.rn.f64", "sqrt.rn.f64", "atom.global.gpu.acq_rel.add.u32"}
+
+
 def test_accesses_are_16_bytes_wide_in_the_aligned_class(aot):
     for row in lif_rows(aot, aligned=True):
         channels = row.get("channels", 0)
@@ -149,7 +160,8 @@ def test_bytes_elementwise(aot):
         words = 1 / 8 if row["direction"].startswith("spikes") else 0
         assert row["counted"] == row["contract"] == ELEMENT[row["dtype"]] * per_step + words, row
         loads, stores = {
-            "norm_statistics": (8 * unit + unit, 12),  # eight rows at a time, then one that may be short; three numbers
+            # Eight rows at a time, then one that may be short; three numbers, and the counter of who comes last.
+            "norm_statistics": (8 * unit + unit, 12 + 4),
             "norm_input_grad": (2 * 4 * unit + 16, 4 * unit),  # four steps at a time; center and coef
             "spikes_packed": (8 * unit, row["lanes"]),
             "spikes_unpacked": (row["lanes"] * row["positions"], 8 * unit * {1: 1, 2: 0.5, 4: 1}[row["positions"]]),

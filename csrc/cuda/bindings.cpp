@@ -42,6 +42,7 @@ void check(const char* op, int error) {
 
 PYBIND11_MODULE(_cuda, m) {
   using trtkern::LifArgs;
+  using trtkern::NormArgs;
   m.doc() = "CUDA kernels of trtkern. Addresses are not checked here: trtkern.ops has checked the tensors behind them.";
   trtkern::bind_lif_args(m);
   using Unlocked = py::call_guard<py::gil_scoped_release>;
@@ -50,13 +51,13 @@ PYBIND11_MODULE(_cuda, m) {
       "Launches the forward pass on args.stream of args.device. RuntimeError: a CUDA error.");
   m.def(
       "lif_backward",
-      [](LifArgs a, uint64_t workspace) {
+      [](LifArgs a, uint64_t workspace, const NormArgs* norm) {
         a.workspace = workspace;
-        check("lif_backward", trtkern::cuda::lif_backward(a));
+        check("lif_backward", trtkern::cuda::lif_backward(a, norm));
       },
-      py::arg("args"), py::arg("workspace") = 0, Unlocked(),
+      py::arg("args"), py::arg("workspace") = 0, py::arg("norm") = nullptr, Unlocked(),
       "Launches the backward pass; workspace: address of workspace_floats(args) float32 numbers, where args.gparams "
-      "or args.norm_sums is set. RuntimeError: a CUDA error.");
+      "or args.norm_sums is set; norm: what the latter are finished into. RuntimeError: a CUDA error.");
   m.def("workspace_floats", &trtkern::cuda::workspace_floats, "Scratch that lif_backward needs for sums.");
   m.def("lif_shared_bytes", &trtkern::cuda::lif_shared_bytes, py::arg("args"), py::arg("backward"),
         "Bytes of shared memory that a block of the pass is launched with.");
@@ -70,7 +71,27 @@ PYBIND11_MODULE(_cuda, m) {
       "Mean and squared deviations of each channel of args.x into float64 [2, C]; workspace: address of "
       "statistics_workspace_floats(args) float32 numbers. RuntimeError: a CUDA error.");
   m.def("statistics_workspace_floats", &trtkern::cuda::statistics_workspace_floats,
-        "Scratch that batch_norm_lif_statistics needs.");
+        "Scratch that batch_norm_lif_statistics and batch_norm_lif_affine need.");
+  m.def(
+      "batch_norm_lif_affine",
+      [](LifArgs a, const NormArgs& norm, uint64_t workspace) {
+        a.workspace = workspace;
+        check("batch_norm_lif_affine", trtkern::cuda::batch_norm_lif_affine(a, norm));
+      },
+      py::arg("args"), py::arg("norm"), py::arg("workspace"), Unlocked(),
+      "The statistics of args.x, finished into norm.moments and norm.affine, and moved into the running ones. "
+      "RuntimeError: a CUDA error.");
+  m.def(
+      "batch_norm_lif_finish",
+      [](const NormArgs& norm) { check("batch_norm_lif_finish", trtkern::cuda::batch_norm_lif_finish(norm)); },
+      Unlocked(), "The same from norm.mean and norm.spread. RuntimeError: a CUDA error.");
+  m.def(
+      "batch_norm_lif_coefficients",
+      [](const NormArgs& norm) {
+        check("batch_norm_lif_coefficients", trtkern::cuda::batch_norm_lif_coefficients(norm));
+      },
+      Unlocked(), "norm.coef, norm.gweight and norm.gbias from norm.sums. RuntimeError: a CUDA error.");
+  m.def("launches", &trtkern::cuda::launches, "Kernels launched since this was imported.");
   m.def(
       "batch_norm_lif_input_grad",
       [](const LifArgs& a) { check("batch_norm_lif_input_grad", trtkern::cuda::batch_norm_lif_input_grad(a)); },

@@ -2,12 +2,23 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "cuda/launch.h"
 
 namespace trtkern {
 namespace cuda {
 
-inline cudaStream_t stream(const LifArgs& a) { return reinterpret_cast<cudaStream_t>(a.stream); }
+// Launches since the extension was loaded, on any thread.
+inline std::atomic<int64_t> launched{0};
+
+// The one place that launches a kernel: on the stream of the arguments of a pass, or of what stands between passes.
+template <class Args, class... Parameters, class... Given>
+void launch(const Args& on, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared,
+            const Given&... given) {
+  ++launched;
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, reinterpret_cast<cudaStream_t>(on.stream)>>>(given...);
+}
 
 inline bool valid(const LifArgs& a) {
   const bool pool = a.pool_row == 0 || (a.pool_side > 0 && a.pool_row % (2 * a.pool_side) == 0 && a.N % 4 == 0);

@@ -86,7 +86,7 @@ struct Float16 : Halves {
   }
 };
 
-// One access of 1 to 16 bytes. Reads take the read-only path: nothing that a kernel writes is read by it again.
+// One access of 1 to 16 bytes. Reads take the read-only path, which is for what the kernel does not write.
 template <int BYTES>
 TK_INLINE void read(uint64_t address, uint32_t* words) {
   static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "no such access");
@@ -129,10 +129,19 @@ template <int N>
 TK_INLINE void fetched() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
+// A number each, also of what the kernel itself has written.
 TK_INLINE double load_double(uint64_t base, int64_t element) { return reinterpret_cast<const double*>(base)[element]; }
+TK_INLINE float load_float(uint64_t base, int64_t element) { return reinterpret_cast<const float*>(base)[element]; }
+TK_INLINE uint32_t load_short(uint64_t base, int64_t element) {
+  return reinterpret_cast<const unsigned short*>(base)[element];
+}
 TK_INLINE void store_double(uint64_t base, int64_t element, double value) {
   reinterpret_cast<double*>(base)[element] = value;
 }
+TK_INLINE void store_float(uint64_t base, int64_t element, float value) {
+  reinterpret_cast<float*>(base)[element] = value;
+}
+TK_INLINE double reciprocal_root(double x) { return __ddiv_rn(1.0, __dsqrt_rn(x)); }
 
 }  // namespace cuda
 }  // namespace trtkern

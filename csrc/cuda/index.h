@@ -80,6 +80,11 @@ struct Reduction {
   TK_HD int64_t channel(int64_t tile, int thread) const {
     return narrow() ? tile * kReduceLanes + thread % kReduceLanes : tile;
   }
+  TK_HD int channels(int64_t tile) const {  // of a tile
+    if (!narrow()) return 1;
+    const int64_t left = C - tile * kReduceLanes;
+    return left < kReduceLanes ? static_cast<int>(left) : kReduceLanes;
+  }
   TK_HD int start(int thread) const { return narrow() ? thread / kReduceLanes : thread; }
   TK_HD int stride() const { return narrow() ? kReduceThreads / kReduceLanes : kReduceThreads; }
   // Where member k of channel c lies in a row; M or more: there is none.

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "lif/args.h"
+#include "norm/args.h"
 
 namespace trtkern {
 namespace cuda {
@@ -12,8 +12,8 @@ namespace cuda {
 int lif_forward(const LifArgs& a);
 
 // Needs edges if T exceeds a chunk; with gparams or norm_sums also `workspace`: workspace_floats(a) float32 numbers of
-// scratch, on a multiple of 16 bytes.
-int lif_backward(const LifArgs& a);
+// scratch, on a multiple of 16 bytes. With `norm`, a.norm_sums are finished too: norm->coef, gweight and gbias.
+int lif_backward(const LifArgs& a, const NormArgs* norm = nullptr);
 
 int64_t workspace_floats(const LifArgs& a);
 
@@ -24,10 +24,20 @@ int lif_shared_bytes(const LifArgs& a, bool backward);
 // `workspace`: statistics_workspace_floats(a) numbers.
 int batch_norm_lif_statistics(const LifArgs& a, uint64_t stats);
 
+// The same statistics finished: norm.moments, norm.affine, and the running statistics (norm/fields.h).
+int batch_norm_lif_affine(const LifArgs& a, const NormArgs& norm);
+
 int64_t statistics_workspace_floats(const LifArgs& a);
+
+// From statistics that are known, norm.mean and norm.spread; and from sums that are known, norm.sums: on norm.stream.
+int batch_norm_lif_finish(const NormArgs& norm);
+int batch_norm_lif_coefficients(const NormArgs& norm);
 
 // gx = coef[0] * gs + coef[1] * (x - center) + coef[2], gs being the gradient of the input current.
 int batch_norm_lif_input_grad(const LifArgs& a);
+
+// Kernels launched since the extension was loaded.
+int64_t launches();
 
 struct Error {
   const char *name, *text;

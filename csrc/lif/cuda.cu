@@ -17,9 +17,10 @@
 // Which thread owns which neuron, and every offset: cuda/index.h. How it reads and writes them: cuda/pack.h.
 //
 // Backward, lif_backward: start_backward, backward_thread in lif/cuda_backward.h, or backward_neuron, with a thread's
-// own words of shared memory (lif/cuda_slots.h); then, where there are sums, lif_reduce and lif_finish here add up what
-// the threads left in the workspace (lif/cuda_sums.h). norm/cuda.cu has the other two launchers. tests/cuda_threads.cpp
-// runs all of it but the launches on the CPU.
+// own words of shared memory (lif/cuda_slots.h); then, where there are sums, lif_add_up here adds up what the threads
+// left in the workspace (lif/cuda_sums.h), and makes of it what the next pass of a norm takes (norm/finish.h): one
+// launch, whose last blocks go on where all have come (cuda/last_block.h). norm/cuda.cu has the other launchers.
+// tests/cuda_threads.cpp runs all of it but the launches on the CPU.
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
@@ -27,16 +28,18 @@
 
 #include "lif/cuda_body.h"
 
+#include "norm/cuda_finish.h"
 #include "cuda/device.h"
+#include "cuda/last_block.h"
 
 namespace trtkern {
 namespace cuda {
 
 // A block adds up one segment of one row: 8 threads a lane in order, then, where the lanes share a channel, the lanes.
-__global__ void __launch_bounds__(index::kReduceThreads) lif_reduce(index::Reduction r, int rows, uint64_t workspace) {
+__device__ void add_segment(const LifArgs& a, const index::Reduction& r, int rows) {
   constexpr int kLanes = index::kReduceLanes;
   __shared__ float sums[index::kReduceThreads];
-  sums[threadIdx.x] = segment_sum(r, rows, workspace, blockIdx.x, threadIdx.x).value;
+  sums[threadIdx.x] = segment_sum(r, rows, a.workspace, blockIdx.x, threadIdx.x).value;
   __syncthreads();
   if (threadIdx.x >= kLanes) return;
   float sum = 0.0f;
@@ -48,29 +51,27 @@ __global__ void __launch_bounds__(index::kReduceThreads) lif_reduce(index::Reduc
   const index::Reduction::Place place = r.place(blockIdx.x, rows);
   const int64_t channel = r.channel(place.tile, threadIdx.x);
   if (channel >= r.C) return;
-  float* segments = reinterpret_cast<float*>(workspace) + rows * r.M;
-  segments[index::offset(place.segment * rows + place.row, channel, r.C)] = sum;
+  store_float(a.workspace, rows * r.M + index::offset(place.segment * rows + place.row, channel, r.C), sum);
 }
 
-__global__ void __launch_bounds__(index::kThreads)
-    lif_finish(const __grid_constant__ LifArgs a, index::Reduction r, int rows, int norm) {
-  const int64_t i = index::first_neuron(blockIdx.x, threadIdx.x, 1);
-  if (i < rows * r.C) finish_sum(a, r, rows, norm, i);
+// Then the last block of a tile of channels adds up what all left of these, and finishes what a norm wants of them.
+__global__ void __launch_bounds__(index::kReduceThreads)
+    lif_add_up(const __grid_constant__ LifArgs a, const __grid_constant__ NormArgs n, index::Reduction r, int rows,
+               int norm) {
+  add_segment(a, r, rows);
+  const int64_t tile = r.place(blockIdx.x, rows).tile;
+  if (!last_block(a.counters, tile, r.segments() * rows)) return;
+  const int64_t first = r.channel(tile, 0);
+  const int channels = r.channels(tile);
+  for (int i = threadIdx.x; i < rows * channels; i += index::kReduceThreads) {
+    finish_sum(a, r, rows, norm, i / channels, first + i % channels);
+  }
+  if (n.C == 0) return;
+  __syncthreads();  // the sums of a channel were written by several threads
+  for (int i = threadIdx.x; i < channels; i += index::kReduceThreads) finish_sums(n, first + i);
 }
 
-namespace {
-
-void start_reduction(const LifArgs& a) {
-  const index::Reduction r = reduction(a);
-  const int rows = sum_rows(a);
-  const unsigned finish = static_cast<unsigned>(index::blocks(rows * r.C, 1));
-  lif_reduce<<<static_cast<unsigned>(r.blocks(rows)), index::kReduceThreads, 0, stream(a)>>>(r, rows, a.workspace);
-  lif_finish<<<finish, index::kThreads, 0, stream(a)>>>(a, r, rows, norm_rows(a));
-}
-
-}  // namespace
-
-int64_t workspace_floats(const LifArgs& a) { return index::workspace(reduction(a), sum_rows(a)); }
+int64_t workspace_floats(const LifArgs& a) { return index::workspace(reduction(a), sum_rows(a)) + a.C; }
 
 int lif_shared_bytes(const LifArgs& a, bool backward) {
   if (a.dtype == kFloat32) return shared_bytes<Float32>(a, backward);
@@ -91,15 +92,19 @@ int lif_forward(const LifArgs& a) {
   return cudaGetLastError();
 }
 
-int lif_backward(const LifArgs& a) {
+int lif_backward(const LifArgs& given, const NormArgs* norm) {
+  LifArgs a = given;
   if (!valid(a) || (a.T > span(a) && a.edges == 0) || (a.coef != 0 && a.gx == 0)) return cudaErrorInvalidValue;
   const bool sums = (a.gparams | a.norm_sums) != 0;
-  if ((a.gx | a.gv0) == 0 && !sums) return cudaErrorInvalidValue;
+  if (((a.gx | a.gv0) == 0 && !sums) || (norm != nullptr && a.norm_sums == 0)) return cudaErrorInvalidValue;
   if (sums && (a.workspace == 0 || a.workspace % 16 != 0)) return cudaErrorInvalidValue;
-  if (sums && reduction(a).blocks(sum_rows(a)) > index::kMaxBlocks) return cudaErrorInvalidValue;
+  const index::Reduction r = reduction(a);
+  const int rows = sum_rows(a);
+  if (sums && r.blocks(rows) > index::kMaxBlocks) return cudaErrorInvalidValue;
   if (sums && tiles(a).groups != 0 && tiles(a).blocks() > index::kMaxBlocks) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
+  a.counters = a.workspace + 4 * index::workspace(r, rows);
   if (general(a)) {
     start_backward_neurons(a);
   } else if (a.dtype == kFloat32) {
@@ -108,9 +113,13 @@ int lif_backward(const LifArgs& a) {
     a.dtype == kBFloat16 ? start_backward_bfloat16(a) : start_backward_float16(a);
   }
   const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess && sums) start_reduction(a);
-  return error == cudaSuccess ? cudaGetLastError() : error;
+  if (error != cudaSuccess || !sums) return error;
+  const NormArgs n = norm == nullptr ? NormArgs{} : *norm;
+  launch(a, lif_add_up, r.blocks(rows), index::kReduceThreads, 0, a, n, r, rows, norm_rows(a));
+  return cudaGetLastError();
 }
+
+int64_t launches() { return launched; }
 
 Error describe(int error) {
   const auto code = static_cast<cudaError_t>(error);

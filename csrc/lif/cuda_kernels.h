@@ -22,6 +22,7 @@
 #include "lif/cuda_body.h"
 
 #include "cuda/device.h"
+#include "cuda/last_block.h"
 
 namespace trtkern {
 namespace cuda {
@@ -60,6 +61,7 @@ __device__ void block_sums(const LifArgs& a, const S& slots, int rows, int64_t c
 // The sums of a plain LIF: of a block where all neurons share their parameters, else of each neuron.
 template <class Kernel>
 __device__ void leave_sums(const LifArgs& a, const Slots<Kernel>& slots, int64_t n) {
+  clear_counters(a.counters, a.C);
   if (a.C == 1) {
     block_sums<kSums>(a, slots, kSums, blockIdx.x, gridDim.x);
   } else if (n < a.N) {
@@ -72,6 +74,7 @@ template <class Kernel>
 __device__ void leave_sums(const LifArgs& a, const index::Tiles& t, int rows, const Slots<Kernel>& slots, int64_t n,
                            uint32_t* shared) {
   if ((a.norm_sums | a.gparams) == 0) return;
+  clear_counters(a.counters, a.C);
   if (t.groups == 0) {
     if (n < a.N) store_sums(a, rows, n, slots);
   } else if (t.outputs() == 1) {
@@ -139,24 +142,23 @@ template <class E>
 void start_forward(const LifArgs& a) {
   const int shared = shared_bytes<E>(a, false);
   if (ahead(a)) {
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Ahead<E>::V));
-    return lif_ahead_forward<Ahead<E>><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    const int64_t blocks = index::blocks(a.N, Ahead<E>::V);
+    return launch(a, lif_ahead_forward<Ahead<E>>, blocks, index::kThreads, shared, a);
   }
-  const auto launch = [&a, shared](auto kernel) {
+  const auto start = [&a, shared](auto kernel) {
     using Kernel = decltype(kernel);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, Kernel::V));
-    lif_forward<Kernel><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    const int64_t blocks = index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, Kernel::V);
+    launch(a, lif_forward<Kernel>, blocks, index::kThreads, shared, a);
   };
-  fused(a) ? choose<E, true>(a, launch) : choose<E, false>(a, launch);
+  fused(a) ? choose<E, true>(a, start) : choose<E, false>(a, start);
 }
 
 template <class Kernel, int SURROGATE = 0>
 void start_plain_backward(const LifArgs& a) {
   if constexpr (SURROGATE < kSurrogates) {
     if (a.surrogate != SURROGATE) return start_plain_backward<Kernel, SURROGATE + 1>(a);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Kernel::V));
     const int shared = shared_bytes<typename Kernel::E>(a, true);
-    lif_backward<Kernel, SURROGATE><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    launch(a, lif_backward<Kernel, SURROGATE>, index::blocks(a.N, Kernel::V), index::kThreads, shared, a);
   }
 }
 
@@ -167,15 +169,14 @@ void start_fused_backward(const LifArgs& a, Function kernel) {
   const int64_t blocks = t.groups != 0 ? t.blocks() : index::blocks(a.N, Kernel::V);
   const int shared = shared_bytes<typename Kernel::E>(a, true);
   if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  kernel<<<static_cast<unsigned>(blocks), index::kThreads, shared, stream(a)>>>(a, t, sum_rows(a));
+  launch(a, kernel, blocks, index::kThreads, shared, a, t, sum_rows(a));
 }
 
 template <class E>
 void start_backward(const LifArgs& a) {
   if (ahead(a)) {
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, Ahead<E>::V));
-    const int shared = shared_bytes<E>(a, true);
-    return lif_ahead_backward<Ahead<E>><<<blocks, index::kThreads, shared, stream(a)>>>(a);
+    const int64_t blocks = index::blocks(a.N, Ahead<E>::V);
+    return launch(a, lif_ahead_backward<Ahead<E>>, blocks, index::kThreads, shared_bytes<E>(a, true), a);
   }
   if (fused(a)) {
     return choose<E, true>(

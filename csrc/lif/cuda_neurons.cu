@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(index::kThreads, kBlocks)
 void start_forward_neurons(const LifArgs& a) {
   choose_neuron(a, [&a](auto kernel) {
     using Kernel = decltype(kernel);
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, 1));
-    neuron_forward<Kernel><<<blocks, index::kThreads, shared_bytes<Float32>(a, false), stream(a)>>>(a);
+    const int64_t blocks = index::blocks(a.pool_row != 0 ? a.N / 4 : a.N, 1);
+    launch(a, neuron_forward<Kernel>, blocks, index::kThreads, shared_bytes<Float32>(a, false), a);
   });
 }
 

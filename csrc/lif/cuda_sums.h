@@ -1,6 +1,5 @@
 // The gradients of the parameters, and the sums that a normalised x wants: a thread's sums over its steps, and the two
-// stages that add them up over neurons, in a fixed order and without atomics: equal inputs give equal bits. Included by
-// lif/cuda_body.h.
+// stages that add them up over neurons, in a fixed order: equal inputs give equal bits. Included by lif/cuda_body.h.
 #pragma once
 
 namespace trtkern {
@@ -42,20 +41,17 @@ TK_INLINE Real store_as(uint64_t base, int64_t element, Real value) {
 }
 TK_INLINE void store_one(uint64_t base, int64_t element, Real value) { store_as<Float32>(base, element, value); }
 
-// Adds up the segments [segments, rows, C] of number i of [rows, C], and writes the gradient [P, C], or row i / C
-// of norm_sums. `norm`: rows before those of the parameters.
-TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int rows, int norm, int64_t i) {
+// Adds up the segments [segments, rows, C] of row `at` of a channel, and writes the gradient [P, C], or that row of
+// norm_sums. `norm`: rows before those of the parameters.
+TK_INLINE void finish_sum(const LifArgs& a, const index::Reduction& r, int rows, int norm, int at, int64_t channel) {
   const uint64_t segments = address<Float32>(a.workspace, rows * r.M);
-  Pack<Float32, 1> part;
   double exact = 0.0;
   for (int64_t segment = 0; segment < r.segments(); ++segment) {
-    part.load(address<Float32>(segments, index::offset(segment, i, rows * r.C)));
-    exact += widen(part.get(0));
+    exact += static_cast<double>(load_float(segments, index::offset(segment * rows + at, channel, r.C)));
   }
-  const int row = static_cast<int>(index::divide(i, r.C)) - norm;
-  const int64_t channel = i - (row + norm) * r.C;
+  const int row = at - norm;
   if (row < 0) {
-    if (a.norm_sums != 0) store_double(a.norm_sums, i, exact);
+    if (a.norm_sums != 0) store_double(a.norm_sums, index::offset(at, channel, r.C), exact);
     return;
   }
   const Real sum = static_cast<float>(exact);

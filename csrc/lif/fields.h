@@ -40,6 +40,7 @@ TK_FIELD(uint64_t, gv0, 0);
 TK_FIELD(uint64_t, gparams, 0);    // see the launcher
 TK_FIELD(uint64_t, norm_sums, 0);  // double [2, C], sums over steps and neurons of gx and of gx * (x - center)
 TK_FIELD(uint64_t, workspace, 0);  // CUDA, with sums: scratch (cuda/launch.h)
+TK_FIELD(uint64_t, counters, 0);   // CUDA: uint32 [C] in it, of the blocks that are through (cuda/last_block.h)
 // sizes
 TK_FIELD(int64_t, T, 0);
 TK_FIELD(int64_t, N, 0);

@@ -1,4 +1,8 @@
-// The kernels of BatchNorm + LIF that are not LIF's: statistics, and the input's gradient where there is a residual.
+// The kernels of BatchNorm + LIF that are not LIF's: statistics and what they are finished into, the coefficients of
+// the input's gradient from sums that are known, and that gradient where there is a residual. Two launches make the
+// three numbers a channel of x (batch_norm_lif_affine): `statistics` leaves a block's, then a block a channel merges
+// them and finishes the channel (norm/finish.h), and the last of these blocks, which sees all channels, moves the
+// running statistics.
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
@@ -7,12 +11,15 @@
 #include "lif/cuda_body.h"
 
 #include "norm/cuda_body.h"
+#include "norm/cuda_finish.h"
 #include "cuda/device.h"
+#include "cuda/last_block.h"
 
 namespace trtkern {
 namespace cuda {
 
 constexpr unsigned kAll = 0xffffffffu;
+constexpr int kFinishThreads = 256;  // of the block that finishes statistics that are known
 
 // The sum of what all threads of a block of the statistics have, in a fixed order.
 __device__ float block_sum(float value) {
@@ -38,6 +45,7 @@ __global__ void __launch_bounds__(kStatisticsThreads)
     statistics(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t) {
   __shared__ uint32_t words[2][V * kStatisticsThreads];
   __shared__ float means[V > 1 ? 8 * V : index::kReduceLanes];
+  clear_counters(a.counters, 1);
   Sample<E, V> own;
   own.load(a, t, blockIdx.x, threadIdx.x);
   Real sum[V], squares[V], mean[V];
@@ -70,11 +78,24 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   store_moments(a, t, blockIdx.x, o, found);
 }
 
-// One block a channel: its threads' shares of the segments, then those in pairs, always the same ones.
+// Moves the running statistics of all channels, by one block, unless a statistic is not finite.
+__device__ void move_all(const NormArgs& n) {
+  if (!__syncthreads_and(all_finite(n, threadIdx.x, blockDim.x))) return;
+  auto* const counted = reinterpret_cast<long long*>(n.batches);
+  const long long batches = *counted + 1;
+  __syncthreads();  // all have read it
+  if (threadIdx.x == 0) *counted = batches;
+  move_all(n, threadIdx.x, blockDim.x, batches);
+}
+
+// One block a channel: its threads' shares of the segments, then those in pairs, always the same ones. Of a norm that
+// is finished the channel's numbers besides.
 __global__ void __launch_bounds__(kMergeThreads)
-    merge_statistics(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t, uint64_t stats) {
+    finish_statistics(const __grid_constant__ LifArgs a, const __grid_constant__ index::Tiles t,
+                      const __grid_constant__ NormArgs n) {
   __shared__ double shares[3][kMergeThreads];
   Moments own = merge_segments(a, t, blockIdx.x, threadIdx.x);
+  TK_ROLLED
   for (int half = kMergeThreads / 2; half > 0; half /= 2) {
     shares[0][threadIdx.x] = own.count, shares[1][threadIdx.x] = own.mean, shares[2][threadIdx.x] = own.squares;
     __syncthreads();
@@ -82,9 +103,23 @@ __global__ void __launch_bounds__(kMergeThreads)
     if (threadIdx.x < half) own.merge({shares[0][other], shares[1][other], shares[2][other]});
     __syncthreads();
   }
-  if (threadIdx.x != 0) return;
-  store_double(stats, blockIdx.x, own.mean);
-  store_double(stats, t.C() + blockIdx.x, own.squares);
+  if (threadIdx.x == 0) {
+    store_double(n.mean, blockIdx.x, own.mean);
+    store_double(n.spread, blockIdx.x, own.squares);
+    if (n.affine != 0) finish_forward(n, blockIdx.x, channel_statistics(n, blockIdx.x));
+  }
+  if (moves(n) && last_block(a.counters, 0, gridDim.x)) move_all(n);
+}
+
+// The same from statistics that are known: one block, for it has to see all channels before it moves one.
+__global__ void __launch_bounds__(kFinishThreads) finish_known(const __grid_constant__ NormArgs n) {
+  for (int64_t c = threadIdx.x; c < n.C; c += kFinishThreads) finish_forward(n, c, channel_statistics(n, c));
+  if (moves(n)) move_all(n);
+}
+
+__global__ void __launch_bounds__(index::kThreads) coefficients(const __grid_constant__ NormArgs n) {
+  const int64_t c = index::first_neuron(blockIdx.x, threadIdx.x, 1);
+  if (c < n.C) finish_sums(n, c);
 }
 
 template <class E, int V>
@@ -107,26 +142,61 @@ void with_type(const LifArgs& a, int vec, const Run& run) {
   if (a.dtype == kFloat16) chosen(Float16());
 }
 
-}  // namespace
-
-int64_t statistics_workspace_floats(const LifArgs& a) {
-  const index::Tiles t = statistics_tiles(a);
-  return 4 * t.segments() * t.C();
-}
-
-int batch_norm_lif_statistics(const LifArgs& a, uint64_t stats) {
-  if (!valid(a) || stats == 0 || a.workspace == 0 || a.workspace % 16 != 0) return cudaErrorInvalidValue;
+// The statistics of x, merged into n.mean and n.spread, and finished where n has more.
+int start_statistics(const LifArgs& given, const NormArgs& n) {
+  LifArgs a = given;
+  if (!valid(a) || a.workspace == 0 || a.workspace % 16 != 0) return cudaErrorInvalidValue;
   const index::Tiles t = statistics_tiles(a);
   if (t.blocks() > index::kMaxBlocks || t.C() > index::kMaxBlocks) return cudaErrorInvalidValue;
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
+  a.counters = known_statistics(a, t) + 16 * t.C();
   with_type(a, t.vec, [&](auto e, auto v) {
-    const unsigned blocks = static_cast<unsigned>(t.blocks());
-    statistics<decltype(e), v.value><<<blocks, kStatisticsThreads, 0, stream(a)>>>(a, t);
+    launch(a, statistics<decltype(e), v.value>, t.blocks(), kStatisticsThreads, 0, a, t);
   });
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  merge_statistics<<<static_cast<unsigned>(t.C()), kMergeThreads, 0, stream(a)>>>(a, t, stats);
+  launch(a, finish_statistics, t.C(), kMergeThreads, 0, a, t, n);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t statistics_workspace_floats(const LifArgs& a) {
+  const index::Tiles t = statistics_tiles(a);
+  return 4 * t.segments() * t.C() + 4 * t.C() + 2;
+}
+
+int batch_norm_lif_statistics(const LifArgs& a, uint64_t stats) {
+  if (stats == 0) return cudaErrorInvalidValue;
+  NormArgs n;
+  n.mean = stats, n.spread = stats + 8 * a.C;
+  return start_statistics(a, n);
+}
+
+int batch_norm_lif_affine(const LifArgs& a, const NormArgs& norm) {
+  if (norm.C != a.C || norm.affine == 0 || norm.moments == 0) return cudaErrorInvalidValue;
+  if (norm.running_mean != 0 && (norm.running_var == 0 || norm.batches == 0)) return cudaErrorInvalidValue;
+  NormArgs n = norm;
+  n.mean = known_statistics(a, statistics_tiles(a)), n.spread = n.mean + 8 * a.C;
+  n.source = kFloat64, n.values = a.T * a.N / a.C;
+  return start_statistics(a, n);
+}
+
+int batch_norm_lif_finish(const NormArgs& n) {
+  if (n.C <= 0 || n.mean == 0 || n.spread == 0 || n.affine == 0 || n.moments == 0) return cudaErrorInvalidValue;
+  if (n.running_mean != 0 && (n.running_var == 0 || n.batches == 0)) return cudaErrorInvalidValue;
+  const OnDevice guard(n.device);
+  if (guard.error() != cudaSuccess) return guard.error();
+  launch(n, finish_known, 1, kFinishThreads, 0, n);
+  return cudaGetLastError();
+}
+
+int batch_norm_lif_coefficients(const NormArgs& n) {
+  if (n.C <= 0 || n.sums == 0 || n.affine == 0 || n.moments == 0) return cudaErrorInvalidValue;
+  const OnDevice guard(n.device);
+  if (guard.error() != cudaSuccess) return guard.error();
+  launch(n, coefficients, index::blocks(n.C, 1), index::kThreads, 0, n);
   return cudaGetLastError();
 }
 
@@ -135,8 +205,7 @@ int batch_norm_lif_input_grad(const LifArgs& a) {
   const OnDevice guard(a.device);
   if (guard.error() != cudaSuccess) return guard.error();
   with_type(a, vec(a), [&a](auto e, auto v) {
-    const unsigned blocks = static_cast<unsigned>(index::blocks(a.N, v.value));
-    input_grad<decltype(e), v.value><<<blocks, index::kThreads, 0, stream(a)>>>(a);
+    launch(a, input_grad<decltype(e), v.value>, index::blocks(a.N, v.value), index::kThreads, 0, a);
   });
   return cudaGetLastError();
 }

@@ -98,11 +98,16 @@ TK_INLINE Moments moments_about(double count, Real near, Real sum, Real squares)
   return {count, widen(near) + shift, widen(squares) - widen(sum) * shift};
 }
 
-// The workspace of the statistics, double [2, segments * C]: means, then squares.
+// The workspace of the statistics, double [2, segments * C]: means, then squares; behind them the same of all segments,
+// [2, C], and a counter.
 TK_INLINE void store_moments(const LifArgs& a, const index::Tiles& t, int64_t block, int o, const Moments& m) {
   const int64_t at = t.place(block, o);
   store_double(a.workspace, at, m.mean);
   store_double(a.workspace, t.segments() * t.C() + at, m.squares);
+}
+
+inline uint64_t known_statistics(const LifArgs& a, const index::Tiles& t) {
+  return a.workspace + 16 * t.segments() * t.C();
 }
 
 // One thread's share of the segments of a channel, merged.

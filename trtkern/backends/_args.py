@@ -108,8 +108,8 @@ def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor 
     args.affine, args.moments, args.coef = out.affine.data_ptr(), out.moments.data_ptr(), address(out.coef)
     args.sums, args.own = sums.data_ptr(), address(own)
     args.gweight, args.gbias = address(out.weight), address(out.bias)
-    if out.weight is not None:
-        args.type = NUMBERS[out.weight.dtype]
+    if (written := out.bias if out.weight is None else out.weight) is not None:  # one of them alone may be wanted
+        args.type = NUMBERS[written.dtype]
     return args
 
 

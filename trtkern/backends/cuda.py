@@ -5,12 +5,26 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trtkern.backends import _args
-from trtkern.backends.base import CHUNK, PARAMS, Backend, Case, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm
+from trtkern.backends.base import (
+    CHUNK,
+    PARAMS,
+    Backend,
+    Case,
+    Finish,
+    Finished,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    Norm,
+    NormGrads,
+)
 from trtkern.spec import LIFSpec
 
 
@@ -80,8 +94,11 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
     extension.lif_forward(args)
 
 
-def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
-    """Fill ``out``: one launch, and two small ones when it asks for sums or parameters (repeatable bitwise).
+def lif_backward(
+    inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward, norm: NormGrads | None = None
+) -> None:
+    """Fill ``out``: one launch, and a small one when it asks for sums or parameters (repeatable bitwise), which fills
+    ``norm`` too, from the sums of ``out``.
 
     Raises:
         RuntimeError: a CUDA error, with what to do.
@@ -96,8 +113,9 @@ def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIF
     if out.params is None and out.sums is None:
         extension.lif_backward(args)
         return
+    finish = None if norm is None or out.sums is None else _args.norm_grads(extension, norm, out.sums)
     workspace = _workspace(extension.workspace_floats(args), inp.x)
-    extension.lif_backward(args, workspace.data_ptr())
+    extension.lif_backward(args, workspace.data_ptr(), finish)
 
 
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
@@ -106,12 +124,42 @@ def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tenso
     Raises:
         RuntimeError: a CUDA error, with what to do.
     """
-    extension = _extension()
-    args = _args.forward(extension, _plain(x, inner, None), LIFForward(None, None, None, None, None))
-    args.C, args.inner = channels, inner
-    args.device, args.stream, args.processors = _place(x)
-    workspace = _workspace(extension.statistics_workspace_floats(args), x)
-    extension.batch_norm_lif_statistics(args, stats.data_ptr(), workspace.data_ptr())
+    args, workspace = _statistics(x, channels, inner)
+    _extension().batch_norm_lif_statistics(args, stats.data_ptr(), workspace.data_ptr())
+
+
+def batch_norm_lif_affine(x: Tensor, inner: int, norm: Finish, out: Finished) -> None:
+    """The statistics of each channel of x [T, N], finished: fill ``out``, and move the running ones: two launches.
+
+    Raises:
+        RuntimeError: a CUDA error, with what to do.
+    """
+    args, workspace = _statistics(x, out.affine.shape[1], inner)
+    _extension().batch_norm_lif_affine(args, _args.finish(_extension(), norm, out), workspace.data_ptr())
+
+
+def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> None:
+    """The same from a mean and a variance that are known, [C] each: one launch.
+
+    Raises:
+        RuntimeError: a CUDA error, with what to do.
+    """
+    args = _args.finish(_extension(), norm, out)
+    args.mean, args.spread, args.source = mean.data_ptr(), var.data_ptr(), _args.NUMBERS[mean.dtype]
+    args.device, args.stream, _ = _place(out.affine)
+    _extension().batch_norm_lif_finish(args)
+
+
+def batch_norm_lif_coefficients(sums: Tensor, own: Tensor | None, norm: NormGrads) -> None:
+    """Fill ``norm`` from sums, float64 [2, C]; ``own``: those of this process, where ``sums`` are those of all: one
+    launch.
+
+    Raises:
+        RuntimeError: a CUDA error, with what to do.
+    """
+    args = _args.norm_grads(_extension(), norm, sums, own)
+    args.device, args.stream, _ = _place(sums)
+    _extension().batch_norm_lif_coefficients(args)
 
 
 def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
@@ -125,6 +173,15 @@ def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tenso
     args = _args.backward(extension, _plain(x, inner, Norm(affine, None)), None, grads, written)
     args.device, args.stream, args.processors = _place(x)
     extension.batch_norm_lif_input_grad(args)
+
+
+def _statistics(x: Tensor, channels: int, inner: int) -> tuple[Any, Tensor]:
+    """The arguments of the statistics of x, and their scratch."""
+    extension = _extension()
+    args = _args.forward(extension, _plain(x, inner, None), LIFForward(None, None, None, None, None))
+    args.C, args.inner = channels, inner
+    args.device, args.stream, args.processors = _place(x)
+    return args, _workspace(extension.statistics_workspace_floats(args), x)
 
 
 def _plain(x: Tensor, inner: int, norm: Norm | None) -> LIFInputs:
@@ -161,6 +218,9 @@ BACKEND = Backend(
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_affine": batch_norm_lif_affine,
+        "batch_norm_lif_finish": batch_norm_lif_finish,
+        "batch_norm_lif_coefficients": batch_norm_lif_coefficients,
         "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
     },
     prefers=prefers,

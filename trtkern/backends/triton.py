@@ -20,10 +20,13 @@ from trtkern import surrogates
 from trtkern.backends.base import (
     Backend,
     Case,
+    Finish,
+    Finished,
     LIFBackward,
     LIFForward,
     LIFGrads,
     LIFInputs,
+    NormGrads,
     Pool,
     RegularizerSpec,
 )
@@ -103,20 +106,25 @@ def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
             forward_launch(inp, out)()
 
 
-def lif_backward(inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> None:
-    """Fills ``out``: one launch, and a sum over partial sums for the parameters' gradients and the sums of the norm."""
-    from trtkern.kernels.lif_launch import backward_launch
+def lif_backward(
+    inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward, norm: NormGrads | None = None
+) -> None:
+    """Fills ``out``: one launch, and one that adds up the parameters' gradients and the sums of the norm, and fills
+    ``norm`` from the latter."""
+    from trtkern.kernels.lif_launch import backward_launches
 
+    if out.sums is None:
+        norm = None
     if not inp.x.numel():
         for total in (out.params, out.sums):
             if total is not None:
                 total.zero_()
+        if norm is not None and out.sums is not None:
+            batch_norm_lif_coefficients(out.sums, None, norm)
         return
     with _on(inp.x):
-        launch, left = backward_launch(inp, edges, grads, out)
-        launch()
-        for sums, total in left:
-            sums.add_up(total)
+        for launch in backward_launches(inp, edges, grads, out, norm):
+            launch()
 
 
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
@@ -126,6 +134,32 @@ def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tenso
     with _on(x):
         for launch in statistics_launches(x, channels, inner, stats):
             launch()
+
+
+def batch_norm_lif_affine(x: Tensor, inner: int, norm: Finish, out: Finished) -> None:
+    """The statistics of each channel of x [T, N], finished: fills ``out``, moves the running ones; two launches."""
+    from trtkern.kernels.batch_norm import affine_launches
+
+    with _on(x):
+        for launch in affine_launches(x, inner, norm, out):
+            launch()
+
+
+def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> None:
+    """The same from a mean and a variance that are known, [C] each: one launch."""
+    from trtkern.kernels.batch_norm_finish import known_launch
+
+    with _on(mean):
+        known_launch(mean, var, norm, out)()
+
+
+def batch_norm_lif_coefficients(sums: Tensor, own: Tensor | None, norm: NormGrads) -> None:
+    """Fills ``norm`` from sums, float64 [2, C]; ``own``: those of this process, where ``sums`` are those of all: one
+    launch."""
+    from trtkern.kernels.batch_norm_finish import coefficients_launch
+
+    with _on(sums):
+        coefficients_launch(sums, own, norm)()
 
 
 def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
@@ -183,6 +217,9 @@ BACKEND = Backend(
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
+        "batch_norm_lif_affine": batch_norm_lif_affine,
+        "batch_norm_lif_finish": batch_norm_lif_finish,
+        "batch_norm_lif_coefficients": batch_norm_lif_coefficients,
         "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
         "spikes_pack": spikes_pack,
         "spikes_unpack": spikes_unpack,

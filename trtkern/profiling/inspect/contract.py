@@ -144,12 +144,12 @@ def triton_bytes(kernel: Kernel, lanes: int, backend: str = "cuda", unrolled: bo
 
 def _once(kernel: Kernel, lanes: int, backend: str) -> Allowed:
     """What does not grow with T: numbers of a channel once a thread, or for each lane where the channels lie side by
-    side; sums likewise; the flag; a row of the statistics that may be the last."""
+    side; sums likewise; the flag; a row of the statistics that may be the last, and the counter of who comes last."""
     if kernel.name == "regularizer":  # the table of tensors and the slopes; the sum of a piece
         return Allowed(5 * 8 + 4 * 4 if backend == "cuda" else 2 * 4, 4)  # AMD's scalar loads are not counted
     each = lanes if kernel.pool == "places" else 1
     words = {
-        "forward": (0, 1), "norm_statistics": (lanes * kernel.element / 4, 3), "norm_forward": (3 * each, 1),
+        "forward": (0, 1), "norm_statistics": (lanes * kernel.element / 4, 4), "norm_forward": (3 * each, 1),
         "norm_sums": (3 * each, 2 * each), "norm_input": (6 * each, 0), "norm_input_grad": (4, 0),
     }  # fmt: skip
     loads, stores = words.get(kernel.name, (0, 0))

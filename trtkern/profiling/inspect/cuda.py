@@ -33,7 +33,8 @@ def plain_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
     rounds = max(1, k.vec // (4 if k.steps <= 8 else 2))  # of the loop over a thread's neurons, one in the code
     want = {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row, ("ld", "gv"): 2 * row // rounds}
     want |= {("ld", "v0"): once, ("ld", "gv_final"): once, ("st", "gv0"): once}
-    return want | {("st", "workspace"): 5 * once + 4} | ({("ld", "edges"): once} if k.loop else {})
+    want |= {("st", "workspace"): 5 * once + 4, ("st", "counters"): 4}
+    return want | ({("ld", "edges"): once} if k.loop else {})
 
 
 def fused_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
@@ -42,7 +43,7 @@ def fused_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
     is not: one of the two runs."""
     row, once = k.row, 4 * k.vec
     if k.direction == "statistics":
-        return {("ld", "x"): row, ("st", "workspace"): 2 * 2 * 8}
+        return {("ld", "x"): row, ("st", "workspace"): 2 * 2 * 8, ("st", "counters"): 4}
     if k.direction == "input_grad":
         small = {("ld", "affine"): once, ("ld", "coef"): 3 * once}
         return small | {("ld", "x"): row, ("ld", "gs"): row, ("st", "gx"): row}
@@ -66,7 +67,7 @@ def fused_contract(k: CudaKernel) -> dict[tuple[str, str], int]:
         ("st", "gv0"): once,
     }
     want |= {("ld", "affine"): 3 * 4 * at_a_time, ("ld", "coef"): 3 * 4 * at_a_time}
-    return want | {("st", "workspace"): 7 * once + 4 + 4} | edges
+    return want | {("st", "workspace"): 7 * once + 4 + 4, ("st", "counters"): 4} | edges
 
 
 def allowed(k: CudaKernel) -> dict[tuple[str, str], int]:

@@ -19,7 +19,7 @@ KERNEL = re.compile(
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2}
 # What LifArgs begins with (csrc/lif/fields.h): addresses of 8 bytes each.
 POINTERS: tuple[str, ...] = ("x", "v0", "params", "affine", "residual", "s", "v", "v_final", "edges", "packed", "flag")
-POINTERS += ("gs", "gv", "gv_final", "coef", "gx", "gv0", "gparams", "norm_sums", "workspace")
+POINTERS += ("gs", "gv", "gv_final", "coef", "gx", "gv0", "gparams", "norm_sums", "workspace", "counters")
 
 
 class CudaKernel(NamedTuple):

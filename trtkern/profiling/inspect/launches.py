@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool, RegularizerSpec
+from trtkern.backends.base import (
+    Finish,
+    Finished,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    Norm,
+    Pool,
+    RegularizerSpec,
+)
 from trtkern.kernels import batch_norm, lif_launch, regularizer, spikes
 from trtkern.kernels.launch import Launch
 from trtkern.neurons import lookup
@@ -54,7 +64,7 @@ def backward(
     params = torch.empty(len(spec.row.params), channels) if channels else None
     inputs = LIFInputs(x, None, params, scalars or _numbers(spec), spec, 1)
     out = LIFBackward(x, None, params)
-    return lif_launch.backward_launch(inputs, edges_of(T, N, spec), LIFGrads(x, None, None), out)[0]
+    return lif_launch.backward_launches(inputs, edges_of(T, N, spec), LIFGrads(x, None, None), out)[0]
 
 
 def normed(
@@ -83,7 +93,7 @@ def norm_sums(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     inputs, norm = normed(T, N, dtype, **options)
     gx = inputs.x if norm.residual is not None else None
     out = LIFBackward(gx, None, None, torch.empty(2, 16, dtype=torch.float64))
-    return lif_launch.backward_launch(inputs, edges_of(T, N, inputs.spec), LIFGrads(inputs.x, None, None), out)[0]
+    return lif_launch.backward_launches(inputs, edges_of(T, N, inputs.spec), LIFGrads(inputs.x, None, None), out)[0]
 
 
 def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
@@ -91,7 +101,7 @@ def norm_input(T: int, N: int, dtype: torch.dtype, **options: Any) -> Launch:
     inputs, norm = normed(T, N, dtype, **options)
     grads = LIFGrads(inputs.x, None, None, norm.affine)
     edges = edges_of(T, N, inputs.spec)
-    return lif_launch.backward_launch(inputs, edges, grads, LIFBackward(inputs.x, None, None))[0]
+    return lif_launch.backward_launches(inputs, edges, grads, LIFBackward(inputs.x, None, None))[0]
 
 
 def norm_input_grad(T: int, N: int, dtype: torch.dtype) -> Launch:
@@ -114,7 +124,10 @@ def spikes_unpacked(T: int, N: int, dtype: torch.dtype, pool: str = "none") -> L
 
 def norm_statistics(T: int, N: int, dtype: torch.dtype) -> Launch:
     """The first of the two launches: all that reads x."""
-    return batch_norm.statistics_launches(torch.empty(T, N, dtype=dtype), 16, 256, torch.empty(2, 16).double())[0]
+    affine, running = torch.empty(3, 16), torch.empty(16)
+    norm = Finish(running, running, running, running, torch.tensor(0), 1e-5, 0.1, T * N // 16)
+    out = Finished(affine, torch.empty(2, 16, dtype=torch.float64))
+    return batch_norm.affine_launches(torch.empty(T, N, dtype=dtype), 256, norm, out)[0]
 
 
 def regularize(accumulate: bool) -> Launch:
