@@ -11,6 +11,8 @@
 //   trtkern_neurons.h          charge, fire and settle of each neuron, printed by the build from trtkern/neurons.py; F
 //                              is a vector of cpu/simd.h
 //
+// Short sequences go through all steps a vector at a time instead: lif/cpu_short.h, ShortForward and ShortBackward.
+//
 // Backward, cpu_lif_backward: backward_blocks in lif/cpu_backward.h, a chunk of 16 steps at a time, the last first;
 // recompute_chunk makes its h again, backward_step walks back through them (BackwardRow, then backward_run, which is
 // compiled for each surrogate and case: backward_run_of), fired_back and charge_back of the neuron. Each thread adds up

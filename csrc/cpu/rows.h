@@ -146,6 +146,13 @@ TK_INLINE vint settle(const vfloat* p, const vfloat* trace, int reset, vfloat* s
   return fired;
 }
 
+// Whether this instruction set has the rows that do anything and no others: short to compile (setup.py).
+#if defined(TK_GENERAL_ROWS)
+constexpr bool kGeneralRows = true;
+#else
+constexpr bool kGeneralRows = false;
+#endif
+
 // Whether a neuron has rows of its own for the plain cases, or those alone that do anything: short to compile.
 template <class N>
 constexpr bool kPlainRows = N::kId == 0;
@@ -285,12 +292,12 @@ constexpr int kSpan = 16, kSpanVectors = kSpan / kLanes;  // neurons that a loop
 
 // `row` of n neurons in whole spans: the neurons before its output is aligned for streaming, what can be streamed, the
 // rest. Odd neurons pass through a small copy (Row::part) padded to a span.
-template <bool STREAM, class Row>
+template <bool STREAM, int SPAN = kSpan, class Row>
 TK_INLINE void along(const Row& row, int64_t n) {
   int64_t head = 0;
   if constexpr (STREAM) head = row.to_aligned_output(n);
   if (head) row.part(0, (int)head);
-  const int64_t body = (n - head) / kSpan * kSpan;
+  const int64_t body = (n - head) / SPAN * SPAN;
   if (body) row.template whole<STREAM>(head, body);
   if (head + body < n) row.part(head + body, (int)(n - head - body));
 }

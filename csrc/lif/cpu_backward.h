@@ -3,16 +3,12 @@
 // vector does not change.
 #pragma once
 #include "cpu/rows.h"
+#include "lif/cpu_short.h"
+#include "lif/cpu_slopes.h"
+#include "lif/cpu_sums.h"
 #include "spikes/cpu_pool.h"
 
 namespace trtkern::TK_ISA {
-
-// Whether this instruction set has the rows that do anything and no others: short to compile (setup.py).
-#if defined(TK_GENERAL_ROWS)
-constexpr bool kGeneralRows = true;
-#else
-constexpr bool kGeneralRows = false;
-#endif
 
 constexpr int kHeld = 3;  // in place of a reset: what is read is the state itself
 
@@ -93,62 +89,6 @@ struct RecomputeRow {
   }
 };
 
-constexpr int64_t kSumStride = kStride + 512;  // between the two: loads do not meet stores 4096 bytes before them
-
-// Adds to a vector of sums.
-TK_INLINE void add_to(float* sum, vfloat a) { store(sum, a + load(sum)); }
-TK_INLINE void add_to(float* sum, vfloat a, vfloat b) { store(sum, fma_(a, b, load(sum))); }
-
-// Sums for the gradients of the parameters, a row of floats each: cleared for a chunk, then added to [P, C].
-template <class N>
-struct ParamSums {
-  float* rows;
-  double* totals;  // null: not wanted
-
-  void clear(const LifArgs& a) const {
-    for (int k = 0; totals && k < N::kParams; ++k)
-      if (N::learned(a.reset) >> k & 1) __builtin_memset(rows + k * kStride, 0, sizeof(float) * kStride);
-  }
-  void add(const LifArgs& a, const Block& b) const {
-    for (int k = 0; totals && k < N::kParams; ++k)
-      if (N::learned(a.reset) >> k & 1) add_channels(a, b, rows + k * kStride, totals + k * a.C);
-  }
-};
-
-// The two sums of the norm. Where channels are long, kSpan neurons in turn share a float, for a block; where they are
-// short, a float is a neuron's, kept while blocks start at the same channel. Some kMostAdded numbers go into one.
-struct NormSums {
-  float* rows;
-  double* totals;  // [2, C]; null: not wanted
-  bool shared = false;
-  int64_t added = 0;  // rows
-  Block block{};
-  static constexpr int64_t kMostAdded = kBackwardBlock / kSpan;
-
-  NormSums(float* rows, double* totals) : rows(rows), totals(totals) {}
-  // Before a step of a block; `fresh`: its channels are not those of the block before.
-  void begin(const LifArgs& a, const Block& b, bool shared_by_span, bool fresh) {
-    if (!totals) return;
-    if (fresh || added == 0 || added >= kMostAdded || b.size() > block.size()) {
-      flush(a);
-      block = b, shared = shared_by_span;
-      for (int k = 0; k < 2; ++k)
-        __builtin_memset(rows + k * kSumStride, 0, sizeof(float) * (shared ? kSpan : kStride));
-    }
-    ++added;
-  }
-  void flush(const LifArgs& a) {
-    for (int k = 0; added && k < 2; ++k) {
-      if (shared) {
-        totals[k * a.C + block.at / a.inner % a.C] += ordered_sum(rows + k * kSumStride, kSpan);
-      } else {
-        add_channels(a, block, rows + k * kSumStride, totals + k * a.C);
-      }
-    }
-    added = 0;
-  }
-};
-
 // What a row does: whatever its members say; or the plain cases, where gs alone comes in, the reset is not detached,
 // and the parameters have no gradients. kDirect: gx goes out. The others are normalised: kSum adds up for the norm,
 // kSumWrite writes gx besides, kCoef writes the gradient of what was normalised.
@@ -214,43 +154,6 @@ struct BackwardRow {
     kept.restore(count), kept_params.restore(count), kept_norm.restore(count);
   }
 };
-
-// The two sums of the norm of a span, in registers.
-struct SpanSums {
-  vfloat gx[kSpanVectors], moment[kSpanVectors];
-  TK_INLINE void store_to(float* sums) const {
-    for (int k = 0; k < kSpanVectors; ++k) {
-      add_to(sums + k * kLanes, gx[k]);
-      add_to(sums + kSumStride + k * kLanes, moment[k]);
-    }
-  }
-};
-
-constexpr int kAnySurrogate = -1;  // in place of one: it is a member's
-constexpr int kStrip = 256;        // neurons whose surrogates are then taken at once, each in a loop of its own
-
-// The surrogate at n numbers u, in their place.
-template <int ID = 0>
-TK_NOINLINE void surrogates_of(int id, float* u, float alpha, int64_t n) {
-  if constexpr (ID < kSurrogates) {
-    if (id != ID) return surrogates_of<ID + 1>(id, u, alpha, n);
-    const vfloat sharpness = lit<vfloat>(alpha);
-    for (int64_t i = 0; i < n; i += kLanes) store(u + i, surrogate<ID>(load(u + i), sharpness));
-  }
-}
-
-// The surrogates of a strip of n neurons.
-template <class N>
-TK_INLINE void strip_slopes(const float* traces, const Rows& params, int64_t from, int64_t n, int surrogate,
-                            float alpha, float* slopes) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    vfloat trace[N::kTraces], potential, threshold;
-    load_numbers<N::kTraces>(traces, kStride, from + i, trace);
-    N::fire(trace, params_of<N>(params, from + i).at, potential, threshold);
-    store(slopes + i, potential - threshold);
-  }
-  surrogates_of(surrogate, slopes, alpha, n);
-}
 
 // The gradients of x and of the state before a step, from those of the state after it and of the spike; of the sums of
 // the parameters, at `to`, each with its part added (LEARN).
@@ -493,6 +396,12 @@ void backward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratc
     b = block_at(a, n0, end, kBackwardBlock);
     row.params = m.params.parameters(a, b);
     row.in.affine = m.affine.affine(a, b, a.affine), row.coef = m.coef.affine(a, b, a.coef);
+    if constexpr (kHasShort<N>) {
+      if (is_short_backward(a, streaming) && norm_sums.begin_all(a, b, !row.in.affine.each, m.affine.fresh)) {
+        backward_short<D, N>(a, b, row.params, row.in.affine, row.coef, row.norm_sums, norm_sums.shared, streaming);
+        continue;
+      }
+    }
     for (int k = 0; k < N::kStates; ++k) read_row(m.carry + k * kStride, a.gv_final, k * a.N, b);
     for (int64_t t0 = (a.T - 1) / kSteps * kSteps; t0 >= 0; t0 -= kSteps) {
       const int steps = (int)(a.T - t0 < kSteps ? a.T - t0 : kSteps);

@@ -1,6 +1,7 @@
 // LIF forward on the CPU.
 #pragma once
 #include "cpu/rows.h"
+#include "lif/cpu_short.h"
 #include "spikes/cpu.h"
 #include "spikes/cpu_pool.h"
 
@@ -165,15 +166,24 @@ TK_NOINLINE inline void watch_row(const float* row, int64_t n, float* watch) {
   store(watch, watched);
 }
 
+constexpr int kWatch = 32;  // floats: a vector, or a line of any element type
+
 template <class D, class N>
 void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch, bool streaming) {
   constexpr int kSteps = kChunk / N::kTraces;
   ForwardMemory<D, N> m(Scratch{scratch});
-  float watch[kLanes] = {};
+  float watch[kWatch] = {};
   if (a.s && a.v && (a.s - a.v) % 64) streaming = false;  // a row is led to alignment for both at once
   Block b;
   for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
     b = block_at(a, n0, end, kForwardBlock);
+    if constexpr (kHasShort<N>) {
+      if (is_short_forward(a, streaming)) {
+        const Rows& params = m.params.parameters(a, b);
+        forward_short<D, N>(a, b, params, m.affine.affine(a, b, a.affine), watch, streaming);
+        continue;
+      }
+    }
     ForwardRow<RowType<D, N>, N> row = {m.params.parameters(a, b), {nullptr, nullptr, m.affine.affine(a, b, a.affine)}};
     row.watch = watch, row.reset = a.reset, row.before = a.before != 0, row.odd = false;
     for (int k = 0; k < N::kStates; ++k) read_row(m.state + k * kForwardStride, a.v0, k * a.N, b);
@@ -190,7 +200,7 @@ void forward_blocks(const LifArgs& a, int64_t begin, int64_t end, float* scratch
       watch_row(m.state + k * kForwardStride, b.size(), watch);
     }
   }
-  for (int i = 0; i < kLanes; ++i)
+  for (int i = 0; i < kWatch; ++i)
     if (a.flag && watch[i] != 0.0f) __atomic_store_n((int32_t*)a.flag, 1, __ATOMIC_RELAXED);
   fence();
 }

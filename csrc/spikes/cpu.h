@@ -7,7 +7,7 @@ namespace trtkern::TK_ISA {
 
 typedef uint8_t vbyte __attribute__((vector_size(TK_WIDTH)));
 
-// The low bytes of lanes that are 0 or -1.
+// The bytes of lanes from -128 to 127.
 TK_INLINE vbyte narrow_mask(vint mask) {
 #if TK_WIDTH == 16 && defined(__AVX512F__)
   return (vbyte)_mm512_cvtepi32_epi8((__m512i)mask);
