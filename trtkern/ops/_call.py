@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
-NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H = 1, 2, 4, 8, 16
+NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF = 1, 2, 4, 8, 16, 32
 
 
 class Channels(NamedTuple):

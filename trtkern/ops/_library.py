@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NoReturn
 
@@ -17,15 +17,68 @@ from trtkern.ops._saved import keep
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
 
-def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) -> None:
+def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) -> Callable:
     """Register a private op: its schema, what runs it on every device, what predicts its outputs, and the op of all
-    samples that ``torch.vmap`` maps over (``torch.library.register_vmap``); None: its caller refuses those."""
+    samples that ``torch.vmap`` maps over (``torch.library.register_vmap``); None: its caller refuses those.
+
+    Returns the op as it is called: through torch's dispatcher where somebody there is to see it, else directly, at a
+    fraction of the price. ``run`` and ``fake`` give None for what is not wanted; a schema has no such output, so that
+    what comes through the dispatcher is an empty tensor there.
+    """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"trtkern::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, _as_schema(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"trtkern::{name}", _as_schema(fake), lib=LIBRARY)
     if mapped is not None:
         torch.library.register_vmap(f"trtkern::{name}", mapped, lib=LIBRARY)
+    dispatched = getattr(torch.ops.trtkern, name)
+
+    def op(*arguments: Any) -> Any:
+        return run(*arguments) if plain() and _bare(arguments) else dispatched(*arguments)
+
+    return op
+
+
+def _as_schema(run: Callable) -> Callable:
+    def outputs(*arguments: Any) -> Any:
+        made = run(*arguments)
+        if not isinstance(made, tuple):
+            return made
+        return tuple(arguments[0].new_empty(0) if tensor is None else tensor for tensor in made)
+
+    return outputs
+
+
+_VMAP = torch._C._dispatch_key_parse("VmapMode")
+
+
+def plain() -> bool:
+    """Whether nothing stands between a call and its kernel: nobody compiles, records, transforms, watches or times."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or _forward_mode()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or recording()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_VMAP)  # of is_grads_batched
+    )
+
+
+_PLAIN_ARGUMENTS = frozenset({type(None), bool, int, float, str, tuple, list, torch.dtype})
+
+
+def _bare(arguments: Iterable[Any]) -> bool:
+    """Whether all tensors among the arguments are what they say: no subclass, none that a transform left behind, none
+    whose sign is still to be turned."""
+    for argument in arguments:
+        kind = type(argument)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            if argument.is_neg() or torch._C._functorch.is_functorch_wrapped_tensor(argument):
+                return False
+        elif kind not in _PLAIN_ARGUMENTS:
+            return False
+    return True
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -95,7 +148,7 @@ def pushed(op: str, *tensors: Tensor | None) -> bool:
     return _forward_mode()
 
 
-def keep_for_both(ctx: Any, constants: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
+def keep_for_both(ctx: Any, constants: tuple[Tensor | None, ...], *tensors: Tensor | None) -> None:
     """``keep`` the tensors for the backward pass, and where tangents may come for them too; both find the same ones.
 
     The outputs ``constants`` are marked as not differentiable. Where tangents may come they are not, for beneath
@@ -103,7 +156,7 @@ def keep_for_both(ctx: Any, constants: tuple[Tensor, ...], *tensors: Tensor | No
     """
     keep(ctx, *tensors)
     if torch.compiler.is_compiling() or not _forward_mode():
-        ctx.mark_non_differentiable(*constants)
+        ctx.mark_non_differentiable(*[t for t in constants if t is not None])
     else:
         ctx.save_for_forward(*tensors)
 
@@ -127,11 +180,34 @@ def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> 
     """
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
+    if plain():
+        if not torch.is_grad_enabled():
+            return function.forward(*arguments)
+        return _alone(function).apply(*arguments)
     if _forward_mode():
         return _in_both_modes(function, op, True).apply(
             *(_Whole(a) if isinstance(a, (tuple, list)) else a for a in arguments)
         )
     return _in_both_modes(function, op, False).apply(*arguments)
+
+
+@cache
+def _alone(function: type[torch.autograd.Function]) -> Any:
+    """The Function for calls that no transform looks into: in one method, for which torch does not take the signature
+    of ``forward`` apart at every call."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = function.forward(*arguments)
+        function.setup_context(ctx, arguments, output)
+        return output
+
+    names = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(function.backward),
+        "__module__": function.__module__,
+        "__doc__": function.__doc__,
+    }
+    return type(function.__name__, (torch.autograd.Function,), names)
 
 
 class _Whole:

@@ -98,6 +98,10 @@ class Fold:
         """[K, C] of each sample, of [K, M * C]."""
         return t.view(t.shape[0], self.count, -1), 1
 
+    def out_channels(self, t: Tensor) -> Mapped:
+        """[C] of each sample, of [M * C]."""
+        return t.view(self.count, -1), 0
+
     def flat(self, t: Tensor, dim: int | None) -> Tensor:
         """t [K, N], neurons in storage order, of all samples together."""
         t = t.unsqueeze(1).expand(t.shape[0], self.count, t.shape[1]) if dim is None else t.movedim(dim, 1)

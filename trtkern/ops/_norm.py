@@ -1,7 +1,4 @@
-"""The numbers of a BatchNorm: statistics of a batch, running ones, and the small vectors that the kernels take.
-
-Per-channel arithmetic is float64: it costs nothing, and neither a large mean nor a small variance loses anything there.
-"""
+"""The numbers of a BatchNorm: statistics of a batch, running ones, and the small vectors that the kernels take."""
 
 from __future__ import annotations
 
@@ -12,10 +9,12 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import named
+from trtkern.backends.base import Finish
 from trtkern.ops import layout
-from trtkern.ops._beneath import beneath
+from trtkern.ops._beneath import beneath, transformed
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold, sample
+from trtkern.ops._room import finished, norm_grads
 
 OP = "batch_norm_lif"
 """The op that the errors name."""
@@ -44,22 +43,46 @@ Statistics = tuple[Tensor, Tensor, int]
 
 
 def running(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """The running mean and variance, float64."""
+    """The running mean and variance."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"{OP}: expected running statistics, got none")
-    return norm.running_mean.double(), norm.running_var.double()
+    return norm.running_mean, norm.running_var
+
+
+def in_place(norm: BatchNorm) -> bool:
+    """Whether a kernel can move the running statistics by their addresses, or there are none."""
+    held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return all(t is None for t in held)
+    return norm.running_mean.dtype == norm.running_var.dtype and all(t is not None and t.is_contiguous() for t in held)
+
+
+def copies(norm: BatchNorm) -> list[Tensor] | None:
+    """The running statistics as they are, to be put back after an error; None where nothing moves."""
+    held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    if not norm.batch_statistics or transformed() or any(t is None for t in held):
+        return None
+    return [t.clone() for t in held if t is not None]
+
+
+def put_back(norm: BatchNorm, before: list[Tensor] | None) -> None:
+    """The running statistics as they were."""
+    held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    for t, old in zip(held, before or [], strict=False):
+        if t is not None:
+            t.copy_(old)
 
 
 def batch(y: Tensor, norm: BatchNorm, channels: int, inner: int, backend: str) -> Statistics:
-    """The statistics of y."""
+    """The statistics of y, of all processes together where they share them."""
     with torch.no_grad():
         # The statistics of T equal steps are those of one.
         one = y.detach()[:1] if layout.is_static(y) else y.detach()
-        mean, squares = torch.ops.trtkern.batch_norm_lif_statistics(one, channels, inner, backend).unbind(0)
+        mean, squares = statistics(one, channels, inner, backend).unbind(0)
         var, count = squares / (one.numel() // channels), y.numel() // channels
         if norm.group is not None:
             mean, var, count = _shared(mean, var, count, norm.group)
-    _enough(count)
+    enough(count)
     return mean, var, count
 
 
@@ -69,7 +92,7 @@ def reference_statistics(y: Tensor, norm: BatchNorm, axis: int) -> Statistics:
     count = y.numel() // y.shape[axis]
     if norm.group is not None:
         mean, var, count = _merged(mean, var, count, norm.group)
-    _enough(count)
+    enough(count)
     return mean, var, count
 
 
@@ -94,6 +117,13 @@ def differentiable(y: Tensor, rstd: Tensor, axis: int, group: Any) -> tuple[Tens
 def summed(x: Tensor, group: Any) -> Tensor:
     """The sum over the processes of a group, with autograd."""
     return _Sum.apply(x, group)
+
+
+def summed_sums(sums: Tensor, group: Any) -> Tensor:
+    """The sums of all processes, beside which those of this one stay."""
+    total = sums.clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total
 
 
 class _Sum(torch.autograd.Function):
@@ -134,7 +164,7 @@ def _shared(mean: Tensor, var: Tensor, count: int, group: Any) -> Statistics:
     return mean, var, int(total[0].item())
 
 
-def _enough(count: int) -> None:
+def enough(count: int) -> None:
     if count < 2:
         raise ValueError(f"{OP}: expected more than 1 value per channel when training, got {count} in all processes")
 
@@ -172,44 +202,6 @@ def _own(value: Tensor, held: Tensor, name: str) -> None:
         )
 
 
-def affine(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """center, scale, shift as [3, C] float32: the normalisation is scale * (y - center) + shift.
-
-    The center is the mean as float32 has it, and the shift makes up for the rest: exact however large the mean is.
-    """
-    scale = rstd if weight is None else rstd * weight
-    center = mean.float()
-    shift = (center - mean) * scale
-    return torch.stack((center, scale.float(), (shift if bias is None else shift + bias).float()))
-
-
-def coefficients(sums: Tensor | None, mean: Tensor, rstd: Tensor, affine: Tensor, count: int, group: Any) -> Tensor:
-    """[3, C] float32: gy = coef[0] * gx + coef[1] * (y - center) + coef[2].
-
-    With xhat = (y - mean) * rstd: gy = scale * (gx - mean(gx) - xhat * mean(gx * xhat)); with running statistics
-    (count = 0) gy = scale * gx.
-    """
-    center, scale, _ = affine.double().unbind(0)
-    if count == 0 or sums is None:
-        return torch.stack((scale, torch.zeros_like(scale), torch.zeros_like(scale))).float()
-    if group is not None:
-        sums = sums.clone()
-        torch.distributed.all_reduce(sums, group=group)
-    offset = mean - center
-    slope = scale * rstd * rstd * (sums[1] - offset * sums[0]) / count
-    return torch.stack((scale, -slope, slope * offset - scale * sums[0] / count)).float()
-
-
-def affine_grads(
-    sums: Tensor | None, mean: Tensor, rstd: Tensor, affine: Tensor, weight: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight and bias, those of this process (DDP averages them)."""
-    if sums is None or weight is None or sums.numel() == 0:
-        return None, None
-    gweight = rstd * (sums[1] - (mean - affine[0].double()) * sums[0])
-    return gweight.to(weight.dtype), sums[0].to(weight.dtype)
-
-
 def _statistics(y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
     stats = _statistics_fake(y, channels, inner, backend)
     named(backend).ops["batch_norm_lif_statistics"](y, channels, inner, stats)
@@ -217,14 +209,7 @@ def _statistics(y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
 
 
 def _statistics_fake(y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
-    return y.new_empty((2, channels), dtype=torch.float64)
-
-
-def _input_grad(gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int, backend: str) -> Tensor:
-    out = layout.empty(y)
-    if gx.numel():
-        named(backend).ops["batch_norm_lif_input_grad"](gx, y, affine, coef, inner, out)
-    return out
+    return torch.empty((2, channels), dtype=torch.float64, device=y.device)
 
 
 def _statistics_mapped(info: Any, dims: tuple, y: Tensor, channels: int, inner: int, backend: str) -> tuple:
@@ -233,6 +218,102 @@ def _statistics_mapped(info: Any, dims: tuple, y: Tensor, channels: int, inner: 
     return fold.out_rows(
         torch.ops.trtkern.batch_norm_lif_statistics(folded, info.batch_size * channels, fold.inner, backend)
     )
+
+
+statistics = define(
+    "batch_norm_lif_statistics(Tensor y, SymInt channels, SymInt inner, str backend) -> Tensor",
+    _statistics,
+    _statistics_fake,
+    _statistics_mapped,
+)
+
+
+def _affine(y, weight, bias, running_mean, running_var, batches, channels, inner, eps, momentum, backend):
+    out, count = finished(y, channels, False), y.numel() // channels
+    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, count)
+    # The statistics of T equal steps are those of one.
+    named(backend).ops["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, inner, norm, out)
+    _moved(running_mean, running_var, batches)
+    return out[:2]
+
+
+def _moved(*held: Tensor | None) -> None:
+    """Kernels write to addresses: autograd is told, as torch's own operations tell it."""
+    there = [t for t in held if t is not None and not t.is_inference()]
+    if there:
+        torch.autograd.graph.increment_version(there)
+
+
+affine = define(
+    "batch_norm_lif_affine(Tensor y, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? batches, SymInt channels, SymInt inner, float eps, float? momentum, str backend) "
+    "-> (Tensor affine, Tensor moments)",
+    _affine,
+    lambda y, weight, bias, mean, var, batches, channels, inner, eps, momentum, backend: finished(y, channels, False)[:2],
+    None,
+)
+
+
+def _finish(mean, var, weight, bias, running_mean, running_var, batches, count, eps, momentum, coef, backend):
+    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, count)
+    out = finished(mean, mean.shape[0], coef)
+    # Of one type, each dense, for a kernel.
+    mean, var = mean.contiguous(), var.to(mean.dtype).contiguous()
+    named(backend).ops["batch_norm_lif_finish"](mean, var, norm, out)
+    _moved(running_mean, running_var, batches)
+    return tuple(out)
+
+
+def _finish_fake(mean, var, weight, bias, running_mean, running_var, batches, count, eps, momentum, coef, backend):
+    return tuple(finished(mean, mean.shape[0], coef))
+
+
+def _finish_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
+    *tensors, _, _, _, count, eps, momentum, coef, backend = arguments
+    M = info.batch_size
+    rows = [_all_samples(t, dim, M) for t, dim in zip(tensors, dims, strict=False)]
+    made = torch.ops.trtkern.batch_norm_lif_finish(*rows, None, None, None, count, eps, momentum, coef, backend)
+    apart = [t.view(t.shape[0], M, -1) if t.dim() == 2 else t for t in made]
+    return tuple(apart), tuple(1 if t.dim() == 3 else None for t in apart)
+
+
+def _all_samples(t: Tensor | None, dim: int | None, count: int) -> Tensor | None:
+    """[M * C] of [C] of each of M samples."""
+    if t is None:
+        return None
+    return (t.expand(count, *t.shape) if dim is None else t.movedim(dim, 0)).reshape(-1)
+
+
+finish = define(
+    "batch_norm_lif_finish(Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, Tensor(c!)? batches, SymInt count, float eps, float? momentum, bool coef, str backend) "
+    "-> (Tensor affine, Tensor moments, Tensor made_coef)",
+    _finish,
+    _finish_fake,
+    _finish_mapped,
+)
+
+
+def _coefficients(sums, own, affine, moments, count, dtype, backend):
+    norm = norm_grads(affine, moments, count, True, dtype)
+    named(backend).ops["batch_norm_lif_coefficients"](sums, own, norm)
+    return norm[3:]
+
+
+coefficients = define(
+    "batch_norm_lif_coefficients(Tensor sums, Tensor? own, Tensor affine, Tensor moments, SymInt count, "
+    "ScalarType? dtype, str backend) -> (Tensor coef, Tensor gweight, Tensor gbias)",
+    _coefficients,
+    lambda sums, own, affine, moments, count, dtype, backend: norm_grads(affine, moments, count, True, dtype)[3:],
+    None,
+)
+
+
+def _input_grad(gx: Tensor, y: Tensor, affine: Tensor, coef: Tensor, inner: int, backend: str) -> Tensor:
+    out = layout.empty(y)
+    if gx.numel():
+        named(backend).ops["batch_norm_lif_input_grad"](gx, y, affine, coef, inner, out)
+    return out
 
 
 def _input_grad_mapped(
@@ -245,13 +326,7 @@ def _input_grad_mapped(
     return fold.out_steps(torch.ops.trtkern.batch_norm_lif_input_grad(*steps, *rows, fold.inner, backend))
 
 
-define(
-    "batch_norm_lif_statistics(Tensor y, SymInt channels, SymInt inner, str backend) -> Tensor",
-    _statistics,
-    _statistics_fake,
-    _statistics_mapped,
-)
-define(
+input_grad = define(
     "batch_norm_lif_input_grad(Tensor gx, Tensor y, Tensor affine, Tensor coef, SymInt inner, str backend) -> Tensor",
     _input_grad,
     lambda gx, y, affine, coef, inner, backend: layout.empty(y),

@@ -12,7 +12,8 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose
 from trtkern.ops import _norm, _tangent, checks, layout
-from trtkern.ops._call import NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, Call
+from trtkern.ops._beneath import transformed
+from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, Call
 from trtkern.ops._library import (
     apply,
     differentiated,
@@ -28,6 +29,8 @@ from trtkern.ops.lif import (
     LIFOutput,
     from_trace,
     given,
+    lif_backward,
+    lif_forward,
     perform,
     wanted_grads,
 )
@@ -91,7 +94,7 @@ def batch_norm_lif(
         TypeError, ValueError: what was expected, what came, what to do; nothing has been changed then.
         RuntimeError: the backend cannot be used on this machine.
 
-    The running statistics move last, so that no error, of whatever kind, leaves them moved.
+    An error of any check leaves the running statistics where they were: they move behind the last one.
     """
     if isinstance(residual, Spikes):
         residual = current(residual)
@@ -117,7 +120,12 @@ def batch_norm_lif(
             output, statistics = _fused(y, norm, settled, residual, v0, axis, source)
         return output
 
-    output = perform(OP, y, neuron.want, neuron.flag, run)
+    before = _norm.copies(norm) if checks.debugging() else None
+    try:
+        output = perform(OP, y, neuron.want, neuron.flag, run)
+    except RuntimeError:
+        _norm.put_back(norm, before)
+        raise
     if statistics is not None:
         _norm.update(norm, *statistics)
     return output
@@ -209,7 +217,7 @@ def normalised(
     # Once: two casts would add two gradients in y's own precision.
     wide = y.double()
     found = _norm.reference_statistics(wide, norm, axis) if norm.batch_statistics else None
-    mean, var = _norm.running(norm) if found is None else found[:2]
+    mean, var = [t.double() for t in _norm.running(norm)] if found is None else found[:2]
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     return reference.batch_norm(wide, mean, (var + norm.eps).rsqrt(), norm.weight, norm.bias, dense, axis), found
 
@@ -230,29 +238,49 @@ def _fused(
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
+        checks.parameter_values(OP, params, neuron.spec.row.params)  # before anything moves
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
-    tensors = (y, dense, v0, norm.weight, norm.bias, params)
-    dual = pushed(OP, *tensors, norm.running_mean, norm.running_var)
-    found = _norm.batch(y, norm, channels, inner, neuron.backend) if norm.batch_statistics else None
-    mean, var, count = (*_norm.running(norm), 0) if found is None else found
-    rstd = (var + norm.eps).rsqrt()
+    weight, bias = _together(norm.weight, norm.bias)
+    tensors = (y, dense, v0, weight, bias, params)
+    tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    dual = pushed(OP, *tensors, *tracked[:2])
+    # The kernels move the running statistics, but where torch.func would not see it, or their memory is not plain.
+    mean, var, left = None, None, None
+    apart = dual or transformed() or not _norm.in_place(norm)
+    if not norm.batch_statistics:
+        (mean, var), count = _norm.running(norm), 0
+    elif norm.group is None and not apart:
+        count = y.numel() // channels
+        _norm.enough(count)
+    else:
+        mean, var, count = _norm.batch(y, norm, channels, inner, neuron.backend)
+        left = (mean, var, count) if apart else None
+    if apart or not norm.batch_statistics:
+        tracked = (None, None, None)
     want = neuron.want
     differentiable = differentiated(*tensors)
     if differentiable and y.shape[0] > neuron.spec.chunk:
         want += WANT_EDGES
     fixed = Fixed(
         tuple(scalars(neuron.values, params)), neuron.spec.token, axis, inner, inside, want, neuron.backend, count,
-        norm.group, dual,
+        norm.group, dual, channels, norm.eps, norm.momentum,
     )  # fmt: skip
     run = partial(apply, Normed, OP) if differentiable or dual else Normed.forward
     # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
     again = (None,) if source is None or dual else (source.make, *source.tensors)
     words = None if dual else words
-    s, v, v_final, _, packed, _ = run(*tensors, mean, rstd, words, neuron.flag, fixed, *again)
+    s, v, v_final, _, packed, *_ = run(*tensors, mean, var, *tracked, words, neuron.flag, fixed, *again)
     if neuron.pool and not inside:
         s = reference.average_pool(s)
-    return as_output(s, v_final, v, packed, want), found
+    return as_output(s, v_final, v, packed, want), left
+
+
+def _together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias as a kernel reads them: dense, and of one type."""
+    if weight is None or bias is None:
+        return weight, bias
+    return weight.contiguous(), bias.to(weight.dtype).contiguous()
 
 
 class Fixed(NamedTuple):
@@ -270,42 +298,61 @@ class Fixed(NamedTuple):
     group: Any
     dual: bool
     """Whether tangents may come."""
+    channels: int
+    eps: float
+    momentum: float | None
 
 
 class Normed(torch.autograd.Function):
     """``make`` and ``source`` are those of a ``Source``; without one, y is kept."""
 
     @staticmethod
-    def forward(y, residual, v0, weight, bias, params, mean, rstd, words, flag, fixed, make=None, *source):
-        affine = _norm.affine(mean, rstd, weight, bias)
-        return *torch.ops.trtkern.lif_forward(
+    def forward(
+        y, residual, v0, weight, bias, params, mean, var, running_mean, running_var, batches, words, flag, fixed,
+        make=None, *source,
+    ):  # fmt: skip
+        held, coef = (weight, bias, running_mean, running_var, batches), None
+        if mean is None:
+            numbers = (fixed.channels, fixed.inner, fixed.eps, fixed.momentum, fixed.backend)
+            affine, moments = _norm.affine(y, *held, *numbers)
+        else:
+            numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
+            affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
+        return *lif_forward(
             y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
             fixed.backend,
-        ), affine  # fmt: skip
+        ), affine, moments, coef  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        y, residual, v0, weight, bias, params, mean, rstd, words, _, ctx.fixed, ctx.make, *source = inputs
+        y, residual, v0, weight, bias, params, _, var, _, _, _, words, _, ctx.fixed, ctx.make, *source = inputs
         ctx.set_materialize_grads(False)
         if ctx.make is not None:
             ctx.y = Layout.of(y)
         # The words of a residual stand for it.
         kept_residual = residual if words is None else None
         kept_y = y if ctx.make is None else None
-        kept_bias = bias if ctx.fixed.dual else None  # no gradient needs it
+        # No gradient needs them.
+        kept_bias, kept_var = (bias, var) if ctx.fixed.dual else (None, None)
+        ctx.dtype = None if weight is None else weight.dtype
         keep_for_both(
             ctx, output[3:],
-            kept_y, kept_residual, v0, weight, kept_bias, params, mean, rstd, words, output[3], output[5], *source,
+            kept_y, kept_residual, v0, weight if ctx.fixed.dual else None, kept_bias, params, kept_var, words,
+            output[3], *output[5:], *source,
         )  # fmt: skip
 
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
-        y, residual, v0, weight, bias, params, mean, rstd, _, edges, affine = saved
-        d_y, d_residual, d_v0, d_weight, d_bias, d_params, d_mean, d_rstd, *_ = tangents
-        fixed = ctx.fixed
+        y, residual, v0, weight, bias, params, var, _, edges, affine, moments, coef, *_ = saved
+        d_y, d_residual, d_v0, d_weight, d_bias, d_params, d_mean, d_var, *_ = tangents
+        fixed, (mean, rstd) = ctx.fixed, moments.unbind(0)
+        d_mean = None if d_mean is None else d_mean.double()
+        if d_var is not None:
+            rstd = rstd if fixed.samples else (var.double() + fixed.eps).rsqrt()
+            d_var = -0.5 * rstd**3 * d_var.double()
         x, d_x = _tangent.normalised(
             _tangent.Normed(y, residual, weight, bias, mean, rstd),
-            _tangent.Normed(d_y, d_residual, d_weight, d_bias, d_mean, d_rstd),
+            _tangent.Normed(d_y, d_residual, d_weight, d_bias, d_mean, d_var),
             fixed.axis,
             fixed.samples,
             fixed.group,
@@ -313,11 +360,11 @@ class Normed(torch.autograd.Function):
         call = Call(y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool)
         inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(d_x, d_v0, d_params)
         found = _tangent.outputs(call, inputs, d, edges, fixed.axis, fixed.want, fixed.backend)
-        return *found, torch.zeros_like(affine)
+        return *found, torch.zeros_like(affine), torch.zeros_like(moments), torch.zeros_like(coef)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        y, residual, v0, weight, _, params, mean, rstd, words, edges, affine, *source = kept(ctx)
+        y, residual, v0, _, _, params, _, words, edges, affine, moments, coef, *source = kept(ctx)
         if ctx.make is not None:
             y = ctx.y.restore(ctx.make(*source))
         if words is not None:
@@ -333,55 +380,58 @@ class Normed(torch.autograd.Function):
             y,
             residual,
             v0,
-            weight,
             params,
-            mean,
-            rstd,
             edges,
             affine,
+            moments,
+            coef,
             ctx.fixed,
+            ctx.dtype,
             needs,
         )
         wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
-        return *wanted, *[None] * (6 + len(source))
+        return *wanted, *[None] * (9 + len(source))
 
 
 class NormedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, y, residual, v0, weight, params, mean, rstd, edges, affine, fixed, needs):
+    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs):
         needs_y, needs_residual, needs_v0, needs_weight, needs_bias, needs_params = needs
+        dtype = dtype if needs_weight or needs_bias else None
 
-        def run(needed: int, coef: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            return torch.ops.trtkern.lif_backward(
+        def run(needed: int, coef: Tensor | None, finish: bool) -> tuple:
+            return lif_backward(
                 y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
-                gs, gv, gv_final, coef, needed + given(fixed.want), fixed.backend,
+                gs, gv, gv_final, coef, moments if finish else None, fixed.samples, dtype if finish else None,
+                needed + given(fixed.want), fixed.backend,
             )  # fmt: skip
 
-        training = fixed.samples > 0
+        training, shared = fixed.samples > 0, fixed.group is not None
         first = NEED_V0 * needs_v0 + NEED_PARAMS * needs_params
-        if needs_weight or needs_bias or (training and needs_y):
+        if dtype is not None or (training and needs_y):
             first += NEED_SUMS
-        if needs_residual or (residual is not None and needs_y):
-            # The gradient of x is the residual's, and what that of y is made of: no second recomputation.
-            gx, gv0, gparams, sums = run(first + NEED_X, None)
-            gy = y.new_empty(0)
-            if needs_y:
-                coef = _norm.coefficients(sums, mean, rstd, affine, fixed.samples, fixed.group)
-                gy = torch.ops.trtkern.batch_norm_lif_input_grad(gx, y, affine, coef, fixed.inner, fixed.backend)
-            residual_grad = gx
-        elif training:
-            _, gv0, gparams, sums = run(first, None)
-            gy = y.new_empty(0)
-            if needs_y:
-                coef = _norm.coefficients(sums, mean, rstd, affine, fixed.samples, fixed.group)
-                gy = run(NEED_X, coef)[0]
-            residual_grad = y.new_empty(0)
-        else:
-            coef = _norm.coefficients(None, mean, rstd, affine, 0, None)
-            gy, gv0, gparams, sums = run(first + NEED_X, coef)
-            residual_grad = y.new_empty(0)
-        gweight, gbias = _norm.affine_grads(sums, mean, rstd, affine, weight if needs_weight or needs_bias else None)
-        return gy, residual_grad, gv0, gweight, gbias, gparams
+        if training and needs_y:
+            first += NEED_COEF
+        # With running statistics one pass does it all. The gradient of x is the residual's, and what that of y is made
+        # of: no second recomputation.
+        splits = needs_residual or (residual is not None and needs_y)
+        once = not training and not splits
+        gx, gv0, gparams, sums, made, gweight, gbias = run(
+            first + NEED_X * (once or splits), coef if once else None, not shared
+        )
+        if shared and first & NEED_SUMS:
+            total = _norm.summed_sums(sums, fixed.group)
+            made, gweight, gbias = _norm.coefficients(
+                total, sums, affine, moments, fixed.samples, dtype, fixed.backend
+            )  # fmt: skip
+        gy = gx
+        if not once:
+            gy = None
+            if needs_y and splits:
+                gy = _norm.input_grad(gx, y, affine, made if training else coef, fixed.inner, fixed.backend)
+            elif needs_y:
+                gy = run(NEED_X, made, False)[0]
+        return gy, gx if splits else None, gv0, gweight, gbias, gparams
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

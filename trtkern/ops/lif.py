@@ -15,11 +15,12 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose, named, sizes
-from trtkern.backends.base import PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, Pool
+from trtkern.backends.base import PARAMS, LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, NormGrads, Pool
 from trtkern.ops import _tangent, checks, layout, spikes
 from trtkern.ops._beneath import beneath
 from trtkern.ops._call import (
     GIVEN_H,
+    NEED_COEF,
     NEED_PARAMS,
     NEED_SUMS,
     NEED_V0,
@@ -35,6 +36,7 @@ from trtkern.ops._call import (
 )
 from trtkern.ops._library import apply, define, differentiated, keep_for_both, pushed, refuse_second_derivative
 from trtkern.ops._mapped import Fold, Mapped, sample
+from trtkern.ops._room import norm_grads
 from trtkern.ops._saved import kept
 from trtkern.ops.checks import Number
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
@@ -235,7 +237,7 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(x, v0, params, scalars, token, channels, flag, want, backend):
-        return torch.ops.trtkern.lif_forward(
+        return lif_forward(
             x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend
         )
 
@@ -280,9 +282,10 @@ class _LIF(torch.autograd.Function):
 class _LIFBackward(torch.autograd.Function):
     @staticmethod
     def forward(gs, gv, gv_final, x, v0, params, edges, scalars, token, inner, needs, backend):
-        return torch.ops.trtkern.lif_backward(
-            x, v0, params, None, None, scalars, token, inner, False, edges, gs, gv, gv_final, None, needs, backend
-        )[:3]
+        return lif_backward(
+            x, v0, params, None, None, scalars, token, inner, False, edges, gs, gv, gv_final, None, None, 0, None,
+            needs, backend,
+        )[:3]  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -353,22 +356,17 @@ def _allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
     )
 
 
-def _as_schema(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """The outputs as a schema has them: an empty tensor stands for an unwanted one."""
-    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in tensors)
-
-
 def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
     inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
     out = _allocate(x, spec, pool, want)
     if x.numel():
         named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
-    return _as_schema(x, *out[:4], out.packed)
+    return *out[:4], out.packed
 
 
 def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
     out = _allocate(x, spec, pool, want)
-    return _as_schema(x, *out[:4], out.packed)
+    return *out[:4], out.packed
 
 
 def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:
@@ -415,7 +413,7 @@ _CALL = (
     "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, float[] scalars, str spec, SymInt inner, "
     "bool pool"
 )
-define(
+lif_forward = define(
     f"lif_forward({_CALL}, Tensor(a!)? flag, int want, str backend) "
     "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed)",
     _forward,
@@ -425,19 +423,28 @@ define(
 
 
 def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
+    shape, stride = x.shape, layout.strides(x)
+    sums = None
+    if needs & NEED_SUMS and affine is not None:
+        sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
     return LIFBackward(
-        x=layout.empty(x) if needs & NEED_X else None,
+        x=torch.empty_strided(shape, stride, dtype=x.dtype, device=x.device) if needs & NEED_X else None,
         v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
-        sums=x.new_empty((2, affine.shape[1]), dtype=torch.float64)
-        if needs & NEED_SUMS and affine is not None
-        else None,
+        sums=sums,
     )
 
 
+def _finished(affine: Tensor | None, norm: Tensor | None, needs: int, count: int, dtype: Any) -> NormGrads | None:
+    if norm is None or affine is None or not needs & NEED_SUMS:
+        return None
+    return norm_grads(affine, norm, count, bool(needs & NEED_COEF), dtype)
+
+
 def _backward(
-    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
-):
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
+    needs, backend,
+):  # fmt: skip
     inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(needs & GIVEN_H))
     spikes = layout.pooled_shape(x) if pool else (x.shape, layout.strides(x))
     grads = LIFGrads(
@@ -446,48 +453,63 @@ def _backward(
         None if gv_final is None else layout.aligned_state(gv_final, x),
         coef,
     )
-    out = _allocate_backward(x, spec, params, affine, needs)
+    out, norm = _allocate_backward(x, spec, params, affine, needs), _finished(affine, moments, needs, count, dtype)
+    run = named(backend).ops
     if x.numel():
-        named(backend).ops["lif_backward"](inputs, edges if edges.numel() else None, grads, out)
+        run["lif_backward"](inputs, edges if edges is not None and edges.numel() else None, grads, out, norm)
     else:
         for sums in (out.params, out.sums):
             if sums is not None:
                 sums.zero_()
-    return _as_schema(x, *out)
+        if norm is not None:
+            run["batch_norm_lif_coefficients"](out.sums, None, norm)
+    return *out, *((None, None, None) if norm is None else norm[3:])
 
 
 def _backward_fake(
-    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, needs, backend
-):
-    return _as_schema(x, *_allocate_backward(x, spec, params, affine, needs))
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
+    needs, backend,
+):  # fmt: skip
+    norm = _finished(affine, moments, needs, count, dtype)
+    made = _allocate_backward(x, spec, params, affine, needs)
+    return *made, *((None, None, None) if norm is None else norm[3:])
 
 
 def _backward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
-    *inputs, edges, gs, gv, gv_final, coef, needs, backend = arguments
-    at_edges, at_gs, at_gv, at_gv_final, at_coef = dims[len(inputs) : len(inputs) + 5]
+    *inputs, edges, gs, gv, gv_final, coef, moments, count, dtype, needs, backend = arguments
+    at_edges, at_gs, at_gv, at_gv_final, at_coef, at_moments = dims[len(inputs) : len(inputs) + 6]
     own = bool(needs & (NEED_PARAMS | NEED_SUMS)) or at_coef is not None
     fold, call = _folded(info.batch_size, dims, Call(*inputs), own)
-    gx, gv0, gparams, gsums = torch.ops.trtkern.lif_backward(
+    gx, gv0, gparams, gsums, gcoef, gweight, gbias = torch.ops.trtkern.lif_backward(
         *call,
-        fold.flat(edges, at_edges) if edges.dim() > 1 else edges,
+        fold.flat(edges, at_edges) if edges is not None and edges.dim() > 1 else edges,
         fold.steps(gs, at_gs),
         fold.steps(gv, at_gv),
         fold.state(gv_final, at_gv_final, _states(call.token)),
         fold.rows(coef, at_coef),
+        fold.rows(moments, at_moments),
+        count,
+        dtype,
         needs,
         backend,
     )
+    summed = bool(needs & NEED_SUMS) and call.affine is not None
+    finished = summed and moments is not None
     return _made(
         (bool(needs & NEED_X), fold.out_steps, gx),
         (bool(needs & NEED_V0), partial(fold.out_state, states=_states(call.token)), gv0),
         (bool(needs & NEED_PARAMS) and call.params is not None, fold.out_rows, gparams),
-        (bool(needs & NEED_SUMS) and call.affine is not None, fold.out_rows, gsums),
+        (summed, fold.out_rows, gsums),
+        (finished and bool(needs & NEED_COEF), fold.out_rows, gcoef),
+        (finished and dtype is not None, fold.out_channels, gweight),
+        (finished and dtype is not None, fold.out_channels, gbias),
     )
 
 
-define(
-    f"lif_backward({_CALL}, Tensor edges, Tensor? gs, Tensor? gv, Tensor? gv_final, Tensor? coef, int needs, "
-    "str backend) -> (Tensor gx, Tensor gv0, Tensor gparams, Tensor sums)",
+lif_backward = define(
+    f"lif_backward({_CALL}, Tensor? edges, Tensor? gs, Tensor? gv, Tensor? gv_final, Tensor? coef, Tensor? moments, "
+    "SymInt count, ScalarType? dtype, int needs, str backend) -> (Tensor gx, Tensor gv0, Tensor gparams, Tensor sums, "
+    "Tensor made_coef, Tensor gweight, Tensor gbias)",
     _backward,
     _backward_fake,
     _backward_mapped,
