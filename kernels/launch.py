@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from trtkern.kernels import compiled
 from trtkern.kernels.numerics import INTERPRETED
 from trtkern.spec import CHUNK
 
@@ -27,7 +28,7 @@ _LOOSE_POINTERS = ("param_rows", "affine", "coef", "flag")
 
 
 class Launch(NamedTuple):
-    """One kernel launch: ``kernel.run(*args, grid=grid, warmup=False, **options)``."""
+    """One kernel launch: what ``kernel.run(*args, grid=grid, warmup=False, **options)`` does."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -35,7 +36,10 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
     def __call__(self) -> None:
-        self.kernel.run(*self.args, grid=self.grid, warmup=False, **self.options)
+        if target().backend == "cuda":
+            compiled.launch(*self)
+        else:
+            self.kernel.run(*self.args, grid=self.grid, warmup=False, **self.options)
 
 
 def classes(function: Callable) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@
 #                               the classes that select code (_plan: chunk, channels, image, lanes), and the
 #                               arguments in the kernel's order
 #   kernels/launch.py           Launch: a kernel of Triton with its grid, its arguments and its options
+#   kernels/compiled.py         on an NVIDIA GPU: which compiled kernel that is, without Triton's own search
 #   kernels/lif.py              lif_forward: a program's neurons through all steps, a chunk at a time
 #   kernels/channels.py, pooling.py, numerics.py   what the kernels share
 #

@@ -59,12 +59,14 @@ def test_python_and_csrc_agree_on_the_constants():
 
 
 def test_python_fills_every_field_of_the_launch():
-    text = (ROOT / "csrc" / "lif" / "fields.h").read_text()
-    fields = dict(re.findall(r"^TK_FIELDS?\(\w+, (\w+), (\w+)", text, re.M))
-    assert len(fields) >= 30
+    fields, more = (
+        dict(re.findall(r"^TK_FIELDS?\(\w+, (\w+), (\S+)\)", (ROOT / "csrc" / of / "fields.h").read_text(), re.M))
+        for of in ("lif", "norm")
+    )
+    assert len(fields) >= 30 and len(more) >= 20
     backends = ROOT / "trtkern" / "backends"
     filled = {name for path in backends.glob("*.py") for name in re.findall(r"(?<!/)\bargs\.(\w+)", path.read_text())}
-    assert filled == set(fields) - {"workspace"}  # which goes to the launcher
+    assert filled == {*fields, *more} - {"workspace", "counters", "values"}  # which the launchers fill
     assert list(fields)[: len(POINTERS)] == list(POINTERS)
 
 
