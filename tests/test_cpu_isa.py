@@ -127,6 +127,53 @@ def test_the_other_neurons_agree_bitwise(extension, dtype, name):
                 assert torch.equal(a, b), (isa, threshold, shape, reset, learn)
 
 
+def off_by(t, elements):
+    """The same numbers at an address that is so many elements from alignment."""
+    return torch.cat([t.new_zeros(elements), t.flatten()])[elements:].view(t.shape)
+
+
+def first_steps(x, gs, v0, steps, spec, layer):
+    """Of the first ``steps`` steps of a call: what it makes, and the gradients where none comes from later ones."""
+    x, gs = x.clone().requires_grad_(), gs.clone()
+    gs[steps:] = 0
+    if layer is None:
+        out = lif(x, v0, decay=0.6, spec=spec, backend="cpu", return_v=True)
+        spikes, made = out.spikes, [out.spikes[:steps], out.v[:steps]]
+    else:
+        spikes = layer(x)
+        made = [spikes[:steps]]
+    inputs = [x] if layer is None else [x, *layer.parameters()]
+    gx, *others = torch.autograd.grad(spikes, inputs, gs)
+    return [*(t.detach() for t in made), gx[:steps], *others]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("inner", [3, 128, 1040])
+def test_short_sequences_are_the_first_steps_of_long_ones(extension, dtype, inner, monkeypatch):
+    """Those of few steps go another way than those of 18, which is more than a chunk of them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # sums of few numbers are not split, those of many are
+    choices = itertools.cycle(itertools.product(surrogates.BUILTIN, ("hard", "soft", "none"), (False, True)))
+    torch.manual_seed(inner)
+    for isa, threshold in itertools.product(isas(extension, dtype), (1, 4 << 20)):
+        extension.use_isa(isa)
+        extension.stream_from(threshold)
+        for steps in (1, 4, 5, 8, 16):
+            surrogate, reset, detach = next(choices)
+            spec = LIFSpec(reset, surrogate, detach_reset=detach)
+            options = {"surrogate": surrogate, "v_reset": None if reset == "soft" else 0.1, "detach_reset": detach}
+            norm = BatchNormLIF(4, backend="cpu", **options).eval()
+            with torch.no_grad():
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.uniform_(0.0, 0.5)
+            v0 = torch.randn(1, 4, inner)
+            for layer, away in ((None, 0), (None, 3), (norm, 0)):
+                x, gs = (off_by((torch.randn(18, 1, 4, inner) + 0.4).to(dtype), away) for _ in range(2))
+                want = first_steps(x, gs, v0, steps, spec, layer)
+                got = first_steps(off_by(x[:steps], away), gs[:steps], v0, steps, spec, layer)
+                for a, b in zip(got, want, strict=True):
+                    assert torch.equal(a, b), (isa, threshold, steps, reset, surrogate, detach, layer is None)
+
+
 def test_the_regularizer_agrees_bitwise(extension):
     weights = [torch.randn(70000, requires_grad=True), torch.randn(3, 5, requires_grad=True)]
     for timesteps in (1, 6, 10, 23):

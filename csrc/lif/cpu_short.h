@@ -13,10 +13,9 @@
 
 namespace trtkern::TK_ISA {
 
-// The most steps of a short sequence, as measured: forward, and where rows are streamed, many of which at once are too
-// many for the buffers that gather a line; backward of 16 lanes, whose 32 registers hold what there is, and of less,
-// where the other way is as fast unless the caches take what is written.
-constexpr int kShortSteps = 16, kShortStreamed = 8, kShortNarrow = 4;
+// The most steps of a short sequence, as measured: of all; where rows are streamed, many of which at once are too many
+// for the buffers that gather a line, or where what a norm needs fills the registers; with fewer registers.
+constexpr int kShortSteps = 16, kShortFull = 8, kShortNarrow = 4;
 
 // Surrogates of up to so many steps stand in the straight line; of more they have a loop of their own: short to
 // compile.
@@ -34,12 +33,13 @@ constexpr bool kHasShort = kPlainRows<N> && !kGeneralRows;
 
 // Whether a launch goes the short way.
 TK_INLINE bool is_short_forward(const LifArgs& a, bool streaming) {
-  return a.T <= (streaming ? kShortStreamed : kShortSteps) && !a.pool_row;
+  return a.T <= (streaming ? kShortFull : kShortSteps) && !a.pool_row;
 }
 TK_INLINE bool is_short_backward(const LifArgs& a, bool streaming) {
   if (a.pool_row || !a.gs || a.gv || a.gparams) return false;
   if (kLanes < 16) return a.T <= kShortNarrow && !streaming && !a.affine;
-  return a.T <= (streaming || a.affine ? kShortStreamed : kShortSteps);
+  if (a.dtype != kFloat32) return a.T <= kShortFull && !streaming;  // bound by arithmetic, not by memory
+  return a.T <= (streaming || a.affine ? kShortFull : kShortSteps);
 }
 
 // Whether the rows of all steps reach alignment at the same neuron: only then can all be streamed.
@@ -228,8 +228,6 @@ struct StepSums {
 template <class D, class N>
 struct ShortBackward {
   using Raw = typename D::Raw;
-  // Vectors fill a line of each step one after the other; it is streamed when it is full.
-  static constexpr bool kLines = sizeof(typename D::Pack) < 64;
   Rows params, affine, coef;
   ShortInput<D> in;
   const Raw* gs;
@@ -263,12 +261,15 @@ struct ShortBackward {
     r.of_steps(n);
   }
   TK_NOINLINE void of_steps(int64_t n) const {
-    if (T <= 4) return of_layout<4>(n);
-    if constexpr (kLanes == 16) T <= 8 ? of_layout<8>(n) : of_layout<16>(n);
+    if (T <= kShortNarrow) return of_layout<kShortNarrow>(n);
+    if constexpr (kLanes == 16) {
+      if (T <= kShortFull) return of_layout<kShortFull>(n);
+      if constexpr (sizeof(Raw) == 4) of_layout<kShortSteps>(n);
+    }
   }
   template <int K>
   TK_INLINE void of_layout(int64_t n) const {
-    if constexpr (kLanes == 16 && K <= kShortStreamed) {
+    if constexpr (kLanes == 16 && K <= kShortFull) {
       if (affine.base && params.each) return run<K, true, kEach, -1>(n);
       if (affine.base) return affine.each ? of_reset<K, true, kSharedNeuron>(n) : of_reset<K, true, kShared>(n);
     }
@@ -303,7 +304,6 @@ struct ShortBackward {
     const vfloat sharpness = lit<vfloat>(r.alpha);
     constexpr bool kAhead = K > kInlineSlopes;
     float slopes[kAhead ? K : 1][kLanes];
-    Raw lines[kLines ? K : 1][kLine<D>] __attribute__((aligned(64)));
     for (int64_t i = 0; i < n; i += kLanes) {
       const Params<N> p = LAYOUT == kEach ? params_of<N>(r.params, i) : same;
       const Triple affine = kSame ? same_affine : triple(rows, i);
@@ -344,26 +344,12 @@ struct ShortBackward {
           if (!r.gx) continue;
         }
         Raw* const to = r.gx + t * r.in.stride + i;
-        if (!r.streaming) {
-          put<false>(to, D::pack(gx));
-        } else if constexpr (kLines) {
-          put<false>(lines[t] + i % kLine<D>, D::pack(gx));
-        } else {
-          put<true>(to, D::pack(gx));
-        }
+        r.streaming ? put<true>(to, D::pack(gx)) : put<false>(to, D::pack(gx));
       }
       if (norm_sums) store(norm_sums + i, sum), store(norm_sums + kSumStride + i, moment);
       if (r.gv0) store(r.gv0 + i, g[0]);
-      if (kLines && r.streaming && (i + kLanes) % kLine<D> == 0) r.stream_lines(lines[0], i + kLanes - kLine<D>);
     }
   }
-  TK_INLINE void stream_lines(const Raw* lines, int64_t i) const {
-    using Pack = typename D::Pack;
-    for (int t = 0; t < T; ++t)
-      for (int k = 0; k < kLine<D>; k += kLanes)
-        put<true>(gx + t * in.stride + i + k, load_as<Pack>(lines + t * kLine<D> + k));
-  }
-
   TK_NOINLINE void part(int64_t from, int count) const {
     for (int k = 0; k < count; k += kSpan) at(from + k).piece(count - k < kSpan ? count - k : kSpan);
   }
