@@ -194,7 +194,7 @@ def affine_launches(x: Tensor, inner: int, norm: Finish, out: Finished) -> tuple
     tensors = tensors_of(norm, out)
     if tensors[2] is not None:
         counter = torch.empty(1, dtype=torch.int32, device=x.device)
-    numbers = (norm.count, float(norm.eps), momentum_of(norm))
+    numbers = (norm.samples, float(norm.eps), momentum_of(norm))
     return _statistics_launches(x, out.affine.shape[1], inner, stats, counter, tensors, numbers)
 
 

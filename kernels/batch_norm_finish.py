@@ -211,7 +211,7 @@ _KNOWN, _COEFFICIENTS, _ADD_UP = (classes(function)[0] for function in (finish_k
 
 def tensors_of(norm: Finish, out: Finished) -> tuple[Tensor | None, ...]:
     """weight, bias, running_mean, running_var, batches, moments, affine, coef: what does not move is None."""
-    running = (norm.running_mean, norm.running_var, norm.batches) if norm.count else (None, None, None)
+    running = (norm.running_mean, norm.running_var, norm.batches) if norm.samples else (None, None, None)
     if running[0] is None:
         running = (None, None, None)
     return norm.weight, norm.bias, *running, out.moments, out.affine, out.coef
@@ -225,14 +225,14 @@ def momentum_of(norm: Finish) -> float:
 def known_launch(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> Launch:
     """From a mean and a variance [C] that are known to ``out`` and the running statistics."""
     C = out.affine.shape[1]
-    args = (mean, var, *tensors_of(norm, out), C, norm.count, float(norm.eps), momentum_of(norm), CHANNELS)
+    args = (mean, var, *tensors_of(norm, out), C, norm.samples, float(norm.eps), momentum_of(norm), CHANNELS)
     return Launch(_KNOWN, (1,), args, options(4))
 
 
 def coefficients_launch(sums: Tensor, own: Tensor | None, norm: NormGrads) -> Launch:
     """From sums [2, C] that are known to ``norm``."""
     C = norm.affine.shape[1]
-    args = (sums, own, norm.moments, norm.affine, norm.coef, norm.weight, norm.bias, C, norm.count, CHANNELS)
+    args = (sums, own, norm.moments, norm.affine, norm.coef, norm.weight, norm.bias, C, norm.samples, CHANNELS)
     return Launch(_COEFFICIENTS, (-(-C // CHANNELS),), args, options(4))
 
 
@@ -246,7 +246,7 @@ def add_up_launch(
     params = 1 if learned is None else learned.shape[0]
     _, repeats, C, side = partial.shape
     finished = (None,) * 5 if norm is None else (norm.moments, norm.affine, norm.coef, norm.weight, norm.bias)
-    count = 0 if norm is None else norm.count
+    count = 0 if norm is None else norm.samples
     rows = 1 << (params - 1).bit_length()
     args = (
         learned, normed, gparams, sums, *finished,

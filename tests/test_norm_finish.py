@@ -107,12 +107,12 @@ def finished(mean, var, norm, coef=False):
         shift = shift + norm.bias.double()
     flat = torch.stack((scale.float(), *torch.zeros(2, *scale.shape, device=scale.device))) if coef else None
     out = Finished(torch.stack((center, scale.float(), shift.float())), torch.stack((mean, rstd)), flat)
-    if norm.running_mean is None or not norm.count or not (mean.isfinite() & var.isfinite()).all():
+    if norm.running_mean is None or not norm.samples or not (mean.isfinite() & var.isfinite()).all():
         return out, norm
     batches = norm.batches + 1
     factor = 1.0 / batches.double() if norm.momentum is None else norm.momentum
     old_mean, old_var = norm.running_mean.double(), norm.running_var.double()
-    unbiased = var * (float(norm.count) / (norm.count - 1.0))
+    unbiased = var * (float(norm.samples) / (norm.samples - 1.0))
     moved_mean = rounded(old_mean + factor * (mean - old_mean), norm.running_mean)
     moved_var = rounded(old_var + factor * (unbiased - old_var), norm.running_var)
     return out, norm._replace(running_mean=moved_mean, running_var=moved_var, batches=batches)
@@ -121,7 +121,7 @@ def finished(mean, var, norm, coef=False):
 def graded(sums, own, norm):
     """``NormGrads`` of float64 sums."""
     mean, rstd = norm.moments
-    offset, scale, count = mean - norm.affine[0].double(), norm.affine[1].double(), float(norm.count)
+    offset, scale, count = mean - norm.affine[0].double(), norm.affine[1].double(), float(norm.samples)
     slope = scale * rstd * rstd * (sums[1] - offset * sums[0]) / count
     coef = torch.stack((scale, -slope, slope * offset - scale * sums[0] / count)).float()
     total, product = sums if own is None else own

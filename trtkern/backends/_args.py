@@ -90,7 +90,7 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
 def finish(extension: ModuleType, norm: Finish, out: Finished) -> Any:
     """The arguments of what finishes statistics."""
     args = extension.NormArgs()
-    args.C, args.count = out.affine.shape[1], norm.count
+    args.C, args.count = out.affine.shape[1], norm.samples
     args.eps, args.momentum = norm.eps, -1.0 if norm.momentum is None else norm.momentum
     if norm.weight is not None:
         args.weight, args.bias, args.type = norm.weight.data_ptr(), address(norm.bias), NUMBERS[norm.weight.dtype]
@@ -104,7 +104,7 @@ def finish(extension: ModuleType, norm: Finish, out: Finished) -> Any:
 def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor | None = None) -> Any:
     """The arguments of what finishes the sums of a norm; ``own``: those of this process, where others have theirs."""
     args = extension.NormArgs()
-    args.C, args.count = out.affine.shape[1], out.count
+    args.C, args.count = out.affine.shape[1], out.samples
     args.affine, args.moments, args.coef = out.affine.data_ptr(), out.moments.data_ptr(), address(out.coef)
     args.sums, args.own = sums.data_ptr(), address(own)
     args.gweight, args.gbias = address(out.weight), address(out.bias)

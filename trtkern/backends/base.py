@@ -103,7 +103,7 @@ class Finish(NamedTuple):
     eps: float
     momentum: float | None
     """None: the running statistics are plain averages over all batches."""
-    count: int
+    samples: int
     """Numbers behind each mean; 0: it is a running one."""
 
 
@@ -124,7 +124,7 @@ class NormGrads(NamedTuple):
     affine: Tensor
     """As ``Finished`` has it."""
     moments: Tensor
-    count: int
+    samples: int
     """Numbers behind each mean."""
     coef: Tensor | None
     """[3, C] float32, written: ``LIFGrads.coef`` with the statistics of a batch."""

@@ -237,9 +237,7 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(x, v0, params, scalars, token, channels, flag, want, backend):
-        return lif_forward(
-            x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend
-        )
+        return lif_forward(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
