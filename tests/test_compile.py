@@ -31,7 +31,7 @@ def test_opcheck_of_the_private_ops(backend, device):
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES + WANT_H, backend))
     edges = torch.ops.trtkern.lif_forward(*call, flag, want, backend)[3]
     grads = (torch.randn_like(x), None, torch.randn_like(v0), None)
-    torch.library.opcheck(torch.ops.trtkern.lif_backward, (*call, edges, *grads, 7, backend))
+    torch.library.opcheck(torch.ops.trtkern.lif_backward, (*call, edges, *grads, None, 0, None, 7, backend))
 
 
 def test_opcheck_of_batch_norm_and_of_packing(backend, device):
@@ -40,11 +40,21 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
     affine, coef = torch.rand(3, 3, device=device), torch.rand(3, 3, device=device)
     token = LIFSpec().token
     call = (y, None, None, affine, torch.randn_like(y), SCALARS, token, 24, True)
-    torch.library.opcheck(torch.ops.trtkern.batch_norm_lif_statistics, (y, 3, 24, backend))
+    ops, moments = torch.ops.trtkern, torch.rand(2, 3, device=device, dtype=torch.float64)
+    weight, bias, mean, var, sums = (*torch.rand(4, 3, device=device), moments.clone())
+    held = (weight, bias, mean, var, torch.tensor(1, device=device))
+    torch.library.opcheck(ops.batch_norm_lif_statistics, (y, 3, 24, backend))
+    torch.library.opcheck(ops.batch_norm_lif_affine, (y, *held, 3, 24, 1e-5, None, backend))
+    torch.library.opcheck(ops.batch_norm_lif_finish, (mean + 1, var + 1, *held, 9, 1e-5, 0.1, False, backend))
+    torch.library.opcheck(
+        ops.batch_norm_lif_finish, (mean, var, weight, bias, None, None, None, 0, 1e-5, 0.1, True, backend)
+    )
+    numbers = (affine, moments, 9, torch.bfloat16, backend)
+    torch.library.opcheck(ops.batch_norm_lif_coefficients, (sums, None, *numbers))
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, None, WANT_SPIKES + WANT_PACKED, backend))
     s, *_, edges, words = torch.ops.trtkern.lif_forward(*call, None, WANT_SPIKES + WANT_PACKED, backend)
-    for coefficients, needs in ((None, 8), (coef, 4)):
-        backward = (*call, edges, torch.randn_like(s), None, None, coefficients, needs, backend)
+    for coefficients, finish, needs in ((None, (moments, 9, torch.float32), 40), (coef, (None, 0, None), 4)):
+        backward = (*call, edges, torch.randn_like(s), None, None, coefficients, *finish, needs, backend)
         torch.library.opcheck(torch.ops.trtkern.lif_backward, backward)
     torch.library.opcheck(torch.ops.trtkern.batch_norm_lif_input_grad, (y, y, affine, coef, 24, backend))
     if named(backend).holds("spikes_pack"):

@@ -18,6 +18,7 @@ from trtkern.ops._library import (
     apply,
     differentiated,
     keep_for_both,
+    plain,
     pushed,
     refuse_mapped,
     refuse_second_derivative,
@@ -238,7 +239,8 @@ def _fused(
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
-        checks.parameter_values(OP, params, neuron.spec.row.params)  # before anything moves
+        if plain():  # before anything moves; the op looks again, and alone where it is compiled or recorded
+            checks.parameter_values(OP, params, neuron.spec.row.params)
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     weight, bias = _together(norm.weight, norm.bias)
