@@ -19,6 +19,11 @@ TYPES = {
 }
 
 
+def copy(self):
+    """The same arguments once more."""
+    return type(self).from_buffer_copy(self)
+
+
 def compiled(source, output, *flags):
     """Compile a file of tests/ with the headers of csrc/ and the printed ones."""
     for name, text in dialect.headers().items():
@@ -45,7 +50,7 @@ class Threads:
         *rows, size = self.library.layout(norm).decode().split(";")
         layout = [row.split() for row in rows]
         kinds = [(name, TYPES[kind] * int(many) if many != "1" else TYPES[kind]) for name, kind, many, _ in layout]
-        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": ()})
+        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": (), "copy": copy})
         assert [getattr(struct, name).offset for name, *_ in layout] == [int(offset) for *_, offset in layout]
         assert ctypes.sizeof(struct) == int(size)
         return struct

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import copysign
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +20,9 @@ from trtkern.backends.base import (
     LIFGrads,
     LIFInputs,
     NormGrads,
+    Pool,
 )
-from trtkern.spec import RESETS
+from trtkern.spec import RESETS, LIFSpec
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NUMBERS = {**DTYPES, torch.float64: 3}
@@ -47,24 +50,45 @@ def stale(extension: ModuleType) -> str | None:
     )
 
 
-def _common(extension: ModuleType, inp: LIFInputs) -> Any:
-    args, spec = extension.LifArgs(), inp.spec
-    args.x, args.v0, args.params = inp.x.data_ptr(), address(inp.v0), address(inp.params)
-    args.T = inp.x.shape[0]
-    args.N = inp.x[0].numel()
-    args.x_stride = inp.x.stride(0) if args.T > 1 else args.N
-    if inp.params is None:
-        args.scalars = (*inp.scalars, *[0.0] * (MOST_PARAMS - len(inp.scalars)))
-    else:
-        args.C, args.inner = inp.params.shape[1], inp.inner
-    if inp.norm is not None:
-        args.affine, args.residual = inp.norm.affine.data_ptr(), address(inp.norm.residual)
-        args.C, args.inner = inp.norm.affine.shape[1], inp.inner
-    if inp.pool is not None:
-        args.pool_row, args.pool_side = inp.pool
-    args.dtype, args.reset = DTYPES[inp.x.dtype], _RESETS[spec.reset]
+@lru_cache(maxsize=4096)
+def _fixed(
+    extension: ModuleType, spec: LIFSpec, scalars: tuple[float, ...] | None, signs: tuple[bool, ...],
+    dtype: torch.dtype, T: int, N: int, stride: int, C: int, inner: int, pool: Pool | None,
+) -> Any:  # fmt: skip
+    """The arguments that are no addresses; ``stride``: of x along time; ``signs`` tell -0.0 from 0.0."""
+    args = extension.LifArgs()
+    args.T, args.N, args.C, args.inner = T, N, C, inner
+    args.x_stride = stride if T > 1 else N
+    if scalars is not None:
+        args.scalars = (*scalars, *[0.0] * (MOST_PARAMS - len(scalars)))
+    if pool is not None:
+        args.pool_row, args.pool_side = pool
+    args.dtype, args.reset = DTYPES[dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
     args.neuron, args.P = _NEURONS[spec.neuron], len(spec.row.params)
+    args.surrogate = surrogates.BUILTIN.index(spec.surrogate)
+    return args
+
+
+def _common(extension: ModuleType, inp: LIFInputs) -> Any:
+    x, v0, params, scalars, spec, inner, norm, pool, _ = inp
+    C, vector = 1, params if norm is None else norm.affine
+    if vector is None:
+        inner = 1
+    else:
+        C = vector.shape[1]
+    numbers = None if params is not None else scalars
+    signs = () if numbers is None else tuple([copysign(1.0, number) < 0 for number in numbers])
+    T = x.shape[0]
+    fixed = _fixed(extension, spec, numbers, signs, x.dtype, T, x.numel() // T, x.stride(0), C, inner, pool)
+    args = fixed.copy()
+    args.x = x.data_ptr()
+    if v0 is not None:
+        args.v0 = v0.data_ptr()
+    if params is not None:
+        args.params = params.data_ptr()
+    if norm is not None:
+        args.affine, args.residual = norm.affine.data_ptr(), address(norm.residual)
     return args
 
 
@@ -80,7 +104,6 @@ def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
 def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> Any:
     """The arguments of a backward launch."""
     args = _common(extension, inp)
-    args.surrogate = surrogates.BUILTIN.index(inp.spec.surrogate)
     args.edges, args.gs, args.gv, args.gv_final, args.coef = address(edges), *map(address, grads)
     args.gx, args.gv0, args.gparams, args.norm_sums = map(address, out)
     args.before = inp.before and grads.v is not None

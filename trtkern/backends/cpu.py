@@ -82,7 +82,7 @@ def lif_backward(
 def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
     """The sizes of x [T, N], and the threads to use."""
     args = _extension().LifArgs()
-    args.x, args.T, args.N = x.data_ptr(), x.shape[0], x[0].numel()
+    args.x, args.T, args.N = x.data_ptr(), x.shape[0], x.numel() // x.shape[0]
     args.x_stride = x.stride(0) if args.T > 1 else args.N
     args.C, args.inner, args.dtype = channels, inner, _args.DTYPES[x.dtype]
     args.threads = torch.get_num_threads()
@@ -129,7 +129,7 @@ def spikes_pack(s: Tensor, words: Tensor) -> None:
 def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
     """Steps ``start``, ... of the words into ``out`` [steps, N] as 0 and 1, or with a pool averages [steps, N / 4]."""
     args = _args_of(out)
-    args.s, args.packed, args.N = out.data_ptr(), words.data_ptr(), words[0].numel()
+    args.s, args.packed, args.N = out.data_ptr(), words.data_ptr(), words.numel() // words.shape[0]
     if pool is not None:
         args.pool_row, args.pool_side = pool
     _extension().spikes_unpack(args, start)

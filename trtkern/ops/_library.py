@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from trtkern._torch import recording, within
+from trtkern._torch import exporting, recording, within
 from trtkern.ops._beneath import has_tangent, is_mapped
 from trtkern.ops._saved import keep
 
@@ -54,15 +54,24 @@ _VMAP = torch._C._dispatch_key_parse("VmapMode")
 
 def plain() -> bool:
     """Whether nothing stands between a call and its kernel: nobody compiles, records, transforms, watches or times."""
+    if torch.compiler.is_compiling():
+        return False
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or _forward_mode()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.autograd._profiler_enabled()
-        or recording()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_VMAP)  # of is_grads_batched
+        _transforms()
+        or forward_ad._current_level >= 0
+        or _modes()
+        or _profiled()
+        or _tracing()
+        or exporting()
+        or _included(_VMAP)  # of is_grads_batched
     )
+
+
+# Looked up once: each call asks.
+_transforms, _modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
+_profiled, _tracing = torch.autograd._profiler_enabled, torch._C._is_tracing
+_included = torch._C._dispatch_tls_is_dispatch_key_included
+_left_behind = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 _PLAIN_ARGUMENTS = frozenset({type(None), bool, int, float, str, tuple, list, torch.dtype})
@@ -74,11 +83,27 @@ def _bare(arguments: Iterable[Any]) -> bool:
     for argument in arguments:
         kind = type(argument)
         if kind is Tensor or kind is torch.nn.Parameter:
-            if argument.is_neg() or torch._C._functorch.is_functorch_wrapped_tensor(argument):
+            if argument.is_neg() or _left_behind(argument):
                 return False
         elif kind not in _PLAIN_ARGUMENTS:
             return False
     return True
+
+
+def kinds(values: Iterable[Any]) -> tuple | None:
+    """What the checks of tensors and numbers look at, to know a call by that was checked before; None where one of the
+    tensors is more than it says, or a number is no plain float."""
+    found: list[Any] = []
+    for value in values:
+        kind = type(value)
+        if value is None or kind is float:
+            found.append(value)
+        elif (kind is Tensor or kind is torch.nn.Parameter) and not (value.is_neg() or _left_behind(value)):
+            strided = value.layout == torch.strided
+            found += (value.shape, value.stride() if strided else None, value.dtype, value.device, value.is_quantized)
+        else:
+            return None
+    return tuple(found)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -88,8 +113,9 @@ def differentiated(*tensors: Tensor | None) -> bool:
     """
     if not torch.is_grad_enabled() or recording():
         return False
-    if any(t is not None and t.requires_grad for t in tensors):
-        return True
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
     if not torch._C._are_functorch_transforms_active():
         return False
     if torch.compiler.is_compiling():

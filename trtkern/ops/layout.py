@@ -59,14 +59,22 @@ def by_channel(x: Tensor, axis: int) -> tuple[Tensor, int]:
     return x, x.stride(axis)
 
 
+def neurons(x: Tensor) -> int:
+    """The numbers of one step of x [T, ...]."""
+    count = 1
+    for size in x.shape[1:]:
+        count *= size
+    return count
+
+
 def strides(x: Tensor) -> tuple[int, ...]:
     """The strides of a dense [T, N] tensor in the storage order of x, which may be static."""
-    return (x[0].numel(), *x.stride()[1:])
+    return (neurons(x), *x.stride()[1:])
 
 
 def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A dense tensor of x's shape in its storage order."""
-    return x.new_empty_strided(x.shape, strides(x), dtype=dtype or x.dtype)
+    return torch.empty_strided(x.shape, strides(x), dtype=dtype or x.dtype, device=x.device)
 
 
 def pooled_shape(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -105,9 +113,10 @@ def aligned(value: Tensor, shape: Sequence[int], stride: Sequence[int], dtype: t
 
 def empty_state(x: Tensor, states: int) -> Tensor:
     """Room for a state: [...] float32 in x[0]'s layout, or [S, ...] of a neuron with several."""
+    shape, stride = (states, *x.shape[1:]), strides(x)
     if states == 1:
-        return empty(x[:1], torch.float32)[0]
-    return x.new_empty_strided((states, *x.shape[1:]), strides(x), dtype=torch.float32)
+        shape, stride = shape[1:], stride[1:]
+    return torch.empty_strided(shape, stride, dtype=torch.float32, device=x.device)
 
 
 def aligned_state(value: Tensor, x: Tensor) -> Tensor:

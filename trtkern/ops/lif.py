@@ -34,6 +34,7 @@ from trtkern.ops._call import (
     Call,
     Channels,
 )
+from trtkern.ops._known import known, recall, remember
 from trtkern.ops._library import apply, define, differentiated, keep_for_both, pushed, refuse_second_derivative
 from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.ops._room import norm_grads
@@ -132,13 +133,19 @@ def neuron(
         want: which outputs to make (``wanted``).
     """
     op, row = spec.neuron.lower(), spec.row
-    checks.sequence(op, x)
-    checks.state(op, state, x, row.states)
     values = {name: values[name] for name in row.params}
-    checks.parameters(op, values)
+    settings = (spec.token, backend, channel_dim, bool(want & WANT_PACKED), fire_on_equal)
+    call = known(settings, (x, state, flag, *values.values()))
+    chosen = recall(call)
+    new = chosen is None
+    if chosen is None:
+        checks.sequence(op, x)
+        checks.state(op, state, x, row.states)
+        checks.flag(op, flag, x)
+        checks.parameters(op, values)
+        measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
+        chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
     values = firing(op, values, fire_on_equal, x)
-    measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
-    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         if chosen == "reference":
@@ -147,14 +154,16 @@ def neuron(
             return from_trace(reference.lif(x.to(dtype), state, rows, spec), x, want, flag)
         return _fused(layout.dense(x), state, values, spec, chosen, channel_dim, want, flag)
 
-    return perform(op, x, want, flag, run)
+    output = perform(op, x, want, flag, run)
+    if new:
+        remember(call, chosen)
+    return output
 
 
 def perform(
     op: str, x: Tensor, want: int, flag: Tensor | None, run: Callable[[int, Tensor | None], LIFOutput]
 ) -> LIFOutput:
     """run(want, flag), with the words for whoever listens; under ``trtkern.debug()`` an error if the flag rises."""
-    checks.flag(op, flag, x)
     heard = bool(want & WANT_SPIKES) and spikes.listening()
     # A flag of its own: the caller's may be set already, by another call.
     watched = torch.zeros(1, dtype=torch.int32, device=x.device) if checks.debugging() else flag
@@ -187,9 +196,19 @@ def _fused(
     if differentiable and x.shape[0] > spec.chunk:
         want += WANT_EDGES
     run = partial(apply, _LIF, "lif") if differentiable or dual else _LIF.forward
-    channels = Channels(axis, inner)
-    s, v, v_final, _, packed = run(x, v0, params, scalars(values, params), spec.token, channels, flag, want, backend)
+    fixed = _Fixed(tuple(scalars(values, params)), spec.token, Channels(axis, inner), want, backend)
+    s, v, v_final, _, packed = run(x, v0, params, flag, fixed)
     return returned(s, v_final, v, packed, want)
+
+
+class _Fixed(NamedTuple):
+    """What the Function is told besides tensors."""
+
+    scalars: tuple[float, ...]
+    token: str
+    channels: Channels
+    want: int
+    backend: str
 
 
 def wanted(spikes: bool, v: bool, state: bool, packed: bool, h: bool = False) -> int:
@@ -236,53 +255,42 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(x, v0, params, scalars, token, channels, flag, want, backend):
+    def forward(x, v0, params, flag, fixed):
+        scalars, token, channels, want, backend = fixed
         return lif_forward(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, v0, params, ctx.scalars, ctx.token, ctx.channels, _, ctx.want, ctx.backend = inputs
+        x, v0, params, _, ctx.fixed = inputs
         ctx.set_materialize_grads(False)
         keep_for_both(ctx, output[3:], x, v0, params, output[3])
 
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
         x, v0, params, edges = saved
-        call = Call(x, v0, params, None, None, ctx.scalars, ctx.token, ctx.channels.inner, False)
+        scalars, token, channels, want, backend = ctx.fixed
+        call = Call(x, v0, params, None, None, scalars, token, channels.inner, False)
         inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(*tangents[:3])
-        return _tangent.outputs(call, inputs, d, edges, ctx.channels.axis, ctx.want, ctx.backend)
+        return _tangent.outputs(call, inputs, d, edges, channels.axis, want, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         x, v0, params, edges = kept(ctx)
+        fixed = ctx.fixed
         _, needs_v0, needs_params, *_ = ctx.needs_input_grad
-        gs, gv, gv_final = wanted_grads(grads, ctx.want)
-        needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(ctx.want)
-        gx, gv0, gparams = apply(
-            _LIFBackward,
-            "lif",
-            gs,
-            gv,
-            gv_final,
-            x,
-            v0,
-            params,
-            edges,
-            ctx.scalars,
-            ctx.token,
-            ctx.channels.inner,
-            needs,
-            ctx.backend,
-        )
-        return gx, gv0 if needs_v0 else None, gparams if needs_params else None, *[None] * 6
+        gs, gv, gv_final = wanted_grads(grads, fixed.want)
+        needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(fixed.want)
+        gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, x, v0, params, edges, fixed, needs)
+        return gx, gv0 if needs_v0 else None, gparams if needs_params else None, None, None
 
 
 class _LIFBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, x, v0, params, edges, scalars, token, inner, needs, backend):
+    def forward(gs, gv, gv_final, x, v0, params, edges, fixed, needs):
+        scalars, token, channels, _, backend = fixed
         return lif_backward(
-            x, v0, params, None, None, scalars, token, inner, False, edges, gs, gv, gv_final, None, None, 0, None,
-            needs, backend,
+            x, v0, params, None, None, scalars, token, channels.inner, False, edges, gs, gv, gv_final, None, None, 0,
+            None, needs, backend,
         )[:3]  # fmt: skip
 
     @staticmethod
@@ -327,7 +335,9 @@ def _inputs(call: Call, before: bool) -> LIFInputs:
 
 
 def _empty_spikes(x: Tensor, pool: bool) -> Tensor:
-    return x.new_empty_strided(*layout.pooled_shape(x)) if pool else layout.empty(x)
+    if not pool:
+        return layout.empty(x)
+    return torch.empty_strided(*layout.pooled_shape(x), dtype=x.dtype, device=x.device)
 
 
 def _states(token: str) -> int:
@@ -336,14 +346,14 @@ def _states(token: str) -> int:
 
 def _allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
-    steps, neurons, states = x.shape[0], x[0].numel(), _states(token)
+    steps, states = x.shape[0], _states(token)
     edges = packed = None
     if want & WANT_EDGES:
         count = (steps - 1) // LIFSpec.from_token(token).chunk
-        edges = x.new_empty((count * states, neurons), dtype=torch.float32)
+        edges = torch.empty((count * states, layout.neurons(x)), dtype=torch.float32, device=x.device)
     if want & WANT_PACKED:
         planes = ((steps + 7) // 8, *x.shape[1:])
-        packed = x.new_empty_strided(planes, layout.strides(x), dtype=torch.uint8)
+        packed = torch.empty_strided(planes, layout.strides(x), dtype=torch.uint8, device=x.device)
     return LIFForward(
         s=_empty_spikes(x, pool) if want & WANT_SPIKES else None,
         v=layout.empty(x) if want & (WANT_V | WANT_H) else None,
@@ -421,12 +431,11 @@ lif_forward = define(
 
 
 def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
-    shape, stride = x.shape, layout.strides(x)
     sums = None
     if needs & NEED_SUMS and affine is not None:
         sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
     return LIFBackward(
-        x=torch.empty_strided(shape, stride, dtype=x.dtype, device=x.device) if needs & NEED_X else None,
+        x=layout.empty(x) if needs & NEED_X else None,
         v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
         sums=sums,
