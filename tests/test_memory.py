@@ -131,7 +131,7 @@ def test_bytes_of_a_spiking_network_by_hand(steps, dtype):
     expected = steps * pixels * 2 * E[dtype]  # the input
     expected += steps * neurons * E[dtype]  # y
     expected += words(steps) * neurons  # never pooled
-    expected += 4 * ((steps - 1) // 16) * neurons + 36 * (8 + 8 + 16)
+    expected += 4 * ((steps - 1) // 16) * neurons + 28 * (8 + 8 + 16)
     assert report.measured == report.predicted == expected
     assert report.neuron_steps == steps * neurons
 
@@ -141,11 +141,11 @@ def test_a_checkpointed_block_keeps_words_in_place_of_y():
     x = sequence(4, 2, 2, 12, 12)
     kept = [{row.name: row for row in memory(Residual(checkpoint=on), x).rows} for on in (False, True)]
     y, of_words = 4 * 4 * 8 * 288, 8 * 288
-    assert kept[0]["second.norm"].measured == y + 36 * 8 and kept[0]["second.conv"].measured == of_words
+    assert kept[0]["second.norm"].measured == y + 28 * 8 and kept[0]["second.conv"].measured == of_words
     # The words are the convolution's, and are there for the block too.
-    assert kept[1]["second"].measured == 36 * 8 and kept[1]["second.conv"].measured == of_words
+    assert kept[1]["second"].measured == 28 * 8 and kept[1]["second.conv"].measured == of_words
     # Its residual is what the block before read: the words are in memory already.
-    assert kept[1]["third"].measured == 36 * 8 and kept[1]["third.conv"].measured == of_words
+    assert kept[1]["third"].measured == 28 * 8 and kept[1]["third.conv"].measured == of_words
     assert "(words 1/T)" in kept[1]["third"].kept
     steps = [memory(Residual(checkpoint=on), x).neuron_steps for on in (False, True)]
     assert steps[0] == steps[1] == 3 * 4 * 8 * 288

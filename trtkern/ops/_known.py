@@ -22,6 +22,8 @@ _chosen: dict[Hashable, tuple[str, object]] = {}
 
 def recall(call: Hashable) -> str | None:
     """The backend of a call that was checked before, among the same backends as now."""
+    if call is None:  # in compiled code, above all: torch.compile would guard every entry
+        return None
     found = _chosen.get(call)
     return None if found is None or found[1] is not backends.BACKENDS else found[0]
 

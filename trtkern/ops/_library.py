@@ -92,17 +92,18 @@ def _bare(arguments: Iterable[Any]) -> bool:
 
 def kinds(values: Iterable[Any]) -> tuple | None:
     """What the checks of tensors and numbers look at, to know a call by that was checked before; None where one of the
-    tensors is more than it says, or a number is no plain float."""
+    tensors is of a kind of its own, or a number is no plain float."""
     found: list[Any] = []
     for value in values:
         kind = type(value)
         if value is None or kind is float:
             found.append(value)
-        elif (kind is Tensor or kind is torch.nn.Parameter) and not (value.is_neg() or _left_behind(value)):
-            strided = value.layout == torch.strided
-            found += (value.shape, value.stride() if strided else None, value.dtype, value.device, value.is_quantized)
-        else:
+            continue
+        if kind is not Tensor and kind is not torch.nn.Parameter:
             return None
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized or not _bare((value,)):
+            return None
+        found += (value.shape, value.stride(), value.dtype, value.device)
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from trtkern.backends import choose
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, Call
+from trtkern.ops._known import known, recall, remember
 from trtkern.ops._library import (
     apply,
     differentiated,
@@ -99,17 +100,26 @@ def batch_norm_lif(
     """
     if isinstance(residual, Spikes):
         residual = current(residual)
-    axis = check(y, norm, residual, v0, neuron.pool, channel_dim, neuron.spec.row.states)
-    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
-    neuron = neuron._replace(values={name: neuron.values[name] for name in neuron.spec.row.params})
-    checks.parameters(OP, neuron.values)
+    values = {name: neuron.values[name] for name in neuron.spec.row.params}
+    numbers = (neuron.spec.token, neuron.backend, neuron.pool, channel_dim, neuron.fire_on_equal, type(residual))
+    held = (*norm[:5], v0, neuron.flag, *values.values())
+    around = residual if isinstance(residual, Spikes) else (residual,)
+    call = known((*numbers, norm.batch_statistics, norm.group is None), (y, *around, *held))
+    chosen = recall(call)
+    new = chosen is None
+    if chosen is None:
+        check(y, norm, residual, v0, neuron.pool, channel_dim, neuron.spec.row.states)
+        checks.flag(OP, neuron.flag, y)
+        checks.parameters(OP, values)
+        chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
+    axis = channel_dim % y.dim()
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
         residual = residual._replace(spikes=residual.spikes.to(y.dtype))
     elif residual is not None:
         residual = residual.to(y.dtype)
 
-    neuron = neuron._replace(values=firing(OP, neuron.values, neuron.fire_on_equal, y))
+    neuron = neuron._replace(values=firing(OP, values, neuron.fire_on_equal, y))
     statistics: Statistics | None = None
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
@@ -129,6 +139,8 @@ def batch_norm_lif(
         raise
     if statistics is not None:
         _norm.update(norm, *statistics)
+    if new:
+        remember(call, chosen)
     return output
 
 

@@ -16,8 +16,10 @@ from typing import Literal, NamedTuple
 
 from trtkern.spec import LIFSpec
 
-PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "rstd": 8, "affine": 3 * 4})
-"""Bytes a channel that BatchNorm + LIF keeps: statistics and rstd in float64; center, scale and shift in float32."""
+PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "affine": 3 * 4})
+"""Bytes a channel that BatchNorm + LIF keeps: mean and rstd in float64; center, scale and shift in float32. With running
+statistics it keeps three numbers more, those of the gradient of its input (``RUNNING``)."""
+RUNNING = 3 * 4
 
 LIF = LIFSpec()
 """One state; the formulas are for it. A neuron with S states has S edges of a chunk, and chunks of 16 / S steps."""

@@ -113,7 +113,7 @@ def _normed(
     if module.pool == 2 and not inside:
         kept.append(Kept("spikes e", y.numel() * e))  # pooled after they were written
     batch = module.training or module.running_mean is None
-    per_channel = sum(traffic.PER_CHANNEL.values()) - (0 if batch else 8)  # of the running variance nothing is left
+    per_channel = sum(traffic.PER_CHANNEL.values()) + (0 if batch else traffic.RUNNING)
     vectors = Kept(f"{', '.join(traffic.PER_CHANNEL)} {per_channel} a channel", per_channel * channels)
     return [*kept, *_state(v0), vectors, *_parameters(module.lif, channels)]
 
