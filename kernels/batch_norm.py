@@ -11,18 +11,20 @@ second kernel merges the columns of a channel in float64. Nothing depends on tim
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from trtkern.backends.base import Finish, Finished
 from trtkern.kernels.batch_norm_finish import CHANNELS, finish, momentum_of, move, tensors_of
 from trtkern.kernels.channels import channel, combined, vectors
 from trtkern.kernels.launch import FEWEST_COLUMNS, Launch, aligned, channel_class, classes, options, warp_size
 from trtkern.kernels.lif import load_rows
 from trtkern.kernels.numerics import bound, exact, fma, inline, narrow, widen
+
+if TYPE_CHECKING:
+    from trtkern.backends.base import Finish, Finished
 
 PIECE = 8  # rows in flight
 

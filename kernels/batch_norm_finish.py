@@ -8,12 +8,16 @@ the only one of ``finish_known``, and the last to come of ``merge_columns`` (``k
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton.language as tl
 from torch import Tensor
 
-from trtkern.backends.base import Finish, Finished, NormGrads
 from trtkern.kernels.launch import Launch, classes, options
 from trtkern.kernels.numerics import bound, exact, inline, narrow, widen
+
+if TYPE_CHECKING:
+    from trtkern.backends.base import Finish, Finished, NormGrads
 
 CHANNELS = 256
 """Of a program that has more than one."""

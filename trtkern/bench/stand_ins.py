@@ -47,7 +47,7 @@ def _ready(backend: str) -> None:
 
 def triton() -> Launches:
     """Triton compiles its kernels for a GPU, and what it launches them with only counts."""
-    from triton.runtime import driver
+    import triton
 
     from trtkern.profiling.inspect.triton import Driver
 
@@ -73,7 +73,7 @@ def triton() -> Launches:
     class StandIn(Driver):
         utils, launcher_cls = Utils(), Launcher
 
-    driver.set_active(StandIn(TARGET))
+    triton.runtime.driver.set_active(StandIn(TARGET))
     _ready("triton")
     return lambda: count
 

@@ -258,7 +258,7 @@ def _finish(mean, var, weight, bias, running_mean, running_var, batches, count, 
     norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, count)
     out = finished(mean, mean.shape[0], coef)
     # Of one type, each dense, for a kernel.
-    mean, var = mean.contiguous(), var.to(mean.dtype).contiguous()
+    mean, var = mean.contiguous(), (var if var.dtype == mean.dtype else var.to(mean.dtype)).contiguous()
     named(backend).ops["batch_norm_lif_finish"](mean, var, norm, out)
     _moved(running_mean, running_var, batches)
     return tuple(out)

@@ -115,8 +115,9 @@ def batch_norm_lif(
     axis = channel_dim % y.dim()
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
-        residual = residual._replace(spikes=residual.spikes.to(y.dtype))
-    elif residual is not None:
+        if residual.spikes.dtype != y.dtype:
+            residual = residual._replace(spikes=residual.spikes.to(y.dtype))
+    elif residual is not None and residual.dtype != y.dtype:
         residual = residual.to(y.dtype)
 
     neuron = neuron._replace(values=firing(OP, values, neuron.fire_on_equal, y))
@@ -294,7 +295,7 @@ def _together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None
     """Weight and bias as a kernel reads them: dense, and of one type."""
     if weight is None or bias is None:
         return weight, bias
-    return weight.contiguous(), bias.to(weight.dtype).contiguous()
+    return weight.contiguous(), (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
 
 
 class Fixed(NamedTuple):

@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 from trtkern.spec import LIFSpec
 
 PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "affine": 3 * 4})
-"""Bytes a channel that BatchNorm + LIF keeps: mean and rstd in float64; center, scale and shift in float32. With running
-statistics it keeps three numbers more, those of the gradient of its input (``RUNNING``)."""
+"""Bytes a channel that BatchNorm + LIF keeps: mean and rstd in float64; center, scale and shift in float32.
+
+With running statistics it keeps three numbers more, those of the gradient of its input (``RUNNING``)."""
 RUNNING = 3 * 4
 
 LIF = LIFSpec()
