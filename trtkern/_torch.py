@@ -19,7 +19,7 @@ TRIED = ("2.11.0", "2.13.0", "2.14.1")
 """Versions of torch (with Triton 3.6.0 and 3.8.0) that the names were tried on."""
 
 
-ONE = ("2.13.0",)
+TWO = ("2.11.0", "2.13.0")
 
 
 class Use(NamedTuple):
@@ -38,18 +38,18 @@ NAMES: dict[str, Use] = {
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
-    "torch._C._dispatch_key_parse": Use("the key of torch's older vmap, which has no name in Python", ONE),
-    "torch._C._dispatch_tls_is_dispatch_key_included": Use("whether that vmap is active (is_grads_batched)", ONE),
-    "torch._C._functorch.is_functorch_wrapped_tensor": Use("whether a transform left the tensor behind", ONE),
-    "torch._C._is_tracing": Use("torch.jit.is_tracing without its detour, in every call", ONE),
-    "torch._C._len_torch_dispatch_stack": Use("whether a TorchDispatchMode wants to see the ops", ONE),
+    "torch._C._dispatch_key_parse": Use("the key of torch's older vmap, which has no name in Python", TWO),
+    "torch._C._dispatch_tls_is_dispatch_key_included": Use("whether that vmap is active (is_grads_batched)", TWO),
+    "torch._C._functorch.is_functorch_wrapped_tensor": Use("whether a transform left the tensor behind", TWO),
+    "torch._C._is_tracing": Use("torch.jit.is_tracing without its detour, in every call", TWO),
+    "torch._C._len_torch_dispatch_stack": Use("whether a TorchDispatchMode wants to see the ops", TWO),
     "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
     "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
     "torch._functorch.eager_transforms": Use(
         "how many torch.func.jvp stand around; see outside()", only="trtkern/_torch.py"
     ),
-    "torch.autograd._profiler_enabled": Use("whether a profile wants to see the ops by name", ONE),
-    "torch.autograd.forward_ad._current_level": Use("whether a forward mode is active; in every call", ONE),
+    "torch.autograd._profiler_enabled": Use("whether a profile wants to see the ops by name", TWO),
+    "torch.autograd.forward_ad._current_level": Use("whether a forward mode is active; in every call", TWO),
     "torch.autograd.forward_ad._set_fwd_grad_enabled": Use(
         "forward mode in the jvp of a Function; see within()", only="trtkern/_torch.py"
     ),
