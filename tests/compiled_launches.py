@@ -101,7 +101,7 @@ def main() -> None:
         for turn, device, debug in itertools.product(range(2), (0, 1), (False, True)):
             random.Random(turn).shuffle(every)
             with (
-                mock.patch.object(triton._Driver, "get_current_device", lambda self, device=device: device),
+                mock.patch.object(triton.Driver, "get_current_device", lambda self, device=device: device),
                 mock.patch.object(knobs.runtime, "debug", debug),
             ):
                 for name, launch in every:

@@ -44,7 +44,8 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
     weight, bias, mean, var, sums = (*torch.rand(4, 3, device=device), moments.clone())
     held = (weight, bias, mean, var, torch.tensor(1, device=device))
     torch.library.opcheck(ops.batch_norm_lif_statistics, (y, 3, 24, backend))
-    torch.library.opcheck(ops.batch_norm_lif_affine, (y, *held, 3, 24, 1e-5, None, backend))
+    forward = (y, None, None, None, *held, SCALARS, token, 3, 24, True, 1e-5, None, None, WANT_SPIKES, backend)
+    torch.library.opcheck(ops.batch_norm_lif_forward, forward)
     torch.library.opcheck(ops.batch_norm_lif_finish, (mean + 1, var + 1, *held, 9, 1e-5, 0.1, False, backend))
     torch.library.opcheck(
         ops.batch_norm_lif_finish, (mean, var, weight, bias, None, None, None, 0, 1e-5, 0.1, True, backend)

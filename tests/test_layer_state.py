@@ -9,7 +9,6 @@ from torch import nn
 import trtkern
 from trtkern import nn as snn
 from trtkern import reference
-from trtkern.backends import named
 from trtkern.spec import LIFSpec
 
 MAKE = {
@@ -204,13 +203,14 @@ def test_debug_raises_before_the_statistics_move(backend):
     assert layer.nonfinite.tolist() == [1]
 
 
-def test_a_backend_that_fails_leaves_the_statistics(monkeypatch):
+def test_memory_that_is_not_there_leaves_the_statistics(monkeypatch):
+    """All that the call writes is allocated before they move."""
     layer = snn.BatchNormLIF(3, backend="cpu")
 
     def broken(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(named("cpu").ops, "lif_forward", broken)
+    monkeypatch.setattr(layout, "empty", broken)
     unchanged(layer, lambda: layer(torch.randn(4, 2, 3, 6, 6)), RuntimeError, "out of memory")
 
 

@@ -228,30 +228,11 @@ statistics = define(
 )
 
 
-def _affine(y, weight, bias, running_mean, running_var, batches, channels, inner, eps, momentum, backend):
-    out, count = finished(y, channels, False), y.numel() // channels
-    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, count)
-    # The statistics of T equal steps are those of one.
-    named(backend).ops["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, inner, norm, out)
-    _moved(running_mean, running_var, batches)
-    return out[:2]
-
-
-def _moved(*held: Tensor | None) -> None:
+def moved(*held: Tensor | None) -> None:
     """Kernels write to addresses: autograd is told, as torch's own operations tell it."""
     there = [t for t in held if t is not None and not t.is_inference()]
     if there:
         torch.autograd.graph.increment_version(there)
-
-
-affine = define(
-    "batch_norm_lif_affine(Tensor y, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? batches, SymInt channels, SymInt inner, float eps, float? momentum, str backend) "
-    "-> (Tensor affine, Tensor moments)",
-    _affine,
-    lambda y, weight, bias, mean, var, batches, channels, *numbers: finished(y, channels, False)[:2],
-    None,
-)
 
 
 def _finish(mean, var, weight, bias, running_mean, running_var, batches, count, eps, momentum, coef, backend):
@@ -260,7 +241,7 @@ def _finish(mean, var, weight, bias, running_mean, running_var, batches, count, 
     # Of one type, each dense, for a kernel.
     mean, var = mean.contiguous(), (var if var.dtype == mean.dtype else var.to(mean.dtype)).contiguous()
     named(backend).ops["batch_norm_lif_finish"](mean, var, norm, out)
-    _moved(running_mean, running_var, batches)
+    moved(running_mean, running_var, batches)
     return tuple(out)
 
 

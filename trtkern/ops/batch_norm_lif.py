@@ -10,27 +10,31 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
-from trtkern.backends import choose
+from trtkern.backends import choose, named
+from trtkern.backends.base import Finish
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
-from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, Call
+from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, WANT_H, Call
 from trtkern.ops._known import known, recall, remember
 from trtkern.ops._library import (
     apply,
+    define,
     differentiated,
     keep_for_both,
-    plain,
     pushed,
     refuse_mapped,
     refuse_second_derivative,
 )  # fmt: skip
 from trtkern.ops._norm import OP, BatchNorm, Statistics
+from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import (
     LIFOutput,
+    allocate,
     from_trace,
     given,
+    inputs_of,
     lif_backward,
     lif_forward,
     perform,
@@ -252,8 +256,6 @@ def _fused(
     params, _ = stack(OP, y, neuron.values, axis, torch.float32)
     if params is not None:
         params = params.expand(-1, channels).contiguous()
-        if plain():  # before anything moves; the op looks again, and alone where it is compiled or recorded
-            checks.parameter_values(OP, params, neuron.spec.row.params)
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     weight, bias = _together(norm.weight, norm.bias)
@@ -326,13 +328,14 @@ class Normed(torch.autograd.Function):
         y, residual, v0, weight, bias, params, mean, var, running_mean, running_var, batches, words, flag, fixed,
         make=None, *source,
     ):  # fmt: skip
-        held, coef = (weight, bias, running_mean, running_var, batches), None
+        held = (weight, bias, running_mean, running_var, batches)
         if mean is None:
-            numbers = (fixed.channels, fixed.inner, fixed.eps, fixed.momentum, fixed.backend)
-            affine, moments = _norm.affine(y, *held, *numbers)
-        else:
-            numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
-            affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
+            return *_forward(
+                y, v0, params, residual, *held, fixed.scalars, fixed.token, fixed.channels, fixed.inner, fixed.pool,
+                fixed.eps, fixed.momentum, flag, fixed.want, fixed.backend,
+            ), None  # fmt: skip
+        numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
+        affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
         return *lif_forward(
             y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
             fixed.backend,
@@ -455,3 +458,38 @@ class NormedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         refuse_second_derivative(OP)
+
+
+def _run_forward(
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, scalars, spec, channels, inner, pool,
+    eps, momentum, flag, want, backend,
+):  # fmt: skip
+    """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
+    made, room = allocate(y, spec, pool, want), finished(y, channels, False)
+    call = Call(y, v0, params, room.affine, residual, scalars, spec, inner, pool)
+    inputs, run = inputs_of(call, bool(want & WANT_H)), named(backend).ops
+    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
+    # The statistics of T equal steps are those of one.
+    run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, inner, norm, room)
+    _norm.moved(running_mean, running_var, batches)
+    run["lif_forward"](inputs, made._replace(flag=flag))
+    return *made[:4], made.packed, *room[:2]
+
+
+def _run_forward_fake(
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, scalars, spec, channels, inner, pool,
+    eps, momentum, flag, want, backend,
+):  # fmt: skip
+    made = allocate(y, spec, pool, want)
+    return *made[:4], made.packed, *finished(y, channels, False)[:2]
+
+
+_forward = define(
+    "batch_norm_lif_forward(Tensor y, Tensor? v0, Tensor? params, Tensor? residual, Tensor? weight, Tensor? bias, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float[] scalars, str spec, "
+    "SymInt channels, SymInt inner, bool pool, float eps, float? momentum, Tensor(d!)? flag, int want, str backend) "
+    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed, Tensor affine, Tensor moments)",
+    _run_forward,
+    _run_forward_fake,
+    None,
+)

@@ -314,7 +314,7 @@ def given(want: int) -> int:
     return GIVEN_H if want & WANT_H else 0
 
 
-def _inputs(call: Call, before: bool) -> LIFInputs:
+def inputs_of(call: Call, before: bool) -> LIFInputs:
     """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
     x, v0, params, affine, residual, scalars, token, inner, pool = call
     if not (layout.is_dense(x) or layout.is_static(x)):
@@ -344,7 +344,7 @@ def _states(token: str) -> int:
     return len(LIFSpec.from_token(token).row.states)
 
 
-def _allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
+def allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
     steps, states = x.shape[0], _states(token)
     edges = packed = None
@@ -365,15 +365,15 @@ def _allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
 
 
 def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
-    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
-    out = _allocate(x, spec, pool, want)
+    inputs = inputs_of(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
+    out = allocate(x, spec, pool, want)
     if x.numel():
         named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
     return *out[:4], out.packed
 
 
 def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
-    out = _allocate(x, spec, pool, want)
+    out = allocate(x, spec, pool, want)
     return *out[:4], out.packed
 
 
@@ -452,7 +452,7 @@ def _backward(
     x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
     needs, backend,
 ):  # fmt: skip
-    inputs = _inputs(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(needs & GIVEN_H))
+    inputs = inputs_of(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(needs & GIVEN_H))
     spikes = layout.pooled_shape(x) if pool else (x.shape, layout.strides(x))
     grads = LIFGrads(
         None if gs is None else layout.aligned(gs, *spikes, x.dtype, x),
