@@ -9,6 +9,7 @@ from torch import nn
 import trtkern
 from trtkern import nn as snn
 from trtkern import reference
+from trtkern.ops import layout
 from trtkern.spec import LIFSpec
 
 MAKE = {
