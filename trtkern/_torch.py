@@ -32,6 +32,7 @@ class Use(NamedTuple):
 
 NAMES: dict[str, Use] = {
     # Functions and classes, by their whole path.
+    "torch._C._FunctionBase": Use("the apply of a Function, without what is there for transforms", TWO),
     "torch._C._are_functorch_transforms_active": Use(
         "whether torch.func or torch.vmap is active, which shows nowhere else"
     ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
-from math import copysign
 from types import ModuleType
 from typing import Any
 
@@ -52,14 +52,20 @@ def stale(extension: ModuleType) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _fixed(
-    extension: ModuleType, spec: LIFSpec, scalars: tuple[float, ...] | None, signs: tuple[bool, ...],
-    dtype: torch.dtype, T: int, N: int, stride: int, C: int, inner: int, pool: Pool | None,
+    extension: ModuleType, token: str, numbers: bytes | None, dtype: torch.dtype,
+    T: int, N: int, stride: int, C: int, inner: int, pool: Pool | None,
 ) -> Any:  # fmt: skip
-    """The arguments that are no addresses; ``stride``: of x along time; ``signs`` tell -0.0 from 0.0."""
-    args = extension.LifArgs()
+    """The arguments that are no addresses.
+
+    Args:
+        numbers: the parameters as bytes, in which 0.0 and -0.0 are two.
+        stride: of x along time.
+    """
+    args, spec = extension.LifArgs(), LIFSpec.from_token(token)
     args.T, args.N, args.C, args.inner = T, N, C, inner
     args.x_stride = stride if T > 1 else N
-    if scalars is not None:
+    if numbers is not None:
+        scalars = array("d", numbers)
         args.scalars = (*scalars, *[0.0] * (MOST_PARAMS - len(scalars)))
     if pool is not None:
         args.pool_row, args.pool_side = pool
@@ -77,10 +83,9 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
         inner = 1
     else:
         C = vector.shape[1]
-    numbers = None if params is not None else scalars
-    signs = () if numbers is None else tuple([copysign(1.0, number) < 0 for number in numbers])
+    numbers = None if params is not None else array("d", scalars).tobytes()
     T = x.shape[0]
-    fixed = _fixed(extension, spec, numbers, signs, x.dtype, T, x.numel() // T, x.stride(0), C, inner, pool)
+    fixed = _fixed(extension, spec.token, numbers, x.dtype, T, x.numel() // T, x.stride(0), C, inner, pool)
     args = fixed.copy()
     args.x = x.data_ptr()
     if v0 is not None:
@@ -88,25 +93,42 @@ def _common(extension: ModuleType, inp: LIFInputs) -> Any:
     if params is not None:
         args.params = params.data_ptr()
     if norm is not None:
-        args.affine, args.residual = norm.affine.data_ptr(), address(norm.residual)
+        args.affine = norm.affine.data_ptr()
+        if norm.residual is not None:
+            args.residual = norm.residual.data_ptr()
     return args
+
+
+def _addresses(args: Any, names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> None:
+    """Set those that are there."""
+    for name, tensor in zip(names, tensors, strict=False):
+        if tensor is not None:
+            setattr(args, name, tensor.data_ptr())
+
+
+_WRITTEN = ("s", "v", "v_final", "edges", "flag", "packed")
+_GRADIENTS = ("gs", "gv", "gv_final", "coef")
+_MADE = ("gx", "gv0", "gparams", "norm_sums")
 
 
 def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     """The arguments of a forward launch."""
     args = _common(extension, inp)
-    args.s, args.v, args.v_final = address(out.s), address(out.v), address(out.v_final)
-    args.edges, args.flag, args.packed = address(out.edges), address(out.flag), address(out.packed)
-    args.before = inp.before and out.v is not None
+    _addresses(args, _WRITTEN, out)
+    if inp.before and out.v is not None:
+        args.before = True
     return args
 
 
 def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> Any:
     """The arguments of a backward launch."""
     args = _common(extension, inp)
-    args.edges, args.gs, args.gv, args.gv_final, args.coef = address(edges), *map(address, grads)
-    args.gx, args.gv0, args.gparams, args.norm_sums = map(address, out)
-    args.before = inp.before and grads.v is not None
+    if edges is not None:
+        args.edges = edges.data_ptr()
+    _addresses(args, _GRADIENTS, grads)
+    _addresses(args, _MADE, out)
+    if inp.before and grads.v is not None:
+        args.before = True
     return args
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 
 class Leaf(nn.Module):
@@ -55,6 +55,8 @@ def is_proxy(value: object) -> bool:
 def _tracer(values: Iterable[Any]) -> Any:
     """The tracer of the first Proxy among the values, which may be ``Spikes`` of Proxies; None without one."""
     for value in values:
+        if value is None or type(value) is Tensor or type(value) is bool:
+            continue
         if isinstance(value, fx.Proxy):
             return value.tracer
         if isinstance(value, tuple) and (found := _tracer(value)) is not None:

@@ -133,10 +133,10 @@ class Neuron(Leaf):
         if not isinstance(x, Tensor):
             checks.sequence(name, x)
         warn_of_one_step(name, x)
-        time, channel = self.axes(x)
+        time, channel = (0, self.channel_dim) if self.time_dim == 0 else self.axes(x)
         if time != 0:
             x = x.movedim(time, 0)
-        state, flag = self.stacked(x, v0), self.flag_for(x)
+        state, flag = None if v0 is None else self.stacked(x, v0), self.flag_for(x)
         out = run_neuron(x, state, self.values(), self.spec, want, self.backend, channel, on_equal, flag)
         if time == 0:
             return out
@@ -173,8 +173,11 @@ class Neuron(Leaf):
 
     def values(self) -> dict[str, Number]:
         """The numbers and tensors of the next call by name, as ``trtkern.ops.lif.neuron`` takes them."""
-        row = self.spec.row
-        found = {name: self._value(name) for name in row.params if name != "bias"}
+        row, found = self.spec.row, {}
+        for name in row.params:
+            if name != "bias":
+                held = getattr(self, name)
+                found[name] = held() if isinstance(held, Bounded) else held
         for name, decay in self.complements:
             if found[name] is None:
                 found[name] = 1 - wide(found[decay])

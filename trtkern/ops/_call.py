@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
-NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF = 1, 2, 4, 8, 16, 32
+NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF, NEED_Y = 1, 2, 4, 8, 16, 32, 64
+"""NEED_Y: in place of gx the gradient of what was normalised with the statistics of a batch: a second pass."""
 
 
 class Channels(NamedTuple):

@@ -17,24 +17,24 @@ MOST = 4096
 """Calls that are remembered; beyond, all are forgotten and checked again."""
 
 
-_chosen: dict[Hashable, tuple[str, object]] = {}
+_chosen: dict[Hashable, tuple[Any, object]] = {}
 
 
-def recall(call: Hashable) -> str | None:
-    """The backend of a call that was checked before, among the same backends as now."""
+def recall(call: Hashable) -> Any:
+    """What was remembered of a call that was checked before, among the same backends as now; else None."""
     if call is None:  # in compiled code, above all: torch.compile would guard every entry
         return None
     found = _chosen.get(call)
     return None if found is None or found[1] is not backends.BACKENDS else found[0]
 
 
-def remember(call: Hashable, chosen: str) -> None:
-    """The call was checked, and ran on that backend."""
+def remember(call: Hashable, what: Any) -> None:
+    """The call was checked; ``what``: all that it takes to make it again, and no tensor."""
     if call is None:
         return
     if len(_chosen) >= MOST:
         _chosen.clear()
-    _chosen[call] = chosen, backends.BACKENDS
+    _chosen[call] = what, backends.BACKENDS
 
 
 def known(settings: tuple[Any, ...], values: Iterable[Any]) -> Hashable:

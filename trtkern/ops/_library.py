@@ -17,7 +17,7 @@ from trtkern.ops._saved import keep
 LIBRARY = torch.library.Library("trtkern", "DEF")
 
 
-def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) -> Callable:
+def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) -> Any:
     """Register a private op: its schema, what runs it on every device, what predicts its outputs, and the op of all
     samples that ``torch.vmap`` maps over (``torch.library.register_vmap``); None: its caller refuses those.
 
@@ -34,8 +34,9 @@ def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) 
     dispatched = getattr(torch.ops.trtkern, name)
 
     def op(*arguments: Any) -> Any:
-        return run(*arguments) if plain() and _bare(arguments) else dispatched(*arguments)
+        return run(*arguments) if plain() and bare(arguments) else dispatched(*arguments)
 
+    op.direct = run  # type: ignore[attr-defined]  # for a caller that knows
     return op
 
 
@@ -74,15 +75,16 @@ _included = torch._C._dispatch_tls_is_dispatch_key_included
 _left_behind = torch._C._functorch.is_functorch_wrapped_tensor
 
 
+_Parameter = torch.nn.Parameter
 _PLAIN_ARGUMENTS = frozenset({type(None), bool, int, float, str, tuple, list, torch.dtype})
 
 
-def _bare(arguments: Iterable[Any]) -> bool:
+def bare(arguments: Iterable[Any]) -> bool:
     """Whether all tensors among the arguments are what they say: no subclass, none that a transform left behind, none
     whose sign is still to be turned."""
     for argument in arguments:
         kind = type(argument)
-        if kind is Tensor or kind is torch.nn.Parameter:
+        if kind is Tensor or kind is _Parameter:
             if argument.is_neg() or _left_behind(argument):
                 return False
         elif kind not in _PLAIN_ARGUMENTS:
@@ -97,14 +99,32 @@ def kinds(values: Iterable[Any]) -> tuple | None:
     for value in values:
         kind = type(value)
         if value is None or kind is float:
-            found.append(value)
+            # To a dictionary 0.0 and -0.0 are one.
+            found.append(value if value != 0.0 else str(value))
             continue
-        if kind is not Tensor and kind is not torch.nn.Parameter:
+        if (kind is not Tensor and kind is not _Parameter) or value.layout is not _strided or value.is_nested:
             return None
-        if value.layout is not torch.strided or value.is_nested or value.is_quantized or not _bare((value,)):
+        if value.is_neg() or _left_behind(value):
             return None
         found += (value.shape, value.stride(), value.dtype, value.device)
     return tuple(found)
+
+
+_strided = torch.strided
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """What ``differentiated`` says where nothing stands between a call and its kernel."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def once(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may call its op directly: nobody watches, and nobody will differentiate it."""
+    return not torch.is_grad_enabled() and plain() and bare(tensors)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -210,7 +230,7 @@ def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> 
     if plain():
         if not torch.is_grad_enabled():
             return function.forward(*arguments)
-        return _alone(function).apply(*arguments)
+        return alone(function).apply(*arguments)
     if _forward_mode():
         return _in_both_modes(function, op, True).apply(
             *(_Whole(a) if isinstance(a, (tuple, list)) else a for a in arguments)
@@ -219,7 +239,7 @@ def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> 
 
 
 @cache
-def _alone(function: type[torch.autograd.Function]) -> Any:
+def alone(function: type[torch.autograd.Function]) -> Any:
     """The Function for calls that no transform looks into: in one method, for which torch does not take the signature
     of ``forward`` apart at every call."""
 
@@ -233,6 +253,8 @@ def _alone(function: type[torch.autograd.Function]) -> Any:
         "backward": staticmethod(function.backward),
         "__module__": function.__module__,
         "__doc__": function.__doc__,
+        # Without what Function.apply does for transforms.
+        "apply": torch._C._FunctionBase.__dict__["apply"],
     }
     return type(function.__name__, (torch.autograd.Function,), names)
 

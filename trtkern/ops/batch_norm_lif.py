@@ -14,13 +14,16 @@ from trtkern.backends import choose, named
 from trtkern.backends.base import Finish
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
-from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, WANT_EDGES, WANT_H, Call
+from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, NEED_Y, WANT_EDGES, WANT_H, Call
 from trtkern.ops._known import known, recall, remember
 from trtkern.ops._library import (
+    alone,
     apply,
     define,
     differentiated,
     keep_for_both,
+    needs_grad,
+    once,
     pushed,
     refuse_mapped,
     refuse_second_derivative,
@@ -133,7 +136,7 @@ def batch_norm_lif(
         if chosen == "reference":
             output, statistics = _reference(y, norm, settled, residual, v0, axis)
         else:
-            output, statistics = _fused(y, norm, settled, residual, v0, axis, source)
+            output, statistics = _fused(y, norm, settled, residual, v0, axis, source, call is not None)
         return output
 
     before = _norm.copies(norm) if checks.debugging() else None
@@ -248,6 +251,7 @@ def _fused(
     v0: Tensor | None,
     axis: int,
     source: Source | None,
+    direct: bool,
 ) -> tuple[LIFOutput, Statistics | None]:
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
@@ -261,10 +265,10 @@ def _fused(
     weight, bias = _together(norm.weight, norm.bias)
     tensors = (y, dense, v0, weight, bias, params)
     tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    dual = pushed(OP, *tensors, *tracked[:2])
+    dual = not direct and pushed(OP, *tensors, *tracked[:2])
     # The kernels move the running statistics, but where torch.func would not see it, or their memory is not plain.
     mean, var, left = None, None, None
-    apart = dual or transformed() or not _norm.in_place(norm)
+    apart = dual or (not direct and transformed()) or not _norm.in_place(norm)
     if not norm.batch_statistics:
         (mean, var), count = _norm.running(norm), 0
     elif norm.group is None and not apart:
@@ -276,14 +280,16 @@ def _fused(
     if apart or not norm.batch_statistics:
         tracked = (None, None, None)
     want = neuron.want
-    differentiable = differentiated(*tensors)
+    differentiable = needs_grad(*tensors) if direct else differentiated(*tensors)
     if differentiable and y.shape[0] > neuron.spec.chunk:
         want += WANT_EDGES
     fixed = Fixed(
         tuple(scalars(neuron.values, params)), neuron.spec.token, axis, inner, inside, want, neuron.backend, count,
-        norm.group, dual, channels, norm.eps, norm.momentum,
+        norm.group, dual, channels, norm.eps, norm.momentum, direct,
     )  # fmt: skip
-    run = partial(apply, Normed, OP) if differentiable or dual else Normed.forward
+    run = Normed.forward
+    if differentiable or dual:
+        run = alone(Normed).apply if direct else partial(apply, Normed, OP)
     # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
     again = (None,) if source is None or dual else (source.make, *source.tensors)
     words = None if dual else words
@@ -318,6 +324,8 @@ class Fixed(NamedTuple):
     channels: int
     eps: float
     momentum: float | None
+    direct: bool
+    """Nothing stands between the call and its kernel (``plain``)."""
 
 
 class Normed(torch.autograd.Function):
@@ -330,13 +338,16 @@ class Normed(torch.autograd.Function):
     ):  # fmt: skip
         held = (weight, bias, running_mean, running_var, batches)
         if mean is None:
-            return *_forward(
+            run = _forward.direct if fixed.direct else _forward
+            return *run(
                 y, v0, params, residual, *held, fixed.scalars, fixed.token, fixed.channels, fixed.inner, fixed.pool,
                 fixed.eps, fixed.momentum, flag, fixed.want, fixed.backend,
             ), None  # fmt: skip
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
-        affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
-        return *lif_forward(
+        finish = _norm.finish.direct if fixed.direct else _norm.finish
+        affine, moments, coef = finish(mean, var, *held, *numbers)
+        run = lif_forward.direct if fixed.direct else lif_forward
+        return *run(
             y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
             fixed.backend,
         ), affine, moments, coef  # fmt: skip
@@ -389,66 +400,53 @@ class Normed(torch.autograd.Function):
             residual = unpack(words, y.shape[0], dtype=y.dtype)
         gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
         needs = tuple(ctx.needs_input_grad[:6])
-        found = apply(
-            NormedBackward,
-            OP,
-            gs,
-            gv,
-            gv_final,
-            y,
-            residual,
-            v0,
-            params,
-            edges,
-            affine,
-            moments,
-            coef,
-            ctx.fixed,
-            ctx.dtype,
-            needs,
-        )
+        told = (gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, ctx.fixed, ctx.dtype, needs)
+        if once(gs, gv, gv_final, y, residual, v0, params):
+            found = NormedBackward.forward(*told, True)
+        else:
+            found = apply(NormedBackward, OP, *told, False)
         wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
         return *wanted, *[None] * (9 + len(source))
 
 
 class NormedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs):
+    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs, direct):
         needs_y, needs_residual, needs_v0, needs_weight, needs_bias, needs_params = needs
         dtype = dtype if needs_weight or needs_bias else None
-
-        def run(needed: int, coef: Tensor | None, finish: bool) -> tuple:
-            return lif_backward(
-                y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
-                gs, gv, gv_final, coef, moments if finish else None, fixed.samples, dtype if finish else None,
-                needed + given(fixed.want), fixed.backend,
-            )  # fmt: skip
-
         training, shared = fixed.samples > 0, fixed.group is not None
-        first = NEED_V0 * needs_v0 + NEED_PARAMS * needs_params
+        first = NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(fixed.want)
         if dtype is not None or (training and needs_y):
             first += NEED_SUMS
-        if training and needs_y:
-            first += NEED_COEF
-        # With running statistics one pass does it all. The gradient of x is the residual's, and what that of y is made
-        # of: no second recomputation.
+        # The gradient of x is the residual's, and what that of y is made of: no second recomputation. Without one the
+        # op takes both passes, unless other processes have to be asked between; with running statistics there is one.
         splits = needs_residual or (residual is not None and needs_y)
         once = not training and not splits
+        both = training and needs_y and not splits and not shared
+        if training and needs_y:
+            first += NEED_COEF
+        first += NEED_X if once or splits else NEED_Y if both else 0
+        run = lif_backward.direct if direct else lif_backward
+        given_to = (
+            y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
+            gs, gv, gv_final,
+        )  # fmt: skip
+        finish = (None, 0, None) if shared else (moments, fixed.samples, dtype)
         gx, gv0, gparams, sums, made, gweight, gbias = run(
-            first + NEED_X * (once or splits), coef if once else None, not shared
-        )
+            *given_to, coef if once else None, *finish, first, fixed.backend
+        )  # fmt: skip
         if shared and first & NEED_SUMS:
             total = _norm.summed_sums(sums, fixed.group)
             made, gweight, gbias = _norm.coefficients(
                 total, sums, affine, moments, fixed.samples, dtype, fixed.backend
             )  # fmt: skip
         gy = gx
-        if not once:
+        if not once and not both:
             gy = None
             if needs_y and splits:
                 gy = _norm.input_grad(gx, y, affine, made if training else coef, fixed.inner, fixed.backend)
             elif needs_y:
-                gy = run(NEED_X, made, False)[0]
+                gy = run(*given_to, made, None, 0, None, NEED_X + given(fixed.want), fixed.backend)[0]
         return gy, gx if splits else None, gv0, gweight, gbias, gparams
 
     @staticmethod
@@ -465,14 +463,14 @@ def _run_forward(
     eps, momentum, flag, want, backend,
 ):  # fmt: skip
     """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
-    made, room = allocate(y, spec, pool, want), finished(y, channels, False)
+    made, room = allocate(y, spec, pool, want, flag), finished(y, channels, False)
     call = Call(y, v0, params, room.affine, residual, scalars, spec, inner, pool)
     inputs, run = inputs_of(call, bool(want & WANT_H)), named(backend).ops
     norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
     # The statistics of T equal steps are those of one.
     run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
-    run["lif_forward"](inputs, made._replace(flag=flag))
+    run["lif_forward"](inputs, made)
     return *made[:4], made.packed, *room[:2]
 
 

@@ -25,6 +25,7 @@ from trtkern.ops._call import (
     NEED_SUMS,
     NEED_V0,
     NEED_X,
+    NEED_Y,
     WANT_EDGES,
     WANT_H,
     WANT_PACKED,
@@ -35,7 +36,17 @@ from trtkern.ops._call import (
     Channels,
 )
 from trtkern.ops._known import known, recall, remember
-from trtkern.ops._library import apply, define, differentiated, keep_for_both, pushed, refuse_second_derivative
+from trtkern.ops._library import (
+    alone,
+    apply,
+    define,
+    differentiated,
+    keep_for_both,
+    needs_grad,
+    once,
+    pushed,
+    refuse_second_derivative,
+)
 from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.ops._room import norm_grads
 from trtkern.ops._saved import kept
@@ -132,32 +143,64 @@ def neuron(
         values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
         want: which outputs to make (``wanted``).
     """
-    op, row = spec.neuron.lower(), spec.row
-    values = {name: values[name] for name in row.params}
-    settings = (spec.token, backend, channel_dim, bool(want & WANT_PACKED), fire_on_equal)
+    settings = (spec.token, backend, channel_dim, want, fire_on_equal, *values)
     call = known(settings, (x, state, flag, *values.values()))
-    chosen = recall(call)
-    new = chosen is None
-    if chosen is None:
-        checks.sequence(op, x)
-        checks.state(op, state, x, row.states)
-        checks.flag(op, flag, x)
-        checks.parameters(op, values)
-        measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
-        chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
-    values = firing(op, values, fire_on_equal, x)
+    ready = recall(call)
+    if ready is None:
+        ready = _checked(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, call is not None)
+        remember(call, ready)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
+        if ready.fixed is not None and want == ready.fixed.want:
+            return _call(x, state, None, flag, ready.fixed, spec)
+        chosen, op = ready.backend, spec.neuron.lower()
+        own = firing(op, {name: values[name] for name in spec.row.params}, fire_on_equal, x)
         if chosen == "reference":
             dtype = state_dtype(x)
-            rows = reference_rows(*stack(op, x, values, channel_dim, dtype), values, x)
+            rows = reference_rows(*stack(op, x, own, channel_dim, dtype), own, x)
             return from_trace(reference.lif(x.to(dtype), state, rows, spec), x, want, flag)
-        return _fused(layout.dense(x), state, values, spec, chosen, channel_dim, want, flag)
+        return _fused(layout.dense(x), state, own, spec, chosen, channel_dim, want, flag, call is not None)
 
-    output = perform(op, x, want, flag, run)
-    if new:
-        remember(call, chosen)
-    return output
+    return perform(spec.neuron.lower(), x, want, flag, run)
+
+
+class _Fixed(NamedTuple):
+    """What the Function is told besides tensors."""
+
+    scalars: tuple[float, ...]
+    token: str
+    channels: Channels
+    want: int
+    backend: str
+    direct: bool
+    """Nothing stands between the call and its kernel (``plain``)."""
+
+
+class _Ready(NamedTuple):
+    """A call that was checked."""
+
+    backend: str
+    fixed: _Fixed | None
+    """What its Function is told, where that follows from what the call is known by: its parameters are numbers."""
+
+
+def _checked(
+    x: Tensor, state: Tensor | None, values: dict[str, Number], spec: LIFSpec, want: int, backend: str,
+    channel_dim: int, fire_on_equal: bool, flag: Tensor | None, direct: bool,
+) -> _Ready:  # fmt: skip
+    """The call, when all that its shapes, types, places and numbers say was checked."""
+    op, row = spec.neuron.lower(), spec.row
+    values = {name: values[name] for name in row.params}
+    checks.sequence(op, x)
+    checks.state(op, state, x, row.states)
+    checks.flag(op, flag, x)
+    checks.parameters(op, values)
+    measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
+    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
+    numbers = not fire_on_equal and not any(isinstance(value, Tensor) for value in values.values())
+    if not (direct and numbers and chosen != "reference" and layout.dense(x) is x):
+        return _Ready(chosen, None)
+    return _Ready(chosen, _Fixed(tuple(scalars(values, None)), spec.token, Channels(None, 1), want, chosen, True))
 
 
 def perform(
@@ -189,26 +232,30 @@ def _fused(
     channel_dim: int,
     want: int,
     flag: Tensor | None,
+    direct: bool,
 ) -> LIFOutput:
     params, axis = stack(spec.neuron.lower(), x, values, channel_dim, torch.float32)
     x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
-    differentiable, dual = differentiated(x, v0, params), pushed(spec.neuron.lower(), x, v0, params)
+    fixed = _Fixed(tuple(scalars(values, params)), spec.token, Channels(axis, inner), want, backend, direct)
+    return _call(x, v0, params, flag, fixed, spec)
+
+
+def _call(
+    x: Tensor, v0: Tensor | None, params: Tensor | None, flag: Tensor | None, fixed: _Fixed, spec: LIFSpec
+) -> LIFOutput:
+    direct, want = fixed.direct, fixed.want
+    differentiable = needs_grad(x, v0, params) if direct else differentiated(x, v0, params)
+    dual = not direct and pushed(spec.neuron.lower(), x, v0, params)
     if differentiable and x.shape[0] > spec.chunk:
-        want += WANT_EDGES
-    run = partial(apply, _LIF, "lif") if differentiable or dual else _LIF.forward
-    fixed = _Fixed(tuple(scalars(values, params)), spec.token, Channels(axis, inner), want, backend)
-    s, v, v_final, _, packed = run(x, v0, params, flag, fixed)
+        fixed = fixed._replace(want=want + WANT_EDGES)
+    if not (differentiable or dual):
+        made = _LIF.forward(x, v0, params, flag, fixed)
+    elif direct:
+        made = alone(_LIF).apply(x, v0, params, flag, fixed)
+    else:
+        made = apply(_LIF, "lif", x, v0, params, flag, fixed)
+    s, v, v_final, _, packed = made
     return returned(s, v_final, v, packed, want)
-
-
-class _Fixed(NamedTuple):
-    """What the Function is told besides tensors."""
-
-    scalars: tuple[float, ...]
-    token: str
-    channels: Channels
-    want: int
-    backend: str
 
 
 def wanted(spikes: bool, v: bool, state: bool, packed: bool, h: bool = False) -> int:
@@ -256,8 +303,9 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(x, v0, params, flag, fixed):
-        scalars, token, channels, want, backend = fixed
-        return lif_forward(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
+        scalars, token, channels, want, backend, direct = fixed
+        run = lif_forward.direct if direct else lif_forward
+        return run(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -268,7 +316,7 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
         x, v0, params, edges = saved
-        scalars, token, channels, want, backend = ctx.fixed
+        scalars, token, channels, want, backend, _ = ctx.fixed
         call = Call(x, v0, params, None, None, scalars, token, channels.inner, False)
         inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(*tangents[:3])
         return _tangent.outputs(call, inputs, d, edges, channels.axis, want, backend)
@@ -280,15 +328,20 @@ class _LIF(torch.autograd.Function):
         _, needs_v0, needs_params, *_ = ctx.needs_input_grad
         gs, gv, gv_final = wanted_grads(grads, fixed.want)
         needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(fixed.want)
-        gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, x, v0, params, edges, fixed, needs)
+        given_to = (gs, gv, gv_final, x, v0, params, edges, fixed, needs)
+        if once(gs, gv, gv_final, x, v0, params):
+            gx, gv0, gparams = _LIFBackward.forward(*given_to, True)
+        else:
+            gx, gv0, gparams = apply(_LIFBackward, "lif", *given_to, False)
         return gx, gv0 if needs_v0 else None, gparams if needs_params else None, None, None
 
 
 class _LIFBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, x, v0, params, edges, fixed, needs):
-        scalars, token, channels, _, backend = fixed
-        return lif_backward(
+    def forward(gs, gv, gv_final, x, v0, params, edges, fixed, needs, direct):
+        scalars, token, channels, _, backend, _ = fixed
+        run = lif_backward.direct if direct else lif_backward
+        return run(
             x, v0, params, None, None, scalars, token, channels.inner, False, edges, gs, gv, gv_final, None, None, 0,
             None, needs, backend,
         )[:3]  # fmt: skip
@@ -322,7 +375,8 @@ def inputs_of(call: Call, before: bool) -> LIFInputs:
     if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
         raise RuntimeError(f"lif: expected images with even sides to pool, got {checks.describe(x)}")
     spec = LIFSpec.from_token(token)
-    checks.parameter_values(spec.neuron.lower(), params, spec.row.params)
+    if params is not None:
+        checks.parameter_values(spec.neuron.lower(), params, spec.row.params)
     if v0 is not None:
         v0 = layout.aligned_state(v0, x)
     norm = None
@@ -344,7 +398,7 @@ def _states(token: str) -> int:
     return len(LIFSpec.from_token(token).row.states)
 
 
-def allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
+def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None = None) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
     steps, states = x.shape[0], _states(token)
     edges = packed = None
@@ -359,16 +413,16 @@ def allocate(x: Tensor, token: str, pool: bool, want: int) -> LIFForward:
         v=layout.empty(x) if want & (WANT_V | WANT_H) else None,
         v_final=layout.empty_state(x, states) if want & WANT_STATE else None,
         edges=edges,
-        flag=None,
+        flag=flag,
         packed=packed,
     )
 
 
 def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
     inputs = inputs_of(Call(x, v0, params, affine, residual, scalars, spec, inner, pool), bool(want & WANT_H))
-    out = allocate(x, spec, pool, want)
+    out = allocate(x, spec, pool, want, flag)
     if x.numel():
-        named(backend).ops["lif_forward"](inputs, out._replace(flag=flag))
+        named(backend).ops["lif_forward"](inputs, out)
     return *out[:4], out.packed
 
 
@@ -435,7 +489,7 @@ def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Ten
     if needs & NEED_SUMS and affine is not None:
         sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
     return LIFBackward(
-        x=layout.empty(x) if needs & NEED_X else None,
+        x=layout.empty(x) if needs & (NEED_X | NEED_Y) else None,
         v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
         sums=sums,
@@ -462,8 +516,12 @@ def _backward(
     )
     out, norm = _allocate_backward(x, spec, params, affine, needs), _finished(affine, moments, needs, count, dtype)
     run = named(backend).ops
+    if edges is not None and not edges.numel():
+        edges = None
     if x.numel():
-        run["lif_backward"](inputs, edges if edges is not None and edges.numel() else None, grads, out, norm)
+        run["lif_backward"](inputs, edges, grads, out._replace(x=None) if needs & NEED_Y else out, norm)
+        if needs & NEED_Y and norm is not None:
+            run["lif_backward"](inputs, edges, grads._replace(coef=norm.coef), LIFBackward(out.x, None, None), None)
     else:
         for sums in (out.params, out.sums):
             if sums is not None:
@@ -503,7 +561,7 @@ def _backward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
     summed = bool(needs & NEED_SUMS) and call.affine is not None
     finished = summed and moments is not None
     return _made(
-        (bool(needs & NEED_X), fold.out_steps, gx),
+        (bool(needs & (NEED_X | NEED_Y)), fold.out_steps, gx),
         (bool(needs & NEED_V0), partial(fold.out_state, states=_states(call.token)), gv0),
         (bool(needs & NEED_PARAMS) and call.params is not None, fold.out_rows, gparams),
         (summed, fold.out_rows, gsums),
