@@ -11,7 +11,7 @@ import torch
 from patience import PATIENCE
 
 import trtkern
-from trtkern.backends._args import MOST_PARAMS
+from trtkern.backends import _args
 from trtkern.backends.base import CHUNK, PARAMS
 from trtkern.backends.cuda import THREADS
 from trtkern.profiling.inspect.cuda_code import POINTERS
@@ -51,7 +51,7 @@ def test_the_public_names():
 def test_python_and_csrc_agree_on_the_constants():
     text = (ROOT / "csrc" / "lif" / "args.h").read_text()
     assert int(re.search(r"kChunk = (\d+)", text)[1]) == CHUNK
-    assert int(re.search(r"kMostParams = (\d+)", text)[1]) == MOST_PARAMS
+    assert int(re.search(r"kMostParams = (\d+)", text)[1]) == _args.MOST_PARAMS
     names = re.search(r"enum Param : int \{(.*?)\}", text)[1]
     rows = [re.sub(r"(?<!^)([A-Z])", r"_\1", n).lower() for n in re.findall(r"k(\w+) = \d", names)]
     assert rows[:6] == [name.replace("v_threshold", "threshold") for name in PARAMS]
@@ -66,6 +66,7 @@ def test_python_fills_every_field_of_the_launch():
     assert len(fields) >= 30 and len(more) >= 20
     backends = ROOT / "trtkern" / "backends"
     filled = {name for path in backends.glob("*.py") for name in re.findall(r"(?<!/)\bargs\.(\w+)", path.read_text())}
+    filled.update(_args._WRITTEN, _args._GRADIENTS, _args._MADE)
     assert filled == {*fields, *more} - {"workspace", "counters", "values"}  # which the launchers fill
     assert list(fields)[: len(POINTERS)] == list(POINTERS)
 
@@ -76,9 +77,9 @@ def test_a_field_that_the_launch_does_not_have_is_an_error(name):
     with pytest.raises(AttributeError, match="v_finale"):
         args.v_finale = 1
     with pytest.raises(TypeError, match="incompatible"):
-        args.scalars = (0.0,) * (MOST_PARAMS + 1)
-    args.scalars = range(MOST_PARAMS)
-    assert list(args.scalars) == [float(i) for i in range(MOST_PARAMS)]
+        args.scalars = (0.0,) * (_args.MOST_PARAMS + 1)
+    args.scalars = range(_args.MOST_PARAMS)
+    assert list(args.scalars) == [float(i) for i in range(_args.MOST_PARAMS)]
 
 
 def test_nothing_imports_kernels_by_its_folder():
