@@ -34,6 +34,14 @@ def compiled(source, output, *flags):
     return output
 
 
+def at(args, tensors):
+    """A copy for those tensors, in the order of the fields."""
+    made = copy(args)
+    for (name, *_), tensor in zip(args._fields_, tensors, strict=False):
+        setattr(made, name, 0 if tensor is None else tensor.data_ptr())
+    return made
+
+
 class Threads:
     """``trtkern._cuda`` in the shape that the backend expects."""
 
@@ -50,7 +58,7 @@ class Threads:
         *rows, size = self.library.layout(norm).decode().split(";")
         layout = [row.split() for row in rows]
         kinds = [(name, TYPES[kind] * int(many) if many != "1" else TYPES[kind]) for name, kind, many, _ in layout]
-        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": (), "copy": copy})
+        struct = type("Struct", (ctypes.Structure,), {"_fields_": kinds, "__slots__": (), "at": at})
         assert [getattr(struct, name).offset for name, *_ in layout] == [int(offset) for *_, offset in layout]
         assert ctypes.sizeof(struct) == int(size)
         return struct

@@ -44,7 +44,7 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
     weight, bias, mean, var, sums = (*torch.rand(4, 3, device=device), moments.clone())
     held = (weight, bias, mean, var, torch.tensor(1, device=device))
     torch.library.opcheck(ops.batch_norm_lif_statistics, (y, 3, 24, backend))
-    forward = (y, None, None, None, *held, SCALARS, token, 3, 24, True, 1e-5, None, None, WANT_SPIKES, backend)
+    forward = (y, None, None, None, *held, 1e-5, None, 3, SCALARS, token, 24, True, None, WANT_SPIKES, backend)
     torch.library.opcheck(ops.batch_norm_lif_forward, forward)
     torch.library.opcheck(ops.batch_norm_lif_finish, (mean + 1, var + 1, *held, 9, 1e-5, 0.1, False, backend))
     torch.library.opcheck(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import trtkern
-from trtkern import lif
+from trtkern import lif, reference
 from trtkern.nn import LIF, BatchNormLIF
 from trtkern.ops import _known, checks
 from trtkern.ops import lif as op
@@ -112,6 +112,18 @@ def test_what_is_chosen_among_and_from_what(asked, monkeypatch):
         step(x)
         step(x)
     assert len(asked) == 5
+
+
+def test_kinds_of_calls_through_the_dispatcher():
+    """What an op prepared for one parameter for all is not what it takes for one a channel."""
+    x, token = torch.randn(4, 2, 3, 5), LIFSpec().token
+    rows = torch.tensor([0.5, 1.0, 0.0, 1.0, 1.0, 0.0]).unsqueeze(1)
+    several = rows * torch.tensor([1.0, 0.5, 1.5, 1.0, 0.25])
+    several[0].clamp_(max=1)
+    for params in (rows, several, rows):
+        s, *_ = torch.ops.trtkern.lif_forward(x, None, params, None, None, [0.0] * 6, token, 1, False, None, 1, "cpu")
+        want = reference.lif(x, None, list(params.unbind(0)), LIFSpec()).s
+        assert torch.equal(s, want)
 
 
 def test_threads_are_those_of_the_call(asked):

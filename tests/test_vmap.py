@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from trtkern import debug, nn
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn.bounded import Bounded
-from trtkern.ops.batch_norm_lif import check as check_norm
+from trtkern.ops._norm import check as check_norm
 from trtkern.ops.lif import lif
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.ops.spikes import pack, unpack

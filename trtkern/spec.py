@@ -42,21 +42,26 @@ class LIFSpec:
     neuron: str = "LIF"
     token: str = field(init=False, repr=False, compare=False)
     """The spec as one string, the form in which it passes through ``torch.ops``."""
+    row: neurons.Neuron = field(init=False, repr=False, compare=False)
+    """The neuron's row of the table."""
+    chunk: int = field(init=False, repr=False, compare=False)
+    """Steps whose traces a backward pass keeps at once: 16 where a trace is one number, as LIF's is."""
 
     def __post_init__(self) -> None:
         if self.reset not in RESETS:
             raise ValueError(f"LIFSpec: expected reset to be one of {', '.join(RESETS)}, got {self.reset!r}")
-        possible = self.row.settle
+        neuron = neurons.lookup(self.neuron)
+        possible = neuron.settle
         if self.reset not in possible:
             raise ValueError(
                 f"LIFSpec: expected the reset of {self.neuron} to be {' or '.join(possible)}, got {self.reset!r}, "
                 "which this neuron does not have"
             )
         name = surrogates.register(self.surrogate) if callable(self.surrogate) else self.surrogate
-        row = surrogates.lookup(name)
-        name = row.name
+        found = surrogates.lookup(name)
+        name = found.name
         try:
-            alpha = row.default_alpha if self.alpha is None else float(self.alpha)
+            alpha = found.default_alpha if self.alpha is None else float(self.alpha)
         except (TypeError, ValueError):
             raise TypeError(f"LIFSpec: expected alpha to be a number or None, got {self.alpha!r}") from None
         if not (math.isfinite(alpha) and alpha > 0):
@@ -70,18 +75,8 @@ class LIFSpec:
         token = f"{self.reset}|{name}|{alpha!r}|{int(self.detach_reset)}"
         token += "" if self.neuron == "LIF" else f"|{self.neuron}"
         settled = {"surrogate": name, "alpha": alpha, "detach_reset": bool(self.detach_reset), "token": token}
-        for attribute, value in settled.items():
+        for attribute, value in (settled | {"row": neuron, "chunk": CHUNK // len(neuron.trace)}).items():
             object.__setattr__(self, attribute, value)
-
-    @property
-    def row(self) -> neurons.Neuron:
-        """The neuron's row of the table."""
-        return neurons.lookup(self.neuron)
-
-    @property
-    def chunk(self) -> int:
-        """Steps whose traces a backward pass keeps at once: 16 where a trace is one number, as LIF's is."""
-        return CHUNK // len(self.row.trace)
 
     def __reduce__(self) -> tuple:
         # A surrogate of the user's own is only a name in another process.

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstring>
 
 #include "norm/args.h"
 #include "trtkern_tables.h"
@@ -25,12 +27,46 @@ void bind_numbers(pybind11::class_<LifArgs>& c, const char* name, Number (LifArg
   c.def_property(name, get, set);
 }
 
+// The address of a tensor's first element; 0 for None.
+inline uint64_t address_of(PyObject* tensor) {
+  if (tensor == Py_None) return 0;
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* const number = PyObject_CallMethodNoArgs(tensor, data_ptr);
+  if (number == nullptr) throw pybind11::error_already_set();
+  const uint64_t address = PyLong_AsUnsignedLongLong(number);
+  Py_DECREF(number);
+  if (PyErr_Occurred()) throw pybind11::error_already_set();
+  return address;
+}
+
+// The addresses of tensors come first among the fields.
+template <class Args>
+constexpr size_t kTensors = 0;
+template <>
+constexpr size_t kTensors<LifArgs> = offsetof(LifArgs, norm_sums) / sizeof(uint64_t) + 1;
+template <>
+constexpr size_t kTensors<NormArgs> = offsetof(NormArgs, gbias) / sizeof(uint64_t) + 1;
+static_assert(offsetof(LifArgs, workspace) == kTensors<LifArgs> * sizeof(uint64_t));
+static_assert(offsetof(NormArgs, C) == kTensors<NormArgs> * sizeof(uint64_t));
+
+// A copy for tensors, in the order of the fields.
+template <class Args>
+Args with_tensors(const Args& args, const pybind11::tuple& tensors) {
+  if (tensors.size() > kTensors<Args>) throw pybind11::value_error("at: more tensors than there are addresses");
+  uint64_t addresses[kTensors<Args>] = {};
+  for (size_t i = 0; i < tensors.size(); ++i) addresses[i] = address_of(tensors[i].ptr());
+  Args made = args;
+  std::memcpy(&made, addresses, sizeof addresses);
+  return made;
+}
+
 inline void bind_lif_args(pybind11::module_& m) {
   pybind11::class_<LifArgs> c(
       m, "LifArgs", pybind11::module_local(),
       "Addresses, sizes and numbers of one LIF launch (csrc/lif/fields.h). Set the attributes.");
   c.def(pybind11::init<>());
-  c.def("copy", [](const LifArgs& a) { return a; });
+  c.def("at", &with_tensors<LifArgs>, pybind11::arg("tensors"),
+        "A copy for those tensors, in the order of the fields.");
 #define TK_FIELD(type, name, value) c.def_readwrite(#name, &LifArgs::name)
 #define TK_FIELDS(type, name, count) bind_numbers<type, count>(c, #name, &LifArgs::name)
 #include "lif/fields.h"
@@ -38,7 +74,8 @@ inline void bind_lif_args(pybind11::module_& m) {
       m, "NormArgs", pybind11::module_local(),
       "What is done between the passes of a BatchNorm + neuron (csrc/norm/fields.h). Set the attributes.");
   n.def(pybind11::init<>());
-  n.def("copy", [](const NormArgs& a) { return a; });
+  n.def("at", &with_tensors<NormArgs>, pybind11::arg("tensors"),
+        "A copy for those tensors, in the order of the fields.");
 #define TK_FIELD(type, name, value) n.def_readwrite(#name, &NormArgs::name)
 #include "norm/fields.h"
   m.attr("CHUNK") = kChunk;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -20,9 +19,8 @@ from trtkern.backends.base import (
     LIFGrads,
     LIFInputs,
     NormGrads,
-    Pool,
 )
-from trtkern.spec import RESETS, LIFSpec
+from trtkern.spec import RESETS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NUMBERS = {**DTYPES, torch.float64: 3}
@@ -31,11 +29,6 @@ MOST_PARAMS = max(len(row.params) for row in neurons.TABLE.values())
 """Of any neuron; ``csrc/lif/args.h`` has the same number (a test compares them)."""
 _NEURONS = {name: number for number, name in enumerate(neurons.TABLE)}
 _RESETS = {name: number for number, name in enumerate(RESETS)}
-
-
-def address(t: Tensor | None) -> int:
-    """Where the tensor's first element is; 0 for None."""
-    return 0 if t is None else t.data_ptr()
 
 
 def stale(extension: ModuleType) -> str | None:
@@ -50,112 +43,111 @@ def stale(extension: ModuleType) -> str | None:
     )
 
 
-@lru_cache(maxsize=4096)
-def _fixed(
-    extension: ModuleType, token: str, numbers: bytes | None, dtype: torch.dtype,
-    T: int, N: int, stride: int, C: int, inner: int, pool: Pool | None,
-) -> Any:  # fmt: skip
-    """The arguments that are no addresses.
-
-    Args:
-        numbers: the parameters as bytes, in which 0.0 and -0.0 are two.
-        stride: of x along time.
-    """
-    args, spec = extension.LifArgs(), LIFSpec.from_token(token)
-    args.T, args.N, args.C, args.inner = T, N, C, inner
-    args.x_stride = stride if T > 1 else N
-    if numbers is not None:
-        scalars = array("d", numbers)
+def _sizes(extension: ModuleType, inp: LIFInputs) -> Any:
+    """The arguments that are no addresses."""
+    x, _, params, scalars, spec, inner, norm, pool, *_ = inp
+    args, T, vector = extension.LifArgs(), x.shape[0], params if norm is None else norm.affine
+    args.T, args.N = T, x.numel() // T
+    args.C, args.inner = (1, 1) if vector is None else (vector.shape[1], inner)
+    args.x_stride = x.stride(0) if T > 1 else args.N
+    if params is None:
         args.scalars = (*scalars, *[0.0] * (MOST_PARAMS - len(scalars)))
     if pool is not None:
         args.pool_row, args.pool_side = pool
-    args.dtype, args.reset = DTYPES[dtype], _RESETS[spec.reset]
+    args.dtype, args.reset = DTYPES[x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
     args.neuron, args.P = _NEURONS[spec.neuron], len(spec.row.params)
     args.surrogate = surrogates.BUILTIN.index(spec.surrogate)
     return args
 
 
-def _common(extension: ModuleType, inp: LIFInputs) -> Any:
-    x, v0, params, scalars, spec, inner, norm, pool, _ = inp
-    C, vector = 1, params if norm is None else norm.affine
-    if vector is None:
-        inner = 1
-    else:
-        C = vector.shape[1]
-    numbers = None if params is not None else array("d", scalars).tobytes()
-    T = x.shape[0]
-    fixed = _fixed(extension, spec.token, numbers, x.dtype, T, x.numel() // T, x.stride(0), C, inner, pool)
-    args = fixed.copy()
-    args.x = x.data_ptr()
-    if v0 is not None:
-        args.v0 = v0.data_ptr()
-    if params is not None:
-        args.params = params.data_ptr()
-    if norm is not None:
-        args.affine = norm.affine.data_ptr()
-        if norm.residual is not None:
-            args.residual = norm.residual.data_ptr()
+def _kept(extension: ModuleType, inp: LIFInputs) -> Any:
+    """The same, made once for all calls of the kind."""
+    held = inp.held
+    if held is None:
+        return _sizes(extension, inp)
+    args = held.get("args")
+    if args is None:
+        args = held["args"] = _sizes(extension, inp)
     return args
 
 
-def _addresses(args: Any, names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> None:
-    """Set those that are there."""
-    for name, tensor in zip(names, tensors, strict=False):
-        if tensor is not None:
-            setattr(args, name, tensor.data_ptr())
-
-
-_WRITTEN = ("s", "v", "v_final", "edges", "flag", "packed")
-_GRADIENTS = ("gs", "gv", "gv_final", "coef")
-_MADE = ("gx", "gv0", "gparams", "norm_sums")
+def _read(inp: LIFInputs) -> tuple[Tensor | None, ...]:
+    """The tensors that both directions read, in the order of ``csrc/lif/fields.h``."""
+    norm = inp.norm
+    if norm is None:
+        return inp.x, inp.v0, inp.params, None, None
+    return inp.x, inp.v0, inp.params, norm.affine, norm.residual
 
 
 def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     """The arguments of a forward launch."""
-    args = _common(extension, inp)
-    _addresses(args, _WRITTEN, out)
-    if inp.before and out.v is not None:
+    s, v, v_final, edges, flag, packed = out
+    args = _kept(extension, inp).at((*_read(inp), s, v, v_final, edges, packed, flag))
+    if inp.before and v is not None:
         args.before = True
     return args
 
 
 def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> Any:
     """The arguments of a backward launch."""
-    args = _common(extension, inp)
-    if edges is not None:
-        args.edges = edges.data_ptr()
-    _addresses(args, _GRADIENTS, grads)
-    _addresses(args, _MADE, out)
+    args = _kept(extension, inp).at((*_read(inp), None, None, None, edges, None, None, *grads, *out))
     if inp.before and grads.v is not None:
         args.before = True
     return args
 
 
-def finish(extension: ModuleType, norm: Finish, out: Finished) -> Any:
-    """The arguments of what finishes statistics."""
-    args = extension.NormArgs()
-    args.C, args.count = out.affine.shape[1], norm.samples
-    args.eps, args.momentum = norm.eps, -1.0 if norm.momentum is None else norm.momentum
-    if norm.weight is not None:
-        args.weight, args.bias, args.type = norm.weight.data_ptr(), address(norm.bias), NUMBERS[norm.weight.dtype]
-    if norm.running_mean is not None:
-        args.running_mean, args.running_var = norm.running_mean.data_ptr(), address(norm.running_var)
-        args.batches, args.running = address(norm.batches), NUMBERS[norm.running_mean.dtype]
-    args.affine, args.moments, args.coef = map(address, out)
+def sequence(extension: ModuleType, x: Tensor, channels: int = 1, inner: int = 1) -> Any:
+    """The arguments of a launch that runs no neuron: those of x [T, ...] and its channels."""
+    T = x.shape[0]
+    return _sequence(extension, x.dtype, T, x.numel() // T, x.stride(0), channels, inner).at((x,))
+
+
+@lru_cache(maxsize=1024)
+def _sequence(extension: ModuleType, dtype: torch.dtype, T: int, N: int, stride: int, C: int, inner: int) -> Any:
+    args = extension.LifArgs()
+    args.T, args.N, args.C, args.inner, args.dtype = T, N, C, inner, DTYPES[dtype]
+    args.x_stride = stride if T > 1 else N
     return args
+
+
+@lru_cache(maxsize=1024)
+def _norm(
+    extension: ModuleType, C: int, count: int, kind: torch.dtype, running: torch.dtype = torch.float32,
+    source: torch.dtype = torch.float64, eps: float = 0.0, momentum: float | None = 0.0,
+) -> Any:  # fmt: skip
+    """The arguments of what stands between the passes of a norm that are no addresses."""
+    args = extension.NormArgs()
+    args.C, args.count, args.eps, args.momentum = C, count, eps, -1.0 if momentum is None else momentum
+    args.type, args.running, args.source = NUMBERS[kind], NUMBERS[running], NUMBERS[source]
+    return args
+
+
+def finish(
+    extension: ModuleType, norm: Finish, out: Finished, mean: Tensor | None = None, spread: Tensor | None = None
+) -> Any:
+    """The arguments of what finishes statistics; ``mean``, ``spread``: where they are known, the spread a variance."""
+    weight, bias, running_mean, running_var, batches, eps, momentum, samples = norm
+    fixed = _norm(
+        extension,
+        out.affine.shape[1],
+        samples,
+        torch.float32 if weight is None else weight.dtype,
+        torch.float32 if running_mean is None else running_mean.dtype,
+        torch.float64 if mean is None else mean.dtype,
+        eps,
+        momentum,
+    )
+    return fixed.at((mean, spread, weight, bias, running_mean, running_var, batches, *out))
 
 
 def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor | None = None) -> Any:
     """The arguments of what finishes the sums of a norm; ``own``: those of this process, where others have theirs."""
-    args = extension.NormArgs()
-    args.C, args.count = out.affine.shape[1], out.samples
-    args.affine, args.moments, args.coef = out.affine.data_ptr(), out.moments.data_ptr(), address(out.coef)
-    args.sums, args.own = sums.data_ptr(), address(own)
-    args.gweight, args.gbias = address(out.weight), address(out.bias)
-    if (written := out.bias if out.weight is None else out.weight) is not None:  # one of them alone may be wanted
-        args.type = NUMBERS[written.dtype]
-    return args
+    written = out.bias if out.weight is None else out.weight  # one of them alone may be wanted
+    kind = torch.float32 if written is None else written.dtype
+    fixed = _norm(extension, out.affine.shape[1], out.samples, kind)
+    nothing = (None,) * 7  # which finishes statistics
+    return fixed.at((*nothing, out.affine, out.moments, out.coef, sums, own, out.weight, out.bias))
 
 
 def refuses(case: Case, device: str) -> str | None:

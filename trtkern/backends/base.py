@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class LIFInputs(NamedTuple):
     pool: Pool | None = None
     before: bool = False
     """``LIFForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
+    held: dict[str, Any] | None = None
+    """What a backend keeps for the next launch that differs in addresses alone; None: there is none."""
 
 
 class LIFForward(NamedTuple):

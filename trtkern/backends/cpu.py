@@ -81,10 +81,7 @@ def lif_backward(
 
 def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
     """The sizes of x [T, N], and the threads to use."""
-    args = _extension().LifArgs()
-    args.x, args.T, args.N = x.data_ptr(), x.shape[0], x.numel() // x.shape[0]
-    args.x_stride = x.stride(0) if args.T > 1 else args.N
-    args.C, args.inner, args.dtype = channels, inner, _args.DTYPES[x.dtype]
+    args = _args.sequence(_extension(), x, channels, inner)
     args.threads = torch.get_num_threads()
     return args
 
@@ -102,9 +99,7 @@ def batch_norm_lif_affine(x: Tensor, inner: int, norm: Finish, out: Finished) ->
 
 def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> None:
     """The same from a mean and a variance that are known, [C] each: running ones, or those of all processes."""
-    args = _args.finish(_extension(), norm, out)
-    args.mean, args.spread, args.source = mean.data_ptr(), var.data_ptr(), _args.NUMBERS[mean.dtype]
-    _extension().batch_norm_lif_finish(args)
+    _extension().batch_norm_lif_finish(_args.finish(_extension(), norm, out, mean, var))
 
 
 def batch_norm_lif_coefficients(sums: Tensor, own: Tensor | None, norm: NormGrads) -> None:

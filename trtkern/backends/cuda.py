@@ -13,7 +13,6 @@ from torch import Tensor
 from trtkern.backends import _args
 from trtkern.backends.base import (
     CHUNK,
-    PARAMS,
     Backend,
     Case,
     Finish,
@@ -22,10 +21,8 @@ from trtkern.backends.base import (
     LIFForward,
     LIFGrads,
     LIFInputs,
-    Norm,
     NormGrads,
 )
-from trtkern.spec import LIFSpec
 
 
 @cache
@@ -144,8 +141,7 @@ def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished
     Raises:
         RuntimeError: a CUDA error, with what to do.
     """
-    args = _args.finish(_extension(), norm, out)
-    args.mean, args.spread, args.source = mean.data_ptr(), var.data_ptr(), _args.NUMBERS[mean.dtype]
+    args = _args.finish(_extension(), norm, out, mean, var)
     args.device, args.stream, _ = _place(out.affine)
     _extension().batch_norm_lif_finish(args)
 
@@ -168,25 +164,18 @@ def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tenso
     Raises:
         RuntimeError: a CUDA error, with what to do.
     """
-    extension = _extension()
-    grads, written = LIFGrads(gx, None, None, coef), LIFBackward(out, None, None)
-    args = _args.backward(extension, _plain(x, inner, Norm(affine, None)), None, grads, written)
+    args = _args.sequence(_extension(), x, affine.shape[1], inner)
+    args.gs, args.affine, args.coef, args.gx = (t.data_ptr() for t in (gx, affine, coef, out))
     args.device, args.stream, args.processors = _place(x)
-    extension.batch_norm_lif_input_grad(args)
+    _extension().batch_norm_lif_input_grad(args)
 
 
 def _statistics(x: Tensor, channels: int, inner: int) -> tuple[Any, Tensor]:
     """The arguments of the statistics of x, and their scratch."""
     extension = _extension()
-    args = _args.forward(extension, _plain(x, inner, None), LIFForward(None, None, None, None, None))
-    args.C, args.inner = channels, inner
+    args = _args.sequence(extension, x, channels, inner)
     args.device, args.stream, args.processors = _place(x)
     return args, _workspace(extension.statistics_workspace_floats(args), x)
-
-
-def _plain(x: Tensor, inner: int, norm: Norm | None) -> LIFInputs:
-    """x as the launches take it that run no neuron."""
-    return LIFInputs(x, None, None, (0.0,) * len(PARAMS), LIFSpec(), inner, norm)
 
 
 def _workspace(floats: int, x: Tensor) -> Tensor:

@@ -80,9 +80,11 @@ class Neuron(Leaf):
 
     def flag_for(self, x: Tensor) -> Tensor:
         """The flag; on x's device if the layer was made on "meta", where ``load_state_dict(assign=True)`` leaves it."""
-        if self._made_on_meta and self.nonfinite.is_meta and not x.is_meta:
-            self.nonfinite = torch.zeros(1, dtype=torch.int32, device=x.device)
-        return self.nonfinite
+        flag = self._buffers["nonfinite"]  # at a tenth of the price of self.nonfinite
+        assert flag is not None
+        if self._made_on_meta and flag.is_meta and not x.is_meta:
+            self.nonfinite = flag = torch.zeros(1, dtype=torch.int32, device=x.device)
+        return flag
 
     def _hold(self, name: str, value: Number | Bounded) -> None:
         """Keep a parameter of the neuron: numbers, a Parameter and a ``Bounded`` as they are, a tensor as a buffer."""
@@ -173,11 +175,11 @@ class Neuron(Leaf):
 
     def values(self) -> dict[str, Number]:
         """The numbers and tensors of the next call by name, as ``trtkern.ops.lif.neuron`` takes them."""
-        row, found = self.spec.row, {}
+        row, found, numbers = self.spec.row, {}, self.__dict__
         for name in row.params:
             if name != "bias":
-                held = getattr(self, name)
-                found[name] = held() if isinstance(held, Bounded) else held
+                # What is in no other place is a number.
+                found[name] = numbers[name] if name in numbers else self._value(name)
         for name, decay in self.complements:
             if found[name] is None:
                 found[name] = 1 - wide(found[decay])
@@ -192,9 +194,10 @@ class Neuron(Leaf):
 
     def _bias(self, decay: Number) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
-        v_leak = self._value("v_leak")
-        if isinstance(v_leak, float) and v_leak == 0.0:
+        v_leak = self.__dict__.get("v_leak")
+        if v_leak == 0.0:
             return 0.0
+        v_leak = self._value("v_leak")
         return (1 - wide(decay)) * wide(v_leak)
 
     def backend_for(self, x: Tensor) -> str:
@@ -280,8 +283,10 @@ class Spiking(Neuron):
             return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h)
         want = wanted(True, return_v, return_state, packing(self.packed), return_h)
         out = self._run(x, v0, want, self.fire_on_equal)
+        if not (return_state or return_v or return_h):
+            return spikes_of(out)
         made = tuple(each for each in (spikes_of(out), self.named_state(out.state), out.v, out.h) if each is not None)
-        return made if len(made) > 1 else made[0]
+        return made
 
     def values(self) -> dict[str, Number]:
         """The neuron's parameters by name: what the row of ``trtkern.neurons.TABLE`` has."""

@@ -42,11 +42,14 @@ def known(settings: tuple[Any, ...], values: Iterable[Any]) -> Hashable:
 
     None where it has to be checked each time: somebody compiles, records, transforms or debugs, or a value is of a kind
     of its own.
+
+    Args:
+        settings: where a check may tell True from 1, with its type: to a dict they are one.
+        values: tensors, numbers and None.
     """
     if not plain() or checks.debugging():
         return None
     found = kinds(values)
     if found is None:
         return None
-    # True is 1 to a dict, and a check may tell them apart.
-    return settings, tuple(map(type, settings)), found, os.environ.get("TRITON_INTERPRET")
+    return settings, found, os.environ.get("TRITON_INTERPRET")

@@ -36,7 +36,6 @@ def define(schema: str, run: Callable, fake: Callable, mapped: Callable | None) 
     def op(*arguments: Any) -> Any:
         return run(*arguments) if plain() and bare(arguments) else dispatched(*arguments)
 
-    op.direct = run  # type: ignore[attr-defined]  # for a caller that knows
     return op
 
 
@@ -98,15 +97,17 @@ def kinds(values: Iterable[Any]) -> tuple | None:
     found: list[Any] = []
     for value in values:
         kind = type(value)
-        if value is None or kind is float:
+        if kind is float:
             # To a dictionary 0.0 and -0.0 are one.
-            found.append(value if value != 0.0 else str(value))
-            continue
-        if (kind is not Tensor and kind is not _Parameter) or value.layout is not _strided or value.is_nested:
+            found.append(value or str(value))
+        elif value is None:
+            found.append(None)
+        elif kind is Tensor or kind is _Parameter:
+            if value.layout is not _strided or value.is_nested or value.is_neg() or _left_behind(value):
+                return None
+            found += (value.shape, value.stride(), value.dtype, value.device)
+        else:
             return None
-        if value.is_neg() or _left_behind(value):
-            return None
-        found += (value.shape, value.stride(), value.dtype, value.device)
     return tuple(found)
 
 
@@ -203,7 +204,8 @@ def keep_for_both(ctx: Any, constants: tuple[Tensor | None, ...], *tensors: Tens
     """
     keep(ctx, *tensors)
     if torch.compiler.is_compiling() or not _forward_mode():
-        ctx.mark_non_differentiable(*[t for t in constants if t is not None])
+        if there := [t for t in constants if t is not None]:
+            ctx.mark_non_differentiable(*there)
     else:
         ctx.save_for_forward(*tensors)
 

@@ -1,7 +1,8 @@
-"""The numbers of a BatchNorm: statistics of a batch, running ones, and the small vectors that the kernels take."""
+"""A BatchNorm: what is checked of it, statistics of a batch, running ones, the small vectors that the kernels take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import named
 from trtkern.backends.base import Finish
-from trtkern.ops import layout
+from trtkern.ops import checks, layout
 from trtkern.ops._beneath import beneath, transformed
-from trtkern.ops._library import define
+from trtkern.ops._library import define, refuse_mapped
 from trtkern.ops._mapped import Fold, sample
 from trtkern.ops._room import finished, norm_grads
+from trtkern.ops.spikes import Spikes
 
 OP = "batch_norm_lif"
 """The op that the errors name."""
@@ -40,6 +42,71 @@ class BatchNorm(NamedTuple):
 
 Statistics = tuple[Tensor, Tensor, int]
 """Mean and biased variance, [C] float64, and the number of values behind each."""
+
+
+def check(
+    y: Tensor,
+    norm: BatchNorm,
+    residual: Tensor | Spikes | None,
+    v0: Tensor | None,
+    pool: bool,
+    channel_dim: int,
+    states: Sequence[str] = ("v",),
+) -> int:
+    """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
+    checks.sequence(OP, y)
+    axis = checks.axis(OP, "channel_dim", channel_dim, y)
+    if axis == 0:
+        raise ValueError(f"{OP}: expected channel_dim to differ from the time axis, got the time axis for both")
+    channels = y.shape[axis]
+    for name, tensor in norm._asdict().items():
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            continue
+        checks.plain(OP, name, tensor)
+        if tensor.numel() != channels:
+            raise ValueError(
+                f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
+                f"{checks.describe(y)}; check num_features and channel_dim"
+            )
+        if tensor.device != y.device:
+            raise ValueError(
+                f"{OP}: expected {name} on {y.device} like y, got {checks.describe(tensor)}; move the layer with "
+                "layer.to(y.device)"
+            )
+    if norm.batch_statistics and norm.group is None and y.numel() <= channels:
+        raise ValueError(
+            f"{OP}: expected more than 1 value per channel when training, got {checks.describe(y)}; use a larger batch "
+            "or layer.eval()"
+        )
+    if not norm.batch_statistics and (norm.running_mean is None or norm.running_var is None):
+        raise ValueError(f"{OP}: expected running statistics to normalise with, got none; pass batch_statistics")
+    dense = residual.spikes if isinstance(residual, Spikes) else residual
+    if dense is not None:
+        if not isinstance(dense, Tensor):
+            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {checks.describe(dense)}")
+        checks.plain(OP, "residual", dense)
+        if dense.dtype not in checks.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
+            raise TypeError(
+                f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "
+                f"float16), got {checks.describe(dense)}; convert it with residual.to(y.dtype)"
+            )
+        if dense.shape != y.shape or dense.device != y.device:
+            raise ValueError(
+                f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "
+                f"{checks.describe(dense)}; project it with a convolution first"
+            )
+    if isinstance(residual, Spikes) and residual.pooled:
+        raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
+    checks.state(OP, v0, y, states)
+    if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
+        raise ValueError(
+            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {checks.describe(y)} with "
+            f"channels on axis {axis}; use pool=1"
+        )
+    if norm.batch_statistics and norm.group is not None:
+        what = "statistics that processes share (sync=True)"
+        refuse_mapped(OP, what, "construct the layer with sync=False, or call layer.eval()", y, dense)
+    return axis
 
 
 def running(norm: BatchNorm) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
     """``ctx.save_for_backward``, and with it the layout of each tensor."""
     if not torch.compiler.is_compiling():  # which would hold T and the batch to those of the first call
-        ctx.layouts = [tensor if tensor is None else Layout.of(tensor) for tensor in tensors]
+        ctx.layouts = [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
     ctx.save_for_backward(*tensors)
 
 
@@ -50,16 +50,8 @@ def kept(ctx: Any) -> tuple[Any, ...]:
     """``ctx.saved_tensors`` as they were; in compiled code, whose layouts the compiler settles, as they come."""
     if torch.compiler.is_compiling():
         return ctx.saved_tensors
-    return tuple(
-        tensor if tensor is None or _fits(tensor, layout) else layout.restore(tensor)
-        for tensor, layout in zip(ctx.saved_tensors, ctx.layouts, strict=True)
-    )
-
-
-def _fits(tensor: Tensor, layout: Layout) -> bool:
-    return (
-        tensor.shape == layout.shape
-        and tensor.stride() == layout.stride
-        and tensor.dtype == layout.dtype
-        and tensor.device == layout.device
-    )
+    found = list(ctx.saved_tensors)
+    for i, layout in enumerate(ctx.layouts):
+        if layout is not None and layout != ((t := found[i]).shape, t.stride(), t.dtype, t.device):
+            found[i] = Layout(*layout).restore(t)
+    return tuple(found)

@@ -17,8 +17,8 @@ from trtkern._torch import outside
 from trtkern.expressions import rebind
 from trtkern.neurons import Neuron
 from trtkern.ops import _norm
-from trtkern.ops._call import WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V, Call
 from trtkern.ops._library import differentiated
+from trtkern.ops._prepared import WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V, Call
 from trtkern.spec import LIFSpec
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
-from trtkern.backends import choose, named
+from trtkern.backends import choose
 from trtkern.backends.base import Finish
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
-from trtkern.ops._call import NEED_COEF, NEED_PARAMS, NEED_SUMS, NEED_V0, NEED_X, NEED_Y, WANT_EDGES, WANT_H, Call
 from trtkern.ops._known import known, recall, remember
 from trtkern.ops._library import (
     alone,
@@ -25,24 +24,30 @@ from trtkern.ops._library import (
     needs_grad,
     once,
     pushed,
-    refuse_mapped,
     refuse_second_derivative,
 )  # fmt: skip
 from trtkern.ops._norm import OP, BatchNorm, Statistics
+from trtkern.ops._prepared import (
+    NEED_COEF,
+    NEED_PARAMS,
+    NEED_SUMS,
+    NEED_V0,
+    NEED_X,
+    NEED_Y,
+    WANT_EDGES,
+    WANT_H,
+    Call,
+    Prepared,
+    allocate,
+    lif_backward,
+    lif_forward,
+    outputs,
+    prepared_for,
+)
 from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
-from trtkern.ops.lif import (
-    LIFOutput,
-    allocate,
-    from_trace,
-    given,
-    inputs_of,
-    lif_backward,
-    lif_forward,
-    perform,
-    wanted_grads,
-)
+from trtkern.ops.lif import LIFOutput, from_trace, given, perform, wanted_grads
 from trtkern.ops.lif import returned as as_output
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
 from trtkern.ops.spikes import Spikes, current, unpack
@@ -107,19 +112,16 @@ def batch_norm_lif(
     """
     if isinstance(residual, Spikes):
         residual = current(residual)
-    values = {name: neuron.values[name] for name in neuron.spec.row.params}
-    numbers = (neuron.spec.token, neuron.backend, neuron.pool, channel_dim, neuron.fire_on_equal, type(residual))
-    held = (*norm[:5], v0, neuron.flag, *values.values())
+    settings = (
+        neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
+        type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
+    )  # fmt: skip
     around = residual if isinstance(residual, Spikes) else (residual,)
-    call = known((*numbers, norm.batch_statistics, norm.group is None), (y, *around, *held))
-    chosen = recall(call)
-    new = chosen is None
-    if chosen is None:
-        check(y, norm, residual, v0, neuron.pool, channel_dim, neuron.spec.row.states)
-        checks.flag(OP, neuron.flag, y)
-        checks.parameters(OP, values)
-        chosen = choose(neuron.backend, OP, y.device.type, y.dtype, neuron.spec.token)
-    axis = channel_dim % y.dim()
+    call = known(settings, (y, *around, *norm[:5], v0, neuron.flag, *neuron.values.values()))
+    ready = recall(call)
+    new = ready is None
+    if ready is None:
+        ready = _checked(y, norm, neuron, residual, v0, channel_dim, call is not None)
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
         if residual.spikes.dtype != y.dtype:
@@ -127,16 +129,12 @@ def batch_norm_lif(
     elif residual is not None and residual.dtype != y.dtype:
         residual = residual.to(y.dtype)
 
-    neuron = neuron._replace(values=firing(OP, values, neuron.fire_on_equal, y))
     statistics: Statistics | None = None
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         nonlocal statistics
-        settled = neuron._replace(want=want, flag=flag, backend=chosen)
-        if chosen == "reference":
-            output, statistics = _reference(y, norm, settled, residual, v0, axis)
-        else:
-            output, statistics = _fused(y, norm, settled, residual, v0, axis, source, call is not None)
+        run = _reference if ready.backend == "reference" else _fused
+        output, statistics = run(y, norm, neuron, residual, v0, ready, want, flag, source)
         return output
 
     before = _norm.copies(norm) if checks.debugging() else None
@@ -148,84 +146,69 @@ def batch_norm_lif(
     if statistics is not None:
         _norm.update(norm, *statistics)
     if new:
-        remember(call, chosen)
+        remember(call, ready)
     return output
 
 
-def check(
-    y: Tensor,
-    norm: BatchNorm,
-    residual: Tensor | Spikes | None,
-    v0: Tensor | None,
-    pool: bool,
-    channel_dim: int,
-    states: Sequence[str] = ("v",),
-) -> int:
-    """Everything that can be wrong with the inputs, before anything runs; returns the axis of the channels."""
-    checks.sequence(OP, y)
-    axis = checks.axis(OP, "channel_dim", channel_dim, y)
-    if axis == 0:
-        raise ValueError(f"{OP}: expected channel_dim to differ from the time axis, got the time axis for both")
-    channels = y.shape[axis]
-    for name, tensor in norm._asdict().items():
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
-            continue
-        checks.plain(OP, name, tensor)
-        if tensor.numel() != channels:
-            raise ValueError(
-                f"{OP}: expected y with {tensor.numel()} channels (num_features), got {channels} on axis {axis} of "
-                f"{checks.describe(y)}; check num_features and channel_dim"
-            )
-        if tensor.device != y.device:
-            raise ValueError(
-                f"{OP}: expected {name} on {y.device} like y, got {checks.describe(tensor)}; move the layer with "
-                "layer.to(y.device)"
-            )
-    if norm.batch_statistics and norm.group is None and y.numel() <= channels:
-        raise ValueError(
-            f"{OP}: expected more than 1 value per channel when training, got {checks.describe(y)}; use a larger batch "
-            "or layer.eval()"
-        )
-    if not norm.batch_statistics and (norm.running_mean is None or norm.running_var is None):
-        raise ValueError(f"{OP}: expected running statistics to normalise with, got none; pass batch_statistics")
-    dense = residual.spikes if isinstance(residual, Spikes) else residual
-    if dense is not None:
-        if not isinstance(dense, Tensor):
-            raise TypeError(f"{OP}: expected a residual in {y.dtype} like y, got {checks.describe(dense)}")
-        checks.plain(OP, "residual", dense)
-        if dense.dtype not in checks.FLOATS or (dense.dtype == torch.float64) > (y.dtype == torch.float64):
-            raise TypeError(
-                f"{OP}: expected a residual in {y.dtype} like y, or in what it is cast from (float32, bfloat16, "
-                f"float16), got {checks.describe(dense)}; convert it with residual.to(y.dtype)"
-            )
-        if dense.shape != y.shape or dense.device != y.device:
-            raise ValueError(
-                f"{OP}: expected a residual of shape {tuple(y.shape)} on {y.device} like y, got "
-                f"{checks.describe(dense)}; project it with a convolution first"
-            )
-    if isinstance(residual, Spikes) and residual.pooled:
-        raise ValueError(f"{OP}: expected the words of a residual to be its own, got those of what was pooled")
-    checks.state(OP, v0, y, states)
-    if pool and (y.dim() != 5 or axis != 2 or min(y.shape[-2:]) < 2):
-        raise ValueError(
-            f"{OP}: expected y as [T, B, C, H, W] with H and W of 2 or more to pool, got {checks.describe(y)} with "
-            f"channels on axis {axis}; use pool=1"
-        )
-    if norm.batch_statistics and norm.group is not None:
-        what = "statistics that processes share (sync=True)"
-        refuse_mapped(OP, what, "construct the layer with sync=False, or call layer.eval()", y, dense)
-    return axis
+class _Ready(NamedTuple):
+    """A call that was checked."""
+
+    backend: str
+    direct: bool
+    """Nothing stands between the call and its kernel."""
+    axis: int
+    inner: int
+    """The stride of the channels where ``laid``."""
+    pool: bool
+    """The kernel pools; else torch does, where it was asked for."""
+    laid: bool
+    """y is as the kernel reads it."""
+    in_place: bool
+    """The kernel can move the running statistics."""
+    numbers: tuple[float, ...] | None
+    """The neuron's parameters; None where one is a tensor."""
+    fixed: dict[int, Fixed]
+    """What the Function is told, by the outputs that it makes; filled as they are asked for."""
+
+
+def _checked(
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, channel_dim: int,
+    direct: bool,
+) -> _Ready:  # fmt: skip
+    """The call, when all that its shapes, types, places and numbers say was checked."""
+    spec = neuron.spec
+    axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim, spec.row.states)
+    values = {name: neuron.values[name] for name in spec.row.params}
+    checks.flag(OP, neuron.flag, y)
+    checks.parameters(OP, values)
+    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token)
+    numbers = None
+    if not any(isinstance(value, Tensor) for value in values.values()):
+        numbers = tuple(scalars(firing(OP, values, neuron.fire_on_equal, y), None))
+    # The last row or column of an odd image is dropped: torch pools the dense spikes then.
+    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
+    laid = direct and (layout.poolable(y) if inside else layout.dense(y)) is y
+    return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), numbers, {})
+
+
+def _parameters(y: Tensor, neuron: Neuron, axis: int, dtype: torch.dtype) -> tuple[dict[str, Number], Tensor | None]:
+    """The neuron's, by name, and as one tensor [P, C] (or [P, 1]) where one of them is a tensor."""
+    values = {name: neuron.values[name] for name in neuron.spec.row.params}
+    own = firing(OP, values, neuron.fire_on_equal, y)
+    return own, stack(OP, y, own, axis, dtype)[0]
 
 
 def _reference(
-    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, axis: int
-) -> tuple[LIFOutput, Statistics | None]:
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, ready: _Ready,
+    want: int, flag: Tensor | None, source: Source | None,
+) -> tuple[LIFOutput, Statistics | None]:  # fmt: skip
     """The readable form, with autograd all the way; also the statistics, where they are those of the batch."""
-    x, found = normalised(y, norm, residual, axis)
+    x, found = normalised(y, norm, residual, ready.axis)
     dtype = state_dtype(y)
-    rows = reference_rows(*stack(OP, y, neuron.values, axis, dtype), neuron.values, y)
+    values, params = _parameters(y, neuron, ready.axis, dtype)
+    rows = reference_rows(params, ready.axis, values, y)
     trace = reference.lif(x.to(dtype), v0, rows, neuron.spec)
-    out = from_trace(trace, y, neuron.want, neuron.flag)
+    out = from_trace(trace, y, want, flag)
     if neuron.pool and out.spikes is not None:
         out = out._replace(spikes=reference.average_pool(out.spikes))
     return out, found
@@ -244,57 +227,57 @@ def normalised(
 
 
 def _fused(
-    y: Tensor,
-    norm: BatchNorm,
-    neuron: Neuron,
-    residual: Tensor | Spikes | None,
-    v0: Tensor | None,
-    axis: int,
-    source: Source | None,
-    direct: bool,
-) -> tuple[LIFOutput, Statistics | None]:
-    # The last row or column of an odd image is dropped: torch pools the dense spikes then.
-    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
-    y = layout.poolable(y) if inside else layout.dense(y)
-    (y, inner), channels = layout.by_channel(y, axis), y.shape[axis]
-    params, _ = stack(OP, y, neuron.values, axis, torch.float32)
-    if params is not None:
-        params = params.expand(-1, channels).contiguous()
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, ready: _Ready,
+    want: int, flag: Tensor | None, source: Source | None,
+) -> tuple[LIFOutput, Statistics | None]:  # fmt: skip
+    inner, channels = ready.inner, y.shape[ready.axis]
+    if not ready.laid:
+        y = layout.poolable(y) if ready.pool else layout.dense(y)
+        y, inner = layout.by_channel(y, ready.axis)
+    params = None
+    if ready.numbers is None:
+        params = _parameters(y, neuron, ready.axis, torch.float32)[1]
+        params = None if params is None else params.expand(-1, channels).contiguous()
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
     weight, bias = _together(norm.weight, norm.bias)
     tensors = (y, dense, v0, weight, bias, params)
     tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    dual = not direct and pushed(OP, *tensors, *tracked[:2])
+    dual = not ready.direct and pushed(OP, *tensors, *tracked[:2])
     # The kernels move the running statistics, but where torch.func would not see it, or their memory is not plain.
     mean, var, left = None, None, None
-    apart = dual or (not direct and transformed()) or not _norm.in_place(norm)
+    apart = dual or (not ready.direct and transformed()) or not ready.in_place
     if not norm.batch_statistics:
         (mean, var), count = _norm.running(norm), 0
     elif norm.group is None and not apart:
         count = y.numel() // channels
         _norm.enough(count)
     else:
-        mean, var, count = _norm.batch(y, norm, channels, inner, neuron.backend)
+        mean, var, count = _norm.batch(y, norm, channels, inner, ready.backend)
         left = (mean, var, count) if apart else None
     if apart or not norm.batch_statistics:
         tracked = (None, None, None)
-    want = neuron.want
-    differentiable = needs_grad(*tensors) if direct else differentiated(*tensors)
-    if differentiable and y.shape[0] > neuron.spec.chunk:
-        want += WANT_EDGES
-    fixed = Fixed(
-        tuple(scalars(neuron.values, params)), neuron.spec.token, axis, inner, inside, want, neuron.backend, count,
-        norm.group, dual, channels, norm.eps, norm.momentum, direct,
-    )  # fmt: skip
+    differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
+    made = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
+    fixed = ready.fixed.get(made)
+    # The settings of the norm are the caller's to change; all else that is fixed is part of what the call is known by.
+    if fixed is None or fixed.eps != norm.eps or fixed.momentum != norm.momentum or count != fixed.samples:
+        numbers, token = ready.numbers or (0.0,) * len(neuron.spec.row.params), neuron.spec.token
+        prepared = Prepared(y, numbers, token, inner, ready.pool, ready.backend) if ready.laid else None
+        fixed = Fixed(
+            numbers, token, ready.axis, inner, ready.pool, made, ready.backend, count, norm.group, dual, channels,
+            norm.eps, norm.momentum, prepared,
+        )  # fmt: skip
+        if ready.laid and norm.group is None:
+            ready.fixed[made] = fixed
     run = Normed.forward
     if differentiable or dual:
-        run = alone(Normed).apply if direct else partial(apply, Normed, OP)
+        run = alone(Normed).apply if ready.direct else partial(apply, Normed, OP)
     # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
     again = (None,) if source is None or dual else (source.make, *source.tensors)
     words = None if dual else words
-    s, v, v_final, _, packed, *_ = run(*tensors, mean, var, *tracked, words, neuron.flag, fixed, *again)
-    if neuron.pool and not inside:
+    s, v, v_final, _, packed, *_ = run(*tensors, mean, var, *tracked, words, flag, fixed, *again)
+    if neuron.pool and not ready.pool:
         s = reference.average_pool(s)
     return as_output(s, v_final, v, packed, want), left
 
@@ -324,8 +307,8 @@ class Fixed(NamedTuple):
     channels: int
     eps: float
     momentum: float | None
-    direct: bool
-    """Nothing stands between the call and its kernel (``plain``)."""
+    prepared: Prepared | None
+    """What runs the call where nothing stands between it and its kernel (``plain``)."""
 
 
 class Normed(torch.autograd.Function):
@@ -336,21 +319,20 @@ class Normed(torch.autograd.Function):
         y, residual, v0, weight, bias, params, mean, var, running_mean, running_var, batches, words, flag, fixed,
         make=None, *source,
     ):  # fmt: skip
-        held = (weight, bias, running_mean, running_var, batches)
+        held, prepared = (weight, bias, running_mean, running_var, batches), fixed.prepared
+        told = (fixed.scalars, fixed.token, fixed.inner, fixed.pool)
         if mean is None:
-            run = _forward.direct if fixed.direct else _forward
-            return *run(
-                y, v0, params, residual, *held, fixed.scalars, fixed.token, fixed.channels, fixed.inner, fixed.pool,
-                fixed.eps, fixed.momentum, flag, fixed.want, fixed.backend,
-            ), None  # fmt: skip
+            norm = (fixed.eps, fixed.momentum, fixed.channels)
+            if prepared is not None:
+                return *_normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want), None
+            return *_forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend), None
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
-        finish = _norm.finish.direct if fixed.direct else _norm.finish
-        affine, moments, coef = finish(mean, var, *held, *numbers)
-        run = lif_forward.direct if fixed.direct else lif_forward
-        return *run(
-            y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, flag, fixed.want,
-            fixed.backend,
-        ), affine, moments, coef  # fmt: skip
+        affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
+        if prepared is not None:
+            made = outputs(prepared.forward(y, v0, params, affine, residual, flag, fixed.want))
+        else:
+            made = lif_forward(y, v0, params, affine, residual, *told, flag, fixed.want, fixed.backend)
+        return *made, affine, moments, coef
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -426,15 +408,16 @@ class NormedBackward(torch.autograd.Function):
         if training and needs_y:
             first += NEED_COEF
         first += NEED_X if once or splits else NEED_Y if both else 0
-        run = lif_backward.direct if direct else lif_backward
-        given_to = (
-            y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool, edges,
-            gs, gv, gv_final,
-        )  # fmt: skip
         finish = (None, 0, None) if shared else (moments, fixed.samples, dtype)
-        gx, gv0, gparams, sums, made, gweight, gbias = run(
-            *given_to, coef if once else None, *finish, first, fixed.backend
-        )  # fmt: skip
+
+        def run(coef: Tensor | None, *finish_and_needs: Any) -> tuple:
+            given_to, incoming = (y, v0, params, affine, residual), (edges, gs, gv, gv_final, coef)
+            if direct and fixed.prepared is not None:
+                return fixed.prepared.backward(*given_to, *incoming, *finish_and_needs)
+            told = (fixed.scalars, fixed.token, fixed.inner, fixed.pool)
+            return lif_backward(*given_to, *told, *incoming, *finish_and_needs, fixed.backend)
+
+        gx, gv0, gparams, sums, made, gweight, gbias = run(coef if once else None, *finish, first)
         if shared and first & NEED_SUMS:
             total = _norm.summed_sums(sums, fixed.group)
             made, gweight, gbias = _norm.coefficients(
@@ -446,7 +429,7 @@ class NormedBackward(torch.autograd.Function):
             if needs_y and splits:
                 gy = _norm.input_grad(gx, y, affine, made if training else coef, fixed.inner, fixed.backend)
             elif needs_y:
-                gy = run(*given_to, made, None, 0, None, NEED_X + given(fixed.want), fixed.backend)[0]
+                gy = run(made, None, 0, None, NEED_X + given(fixed.want))[0]
         return gy, gx if splits else None, gv0, gweight, gbias, gparams
 
     @staticmethod
@@ -458,34 +441,44 @@ class NormedBackward(torch.autograd.Function):
         refuse_second_derivative(OP)
 
 
-def _run_forward(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, scalars, spec, channels, inner, pool,
-    eps, momentum, flag, want, backend,
+def _normed(
+    prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, flag,
+    want,
 ):  # fmt: skip
     """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
-    made, room = allocate(y, spec, pool, want, flag), finished(y, channels, False)
-    call = Call(y, v0, params, room.affine, residual, scalars, spec, inner, pool)
-    inputs, run = inputs_of(call, bool(want & WANT_H)), named(backend).ops
+    prepared.look(params)
+    made, room = allocate(y, prepared.token, prepared.pool, want, flag), finished(y, channels, False)
+    inputs = prepared.inputs(y, v0, params, room.affine, residual, bool(want & WANT_H))
     norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
     # The statistics of T equal steps are those of one.
-    run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, inner, norm, room)
+    prepared.run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, prepared.inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
-    run["lif_forward"](inputs, made)
-    return *made[:4], made.packed, *room[:2]
+    prepared.run["lif_forward"](inputs, made)
+    return *outputs(made), room.affine, room.moments
+
+
+def _run_forward(
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
+    inner, pool, flag, want, backend,
+):  # fmt: skip
+    prepared = prepared_for(y, params, channels, scalars, spec, inner, pool, backend)
+    return _normed(
+        prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels,
+        flag, want,
+    )  # fmt: skip
 
 
 def _run_forward_fake(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, scalars, spec, channels, inner, pool,
-    eps, momentum, flag, want, backend,
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
+    inner, pool, flag, want, backend,
 ):  # fmt: skip
-    made = allocate(y, spec, pool, want)
-    return *made[:4], made.packed, *finished(y, channels, False)[:2]
+    return *outputs(allocate(y, spec, pool, want)), *finished(y, channels, False)[:2]
 
 
 _forward = define(
     "batch_norm_lif_forward(Tensor y, Tensor? v0, Tensor? params, Tensor? residual, Tensor? weight, Tensor? bias, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float[] scalars, str spec, "
-    "SymInt channels, SymInt inner, bool pool, float eps, float? momentum, Tensor(d!)? flag, int want, str backend) "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float eps, float? momentum, "
+    "SymInt channels, float[] scalars, str spec, SymInt inner, bool pool, Tensor(d!)? flag, int want, str backend) "
     "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed, Tensor affine, Tensor moments)",
     _run_forward,
     _run_forward_fake,

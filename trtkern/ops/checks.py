@@ -230,17 +230,27 @@ def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARA
     """The values of a [P, C] parameter tensor, where looking at them costs no synchronisation."""
     if params is None or not (params.device.type == "cpu" or _debugging):
         return
-    look(lambda params: _rows_within(op, params.movedim(-2, 0).flatten(1), names), params.detach())
+    look(lambda params: _rows_within(op, params, names), params.detach())
 
 
 def _rows_within(op: str, params: Tensor, names: Sequence[str]) -> None:
+    if params.dim() > 2:
+        params = params.movedim(-2, 0).flatten(1)
     low, high = params.aminmax(dim=1)
     rows = list(zip(names, low.tolist(), high.tolist(), strict=True))
-    for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
-        _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
+    if any(_expected(*row) for row in rows):
+        for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
+            _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
 
 
 def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None:
+    if expected := _expected(name, low, high):
+        came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
+        raise ValueError(f"{op}: expected {name} to be {expected}, got {came}{hint}")
+
+
+def _expected(name: str, low: float, high: float) -> str | None:
+    """What the values of a parameter should be where they are not, in the words of the errors; else None."""
     expected = None
     if not (abs(low) < math.inf and abs(high) < math.inf):
         expected = "finite"
@@ -252,9 +262,7 @@ def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None
         expected = ">= 0"
     elif _divides(name) and low <= 0:
         expected = "> 0"
-    if expected:
-        came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
-        raise ValueError(f"{op}: expected {name} to be {expected}, got {came}{hint}")
+    return expected
 
 
 def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Tensor) -> int | None:

@@ -74,6 +74,8 @@ def strides(x: Tensor) -> tuple[int, ...]:
 
 def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A dense tensor of x's shape in its storage order."""
+    if x.is_contiguous():
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device=x.device)
     return torch.empty_strided(x.shape, strides(x), dtype=dtype or x.dtype, device=x.device)
 
 
@@ -109,6 +111,19 @@ def aligned(value: Tensor, shape: Sequence[int], stride: Sequence[int], dtype: t
     if same and value.dtype == dtype:
         return value
     return like.new_empty_strided(shape, stride, dtype=dtype).copy_(value)
+
+
+def alike(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` in the layout and the dtype of a dense x: itself where it has them, else a copy."""
+    if (
+        value.is_contiguous()
+        and x.is_contiguous()
+        and value.dtype == x.dtype
+        and value.shape == x.shape
+        and value.device == x.device
+    ):
+        return value
+    return aligned(value, x.shape, strides(x), x.dtype, x)
 
 
 def empty_state(x: Tensor, states: int) -> Tensor:

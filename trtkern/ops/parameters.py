@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trtkern.ops import checks
+from trtkern.ops._known import MOST
+from trtkern.ops._library import plain
 from trtkern.ops.checks import Number
 
 
@@ -55,13 +59,40 @@ def stack(
         return None, None
     axis = checks.channel_axis(op, values, channel_dim, x)
     count = 1 if axis is None else x.shape[axis]
-    rows = [
-        value.to(dtype).reshape(-1).expand(count)
-        if isinstance(value, Tensor)
-        else torch.full((count,), float(value), dtype=dtype, device=x.device)
-        for value in values.values()
-    ]
-    return torch.stack(rows), axis
+    parts: list[Tensor] = []
+    numbers: list[float] = []
+    for value in [*values.values(), None]:
+        if isinstance(value, (int, float)):
+            numbers.append(float(value))
+            continue
+        if numbers:
+            parts.append(_constant(tuple(numbers), count, dtype, x.device))
+            numbers = []
+        if value is not None:
+            row = value.to(dtype).reshape(1, -1)
+            parts.append(row if row.shape[1] == count else row.expand(1, count))
+    return torch.cat(parts), axis
+
+
+_kept: dict[Hashable, Tensor] = {}
+
+
+def _constant(numbers: tuple[float, ...], count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as rows [P, count]; kept for the next call that nobody traces, transforms or captures."""
+    usual = plain() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    if not usual:
+        return _rows(numbers, count, dtype, device)
+    kind = (array("d", numbers).tobytes(), count, dtype, device)  # as bytes 0.0 and -0.0 are two
+    if kind not in _kept:
+        if len(_kept) >= MOST:
+            _kept.clear()
+        with torch.inference_mode(False):  # autograd takes no tensor that was made in it
+            _kept[kind] = _rows(numbers, count, dtype, device)
+    return _kept[kind]
+
+
+def _rows(numbers: tuple[float, ...], count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.cat([torch.full((1, count), number, dtype=dtype, device=device) for number in numbers])
 
 
 def reference_rows(params: Tensor | None, axis: int | None, values: dict[str, Number], x: Tensor) -> list[Any]:

@@ -1,0 +1,331 @@
+"""The private ops ``lif_forward`` and ``lif_backward``: they allocate what the backends fill.
+
+A ``Prepared`` runs them for calls of one kind, and holds what follows from the kind alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trtkern.backends import named
+from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, NormGrads, Pool
+from trtkern.ops import checks, layout
+from trtkern.ops._known import MOST
+from trtkern.ops._library import define
+from trtkern.ops._mapped import Fold, Mapped, sample
+from trtkern.ops._room import norm_grads
+from trtkern.spec import LIFSpec
+
+WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
+NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF, NEED_Y = 1, 2, 4, 8, 16, 32, 64
+"""NEED_Y: in place of gx the gradient of what was normalised with the statistics of a batch: a second pass."""
+
+
+class Channels(NamedTuple):
+    """Where the numbers of the channels belong."""
+
+    axis: int | None
+    """Of x; None: one number for all."""
+    inner: int
+    """Its stride in memory."""
+
+
+class Call(NamedTuple):
+    """What both directions are told, in the order of the schemas; tensors first."""
+
+    x: Tensor
+    """[T, ...], dense, or one dense step expanded along time."""
+    v0: Tensor | None
+    params: Tensor | None
+    affine: Tensor | None
+    """[3, C] float32: center, scale, shift; None: x is the input current."""
+    residual: Tensor | None
+    scalars: Sequence[float]
+    token: str
+    inner: int
+    pool: bool
+    """Average s over 2 x 2 neurons; x is then [T, B, C, H, W], contiguous or channels last, H and W even."""
+
+
+class Prepared:
+    """Calls whose tensors are of one kind (shapes, strides, dtype, place), with the same numbers, neuron and backend.
+
+    Parameters or the rows of a norm are there in all of them, or in none.
+
+    Args:
+        x: dense, or one dense step expanded along time; what it holds is not looked at.
+        scalars, token, inner, pool: as in ``Call``.
+        backend: its name.
+    """
+
+    __slots__ = ("_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token")
+
+    def __init__(self, x: Tensor, scalars: Sequence[float], token: str, inner: int, pool: bool, backend: str) -> None:
+        if not (layout.is_dense(x) or layout.is_static(x)):
+            raise RuntimeError(f"lif: expected x to be dense with time outermost, got {checks.describe(x)}")
+        if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
+            raise RuntimeError(f"lif: expected images with even sides to pool, got {checks.describe(x)}")
+        self.token, self.run, self.empty = token, named(backend).ops, not x.numel()
+        self._scalars, self._spec, self.inner, self.pool = tuple(scalars), LIFSpec.from_token(token), inner, pool
+        self._halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
+        self._held: dict[Any, Any] = {}
+
+    def inputs(
+        self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
+        before: bool,
+    ) -> LIFInputs:  # fmt: skip
+        """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
+        if v0 is not None:
+            v0 = layout.aligned_state(v0, x)
+        norm = None
+        if affine is not None:
+            norm = Norm(affine, residual if residual is None else layout.alike(residual, x))
+        spec, inner, held = self._spec, self.inner, self._held
+        return LIFInputs(x, v0, params, self._scalars, spec, inner, norm, self._halves, before, held)
+
+    def look(self, params: Tensor | None) -> None:
+        """What the parameters hold; a ValueError where a neuron cannot have it."""
+        if params is not None:
+            checks.parameter_values(self._spec.neuron.lower(), params, self._spec.row.params)
+
+    def forward(
+        self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
+        flag: Tensor | None, want: int,
+    ) -> LIFForward:  # fmt: skip
+        """The outputs that are wanted, filled; the others are None."""
+        self.look(params)
+        inputs = self.inputs(x, v0, params, affine, residual, bool(want & WANT_H))
+        out = allocate(x, self.token, self.pool, want, flag)
+        if not self.empty:
+            self.run["lif_forward"](inputs, out)
+        return out
+
+    def backward(
+        self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
+        edges: Tensor | None, gs: Tensor | None, gv: Tensor | None, gv_final: Tensor | None, coef: Tensor | None,
+        moments: Tensor | None, count: int, dtype: torch.dtype | None, needs: int,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """The seven outputs of ``lif_backward``; what is not needed is None."""
+        inputs = self.inputs(x, v0, params, affine, residual, bool(needs & GIVEN_H))
+        if gs is not None:
+            gs = layout.aligned(gs, *layout.pooled_shape(x), x.dtype, x) if self.pool else layout.alike(gs, x)
+        if gv is not None:
+            gv = layout.alike(gv, x)
+        if gv_final is not None:
+            gv_final = layout.aligned_state(gv_final, x)
+        grads = LIFGrads(gs, gv, gv_final, coef)
+        out = _allocate_backward(x, self.token, params, affine, needs)
+        norm = _finished(affine, moments, needs, count, dtype)
+        if edges is not None and not edges.numel():
+            edges = None
+        if self.empty:
+            for sums in (out.params, out.sums):
+                if sums is not None:
+                    sums.zero_()
+            if norm is not None:
+                self.run["batch_norm_lif_coefficients"](out.sums, None, norm)
+        else:
+            run = self.run["lif_backward"]
+            run(inputs, edges, grads, out._replace(x=None) if needs & NEED_Y else out, norm)
+            if needs & NEED_Y and norm is not None:
+                run(inputs, edges, grads._replace(coef=norm.coef), LIFBackward(out.x, None, None), None)
+        return *out, *((None, None, None) if norm is None else norm[3:])
+
+
+_earlier: dict[Any, Prepared] = {}
+
+
+def prepared_for(
+    x: Tensor, params: Tensor | None, channels: int | None, scalars: Sequence[float], token: str, inner: int,
+    pool: bool, backend: str,
+) -> Prepared:  # fmt: skip
+    """What an earlier call of the kind prepared, or a new one; ``channels``: those of a norm."""
+    numbers = array("d", scalars).tobytes()  # as bytes 0.0 and -0.0 are two
+    rows = None if params is None else params.shape[1]
+    kind = (x.shape, x.stride(), x.dtype, x.device, rows, channels, numbers, token, inner, pool, backend)
+    found = _earlier.get(kind)
+    if found is None:
+        if len(_earlier) >= MOST:
+            _earlier.clear()
+        found = _earlier[kind] = Prepared(x, scalars, token, inner, pool, backend)
+    return found
+
+
+def _channels(affine: Tensor | None) -> int | None:
+    return None if affine is None else affine.shape[1]
+
+
+def _empty_pooled(x: Tensor) -> Tensor:
+    return torch.empty_strided(*layout.pooled_shape(x), dtype=x.dtype, device=x.device)
+
+
+def _states(token: str) -> int:
+    return len(LIFSpec.from_token(token).row.states)
+
+
+def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None = None) -> LIFForward:
+    """The outputs of the forward pass, in x's layout; an unwanted one is None."""
+    s = v = v_final = edges = packed = None
+    if want & WANT_SPIKES:
+        s = _empty_pooled(x) if pool else layout.empty(x)
+    if want & (WANT_V | WANT_H):
+        v = layout.empty(x)
+    if want & WANT_STATE:
+        v_final = layout.empty_state(x, _states(token))
+    if want & WANT_EDGES:
+        count = (x.shape[0] - 1) // LIFSpec.from_token(token).chunk
+        edges = torch.empty((count * _states(token), layout.neurons(x)), dtype=torch.float32, device=x.device)
+    if want & WANT_PACKED:
+        planes = ((x.shape[0] + 7) // 8, *x.shape[1:])
+        packed = torch.empty_strided(planes, layout.strides(x), dtype=torch.uint8, device=x.device)
+    return LIFForward(s, v, v_final, edges, flag, packed)
+
+
+def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+    prepared = prepared_for(x, params, _channels(affine), scalars, spec, inner, pool, backend)
+    return outputs(prepared.forward(x, v0, params, affine, residual, flag, want))
+
+
+def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+    return outputs(allocate(x, spec, pool, want))
+
+
+def outputs(made: LIFForward) -> tuple[Tensor | None, ...]:
+    """Those of ``lif_forward``, which has no flag among them."""
+    return made.s, made.v, made.v_final, made.edges, made.packed
+
+
+def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:
+    """The call of all samples together; ``own``: each has sums of its own over the neurons of a channel."""
+    at: Any = Call(*dims[: len(call)])
+    rows, at_rows = (call.params, at.params) if call.affine is None else (call.affine, at.affine)
+    own = own or at.params is not None or at.affine is not None
+    channels = sample(rows, at_rows).shape[1] if own and rows is not None else None
+    fold = Fold(call.x, at.x, count, channels, call.inner, call.pool)
+    return fold, call._replace(
+        x=fold.steps(call.x, at.x),  # type: ignore[arg-type]
+        v0=fold.state(call.v0, at.v0, _states(call.token)),
+        params=fold.rows(call.params, at.params),
+        affine=fold.rows(call.affine, at.affine),
+        residual=fold.steps(call.residual, at.residual),
+        inner=fold.inner,
+    )
+
+
+def _made(*outputs: tuple[bool, Callable[[Tensor], Mapped], Tensor]) -> tuple[tuple[Tensor, ...], tuple]:
+    """What a rule returns: of every output that was wanted, the samples apart."""
+    tensors, dims = zip(*((apart(t) if wanted else (t, None)) for wanted, apart, t in outputs), strict=True)
+    return tensors, dims
+
+
+def _forward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
+    *inputs, flag, want, backend = arguments
+    fold, call = _folded(info.batch_size, dims, Call(*inputs), False)
+    # The kernel raises one flag, which is then that of every sample.
+    raised = flag if dims[len(inputs)] is None else flag.new_zeros(1)
+    s, v, v_final, edges, packed = torch.ops.trtkern.lif_forward(*call, raised, want, backend)
+    if raised is not flag:
+        flag.bitwise_or_(raised)
+    return _made(
+        (bool(want & WANT_SPIKES), fold.out_steps, s),
+        (bool(want & (WANT_V | WANT_H)), fold.out_steps, v),
+        (bool(want & WANT_STATE), partial(fold.out_state, states=_states(call.token)), v_final),
+        (bool(want & WANT_EDGES), fold.out_flat, edges),
+        (bool(want & WANT_PACKED), fold.out_steps, packed),
+    )
+
+
+_CALL = (
+    "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, float[] scalars, str spec, SymInt inner, "
+    "bool pool"
+)
+lif_forward = define(
+    f"lif_forward({_CALL}, Tensor(a!)? flag, int want, str backend) "
+    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed)",
+    _forward,
+    _forward_fake,
+    _forward_mapped,
+)
+
+
+def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
+    sums = None
+    if needs & NEED_SUMS and affine is not None:
+        sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
+    return LIFBackward(
+        x=layout.empty(x) if needs & (NEED_X | NEED_Y) else None,
+        v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
+        params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
+        sums=sums,
+    )
+
+
+def _finished(affine: Tensor | None, norm: Tensor | None, needs: int, count: int, dtype: Any) -> NormGrads | None:
+    if norm is None or affine is None or not needs & NEED_SUMS:
+        return None
+    return norm_grads(affine, norm, count, bool(needs & NEED_COEF), dtype)
+
+
+def _backward(
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
+    needs, backend,
+):  # fmt: skip
+    return prepared_for(x, params, _channels(affine), scalars, spec, inner, pool, backend).backward(
+        x, v0, params, affine, residual, edges, gs, gv, gv_final, coef, moments, count, dtype, needs
+    )
+
+
+def _backward_fake(
+    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
+    needs, backend,
+):  # fmt: skip
+    norm = _finished(affine, moments, needs, count, dtype)
+    made = _allocate_backward(x, spec, params, affine, needs)
+    return *made, *((None, None, None) if norm is None else norm[3:])
+
+
+def _backward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
+    *inputs, edges, gs, gv, gv_final, coef, moments, count, dtype, needs, backend = arguments
+    at_edges, at_gs, at_gv, at_gv_final, at_coef, at_moments = dims[len(inputs) : len(inputs) + 6]
+    own = bool(needs & (NEED_PARAMS | NEED_SUMS)) or at_coef is not None
+    fold, call = _folded(info.batch_size, dims, Call(*inputs), own)
+    gx, gv0, gparams, gsums, gcoef, gweight, gbias = torch.ops.trtkern.lif_backward(
+        *call,
+        fold.flat(edges, at_edges) if edges is not None and edges.dim() > 1 else edges,
+        fold.steps(gs, at_gs),
+        fold.steps(gv, at_gv),
+        fold.state(gv_final, at_gv_final, _states(call.token)),
+        fold.rows(coef, at_coef),
+        fold.rows(moments, at_moments),
+        count,
+        dtype,
+        needs,
+        backend,
+    )
+    summed = bool(needs & NEED_SUMS) and call.affine is not None
+    finished = summed and moments is not None
+    return _made(
+        (bool(needs & (NEED_X | NEED_Y)), fold.out_steps, gx),
+        (bool(needs & NEED_V0), partial(fold.out_state, states=_states(call.token)), gv0),
+        (bool(needs & NEED_PARAMS) and call.params is not None, fold.out_rows, gparams),
+        (summed, fold.out_rows, gsums),
+        (finished and bool(needs & NEED_COEF), fold.out_rows, gcoef),
+        (finished and dtype is not None, fold.out_channels, gweight),
+        (finished and dtype is not None, fold.out_channels, gbias),
+    )
+
+
+lif_backward = define(
+    f"lif_backward({_CALL}, Tensor? edges, Tensor? gs, Tensor? gv, Tensor? gv_final, Tensor? coef, Tensor? moments, "
+    "SymInt count, ScalarType? dtype, int needs, str backend) -> (Tensor gx, Tensor gv0, Tensor gparams, Tensor sums, "
+    "Tensor made_coef, Tensor gweight, Tensor gbias)",
+    _backward,
+    _backward_fake,
+    _backward_mapped,
+)
