@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -173,6 +174,24 @@ def test_the_page_has_the_map_and_keeps_the_tables_apart(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == names
     assert all(f"]({name})" in text for name in names)
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+
+
+def test_what_is_compiled_for_an_instruction_set_is_not_found_for_another(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of the user")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    measure.compile_apart()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ  # torch's own
+    folders = set()
+    for asked in ("avx2", "default"):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", asked)
+        measure.compile_apart()
+        folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(folders) == 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of the user")
+    measure.compile_apart()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of the user"
 
 
 def test_an_instruction_set_that_is_asked_for_is_part_of_the_machine(monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import os
 import platform
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,6 +154,16 @@ def machine() -> str:
     widest = isa.lower().replace("-", "")
     asked = [f"{key}={os.environ[key]}" for key in ISA_ASKED if os.environ.get(key, widest) not in ("", widest)]
     return ", ".join([name, f"{os.cpu_count()} cores", isa, *asked])
+
+
+def compile_apart() -> None:
+    """What torch compiles for the instruction set that ATEN_CPU_CAPABILITY names goes to a folder of its own.
+
+    torch finds compiled code again by its source. Found under another set, it computes wrong numbers.
+    """
+    if asked := os.environ.get("ATEN_CPU_CAPABILITY"):
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{asked}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def today() -> str:

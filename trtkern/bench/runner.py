@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trtkern.bench import contest, layers, others, overhead, peers, rounds, rows, steps
+from trtkern.bench import contest, layers, measure, others, overhead, peers, rounds, rows, steps
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
@@ -35,6 +35,7 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
         _backends(case, options)
         if case.op in ("step", "overhead") and options.direction != "both":
             raise ValueError(f"--direction: expected both with --op {case.op}, got {options.direction}")
+    measure.compile_apart()
     begin = time.monotonic()
     for at, case in enumerate(cases):
         share = max(0.0, options.budget - (time.monotonic() - begin)) / (len(cases) - at)
