@@ -16,7 +16,7 @@ from torch import Tensor
 from trtkern.backends import named
 from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, NormGrads, Pool
 from trtkern.ops import checks, layout
-from trtkern.ops._known import MOST
+from trtkern.ops._known import recall, remember
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.ops._room import norm_grads
@@ -138,9 +138,6 @@ class Prepared:
         return *out, *((None, None, None) if norm is None else norm[3:])
 
 
-_earlier: dict[Any, Prepared] = {}
-
-
 def prepared_for(
     x: Tensor, params: Tensor | None, channels: int | None, scalars: Sequence[float], token: str, inner: int,
     pool: bool, backend: str,
@@ -148,12 +145,12 @@ def prepared_for(
     """What an earlier call of the kind prepared, or a new one; ``channels``: those of a norm."""
     numbers = array("d", scalars).tobytes()  # as bytes 0.0 and -0.0 are two
     rows = None if params is None else params.shape[1]
-    kind = (x.shape, x.stride(), x.dtype, x.device, rows, channels, numbers, token, inner, pool, backend)
-    found = _earlier.get(kind)
+    laid = (x.shape, x.stride(), x.dtype, x.device)
+    kind = (Prepared, laid, rows, channels, numbers, token, inner, pool, backend)
+    found = recall(kind)
     if found is None:
-        if len(_earlier) >= MOST:
-            _earlier.clear()
-        found = _earlier[kind] = Prepared(x, scalars, token, inner, pool, backend)
+        found = Prepared(x, scalars, token, inner, pool, backend)
+        remember(kind, found)
     return found
 
 
