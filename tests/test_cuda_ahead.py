@@ -112,7 +112,7 @@ def test_a_neuron_that_is_not_finite_stays_alone(threads):
 
 
 def test_auto_takes_them_where_the_launcher_does():
-    """``prefers`` and ``ahead`` in csrc/lif/cuda_choice.h are one rule."""
+    """``cuda.reads_ahead`` and ``ahead`` in csrc/lif/cuda_choice.h are one rule."""
     threads = cuda_threads.build()
     grid = itertools.product(DTYPES, (1, CHUNK, CHUNK + 1, 1000), (0, 1, 2, 132), ("LIF", "QIF"))
     for dtype, timesteps, processors, name in grid:
@@ -127,7 +127,8 @@ def test_auto_takes_them_where_the_launcher_does():
             args.neuron = [*TABLE].index(name)
             reads_ahead = threads.library.reads_ahead(ctypes.byref(args)) == 1
             case = Case("lif", "cuda", dtype, LIFSpec(neuron=name), timesteps, neurons, processors)
-            assert (cuda.prefers(case) is not None) == reads_ahead, case
+            assert cuda.reads_ahead(case) == reads_ahead, case
+            assert not reads_ahead or "reads ahead" in (cuda.prefers(case) or ""), case
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_auto_takes_cuda_for_long_sequences_of_few_neurons(gpu, monkeypatch):
         "multiprocessors)"
     )
     others = (
-        long._replace(T=CHUNK),
+        long._replace(T=CHUNK, N=1 << 20),
         long._replace(N=4 * cuda.THREADS * 132),
         long._replace(processors=0),
         long._replace(T=0, N=0),
@@ -163,6 +164,16 @@ def test_auto_takes_cuda_for_long_sequences_of_few_neurons(gpu, monkeypatch):
     monkeypatch.setitem(named("cuda").__dict__, "missing", lambda: "it was taken away; put it back")
     assert resolve("auto", long).name == "triton"
     assert explain(long).startswith("triton (not cuda: it was taken away; put it back; not cpu: ")
+
+
+@pytest.mark.parametrize("op", ["lif", "batch_norm_lif"])
+def test_auto_takes_cuda_for_small_tensors(gpu, op):
+    small = Case(op, "cuda", torch.float32, LIFSpec(), 4, 1 << 18, 132)
+    assert explain(small) == "cuda (its launches cost the host less, and x has 4096 KiB)"
+    for case in (small._replace(N=(1 << 18) + 1), small._replace(T=0, N=0), small._replace(dtype=torch.float64)):
+        assert "cost the host less" not in explain(case)
+    assert explain(small._replace(dtype=torch.bfloat16, N=1 << 19)).startswith("cuda (its launches")
+    assert resolve("triton", small).name == "triton"
 
 
 class Chosen(Exception):
@@ -183,10 +194,32 @@ def test_a_layer_says_which_and_why(gpu, monkeypatch):
             (nn.LIF(backend="triton"), x, "triton"),
             (nn.LIF(packed=True), x, "triton (not cpu"),
             (nn.LIF(), static, "triton (not cpu"),
-            (nn.LIF(), torch.empty(CHUNK, 2, 64, device="cuda"), "triton (not cpu"),
+            (nn.LIF(), torch.empty(CHUNK, 2, 64, device="cuda"), "cuda (its launches"),
+            (nn.LIF(), torch.empty(CHUNK, 2048, 64, device="cuda"), "triton (not cpu"),
         )
         for layer, given, answer in wanted:
             assert layer.backend_for(given).startswith(answer), layer
             with pytest.raises(Chosen) as taken:
                 lif(given.movedim(layer.time_dim, 0), backend=layer.backend, return_packed=layer.packed)
+            assert answer.startswith(str(taken.value)), layer
+
+
+def test_a_norm_with_a_neuron_says_which_and_why(gpu, monkeypatch):
+    def choose(*what):
+        raise Chosen(resolve(what[0], Case(*what[1:4], LIFSpec(), *what[5])).name)
+
+    monkeypatch.setattr(import_module("trtkern.ops.batch_norm_lif"), "choose", choose)
+    with FakeTensorMode():
+        small, large = (torch.empty(4, batch, 8, 4, 4, device="cuda") for batch in (2, 4096))
+        wanted = (
+            (small, {}, "cuda (its launches"),
+            (small, {"packed": True}, "triton (not"),
+            (large, {}, "triton (not"),
+        )
+        for given, options, answer in wanted:
+            with torch.device("cuda"):
+                layer = nn.BatchNormLIF(8, **options)
+            assert layer.backend_for(given).startswith(answer), layer
+            with pytest.raises(Chosen) as taken:
+                layer(given)
             assert answer.startswith(str(taken.value)), layer

@@ -59,24 +59,36 @@ THREADS = 64
 """Of a block; ``csrc/cuda/index.h`` has the same number (a test compares them)."""
 
 
-def prefers(case: Case) -> str | None:
-    """For what "auto" takes this backend before triton, or None: a plain LIF over a long sequence of few neurons.
+SMALL = 4 << 20
+"""Bytes of x up to which a launch is over before the host has prepared the next one: a GPU of 2 TB/s and more moves the
+five tensors of a forward and a backward pass in 10 us."""
 
-    That is where ``ahead`` in ``csrc/lif/cuda_choice.h`` takes the kernels that read ahead: more steps than a chunk,
-    and fewer blocks of 16-byte packs than the GPU has multiprocessors.
+
+def prefers(case: Case) -> str | None:
+    """For what "auto" takes this backend before triton, or None: long sequences of few neurons, and small tensors.
+
+    On small tensors the time of a call is the host's, and both backends move the same bytes: the one whose launches
+    cost the host less is taken (``trtkern bench --op overhead``).
     """
-    if case.op != "lif" or refuses(case) is not None or case.T <= CHUNK or case.N == 0:
+    if case.N == 0 or case.op not in ("lif", "batch_norm_lif") or refuses(case) is not None:
         return None
-    if case.spec is not None and case.spec.neuron != "LIF":
-        return None
+    if reads_ahead(case):
+        wide = 16 // case.dtype.itemsize
+        return (
+            f"it reads ahead where few neurons run for many steps: T = {case.T}, and N = {case.N} makes "
+            f"{-(-case.N // (wide * THREADS))} blocks for {case.processors} multiprocessors"
+        )
+    size = case.T * case.N * case.dtype.itemsize
+    return None if size > SMALL else f"its launches cost the host less, and x has {max(1, size >> 10)} KiB"
+
+
+def reads_ahead(case: Case) -> bool:
+    """Whether ``ahead`` in ``csrc/lif/cuda_choice.h`` takes the kernels that read ahead: a plain LIF, more steps than a
+    chunk, and fewer blocks of 16-byte packs than the GPU has multiprocessors."""
+    if case.op != "lif" or case.T <= CHUNK or (case.spec is not None and case.spec.neuron != "LIF"):
+        return False
     wide = 16 // case.dtype.itemsize
-    blocks = -(-case.N // (wide * THREADS))
-    if blocks >= case.processors or case.N % (wide // 4):
-        return None
-    return (
-        f"it reads ahead where few neurons run for many steps: T = {case.T}, and N = {case.N} makes {blocks} blocks "
-        f"for {case.processors} multiprocessors"
-    )
+    return -(-case.N // (wide * THREADS)) < case.processors and case.N % (wide // 4) == 0
 
 
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trtkern.backends import explain, resolve
+from trtkern.backends import explain, resolve, sizes
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, Spiking, one_step, spikes_of, warn_of_one_step
@@ -181,7 +181,8 @@ class BatchNormLIF(Leaf):
 
     def backend_for(self, y: Tensor) -> str:
         """The backend that runs this layer on y; for "auto" also why the ones before it do not."""
-        case = Case(OP, y.device.type, y.dtype, self.lif.spec)
+        measured = (0, 0, 0) if self.packed else sizes(y)
+        case = Case(OP, y.device.type, y.dtype, self.lif.spec, *measured)
         return explain(case) if self.lif.backend == "auto" else resolve(self.lif.backend, case).name
 
     def extra_repr(self) -> str:

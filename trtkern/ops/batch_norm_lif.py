@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trtkern import reference
-from trtkern.backends import choose
+from trtkern.backends import choose, sizes
 from trtkern.backends.base import Finish
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
@@ -36,6 +36,7 @@ from trtkern.ops._prepared import (
     NEED_Y,
     WANT_EDGES,
     WANT_H,
+    WANT_PACKED,
     Call,
     Prepared,
     allocate,
@@ -181,7 +182,8 @@ def _checked(
     values = {name: neuron.values[name] for name in spec.row.params}
     checks.flag(OP, neuron.flag, y)
     checks.parameters(OP, values)
-    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token)
+    measured = (0, 0, 0) if neuron.want & WANT_PACKED else sizes(y)
+    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured)
     numbers = None
     if not any(isinstance(value, Tensor) for value in values.values()):
         numbers = tuple(scalars(firing(OP, values, neuron.fire_on_equal, y), None))
