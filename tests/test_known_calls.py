@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -179,6 +180,54 @@ def test_a_layer_whose_parameters_are_others(one_thread):
     layer.weight = torch.nn.Parameter(torch.ones(4))
     with pytest.raises(ValueError, match="4 channels"):
         layer(y)
+
+
+def a_call(seed):
+    """A call of some kind with tensors of its own: everything that comes out of it, both ways."""
+    draw, T = random.Random(seed), random.Random(seed).choice((1, 3, 17))
+    torch.manual_seed(seed)
+    x = torch.randn(T, 2, 3, 4, 4).to(draw.choice((torch.float32, torch.bfloat16)))
+    laid = draw.choice(("plain", "channels last", "static", "transposed"))
+    if laid == "channels last":
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    elif laid == "static":
+        x = x[:1].expand(T, -1, -1, -1, -1)
+    elif laid == "transposed":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    x = x.detach().requires_grad_(draw.random() < 0.7)
+    learned = [torch.full(draw.choice(((), (3,))), 0.5, requires_grad=True) for _ in range(2)]
+    soft, packed, state = (draw.random() < 0.5 for _ in range(3))
+    decay, threshold = (draw.choice((0.5, 0.25, own)) for own in learned)
+    if draw.random() < 0.5:
+        options = {"return_state": state, "return_packed": packed, draw.choice(("return_v", "return_h")): soft}
+        start = draw.choice((None, torch.rand(2, 3, 4, 4)))
+        equal, spec = draw.random() < 0.3, LIFSpec("soft" if soft else "hard")
+        values = {"decay": decay, "v_threshold": threshold, "fire_on_equal": equal}
+        made = [t for t in lif(x, start, spec=spec, **values, **options) if t is not None]
+    else:
+        values = {"decay": draw.choice((0.5, 0.25)), "v_threshold": threshold, "v_reset": None if soft else 0.0}
+        layer = BatchNormLIF(3, pool=draw.choice((1, 2)), packed=packed, **values).train(draw.random() < 0.6)
+        residual = draw.choice((None, torch.rand(T, 2, 3, 4, 4)))
+        spikes, last = layer(x, residual, return_state=True)
+        made = [*(spikes if packed else (spikes,)), last, layer.running_mean, layer.num_batches_tracked]
+        learned += [layer.weight, layer.bias]
+    total = sum((t.float() * torch.rand_like(t, dtype=torch.float32)).sum() for t in made if t.requires_grad)
+    if isinstance(total, torch.Tensor):
+        total.backward()
+    return [*made, *(t.grad for t in (x, *learned))]
+
+
+def test_calls_of_many_kinds_in_turn_are_what_each_is_alone(one_thread):
+    """What one kind of call left behind is nothing that another one takes."""
+    alone = {}
+    for seed in range(120):
+        _known._chosen.clear()
+        alone[seed] = a_call(seed)
+    _known._chosen.clear()
+    for seed in random.Random(0).sample([*alone, *alone], 2 * len(alone)):
+        for got, want in zip(a_call(seed), alone[seed], strict=True):
+            assert (got is None) == (want is None), seed
+            assert got is None or (got.dtype == want.dtype and torch.equal(got, want)), seed
 
 
 def test_many_calls_do_not_stay(monkeypatch):
