@@ -21,6 +21,11 @@ from trtkern.selftest import device_of
 
 ALLOCATIONS = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty"}
 """What takes memory and computes nothing."""
+VIEWS = {f"aten::{name}" for name in ("reshape", "view", "as_strided", "detach", "narrow", "slice", "unsqueeze_")}
+VIEWS |= {f"aten::{name}" for name in ("as_strided_", "squeeze_", "resolve_conj", "resolve_neg")}
+LOOKS = {"aten::aminmax"}
+"""At what a parameter holds, where it is in the host's memory."""
+RSUB = {"aten::rsub", "aten::sub", "aten::to", "aten::_to_copy", "aten::copy_"}
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +95,13 @@ def test_a_learned_decay(backend):
     """The sums of the parameters are one launch more."""
     name, device, launches = backend
     x = torch.randn(4, 2, 8, 4, 4, device=device, requires_grad=True)
-    (_, first), (_, second) = both(neuron(PLIF, name).to(device), x, launches)
+    (forward, first), (backward, second) = both(neuron(PLIF, name).to(device), x, launches)
     assert first in (None, 1) and second in (None, 2)
+    if name != "triton":
+        # The decay is 1 - sigmoid(w) (rsub makes a tensor of the 1), and one concatenation puts it to the numbers.
+        assert set(forward) - ALLOCATIONS - VIEWS - LOOKS == {*RSUB, "aten::sigmoid", "aten::cat"}
+        assert forward.count("aten::cat") == 1
+        assert sorted(set(backward) - ALLOCATIONS - VIEWS) == ["aten::neg", "aten::sigmoid_backward"]
 
 
 CASES = {
