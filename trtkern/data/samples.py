@@ -188,6 +188,8 @@ class Loaded:
                 raise DataError(f"data: expected {self.steps} batches of {self.kind}, as its length says, got {number}")
             if number >= first:
                 yield pair(batch, f"{self.kind}, batch {number + 1}", self.loader.collate_fn)
+        with seeded(seed + 1 + self.steps):
+            next(found, None)  # to its end, where a sampler may draw once more, as in every loop
 
 
 def length(dataset: Any) -> int:

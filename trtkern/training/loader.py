@@ -102,7 +102,7 @@ class Loader:
             raise ValueError(f"loader: expected an epoch of 1 to {count:,} images, got {steps} steps of {batch}")
         order = torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch)
         if isinstance(self.images, Samples):
-            return Plan(order, torch.randint(2**62, (steps,), generator=generator))
+            return Plan(order, torch.randint(2**62, (steps,), generator=_beside(generator)))
         if not isinstance(self.images, ImageFiles):
             return Plan(order, None)
         return Plan(order, torch.randint(2**62, (steps * batch,), generator=generator).view(steps, batch))
@@ -243,6 +243,13 @@ def _split_off(augment: Pipeline, size: int) -> tuple[ResizedCrop | None, Pipeli
             f"loader: expected resized_crop with the size of the images in an evaluation, {size}, got {first.size}"
         )
     return first, Pipeline(augment.transforms[1:])
+
+
+def _beside(generator: torch.Generator) -> torch.Generator:
+    """Another one that follows from where this one is, which stays there: an order is a permutation an epoch."""
+    other = torch.Generator()
+    other.set_state(generator.get_state())
+    return other.manual_seed(int(torch.randint(2**62, (), generator=other)))
 
 
 def _at(images: Tensor, time_first: bool, index: Tensor) -> Tensor:
