@@ -77,7 +77,7 @@ def test_changes_and_options_go_over_the_recipe(tmp_path):
         (
             "digits",
             ("loss.name=ttr",),
-            "--loss: expected one of trt, tet, sdt, mse, or module:name, got 'ttr'; did you mean 'trt'",
+            "--loss: expected one of trt, tet, sdt, mse, or module:function, got 'ttr'; did you mean 'trt'",
         ),
         ("digits", ("augment=[{name='flpi'}]",), "got 'flpi'; did you mean 'flip'"),
         ("digits", ("lr",), "--set: expected key=value, got 'lr'"),

@@ -34,7 +34,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 # Likewise of what mixes the images of a batch, and their labels with them.
 MIXES: dict[str, dict[str, Any]] = {"mixup": {"alpha": 0.2, "p": 1.0}, "cutmix": {"alpha": 1.0, "p": 1.0}}
-OWN = "module:name"
+OWN = "module:function"
 """How something of the user's is named: what follows the colon, in a module that can be imported."""
 OBJECT = "object"
 """What stands for something that a program gave as an object, which no name leads to."""

@@ -57,16 +57,14 @@ class OwnDataset(Dataset):
                 f"{where}: expected int64 labels, or soft labels or numbers in a floating dtype, got {targets.dtype}; "
                 f"make labels .long()"
             )
-        if targets.is_floating_point() or not self.classes:
+        if targets.is_floating_point():
             return
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= len(self.classes):
+        low, high, count = int(targets.min()), int(targets.max()), len(self.classes)
+        if low < 0 or 0 < count <= high:
             wrong = low if low < 0 else high
             place = int(torch.nonzero(targets == wrong)[0, 0])
-            raise DataError(
-                f"{where}: expected labels of 0..{len(self.classes) - 1}, got {wrong} for sample {place}; the network "
-                f"has {len(self.classes)} outputs"
-            )
+            wanted = f"of 0..{count - 1}, for {count} classes" if count else "of 0 and above"
+            raise DataError(f"{where}: expected labels {wanted}, got {wrong} for sample {place}")
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

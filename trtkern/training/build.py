@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trtkern import own
-from trtkern.models.build import build
+from trtkern.models.build import BUILDERS, build
 from trtkern.names import LOSSES, OBJECT, is_own
 from trtkern.training import losses
 from trtkern.training.losses import Loss
@@ -40,12 +40,12 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
         if is_own(name):
             model = _own(name, options, {**known, "shape": shape, "classes": classes}, given)
         else:
-            if len(shape) != 3 or classes is None:
+            if name in BUILDERS and (len(shape) != 3 or classes is None):
                 raise ValueError(
                     f"model: {name}: expected images [C, H, W] of classes whose number is known, got samples of "
                     f"{list(shape)} and {classes} classes; name a network of your own, or the classes of the data"
                 )
-            model = build(name, (shape[0], shape[1], shape[2]), classes, **options, **known)
+            model = build(name, shape, classes or 0, **options, **known)  # type: ignore[arg-type]
     return model.to(settings.device)
 
 

@@ -147,7 +147,7 @@ class Trainer(Kept):
         return trainer
 
     def _set_up(self, settings: Settings, data: Dataset, files: dict[str, Any] | None, given: Given) -> None:
-        self.settings, self.files = settings, files
+        self.settings, self.files, whole = settings, files, data
         self.device = torch.device(settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams and graphs are those of the current one
@@ -158,7 +158,7 @@ class Trainer(Kept):
         self.data = data.to(self.device)
         self.model = build_model(settings, data.shape, len(data.classes) or None, given.model)
         self.loss = build_loss(settings, self.model, given.loss)
-        self.watch = Watch(self.model, self._tried)
+        self.watch = Watch(self.model, partial(self._tried, whole))
         self.splits = {"train": self.data.train, "test": self.data.test}
         if held_out is not None:
             self.splits["validation"] = held_out.to(self.device)
@@ -224,13 +224,15 @@ class Trainer(Kept):
         classes = len(self.data.classes)
         return Loader(split, self.device, workers=workers, time_first=time_first, classes=classes, **more)
 
-    def _tried(self) -> None:
-        """Run the network once, and look at what it gives, where it is the user's."""
+    def _tried(self, whole: Dataset) -> None:
+        """Run the network once, and look at what it gives, where it or ``whole``, all data, are the user's."""
         images = self._sample(1)
         if not outputs.own(self.settings, self.data):
             self.logits(images)
             return
-        self.data = outputs.tried(self.settings, self.data, self.loss, self.model, self.logits, images)
+        found = outputs.tried(self.settings, whole, self.loss, self.model, self.logits, images)
+        if isinstance(self.data, OwnDataset):
+            self.data = self.data.named(found.classes)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step of the run, from 0; of an optimiser's first group where there are several."""
