@@ -2,8 +2,8 @@
 
 python bench/loop.py --rounds 40
 
-Both train the network of the recipe "digits" on the same images, in the same order, with the same optimiser. An epoch of
-the one and an epoch of the other take turns; a row has the time of a step, and the ratio of both in the same rounds. The
+Both train the network of the recipe "digits" on the same images, in the same order, with the same optimiser. An epoch
+of the one and one of the other take turns; a row has the time of a step, and the ratio of both in the same rounds. The
 loop also adds up losses and accuracy, looks for what is not finite, and moves the learning rate; its evaluations and
 checkpoints, which come after an epoch, are not part of a step.
 """
@@ -94,7 +94,7 @@ def measured(loss: str, rounds: int, folder: Path, command: str) -> list[rows.Ro
                 note=note,
                 **rows.figures(each[name], [], each["loop"], 0, 0),
                 command=command,
-            )  # fmt: skip
+            )
         )
     return made
 

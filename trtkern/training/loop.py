@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -255,8 +255,10 @@ class Trainer(Kept):
         with self._autocast():
             return self._network(self.data.normalise(images)).float()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, DTYPES[self.settings.amp], enabled=self.settings.amp != "none")
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.settings.amp])
 
     def _look(self, parts: LossParts) -> None:
         """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""

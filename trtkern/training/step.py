@@ -55,7 +55,8 @@ class Step:
             more: batches that go into the same update: their gradients are averaged, one batch after the other.
         """
         share = 1 + len(more)
-        found = [self._forward_backward(images, target, share, clear=True)]
+        self.optimizer.zero_grad(set_to_none=True)
+        found = [self._forward_backward(images, target, share)]
         found += [self._forward_backward(*batch, share) for batch in more]
         self.scaler.unscale_(self.optimizer)
         first = found[0][0]
@@ -76,15 +77,11 @@ class Step:
             tally.add(LossParts(whole, parts.cross_entropy, parts.mse, penalty), logits, aim)
         return total
 
-    def _forward_backward(
-        self, images: Tensor, target: Tensor, share: int, clear: bool = False
-    ) -> tuple[LossParts, Tensor, Tensor]:
+    def _forward_backward(self, images: Tensor, target: Tensor, share: int) -> tuple[LossParts, Tensor, Tensor]:
         """The parts of a batch's loss without its penalty, its logits, and its targets as the loss takes them."""
         logits = self._forward(images)
         target = arranged(target, logits)
         parts = self.loss.parts(logits, target, regularize=False)
-        if clear:
-            self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts.total if share == 1 else parts.total / share).backward()
         return parts, logits, target
 

@@ -33,7 +33,8 @@ class Tally:
         class."""
         count = logits.shape[1]
         correct = self._score(logits, target) if self._scored else logits.new_zeros(())
-        self._sums += torch.stack([*(part.double() * count for part in parts), correct.double()])
+        self._sums[:-1] += torch.stack([*parts]).double() * count
+        self._sums[-1] += correct
         self.images += count
 
     def _score(self, logits: Tensor, target: Tensor) -> Tensor:
