@@ -99,3 +99,10 @@ class Impatient(Callback):
     def step(self, trainer, epoch, step, loss) -> None:
         if (epoch, step) == self.at:
             raise KeyboardInterrupt
+
+
+def numbers(count: int = 64) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Sequences [N, 6, 5] and the mean of each, which a readout is to give."""
+    x = torch.randn(count + 16, 6, 5, generator=torch.Generator().manual_seed(0))
+    y = x.mean((1, 2))[:, None]
+    return (x[:count], y[:count]), (x[count:], y[count:])

@@ -426,3 +426,13 @@ def test_the_command_line_says_it_in_one_line_and_leaves_nothing(tmp_path, monke
         error = capsys.readouterr().err
         assert re.search(message, error) or message in error, error
         assert error.count("\n") == 1 and not Path("a").exists()
+
+
+def test_a_trainer_trains_once(tmp_path):
+    trainer = made(batch_size=16, epochs=1)
+    trainer.fit(tmp_path / "a", show=False)
+    with pytest.raises(
+        RuntimeError, match="fit: expected a new Trainer for a new run, got one that has trained already"
+    ):
+        trainer.fit(tmp_path / "b", show=False)
+    assert not (tmp_path / "b").exists()

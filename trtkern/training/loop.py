@@ -297,6 +297,7 @@ class Trainer(Kept):
 
         Raises:
             ValueError: the folder holds another run, or other files.
+            RuntimeError: a new run of a trainer that has trained already.
             NonFiniteError, CallbackError, OSError: as ``run``; the checkpoints stay.
         """
         return session.fit(self, None if folder is None else Path(folder), show)

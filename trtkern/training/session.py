@@ -102,6 +102,11 @@ def fit(trainer: Trainer, folder: Path | None, show: bool) -> Result:
     torch.set_num_threads(trainer.settings.threads)
     plan = trainer.settings.to_json()
     if folder is None or not _holds_run(folder):
+        if trainer.kept is not None:
+            raise RuntimeError(
+                "fit: expected a new Trainer for a new run, got one that has trained already, with the weights of that "
+                "run; make another one"
+            )
         place = folders.create(plan, None if folder is None else str(folder))
         return perform(trainer, place, _observer(show))
     folders.hold(folder)
