@@ -417,6 +417,7 @@ def test_the_command_line_says_it_in_one_line_and_leaves_nothing(tmp_path, monke
             ["--model", "own_parts:network", "--loss", "own_parts:margin", "--lam", "1"],
             "--lam: expected with a loss of trtkern",
         ),
+        (["--recipe", "own", "--data", "own_parts:data"], "--recipe: expected one of cifar10, .*, got 'own'"),
         (["--set", "data_options.count=3"], "data_options: expected it with data of your own"),
         (["--model", "own_parts:network"], "expected labels|expected own_parts:network to give logits"),
         (["--set", "schedule.name=cosinus"], "got 'cosinus'; did you mean 'cosine'?"),

@@ -48,11 +48,12 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     if "data" in given:
         fitting(OPTIONS["data"], given["data"])
     name = given.get("data", "digits") if recipe is None else recipe
-    if recipe is None and is_own(name):
+    own = {"data": name} if recipe is None and is_own(name) else None
+    if own is not None:
         name = OWN_RECIPE
     elif recipe is None and name not in recipes.names():
         raise ValueError(f"--data: expected --recipe beside {name}, which has no recipe of its own, got none")
-    said = recipes.load(name, changes, None if name != OWN_RECIPE else {"data": given["data"]})
+    said = recipes.load(name, changes, own)
     loss, loss_options = _loss(said.get("loss", {}), given)
     plan = {}
     for key, option in OPTIONS.items():
