@@ -163,7 +163,7 @@ class Trainer(Kept):
         if held_out is not None:
             self.splits["validation"] = held_out.to(self.device)
         self.watched = "test" if held_out is None else "validation"
-        self._batches(settings)
+        self._divide(settings)
         self.optimizer = optimizers.build(settings, self.model, given.optimizer)
         self._rates = optimizers.Rates(self.optimizer, settings.lr)
         total = self.steps * settings.epochs
@@ -191,17 +191,21 @@ class Trainer(Kept):
         self.best: Best | None = None
         self.kept: MemoryReport | None = None
 
-    def _batches(self, settings: Settings) -> None:
+    @property
+    def batches(self) -> int:
+        """Of an epoch: ``accumulate`` a step, but for the last step of a DataLoader."""
+        images = self.data.train.images
+        return images.steps if isinstance(images, Loaded) else self.steps * self.settings.accumulate
+
+    def _divide(self, settings: Settings) -> None:
         """How many samples a batch has, and how many steps an epoch."""
         images = self.data.train.images
         if isinstance(images, Loaded):
             self.batch_size, self.steps = images.batch_size, -(-images.steps // settings.accumulate)
-            self.batches = images.steps
             return
         count = len(images)
         self.batch_size = min(settings.batch_size, count)
         self.steps = count // self.batch_size // settings.accumulate
-        self.batches = self.steps * settings.accumulate
         if not self.steps:
             raise ValueError(
                 f"--set accumulate: expected at most {count // self.batch_size}, the batches of an epoch, got "
