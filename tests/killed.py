@@ -42,9 +42,10 @@ def main(folder: Path, kills: int, seed: int, options: list[str]) -> None:
         begun = (folder / PLAN).exists() and not program
         number = child(["train", "--resume", str(folder)] if begun else begin)
         if died < kills:
-            # Up to where a checkpoint more is written, most of the time: some must come, or it never ends.
+            # Up to where a checkpoint more is written, most of the time: some must come, or it never ends. Every fourth
+            # one waits for it, on a machine however slow: so the run itself is killed, and not its beginning alone.
             files = checkpoint.found(folder) if folder.exists() else []
-            deadline = time.monotonic() + draw.uniform(0.02, 1.0)
+            deadline = time.monotonic() + (600.0 if died % 4 == 3 else draw.uniform(0.02, 1.0))
             while time.monotonic() < deadline and os.waitpid(number, os.WNOHANG) == (0, 0):
                 time.sleep(0.001)
                 if draw.random() < 0.3 and folder.exists() and checkpoint.found(folder) != files:
