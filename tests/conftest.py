@@ -85,10 +85,10 @@ def one_thread():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Runs leave a report of one word and no curves: a second a run. The real ones: test_cli, test_report."""
-    from trtkern.commands import _runs
+    from trtkern.training import figures, report
 
-    monkeypatch.setattr(_runs.report, "write", lambda path, **_: path.write_text("report"))
-    monkeypatch.setattr(_runs.figures, "learning_curves", lambda *_: None)
+    monkeypatch.setattr(report, "write", lambda path, **_: path.write_text("report"))
+    monkeypatch.setattr(figures, "learning_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def one_line(capsys) -> str:
         (["train", "--timesteps", "0"], "--timesteps: expected"),
         (["train", "--lr", "nan"], "--lr: expected a finite number above 0, got nan"),
         (["train", "--epochs", "many"], "Invalid value for '--epochs'"),
-        (["train", "--lrr", "1"], "train: expected one of --recipe, --set, "),
+        (["train", "--lrr", "1"], "train: expected one of --recipe, --model, --set, "),
         (["train", "--lrr", "1"], "got '--lrr'; did you mean '--lr'? (`trtkern train --help` explains them)"),
         (["--versoin"], "expected one of --version, --help, got '--versoin'; did you mean '--version'?"),
         (["doctor", "--fast"], "doctor: expected one of --help, got '--fast'"),
@@ -156,7 +156,7 @@ def test_nan_ends_training_with_status_1_and_names_step_and_layer(capsys, monkey
     images = whole.train.images[:200].float()
     images[:, 0, 2, 2] = torch.nan
     part = dataclasses.replace(whole, train=Split(images, whole.train.labels[:200]))
-    monkeypatch.setattr(_runs, "load", lambda *_, **__: part)
+    monkeypatch.setattr(_runs.gathering, "load", lambda *_, **__: part)
     assert cli.main(["train", *FAST]) == 1
     error = one_line(capsys)
     assert "NaN or Inf in epoch 1, step 1, first in the membrane potential of layer layers.0.norm" in error

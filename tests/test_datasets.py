@@ -48,9 +48,11 @@ def test_help_and_errors_know_a_new_data_set(added, capsys, monkeypatch):
     monkeypatch.setattr(train.train, "__signature__", train._signature())  # made when the command is imported
     assert cli.main(["train", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", "").split())
-    assert "shd, stripes. The digits come with the package." in said
+    assert "shd, stripes. The digits come with the package. Or one of your own" in said
     assert cli.main(["train", "--data", "stripe"]) == 2
-    assert "shd, stripes, got 'stripe'; did you mean 'stripes'?" in capsys.readouterr().err
+    assert (
+        "shd, stripes, module:function or folder:DIR, got 'stripe'; did you mean 'stripes'?" in capsys.readouterr().err
+    )
     with pytest.raises(ValueError, match=r"data: expected one of digits, .*, shd, stripes, got 'strips'"):
         data.load("strips")
 

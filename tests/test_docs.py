@@ -1,9 +1,14 @@
 """What the README and the guides show runs as it stands."""
 
 import re
+import shlex
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from trtkern import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,6 +22,30 @@ def test_the_code_on_the_page_runs(page, capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_page_on_data_and_models_of_one_s_own_runs(tmp_path, monkeypatch, capsys, one_thread, no_pictures):
+    """Every block of it in a new folder, in its order: files are written, commands typed, lines run."""
+    page = (ROOT / "docs" / "own.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr("trtkern.commands._runs.keep_pages", lambda: False)
+    first, *blocks = re.findall(r"^```(python|sh|toml)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    Path("mine.py").write_text(first[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    names = dict(vars(import_module("mine")))
+    exec(compile(first[1].partition('if __name__ == "__main__":')[2].replace("\n    ", "\n"), "mine.py", "exec"), names)
+    for kind, block in blocks:
+        if kind == "toml":
+            Path("mine.toml").write_text(block)
+            block = "trtkern train --recipe mine.toml\ntrtkern profile mine.toml --steps 1"
+        if kind == "python":
+            exec(compile(block, "own.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            assert cli.main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+    assert Path("runs/mine/report.html").exists() and Path("runs/data-trt-seeds/seeds.json").exists()
+    del sys.modules["mine"]
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])

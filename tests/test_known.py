@@ -53,7 +53,7 @@ def dry(capsys, *options: str) -> str:
 )
 def test_a_dry_run_needs_no_file(tmp_path, monkeypatch, capsys, name, said):
     """Nor a module that reads one: importing these fails."""
-    monkeypatch.setattr(_runs, "load", lambda *args, **more: pytest.fail("looked at the data set"))
+    monkeypatch.setattr(_runs.gathering, "load", lambda *args, **more: pytest.fail("looked at the data set"))
     for module in ("tonic", "tonic.io", "h5py", "aedat"):
         monkeypatch.setitem(sys.modules, module, None)
     out = dry(capsys, "--recipe", name, "--set", "timesteps=2" if name == "imagenet100" else "epochs=2")

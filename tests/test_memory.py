@@ -223,7 +223,7 @@ def few() -> Dataset:
 
 
 def trainer(few: Dataset, **options) -> Trainer:
-    return Trainer(settings.resolve(backend="cpu", threads=1, device="cpu", epochs=2, select="last", **options), few)
+    return Trainer.of(settings.resolve(backend="cpu", threads=1, device="cpu", epochs=2, select="last", **options), few)
 
 
 @needs_cpu

@@ -51,7 +51,7 @@ def trainer(few, neuron="LIF"):
         "timesteps": 3,
         "select": "last",
     }
-    return Trainer(settings.resolve(changes=[*CHANGES, f"model.neuron={neuron}"], **options), few)
+    return Trainer.of(settings.resolve(changes=[*CHANGES, f"model.neuron={neuron}"], **options), few)
 
 
 class Impatient(Observer):
@@ -117,7 +117,7 @@ def test_the_command(tmp_path):
     code = (
         "from trtkern import cli\n"
         "from trtkern.commands import _runs\n"
-        "_runs.report.write = _runs.figures.learning_curves = lambda *_, **__: None\n"
+        "_runs.session.report.write = _runs.session.figures.learning_curves = lambda *_, **__: None\n"
         f"for name, more in (('with', ['--observe', 'fisher', '--observe-every', '2']), ('without', [])):\n"
         f"    assert cli.main(['train', '--run-dir', {str(tmp_path)!r} + '/' + name, *{options!r}, *more]) == 0\n"
     )

@@ -34,7 +34,8 @@ def test_recipes_settings_and_resume_are_the_table():
     assert [field.name for field in dataclasses.fields(Settings)] == list(OPTIONS)
     assert plan.make().keys() == OPTIONS.keys()
     kinds = {
-        "data": str, "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
+        "data": str, "data_options": dict, "time_first": bool, "mix": dict, "accumulate": int, "schedule": dict,
+        "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
         "amp": str, "train_images": int, "augment": list, "model": dict, "loss": dict, "optimizer": dict, "clip": float,
         "label_smoothing": float, "select": str, "validation": float, "workers": int, "dvs_resize": str,
         "compile": bool, "cuda_graphs": bool,

@@ -295,8 +295,8 @@ def test_the_command_takes_a_factory(tmp_path, monkeypatch, capsys):
     assert cli.main(["profile", f"{place}:made", "--input", "4,3", "--steps", "1", "--device", "cpu"]) == 0
     assert "mean square of the output" in capsys.readouterr().out
     for arguments, wanted in {
-        (f"{place}:none", "--input", "4,3"): "expected factories_of_a_test:none() to give a torch.nn.Module, got int",
-        (f"{place}:gone", "--input", "4,3"): "expected factories_of_a_test:gone to be a function without arguments",
+        (f"{place}:none", "--input", "4,3"): "expected factories_of_a_test:none to give a torch.nn.Module, got int",
+        (f"{place}:gone", "--input", "4,3"): "expected a name of the module factories_of_a_test, got 'gone', which",
         (f"{place}:made", "--input", "4,5"): "expected an input that factories_of_a_test:made takes, got 4x5",
         (f"{place}:made",): "expected the sizes of what",
         ("nonsense",): "profile: expected one of vggsnn, resnet19",

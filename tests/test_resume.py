@@ -79,7 +79,7 @@ def same(a, b):
 def undisturbed(few, tmp_path_factory):
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("undisturbed")
-    return Trainer(plan(), few).run(place).rows, newest(place)
+    return Trainer.of(plan(), few).run(place).rows, newest(place)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_parts_of_a_run_are_the_run(few, tmp_path, undisturbed, monkeypatch, at,
     """Crashed after some step or epoch; with a checkpoint of every step, or of epochs alone."""
     monkeypatch.setattr(loop, "SAVE_EVERY", every)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(plan(), few).run(tmp_path, Impatient(*at))
+        Trainer.of(plan(), few).run(tmp_path, Impatient(*at))
     torch.manual_seed(99)
-    again = Trainer(run.settings_of(tmp_path), few)
+    again = Trainer.of(run.settings_of(tmp_path), few)
     if checkpoint.found(tmp_path):
         saved = newest(tmp_path)
         again.resume(saved, tmp_path)
@@ -108,9 +108,9 @@ def test_a_signal_then_resume(few, tmp_path, undisturbed):
             if (epoch, step) == (3, 2):
                 signal.raise_signal(signal.SIGTERM)
 
-    assert Trainer(plan(), few).run(tmp_path, Stopper()).stopped == (3, 2)
+    assert Trainer.of(plan(), few).run(tmp_path, Stopper()).stopped == (3, 2)
     saved = newest(tmp_path)
-    again = Trainer(run.settings_of(tmp_path), few)
+    again = Trainer.of(run.settings_of(tmp_path), few)
     again.resume(saved, tmp_path)
     assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
     same(newest(tmp_path), undisturbed[1])
@@ -118,13 +118,13 @@ def test_a_signal_then_resume(few, tmp_path, undisturbed):
 
 def test_from_the_checkpoint_before_a_damaged_one(few, tmp_path, undisturbed):
     with pytest.raises(KeyboardInterrupt):
-        Trainer(plan(), few).run(tmp_path, Impatient(3, 1))
+        Trainer.of(plan(), few).run(tmp_path, Impatient(3, 1))
     path = checkpoint.found(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-1])
     said = []
     saved = checkpoint.load(tmp_path, said.append)
     assert saved.metadata["epoch"] == 1 and path.name in said[0]
-    again = Trainer(run.settings_of(tmp_path), few)
+    again = Trainer.of(run.settings_of(tmp_path), few)
     again.resume(saved, tmp_path)
     assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
     same(newest(tmp_path), undisturbed[1])
@@ -133,7 +133,7 @@ def test_from_the_checkpoint_before_a_damaged_one(few, tmp_path, undisturbed):
 def test_what_cannot_be_resumed(few, tmp_path, undisturbed):
     saved = undisturbed[1]._replace(state={}, metadata={**undisturbed[1].metadata, "epoch": 1})
     with pytest.raises(ValueError, match="weights alone; it cannot be resumed"):
-        Trainer(plan(), few).resume(saved, tmp_path)
+        Trainer.of(plan(), few).resume(saved, tmp_path)
 
 
 FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
@@ -178,12 +178,12 @@ def test_a_run_that_dies_before_its_report(few, tmp_path, undisturbed, monkeypat
     def die(folder):
         raise KeyboardInterrupt
 
-    trainer = Trainer(plan(), few)
+    trainer = Trainer.of(plan(), few)
     monkeypatch.setattr(trainer, "finish", die)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(tmp_path)
     assert run.read_result(tmp_path) is None
-    again = Trainer(run.settings_of(tmp_path), few)
+    again = Trainer.of(run.settings_of(tmp_path), few)
     saved = newest(tmp_path)
     assert again.finished(saved)
     again.resume(saved, tmp_path)
@@ -194,14 +194,14 @@ def test_a_run_that_dies_before_its_report(few, tmp_path, undisturbed, monkeypat
 
 def test_weights_chosen_after_the_checkpoint_that_is_left_are_dropped(few, tmp_path, undisturbed):
     """The newest checkpoint is lost, and with it an epoch that was the best."""
-    Trainer(plan(), few).run(tmp_path)
+    Trainer.of(plan(), few).run(tmp_path)
     epochs = undisturbed[0]
     last = max(range(4), key=lambda i: (epochs[i]["validation"]["accuracy"], -epochs[i]["validation"]["loss"]))
     assert last > 1  # or this test says nothing
     for path in checkpoint.found(tmp_path)[: 4 - last]:
         path.unlink()
     saved = newest(tmp_path)
-    again = Trainer(plan(), few)
+    again = Trainer.of(plan(), few)
     again.resume(saved, tmp_path)
     kept = [checkpoint.step_of(path) for path in checkpoint.found(tmp_path, selection.BEST)]
     assert kept and max(kept) == again.best.step <= saved.metadata["epoch"] * 4
@@ -213,9 +213,9 @@ def test_weights_chosen_after_the_checkpoint_that_is_left_are_dropped(few, tmp_p
 def test_the_weights_of_every_second_epoch_stay(few, tmp_path, undisturbed):
     """Through a crash that makes one of them anew, and without a say in the numbers."""
     with pytest.raises(KeyboardInterrupt):
-        Trainer(plan(keep_every=2), few).run(tmp_path, Impatient(3, 2))
+        Trainer.of(plan(keep_every=2), few).run(tmp_path, Impatient(3, 2))
     checkpoint.save(tmp_path, newest(tmp_path), 99, selection.EPOCH)  # of after the checkpoint: another run's
-    again = Trainer(plan(keep_every=2), few)
+    again = Trainer.of(plan(keep_every=2), few)
     again.resume(newest(tmp_path), tmp_path)
     assert timeless(again.run(tmp_path).rows) == timeless(undisturbed[0])
     kept = [checkpoint.load(path) for path in checkpoint.found(tmp_path, selection.EPOCH)]

@@ -79,7 +79,7 @@ def make_run(folder, *, done=True, weights=False, own_page=True, **changes):
     wanted = plan.make(**{"epochs": 3, "timesteps": 4, "device": "cpu", "threads": 1, **changes})
     (folder / PLAN).write_text(json.dumps(wanted))
     settings = settle(wanted)
-    run.write_config(folder, settings, {})
+    run.write_config(folder, settings, {}, [])
     for epoch in range(1, 4 if done else 2):
         made = {
             "epoch": epoch,

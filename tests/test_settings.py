@@ -18,7 +18,7 @@ def resolve(**options) -> settings.Settings:
     "options, message",
     [
         ({"data": "cifar"}, "--data: expected one of digits, fashion-mnist, cifar10, cifar100, .*, got 'cifar'"),
-        ({"loss": "l2"}, "--loss: expected one of trt, tet, sdt, got 'l2'"),
+        ({"loss": "l2"}, "--loss: expected one of trt, tet, sdt, mse, or module:function, got 'l2'"),
         ({"backend": "numba"}, "--backend: expected one of auto, .*, got 'numba'"),
         ({"device": "tpu"}, "--device: expected one of auto, cpu, cuda, cuda:N, got 'tpu'"),
         ({"device": "cpu:1"}, "--device: expected one of"),

@@ -16,9 +16,9 @@ from trtkern.data import Dataset, Split
 from trtkern.names import LOSSES
 from trtkern.nn import LIF, BatchNormLIF
 from trtkern.training import checkpoint, figures, run, settings
-from trtkern.training.build import rate_factor
 from trtkern.training.loop import Trainer
 from trtkern.training.observer import Observer
+from trtkern.training.schedules import Schedule
 from trtkern.training.watch import NonFiniteError, Watch
 
 # Not "auto": in Triton's interpreter a step takes minutes.
@@ -53,7 +53,7 @@ def timeless(row: dict) -> dict:
 
 
 def test_it_learns_the_digits(digits, tmp_path):
-    result = Trainer(resolve(epochs=3, batch_size=32), part(digits, 640, 360)).run(tmp_path)
+    result = Trainer.of(resolve(epochs=3, batch_size=32), part(digits, 640, 360)).run(tmp_path)
     first, last = result.rows[0], result.rows[-1]
     assert result.stopped is None and len(result.rows) == 3
     assert last["test"]["accuracy"] > 0.9
@@ -66,14 +66,14 @@ def test_same_seed_same_run_and_another_seed_another(few, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         folder = tmp_path / name
         folder.mkdir()
-        rows.append([timeless(row) for row in Trainer(resolve(epochs=2, seed=seed), few).run(folder).rows])
+        rows.append([timeless(row) for row in Trainer.of(resolve(epochs=2, seed=seed), few).run(folder).rows])
     assert rows[0] == rows[1]  # bitwise: these are Python floats
     assert rows[0][1]["train"] != rows[2][1]["train"]
 
 
 def test_step_has_the_gradient_of_the_whole_loss(few):
     """The loop adds the penalty's gradient outside autograd; the sum must be autograd's of everything."""
-    trainer = Trainer(resolve(), few)
+    trainer = Trainer.of(resolve(), few)
     trainer.loss.lam = 0.5  # so that the penalty weighs as much as the rest
     weights = dict(trainer.model.named_parameters())
     trainer.model.train()
@@ -98,7 +98,7 @@ def test_step_has_the_gradient_of_the_whole_loss(few):
 
 @pytest.mark.parametrize("loss", ["trt", "tet", "sdt"])
 def test_every_loss_trains_and_reports_its_parts(few, tmp_path, loss):
-    (row,) = Trainer(resolve(loss=loss, epochs=1), few).run(tmp_path).rows
+    (row,) = Trainer.of(resolve(loss=loss, epochs=1), few).run(tmp_path).rows
     options = LOSSES[loss]
     for split in ("train", "test"):
         parts = row[split]
@@ -109,7 +109,7 @@ def test_every_loss_trains_and_reports_its_parts(few, tmp_path, loss):
 
 
 def test_bfloat16_reaches_the_kernels_and_the_losses_stay_float32(few, tmp_path):
-    trainer = Trainer(resolve(epochs=1, amp="bf16"), few)
+    trainer = Trainer.of(resolve(epochs=1, amp="bf16"), few)
     seen = []
     for module in trainer.model.modules():
         if isinstance(module, BatchNormLIF):
@@ -121,14 +121,15 @@ def test_bfloat16_reaches_the_kernels_and_the_losses_stay_float32(few, tmp_path)
 
 
 def test_learning_rate_rises_and_falls():
-    factors = [rate_factor(step, 80, 0.25) for step in range(80)]
+    cosine = Schedule("cosine", {"eta_min": 0.0}, 0.25)
+    factors = [cosine.rate(1.0, step, 8, 10) for step in range(80)]
     assert factors[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
     assert factors[20] == 1 and factors[50] == pytest.approx(0.5) and 0 < factors[79] < 0.002
     assert factors[20:] == sorted(factors[20:], reverse=True)
 
 
 def test_last_images_are_not_lost_in_a_set_smaller_than_a_batch(few, tmp_path):
-    trainer = Trainer(resolve(epochs=1, batch_size=500), few)
+    trainer = Trainer.of(resolve(epochs=1, batch_size=500), few)
     assert (trainer.batch_size, trainer.steps) == (128, 1)
     trainer.run(tmp_path)
 
@@ -147,7 +148,7 @@ def poisoned(dataset: Dataset, image: int, value: float = torch.nan) -> Dataset:
 def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
     order = torch.randperm(128, generator=torch.Generator().manual_seed(5))
     image, step = int(order[40]), 40 // 16 + 1
-    trainer = Trainer(resolve(seed=5, batch_size=16, epochs=1), poisoned(few, image, value))
+    trainer = Trainer.of(resolve(seed=5, batch_size=16, epochs=1), poisoned(few, image, value))
     with pytest.raises(NonFiniteError, match=f"in epoch 1, step {step}, first in .* of layer layers.0.norm"):
         trainer.run(tmp_path)
     assert not checkpoint.found(tmp_path)
@@ -164,7 +165,7 @@ def test_nan_in_one_pixel_stops_the_run_at_its_step(few, tmp_path, value):
     ],
 )
 def test_nan_in_one_weight_stops_the_run_and_names_the_layer(few, tmp_path, weight, place):
-    trainer = Trainer(resolve(epochs=2, batch_size=64), few)
+    trainer = Trainer.of(resolve(epochs=2, batch_size=64), few)
 
     class Plant(Observer):
         def epoch(self, row):
@@ -182,7 +183,7 @@ def test_nan_in_one_weight_stops_the_run_and_names_the_layer(few, tmp_path, weig
 @pytest.mark.parametrize("penalty", [torch.inf, torch.nan])
 def test_a_penalty_that_is_not_finite_is_named(few, tmp_path, monkeypatch, penalty):
     """As where lam is beyond float32."""
-    trainer = Trainer(resolve(epochs=1, batch_size=64), few)
+    trainer = Trainer.of(resolve(epochs=1, batch_size=64), few)
     monkeypatch.setattr(trainer.loss, "add_grad_", lambda: torch.tensor(penalty))
     with pytest.raises(NonFiniteError, match=r"in epoch 1, step 1, first in the weight penalty of the loss \(every"):
         trainer.run(tmp_path)
@@ -195,7 +196,7 @@ def test_a_penalty_that_is_not_finite_is_named(few, tmp_path, monkeypatch, penal
 )
 def test_a_batch_before_the_last_that_is_not_finite_is_seen(few, part, value, name):
     """Its average says so where the last batch alone is looked at: in an evaluation, and between two looks on a GPU."""
-    trainer = Trainer(resolve(), few)
+    trainer = Trainer.of(resolve(), few)
     averages = {"loss": value, "cross_entropy": 1.0, "mse": 1.0, "regularizer": 0.0, "accuracy": 0.5, part: value}
     with pytest.raises(
         NonFiniteError, match=rf"NaN or Inf at noon, first in {name} of the loss \(every LIF layer stayed finite\)"
@@ -205,7 +206,7 @@ def test_a_batch_before_the_last_that_is_not_finite_is_seen(few, part, value, na
 
 
 def test_an_evaluation_looks_at_every_batch(few, monkeypatch):
-    trainer = Trainer(resolve(batch_size=32), few)
+    trainer = Trainer.of(resolve(batch_size=32), few)
     parts, seen = trainer.loss.parts, []
 
     def spoilt(logits, target):
@@ -222,7 +223,7 @@ def test_an_evaluation_looks_at_every_batch(few, monkeypatch):
 
 def test_spikes_hide_a_nan_that_the_flag_shows(few):
     """Why the flags are needed: with one NaN pixel the loss is finite."""
-    trainer = Trainer(resolve(), few)
+    trainer = Trainer.of(resolve(), few)
     trainer.model.eval()
     images = poisoned(few, 0).train.images[:8]
     loss = trainer.loss(trainer.logits(images), few.train.labels[:8])
@@ -232,7 +233,7 @@ def test_spikes_hide_a_nan_that_the_flag_shows(few):
 
 
 def test_weights_that_are_not_finite_are_not_saved(few, tmp_path):
-    trainer = Trainer(resolve(epochs=1), few)
+    trainer = Trainer.of(resolve(epochs=1), few)
     trainer._save(tmp_path, 1, 2, None)
     (path,) = checkpoint.found(tmp_path)
     before = path.read_bytes()
@@ -274,7 +275,7 @@ def test_signal_ends_the_run_after_its_step_with_a_checkpoint(few, tmp_path, num
             if (epoch, step) == (2, 3):
                 signal.raise_signal(number)
 
-    trainer = Trainer(resolve(epochs=3, batch_size=32), few)
+    trainer = Trainer.of(resolve(epochs=3, batch_size=32), few)
     result = trainer.run(tmp_path, Impatient())
     assert result.stopped == (2, 3) and len(result.rows) == 1
     saved = checkpoint.load(tmp_path)
@@ -289,7 +290,7 @@ def test_signal_ends_the_run_after_its_step_with_a_checkpoint(few, tmp_path, num
 
 def test_run_folder_has_everything(few, tmp_path):
     plan = resolve(epochs=2, seed=3)
-    trainer = Trainer(plan, few)
+    trainer = Trainer.of(plan, few)
     result = trainer.run(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / run.METRICS).read_text().splitlines()]
     assert rows == result.rows and [row["epoch"] for row in rows] == [1, 2]
@@ -303,9 +304,9 @@ def test_run_folder_has_everything(few, tmp_path):
 
 
 def test_evaluation_of_the_checkpoint_repeats_the_last_row(few, tmp_path):
-    last = Trainer(resolve(epochs=2), few).run(tmp_path).rows[-1]["test"]
+    last = Trainer.of(resolve(epochs=2), few).run(tmp_path).rows[-1]["test"]
     saved = checkpoint.load(tmp_path)
-    again = Trainer(settings.Settings.from_json(saved.metadata["settings"]), few)
+    again = Trainer.of(settings.Settings.from_json(saved.metadata["settings"]), few)
     assert again.evaluate(few.test) != last
     again.restore(saved)
     assert again.evaluate(few.test) == last == saved.metadata["row"]["test"]
@@ -315,10 +316,10 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_row(few, tmp_path):
 
 
 def test_checkpoint_of_another_network_is_refused(few, tmp_path):
-    trainer = Trainer(resolve(), few)
+    trainer = Trainer.of(resolve(), few)
     trainer._save(tmp_path, 1, 1, None)
     saved = checkpoint.load(tmp_path)
-    other = Trainer(dataclasses.replace(resolve(), model={"name": "conv", "layers": [8, "pool"]}), few)
+    other = Trainer.of(dataclasses.replace(resolve(), model={"name": "conv", "layers": [8, "pool"]}), few)
     with pytest.raises(ValueError, match="expected one for this network"):
         other.restore(saved)
     saved.metadata["shape"] = [1, 28, 28]

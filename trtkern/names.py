@@ -13,13 +13,33 @@ LOSSES: dict[str, dict[str, Any]] = {
     "trt": {"lam": 1e-5, "delta": 0.25, "eta": 0.05, "exclude": []},
     "tet": {"lam": 0.05},
     "sdt": {},
+    "mse": {"over": "mean"},
 }
-# Likewise of the optimisers; their other numbers are torch's.
+OVER = ("mean", "steps", "last")
+"""Which output the loss mse compares with the target: the mean over the steps, that of each step, or the last one."""
+# Likewise of the optimisers whose defaults are ours; their other numbers, and all other optimisers, are torch's.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"weight_decay": 0.0, "betas": [0.9, 0.999]},
     "adamw": {"weight_decay": 0.01, "betas": [0.9, 0.999]},
     "sgd": {"weight_decay": 0.0, "momentum": 0.9, "nesterov": False},
 }
+
+# Likewise of the learning rate's schedules; epochs are counted in ``step_size`` and ``milestones``.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "cosine": {"eta_min": 0.0},
+    "constant": {},
+    "step": {"step_size": 10, "gamma": 0.1},
+    "multi-step": {"milestones": [], "gamma": 0.1},
+    "one-cycle": {"pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4},
+}
+# Likewise of what mixes the images of a batch, and their labels with them.
+MIXES: dict[str, dict[str, Any]] = {"mixup": {"alpha": 0.2, "p": 1.0}, "cutmix": {"alpha": 1.0, "p": 1.0}}
+OWN = "module:function"
+"""How something of the user's is named: what follows the colon, in a module that can be imported."""
+OBJECT = "object"
+"""What stands for something that a program gave as an object, which no name leads to."""
+FOLDER = "folder:"
+"""What a data set's name begins with that is a folder of files by class."""
 
 # The neurons that a recipe may name, each with the settings that not all of them take.
 NEURONS: dict[str, tuple[str, ...]] = {
@@ -50,10 +70,25 @@ DVS_RESIZE = ("bilinear", "paper")
 """How frames of events are resized: each channel by itself, or as the paper's reference does."""
 
 
-def one_of(option: str, value: str, choices: Iterable[str]) -> str:
+def is_own(name: object) -> bool:
+    """Whether that names something of the user's own (``OWN``, ``OBJECT``)."""
+    return isinstance(name, str) and (":" in name or is_object(name))
+
+
+def is_object(name: str) -> bool:
+    """Whether that stands for an object; behind a colon it may have a name."""
+    return name == OBJECT or name.startswith(f"{OBJECT}:")
+
+
+def short(name: str) -> str:
+    """What a folder is called for: "dataset" of "mine:dataset", "cats" of "folder:/home/me/cats"."""
+    return name.rpartition(":")[2].rstrip("/").rpartition("/")[2] or OBJECT
+
+
+def one_of(option: str, value: str, choices: Iterable[str], others: str = "") -> str:
     """``value`` if it is one of the choices; ``unknown`` otherwise."""
     if value not in tuple(choices):
-        raise unknown(f"--{option}", value, choices)
+        raise unknown(f"--{option}", value, choices, others)
     return value
 
 

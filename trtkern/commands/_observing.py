@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from trtkern.analysis import Samples, fisher
-from trtkern.data import Split
-from trtkern.training.loader import Loader
 from trtkern.training.loop import Trainer
 from trtkern.training.observer import Observer
 
@@ -36,7 +32,7 @@ class FisherObserver(Observer):
         if row["epoch"] % self._every and row["epoch"] != trainer.settings.epochs:
             return
         if self._samples is None:
-            self._samples = drawn(trainer, "train", SAMPLES, BATCH)
+            self._samples = trainer.samples("train", SAMPLES, BATCH)
         found = fisher(trainer.model, self._samples, confidence=None)
         row["fisher"] = {
             "centroid": _number(found.centroid),
@@ -52,15 +48,3 @@ class FisherObserver(Observer):
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def drawn(trainer: Trainer, split: str, samples: int | None, batch_size: int) -> Samples:
-    """Samples of a split as the network takes them, in the order of the data set."""
-    images, labels = trainer.splits[split]
-    count = len(labels) if samples is None else min(samples, len(labels))
-    if count < len(labels):
-        index = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count].sort().values
-        images, labels = images[index.to(labels.device)], labels[index.to(labels.device)]
-    loader = Loader(Split(images, labels), trainer.device)
-    batches = tuple((trainer.data.normalise(found), target) for found, target in loader.whole(batch_size))
-    return Samples(batches, batch_dim=1 if batches[0][0].dim() == 5 else 0)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
-from trtkern.data import Dataset, difference, fingerprint, load
+from trtkern.data import Dataset, difference, fingerprint
 from trtkern.data.blank import blank
 from trtkern.data.folder import DataError, read_classes
-from trtkern.datasets import DATASETS, Row
+from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
-from trtkern.training import checkpoint, figures, observer, options, progress, report, resuming, run, selection
+from trtkern.training import (
+    checkpoint,
+    gathering,
+    observer,
+    options,
+    progress,
+    resuming,
+    run,
+    selection,
+    session,
+)  # fmt: skip
 from trtkern.training import folder as folders
 from trtkern.training import seeds as several
-from trtkern.training.loop import Result, Trainer
+from trtkern.training.loop import Trainer
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings, resolve_device, settle
 
@@ -37,18 +46,13 @@ def gather(settings: Settings, download: bool = False) -> tuple[Dataset, dict[st
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
     keep_pages()
-    crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
-    data = load(
-        settings.data, settings.data_dir, download, timesteps=settings.timesteps, resize=settings.dvs_resize,
-        cache=settings.cache_dir, class_list=settings.class_list, size=crops[0] if crops else 224,
-        progress=progress.Making(console()),
-    )  # fmt: skip
+    data = gathering.gather(settings, download, progress.Making(console()))
     return data, fingerprint(data)
 
 
 def prepare(settings: Settings, download: bool = False) -> Trainer:
     """A trainer of these settings, with this process set to them."""
-    return Trainer(settings, *gather(settings, download))
+    return Trainer.of(settings, *gather(settings, download))
 
 
 def begin(plan: dict[str, Any], folder: Path, download: bool) -> int:
@@ -67,19 +71,30 @@ def show(plan: dict[str, Any]) -> int:
     with user_errors():
         settings = settle(plan)
         torch.set_num_threads(settings.threads)
-        known = DATASETS[settings.data]
-        listed = None if settings.class_list is None else len(read_classes(settings.class_list))
-        crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
-        make = partial(
-            blank, settings.data, timesteps=settings.timesteps, size=crops[0] if crops else 224, classes=listed
-        )
-        channels, height, width = make(1).shape
-        values = settings.timesteps * channels * height * width
-        batch = min(settings.batch_size, settings.train_images or known.train or settings.batch_size)
+        known = DATASETS.get(settings.data)
+        data: Dataset | None = None
+        count: int | None
+        if known is None:
+            data, said = gathering.gather(settings), "The data set was made as a run makes it; nothing was trained."
+            values, count = settings.timesteps * math.prod(data.shape), len(data.train.images)
+        else:
+            count = known.train
+            channels, height, width = _blank(settings, 1).shape
+            values = settings.timesteps * channels * height * width
+        batch = min(settings.batch_size, settings.train_images or count or settings.batch_size)
         few = min(batch, max(2, SHOWN // values))  # the network runs once, and memory grows with the images
-        trainer = Trainer(replace(settings, select="last", train_images=None), make(few))
+        if data is None:
+            data = _blank(settings, few)
+            said = (
+                f"The data set was not looked at: its shape, {len(data.classes):,} classes and number of images are "
+                f"those of {settings.data} as it is published."
+            )
+        else:
+            data = replace(data, train=data.train.take(slice(few)))
+        trainer = Trainer.of(replace(settings, select="last", train_images=None, accumulate=1), data)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    steps = "as many steps as its files give" if known.train is None else f"{_images(settings, known) // batch:,} steps"
+    left = _images(settings, count) // batch // settings.accumulate
+    steps = "as many steps as its files give" if count is None else f"{left:,} steps"
     more = "" if few == batch else f"; a step of {batch} images keeps {batch / few:.3g} times as much for them"
     lines = [
         json.dumps(settings.to_json(), indent=2),
@@ -87,16 +102,23 @@ def show(plan: dict[str, Any]) -> int:
         str(trainer.loss),
         f"{trainer.memory()}\n(of {few} images{more})",
         f"{parameters:,} parameters, {steps} of {batch} images an epoch, {settings.epochs} epochs",
-        f"The data set was not looked at: its shape, {len(trainer.data.classes):,} classes and number of images "
-        f"are those of {settings.data} as it is published.",
+        said,
     ]
     console().print("\n\n".join(lines), soft_wrap=True)
     return 0
 
 
-def _images(settings: Settings, known: Row) -> int:
+def _blank(settings: Settings, count: int) -> Dataset:
+    """What is known of a data set without its files."""
+    listed = None if settings.class_list is None else len(read_classes(settings.class_list))
+    crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
+    size = crops[0] if crops else 224
+    return blank(settings.data, count, timesteps=settings.timesteps, size=size, classes=listed)
+
+
+def _images(settings: Settings, count: int | None) -> int:
     """Training images of an epoch, after those that are held out."""
-    count = known.train or 0
+    count = count or 0
     if settings.select == "validation":
         count -= round(count * settings.validation)
     return count if settings.train_images is None else min(count, settings.train_images)
@@ -126,15 +148,16 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
         if left:
             run_one(trainer, place)
         with quits(FAILURE, *FAILURES):
-            train = trainer.evaluate(trainer.splits["train"])["accuracy"]
+            train = trainer.evaluate(trainer.splits["train"])[trainer.figure]
         result = run.read_result(place)
         assert result is not None
-        test = result["test"]["accuracy"]
+        test = result["test"][trainer.figure]
         rows[one["seed"]] = {"train": train, "test": test, "gap": train - test}
     summary = several.summarise(rows)
     with quits(FAILURE, OSError):
         several.write(folder, summary)
-    console().print(progress.series(summary, f"{plan['recipe']}, {plan['loss']} loss, {len(rows)} seeds"))
+    title = f"{plan['recipe']}, {plan['loss']} loss, {len(rows)} seeds"
+    console().print(progress.series(summary, title, trainer.figure))
     return 0
 
 
@@ -172,25 +195,8 @@ def go_on(
     before = run.settings_of(folder) if saved is None else resuming.settings_in(saved)
     data, files = gather(settings, download)
     other = None if saved is None else _other(saved, data, files, other_data, say)
-    trainer = Trainer(settings, data, files)
-    if saved is None:
-        run.cut_metrics(folder, 1, None)
-        selection.forget(folder, 0)
-        say(f"there is no checkpoint in {folder} yet; starts from the beginning")
-    else:
-        trainer.resume(saved, folder, say)
-        if _ended(trainer, saved, folder):
-            trainer.restore(selection.chosen(folder, trainer.best))
-            return trainer, False
-        say(f"goes on after epoch {saved.metadata['epoch']}, step {saved.metadata['step']} of {trainer.steps}")
-        for line in resuming.notes(before, settings, saved.metadata["versions"], other):
-            say(line)
-    run.reopen(folder)
-    epoch, step = (0, 0) if saved is None else (saved.metadata["epoch"], saved.metadata["step"])
-    changed, command = resuming.differences(before, settings), ["trtkern", *sys.argv[1:]]
-    now = {"epoch": epoch, "step": step, "changed": changed, "other_data": other, "command": command}
-    trainer.history = [*run.resumed(folder), now]
-    return trainer, True
+    trainer = Trainer.of(settings, data, files)
+    return trainer, session.take_up(trainer, folder, saved, before, other, say)
 
 
 def _other(
@@ -213,34 +219,21 @@ def _other(
     return found or None
 
 
-def _ended(trainer: Trainer, saved: checkpoint.Checkpoint, folder: Path) -> bool:
-    """Whether the run has all its epochs, their result and its report."""
-    if not trainer.finished(saved) or (result := run.read_result(folder)) is None:
-        return False
-    epochs = trainer.settings.epochs
-    return result.get("epochs", epochs) == epochs and (folder / run.REPORT).exists()
-
-
 def run_one(trainer: Trainer, folder: Path) -> int:
     """Train to the end, or to where the user stops it; curves, report and table."""
     out = console()
     settings = trainer.settings
-    counts = {name: len(split.labels) for name, split in trainer.splits.items()}
+    counts = {name: len(split.images) for name, split in trainer.splits.items()}
     held = f", {counts['validation']:,} validation" if "validation" in counts else ""
     out.print(
         f"{settings.data}: {counts['train']:,} training{held} and {counts['test']:,} test images, "
         f"{trainer.steps} steps an epoch, run folder {folder}", highlight=False, soft_wrap=True,
     )  # fmt: skip
-    title = f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}"
     with user_errors():
         told = _observers(trainer, folder)
     try:
         with quits(FAILURE, *FAILURES):
-            result = trainer.run(folder, told)
-            if result.rows:
-                figures.learning_curves(result.rows, title, folder / run.CURVES)
-            if result.final is not None:
-                _report(folder, title, trainer, result)
+            result = session.perform(trainer, folder, told)
     except Quit as error:
         saved = checkpoint.found(folder)
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written"
@@ -257,17 +250,6 @@ def run_one(trainer: Trainer, folder: Path) -> int:
             f"`trtkern train --resume {place}` goes on, `trtkern evaluate {place}` tries its weights", INTERRUPTED,
         )  # fmt: skip
     return 0
-
-
-def _report(folder: Path, title: str, trainer: Trainer, result: Result) -> None:
-    final, kept = result.final, trainer.kept
-    assert final is not None
-    report.write(
-        folder / run.REPORT, title=title, settings=trainer.settings.to_json(), rows=result.rows, final=final.splits,
-        versions=run.versions(), confusion=final.confusion, classes=trainer.data.classes, activity=final.rates,
-        memory=None if kept is None else kept.summary(f" a step of {trainer.batch_size} images"),
-        command=run.command(folder),
-    )  # fmt: skip
 
 
 def _observers(trainer: Trainer, folder: Path) -> observer.Observer:
@@ -298,7 +280,7 @@ def to_evaluate(saved: checkpoint.Checkpoint, settings: Settings) -> Trainer:
     if before is not None and before["test"] != files["test"]:
         only = difference(before, {**before, "test": files["test"]})
         _teller("evaluate")(f"other test images than those of the training: {only}")
-    trainer = Trainer(settings, data, files)
+    trainer = Trainer.of(settings, data, files)
     trainer.restore(saved)
     return trainer
 

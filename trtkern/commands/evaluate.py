@@ -62,7 +62,7 @@ def evaluate(
     with quits(FAILURE, *_runs.FAILURES):
         values = trainer.evaluate(trainer.data.test)
     seconds = time.perf_counter() - begin
-    images = trainer.data.test.labels.numel()
+    images = len(trainer.data.test.images)
     rows = {
         **progress.scores(values, settings.loss, images),
         "speed": f"{images / seconds:,.0f} samples/s",

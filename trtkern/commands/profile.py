@@ -271,22 +271,7 @@ def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
 
 def _made(name: str) -> nn.Module:
     """What module:function gives."""
-    from importlib import import_module
+    from trtkern import own
+    from trtkern.training.build import module
 
-    from torch import nn
-
-    place, _, factory = name.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found = getattr(import_module(place), factory)
-        made = found()
-    except Exception as error:
-        raise ValueError(
-            f"profile: expected {name} to be a function without arguments, in a module that can be imported from "
-            f"{folder}; got {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"profile: expected {name}() to give a torch.nn.Module, got {type(made).__name__}")
-    return made
+    return module(own.called(own.imported(name, "profile"), name, "profile"), name)

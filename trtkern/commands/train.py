@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from trtkern import names
 from trtkern.commands._common import need, user_errors
 from trtkern.training import folder as folders
 from trtkern.training import plan as plans
@@ -43,7 +44,8 @@ def train(context: typer.Context, **said: Any) -> int:
         if call.other_data:
             raise ValueError("--other-data: expected it beside --resume, got it without")
         over = {name: None if said[name] is False else said[name] for name in plans.SAID}  # a switch is on or not said
-        plan = plans.make(recipe=said["recipe"], changes=call.changes or (), **over)
+        changes = [*([] if call.network is None else [f"model.name={call.network}"]), *(call.changes or ())]
+        plan = plans.make(recipe=said["recipe"], changes=changes, **over)
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
         folder = None if call.dry_run or call.seeds is not None else folders.create(plan, call.run_dir)
@@ -53,7 +55,7 @@ def train(context: typer.Context, **said: Any) -> int:
         return _runs.begin(plan, folder, call.download)
     if call.dry_run:
         return _runs.show(plan)
-    place = Path(call.run_dir or f"runs/{plan['data']}-{plan['loss']}-seeds")
+    place = Path(call.run_dir or f"runs/{names.short(plan['data'])}-{names.short(plan['loss'])}-seeds")
     return _runs.series(plan, call.seeds or "", place, call.download)
 
 

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from trtkern import own
 from trtkern.data.transform import Transform, below, check, real, take, whole
-from trtkern.names import unknown
+from trtkern.names import is_object, is_own, short, unknown
 
 
 @dataclass(frozen=True)
@@ -201,14 +203,45 @@ TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in (Crop, Fli
 
 
 @dataclass(frozen=True)
+class OwnChange:
+    """A change of the user's: a function of a batch and a generator, from which alone it draws.
+
+    Args:
+        name: of the function, "module:function".
+        options: what it takes besides.
+        function: it.
+    """
+
+    name: str
+    options: dict[str, Any]
+    function: Callable[..., Tensor]
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The images, changed.
+
+        Raises:
+            OwnError: it raised, or gave no tensor of the same number of images.
+        """
+        try:
+            changed = self.function(images, generator, **self.options)
+        except Exception as error:
+            raise own.failed(error, f"augment: expected {self.name} to change images {list(images.shape)}") from error
+        if not isinstance(changed, Tensor) or changed.dim() != images.dim():
+            got = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise own.OwnError(f"augment: expected {self.name} to give images {list(images.shape)}, got {got}")
+        return changed
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Transforms, one after the other, from one generator."""
 
-    transforms: tuple[Transform, ...] = ()
+    transforms: tuple[Transform | OwnChange, ...] = ()
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """As ``Transform.__call__``; without transforms the images themselves."""
-        check(images, generator)
+        if any(isinstance(transform, Transform) for transform in self.transforms):
+            check(images, generator)
         for transform in self.transforms:
             images = transform(images, generator)
         return images
@@ -220,13 +253,17 @@ class Pipeline:
         Raises:
             ValueError: an unknown name or number; the message says which and lists the known ones.
         """
-        transforms = []
+        transforms: list[Transform | OwnChange] = []
         for step in recipe:
             if not isinstance(step, Mapping) or "name" not in step:
                 raise ValueError(f"augment: expected a table with name = one of {', '.join(TRANSFORMS)}, got {step!r}")
             numbers = dict(step)
-            if (name := numbers.pop("name")) not in tuple(TRANSFORMS):
-                raise unknown("augment", name, TRANSFORMS)
+            name = numbers.pop("name")
+            if is_own(name):
+                transforms.append(_own(name, numbers))
+                continue
+            if name not in tuple(TRANSFORMS):
+                raise unknown("augment", name, TRANSFORMS, ", or module:function")
             known = [field.name for field in fields(TRANSFORMS[name])]
             if others := sorted(set(numbers) - set(known)):
                 raise unknown(f"augment: {name}", others[0], known)
@@ -235,4 +272,25 @@ class Pipeline:
 
     def to_recipe(self) -> list[dict[str, Any]]:
         """The inverse of ``from_recipe``, every number written out, as plain JSON types."""
-        return [{"name": step.name, **json.loads(json.dumps(asdict(step)))} for step in self.transforms]
+        return [
+            {"name": step.name, **step.options}
+            if isinstance(step, OwnChange)
+            else {"name": step.name, **json.loads(json.dumps(asdict(step)))}
+            for step in self.transforms
+        ]
+
+
+def _own(name: str, options: dict[str, Any]) -> OwnChange:
+    if is_object(name):
+        return OwnChange(name, options, partial(_gone, name))
+    function = own.imported(name, "augment")
+    if not callable(function):
+        raise own.OwnError(f"augment: expected {name} to be a function of (images, generator), got {function!r}")
+    return OwnChange(name, options, function)
+
+
+def _gone(name: str, *_: Any) -> Tensor:
+    raise own.OwnError(
+        f"augment: expected the function {short(name)} that a program gave, which no settings can make; go on with "
+        f"that program, or give it a function of a module, which can be named"
+    )

@@ -12,16 +12,26 @@ import torch
 from torch import Tensor
 
 from trtkern.data.folder import ImageFiles
+from trtkern.data.samples import Loaded, Samples
 
 
 class Split(NamedTuple):
     """Images [N, C, H, W] or sequences of frames [N, T, C, H, W], raw values of any real dtype, and labels [N] int64.
 
-    Images that no memory holds are files (``ImageFiles``), decoded when they are asked for.
+    Images that no memory holds are files (``ImageFiles``), decoded when they are asked for; samples of the user's own
+    (``Samples``, ``Loaded``) come with their targets, for which zeros stand in ``labels``.
     """
 
-    images: Tensor | ImageFiles
+    images: Tensor | ImageFiles | Samples | Loaded
     labels: Tensor
+
+    def take(self, index: slice | Tensor) -> Split:
+        """The samples at these places."""
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Split:
+        """The same on ``device``, but for what is read when it is asked for."""
+        return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ class Dataset:
             ValueError: fewer than one a class, or more than there are.
         """
         index = self._stratified(count, seed)
-        return replace(self, train=Split(self.train.images[index], self.train.labels[index]))
+        return replace(self, train=self.train.take(index))
 
     def hold_out(self, share: float, seed: int = 0) -> tuple[Dataset, Split]:
         """The same without a share of its training images, and those: stratified and drawn as in ``fewer``.
@@ -139,7 +149,8 @@ class Dataset:
         Raises:
             ValueError: no image of some class would be left on one of the two sides.
         """
-        total, classes = self.train.labels.numel(), self.train.labels.unique().numel()
+        labels = self._strata()
+        total, classes = labels.numel(), labels.unique().numel()
         count = round(total * share)
         if not classes <= count <= total - classes:
             raise ValueError(
@@ -149,12 +160,15 @@ class Dataset:
         index = self._stratified(count, seed)
         left = torch.ones(total, dtype=torch.bool).index_fill_(0, index.cpu(), False)
         rest = torch.nonzero(left).flatten().to(index.device)
-        splits = [Split(self.train.images[places], self.train.labels[places]) for places in (rest, index)]
-        return replace(self, train=splits[0]), splits[1]
+        return replace(self, train=self.train.take(rest)), self.train.take(index)
+
+    def _strata(self) -> Tensor:
+        """[N] on the CPU: the groups of which a part of the training images has as many as their share."""
+        return self.train.labels.cpu()
 
     def _stratified(self, count: int, seed: int) -> Tensor:
         """Places of ``count`` training images, in order."""
-        labels = self.train.labels.cpu()
+        labels = self._strata()
         total, classes = labels.numel(), labels.unique()
         if not len(classes) <= count <= total:
             raise ValueError(f"data: {self.name}: expected {len(classes)} to {total:,} training images, got {count:,}")
@@ -168,13 +182,14 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same on ``device``."""
-        train, test = (Split(split.images.to(device), split.labels.to(device)) for split in (self.train, self.test))
-        return replace(self, train=train, test=test)
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def _digests(images: Tensor | ImageFiles) -> list[bytes]:
+def _digests(images: Tensor | ImageFiles | Samples | Loaded) -> list[bytes]:
     """A checksum of each image."""
     if isinstance(images, ImageFiles):
         return images.digests()
+    if isinstance(images, Loaded | Samples):
+        images = torch.cat([images.read([place], 0)[0] for place in range(len(images))])
     rows = images.cpu().flatten(1).contiguous().view(torch.uint8).numpy()
     return [hashlib.sha256(row.tobytes()).digest() for row in rows]

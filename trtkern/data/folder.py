@@ -1,7 +1,7 @@
 """Data sets of image files in class folders, such as ImageNet: the files are decoded when they are asked for.
 
-The folders are ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``; in ImageNet a class is a WordNet id, n01440764. A
-label is the place of its folder's name among the sorted names.
+The folders are ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG`` (or ``test``); in ImageNet a class is a WordNet id,
+n01440764. A label is the place of its folder's name among the sorted names.
 """
 
 from __future__ import annotations
@@ -159,12 +159,13 @@ def load(directory: str | Path, class_list: str | Path | None, size: int = 224) 
         ImportError: Pillow is not installed.
     """
     _pillow()
-    folders = {split: _folders(os.path.join(directory, split)) for split in ("train", "val")}
+    held = next((each for each in ("val", "test") if os.path.isdir(os.path.join(directory, each))), "val")
+    folders = {split: _folders(os.path.join(directory, split)) for split in ("train", held)}
     if class_list is None:
         named = {name: name for name in sorted(folders["train"])}
-        if more := sorted(folders["val"] - named.keys()):
+        if more := sorted(folders[held] - named.keys()):
             raise ValueError(
-                f"data: expected in {os.path.join(directory, 'val')} only classes that train has, got {_few(more)}; "
+                f"data: expected in {os.path.join(directory, held)} only classes that train has, got {_few(more)}; "
                 f"name the classes to take in a class list"
             )
     else:
@@ -181,6 +182,17 @@ def load(directory: str | Path, class_list: str | Path | None, size: int = 224) 
     (train, train_labels), (test, test_labels) = found
     _check_copies(train, test)
     return Contents(train, train_labels, test, test_labels, tuple(named.values()))
+
+
+def unsplit(directory: str | Path, size: int = 224) -> tuple[ImageFiles, Tensor, tuple[str, ...]]:
+    """The files of the class folders of ``directory``, which has no splits, their labels and the classes.
+
+    Raises:
+        ValueError, OSError, ImportError: as ``load``.
+    """
+    _pillow()
+    names = sorted(_folders(os.fspath(directory)))
+    return *_scan(os.fspath(directory), names, size), tuple(names)
 
 
 def read_classes(path: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from trtkern.data.dataset import Dataset, Split
 from trtkern.data.files import unreadable
 from trtkern.data.folder import ImageFiles
+from trtkern.data.samples import Loaded, Samples
 
 BLOCK = 64 << 20
 """Bytes of images that are copied from their device and hashed at once."""
@@ -26,6 +27,7 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
 
     Each checksum is of the split's labels in order, and of its images: their values, dtype and shape where they are in
     memory; where they are files, the files' names below the split's folder and their sizes, without reading them.
+    Of samples of the user's own that are read one by one it is of their number, of the first, the middle and the last.
     Frames of events that were resized in floating point, whose last bit may differ between processors, are known by
     ``files`` of the data set. The same on every machine, wherever the files are.
 
@@ -62,6 +64,13 @@ def _split(name: str, split: Split, files: str | None) -> dict[str, Any]:
     if isinstance(split.images, ImageFiles):
         for block in _named(split.images):
             digest.update(block)
+    elif isinstance(split.images, (Samples, Loaded)):
+        digest.update(f"{split.images.kind} {len(split.images)}\0".encode())
+        for place in sorted({0, len(split.images) // 2, len(split.images) - 1}):
+            for part in split.images.read([place], 0):
+                digest.update(f"{part.dtype} {list(part.shape)}\0".encode())
+                for block in _bytes(part):
+                    digest.update(block)
     elif split.images.is_floating_point() and files is not None:
         digest.update(f"{files} {list(split.images.shape)}\0".encode())
     else:

@@ -100,7 +100,20 @@ def load(
         raise ValueError(f"data: {name}: expected resize as one of {', '.join(kind.resizes)}, got {resize!r}")
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
         raise ValueError(f"data: {name}: expected timesteps as a whole number of 1 or more, got {timesteps!r}")
-    source = kind.find(Path(directory))
+    return framed(name, kind, kind.find(Path(directory)), timesteps, resize, cache, progress)
+
+
+def framed(
+    name: str, kind: Kind, source: Source, timesteps: int, resize: str, cache: str | None, progress: Progress | None
+) -> Arrays:
+    """The frames of these files, from the cache if they were made before.
+
+    Args:
+        name: of the data set.
+        kind: how they are framed.
+        source: the files.
+        timesteps, resize, cache, progress: as of ``load``.
+    """
     key = {
         "name": name, "format": FORMAT, "timesteps": timesteps, "resize": resize, "classes": source.classes,
         "files": disk.fingerprint(source.root, source.files), "layout": source.layout, "tonic": _tonic(),

@@ -53,7 +53,8 @@ class _TimestepLoss(Leaf):
         Args:
             logits: outputs of the last layer at every timestep, [T, B, C].
             target: labels [B], int64, in [0, C); or soft ones, a probability for each class [B, C] in a floating
-                dtype, as mixup and CutMix make them and ``torch.nn.functional.cross_entropy`` takes them.
+                dtype, as mixup and CutMix make them and ``torch.nn.functional.cross_entropy`` takes them. Where every
+                step has a target of its own: [T, B] or [T, B, C].
 
         Raises:
             TypeError, ValueError: another rank, dtype or device, a label out of range, a probability that is negative
@@ -120,7 +121,7 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
             f"{checks.describe(target)}"
         )
     shape = logits.shape[1:] if soft else logits.shape[1:2]
-    if target.shape != shape or target.device != logits.device:
+    if target.shape not in (shape, logits.shape[:1] + shape) or target.device != logits.device:
         kind = "probabilities" if soft else "int64 labels"
         raise ValueError(
             f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {checks.describe(target)}"
@@ -143,8 +144,16 @@ def _check_values(name: str, target: Tensor, classes: int) -> None:
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """mean over t and b of the cross entropy of every step."""
-    repeated = target.repeat(logits.shape[0], *[1] * (target.dim() - 1))
+    if _each_step(target):
+        repeated = target.flatten(0, 1)
+    else:
+        repeated = target.repeat(logits.shape[0], *[1] * (target.dim() - 1))
     return F.cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
+
+
+def _each_step(target: Tensor) -> bool:
+    """Whether it is [T, B] or [T, B, C]."""
+    return target.dim() == (3 if target.dtype.is_floating_point else 2)
 
 
 def _fraction(name: str, field: str, value: float) -> float:
@@ -172,6 +181,11 @@ class SDTLoss(_TimestepLoss):
         return LossParts(loss, loss.detach(), zero, zero)
 
     def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if _each_step(target):
+            raise ValueError(
+                f"SDTLoss: expected one target a sample, for the mean output, got {checks.describe(target)}; TETLoss "
+                "and TRTLoss take one for each step"
+            )
         loss = F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
         return loss, loss.new_zeros(())
 
@@ -302,7 +316,8 @@ class TRTLoss(_TimestepLoss):
     def _errors(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         classes = torch.arange(logits.shape[2], device=logits.device)
         # Not F.one_hot, which looks at the labels: torch.vmap has no one value to show.
-        onehot = target if target.dim() == 2 else (target.unsqueeze(1) == classes).to(logits.dtype)
+        soft = target.dtype.is_floating_point
+        onehot = target if soft else (target.unsqueeze(-1) == classes).to(logits.dtype)
         return _cross_entropy(logits, target, self.label_smoothing), (logits - onehot).square().mean()
 
     def _penalty(self, weights: list[Tensor], timesteps: int) -> Tensor:

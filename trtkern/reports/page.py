@@ -102,9 +102,9 @@ def _overview(runs: Sequence[Run], place: Path) -> Section:
         test, train, at = each.final("test"), each.final("train"), each.settings
         numbers = ["", "", "", f"{len(each.rows)} of {at.epochs} so far"]
         if each.result is not None and test is not None:
-            reached = None if train is None else train["accuracy"]
+            reached = None if train is None or "accuracy" not in test else train.get("accuracy")
             numbers = [
-                f"{test['accuracy']:.2%}",
+                f"{test['accuracy']:.2%}" if "accuracy" in test else f"loss {test['loss']:.4g}",
                 "" if reached is None else f"{reached:.2%}",
                 "" if reached is None else f"{100 * (reached - test['accuracy']):+.2f} points",
                 f"{each.result.get('epoch', '?')} of {each.result.get('epochs', at.epochs)}",
@@ -123,7 +123,7 @@ def _overview(runs: Sequence[Run], place: Path) -> Section:
     parts = [_problems(trouble(runs))]
     parts += [_problems([f"{each.label}: {line}" if several else line for line in each.notes]) for each in runs]
     parts += [html_table(head, lines), f"<p>{note}</p>"]
-    finished = [each for each in runs if each.result is not None]
+    finished = pictures.scored(runs)
     if several and finished:
         size = (5.2, 1.3 + 0.34 * len(finished))
         caption = "From the accuracy on the test images (filled) to that on the training images (empty): the gap."

@@ -52,9 +52,14 @@ def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
     return positive
 
 
+def scored(runs: Sequence[Run]) -> list[Run]:
+    """Those that are at their end and have an accuracy."""
+    return [each for each in runs if "accuracy" in (each.final("test") or {})]
+
+
 def gaps(axes: Axes, runs: Sequence[Run]) -> None:
     """A line a run from its accuracy on the test images to that on the training images, in per cent."""
-    shown = [(each, color) for each, color in zip(runs, COLORS, strict=False) if each.result is not None]
+    shown = [(each, color) for each, color in zip(runs, COLORS, strict=False) if each in scored(runs)]
     for place, (each, color) in enumerate(shown):
         test, train = each.final("test"), each.final("train")
         assert test is not None

@@ -1,70 +1,99 @@
-"""What the settings name, made: network, loss, optimiser."""
+"""What the settings name, made: network and losses."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from trtkern.models import SpikingNetwork
-from trtkern.models.build import build
-from trtkern.names import LOSSES
-from trtkern.nn import SDTLoss, TETLoss, TRTLoss
+from trtkern import own
+from trtkern.models.build import BUILDERS, build
+from trtkern.names import LOSSES, OBJECT, is_own
+from trtkern.training import losses
+from trtkern.training.losses import Loss
 from trtkern.training.settings import Settings
 
-Loss = TRTLoss | TETLoss | SDTLoss
 
+def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None, given: Any = None) -> nn.Module:
+    """The network of the settings, initialised from their seed, on their device.
 
-def build_model(settings: Settings, shape: tuple[int, int, int], classes: int) -> SpikingNetwork:
-    """The network of the settings, initialised from their seed, on their device."""
+    A function of the user's gets what the settings say of it, and what it has a parameter for of ``timesteps``,
+    ``classes``, ``shape`` and ``backend``.
+
+    Args:
+        settings: of the run.
+        shape: of a sample.
+        classes: how many; None is not known.
+        given: the network that a program gave, with the weights that it has, or its function that makes one.
+
+    Raises:
+        OwnError, TypeError, ValueError: a network that cannot be made, or something that is none; the message says why.
+    """
+    known = {"timesteps": settings.timesteps, "backend": settings.backend}
+    options = dict(settings.model)
+    name = options.pop("name")
+    if isinstance(given, nn.Module):
+        return given.to(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        options = {**settings.model, "timesteps": settings.timesteps, "backend": settings.backend}
-        model = build(options.pop("name"), shape, classes, **options)
+        if is_own(name):
+            model = _own(name, options, {**known, "shape": shape, "classes": classes}, given)
+        else:
+            if name in BUILDERS and (len(shape) != 3 or classes is None):
+                raise ValueError(
+                    f"model: {name}: expected images [C, H, W] of classes whose number is known, got samples of "
+                    f"{list(shape)} and {classes} classes; name a network of your own, or the classes of the data"
+                )
+            model = build(name, shape, classes or 0, **options, **known)  # type: ignore[arg-type]
     return model.to(settings.device)
 
 
-def build_loss(settings: Settings, model: SpikingNetwork) -> Loss:
-    """The loss of the settings."""
-    options = {**settings.loss_options, "label_smoothing": settings.label_smoothing}
-    if settings.loss == "trt":
-        return TRTLoss(model, **options)
-    return TETLoss(**options) if settings.loss == "tet" else SDTLoss(**options)
+def _own(name: str, options: dict[str, Any], known: dict[str, Any], given: Any) -> nn.Module:
+    """What the user's function gives."""
+    kind = options.pop("class", None) if name == OBJECT else None
+    if name == OBJECT and given is None:
+        raise own.OwnError(
+            f"model: expected the network of {kind} that a program gave, which no settings can make; go on with that "
+            f"program, or give it the function that makes the network, which can be named"
+        )
+    function = own.imported(name, "model") if given is None else given
+    spelt = kind or name
+    if isinstance(function, nn.Module) or not callable(function):
+        raise own.OwnError(
+            f"model: expected {spelt} to be a function or a class that makes a network, got {type(function).__name__}; "
+            f"every seed begins with weights of its own"
+        )
+    return module(own.called(function, spelt, "model", **own.offered(function, options, known)), spelt)
 
 
-def build_losses(settings: Settings, model: SpikingNetwork) -> dict[str, Loss]:
-    """One loss of each kind, by its name in capitals: the kind of the run with its options, the others with theirs."""
-    options = {**LOSSES, settings.loss: settings.loss_options}
-    kinds = {kind: replace(settings, loss=kind, loss_options=options[kind]) for kind in reversed(LOSSES)}
-    return {kind.upper(): build_loss(each, model) for kind, each in kinds.items()}
+def module(made: Any, name: str) -> nn.Module:
+    """Itself, if it is a network whose state can be kept.
 
-
-def build_optimizer(settings: Settings, model: SpikingNetwork) -> torch.optim.Optimizer:
-    """The optimiser of the settings, all its arithmetic in one kernel.
-
-    For a CUDA graph the learning rate is a tensor on the device: a graph reads it anew at each replay.
+    Raises:
+        TypeError, OwnError: it is none, or its state holds other things than tensors.
     """
-    options = {name: value for name, value in settings.optimizer.items() if name != "name"}
-    if "betas" in options:
-        options["betas"] = tuple(options["betas"])
-    if settings.optimizer["name"] == "sgd":
-        descent = torch.optim.SGD(model.parameters(), lr=settings.lr, fused=True, **options)
-        if options["momentum"]:  # torch leaves them uninitialised where the first step overflows
-            for weight in model.parameters():
-                descent.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        return descent
-    kind = torch.optim.AdamW if settings.optimizer["name"] == "adamw" else torch.optim.Adam
-    rate: float | Tensor = settings.lr
-    if settings.cuda_graphs:
-        rate = torch.tensor(settings.lr, device=settings.device)
-    return kind(model.parameters(), lr=rate, fused=True, capturable=settings.cuda_graphs, **options)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"model: expected {name} to give a torch.nn.Module, got {type(made).__name__}")
+    for key, value in made.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise own.OwnError(
+                f"model: expected a state_dict of tensors, which a checkpoint can hold, got {type(value).__name__} for "
+                f"{key}"
+            )
+    return made
 
 
-def rate_factor(step: int, total: int, warmup: float) -> float:
-    """What the learning rate is multiplied with: a linear rise over the share ``warmup``, then half a cosine to 0."""
-    rising = round(total * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+def build_loss(settings: Settings, model: nn.Module, given: Any = None) -> Loss:
+    """The loss of the settings."""
+    return losses.build(settings.loss, settings.loss_options, settings.label_smoothing, model, given)
+
+
+def build_losses(settings: Settings, model: nn.Module) -> dict[str, Any]:
+    """One loss of each kind for classes, by its name in capitals: the kind of the run with its options, the others with
+    theirs."""
+    options = {**LOSSES, settings.loss: settings.loss_options}
+    return {
+        name.upper(): losses.build(name, options[name], settings.label_smoothing, model)
+        for name in reversed(losses.CLASSES)
+    }

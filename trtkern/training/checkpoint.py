@@ -53,7 +53,7 @@ def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoin
     """
     tensors = {_MODEL + name: tensor for name, tensor in checkpoint.model.items()}
     tensors |= {_STATE + name: tensor for name, tensor in checkpoint.state.items()}
-    tensors = tensor_file.on_cpu(tensors)
+    tensors = _apart(tensor_file.on_cpu(tensors))
     text = json.dumps({"format": FORMAT, **checkpoint.metadata})
     content = serialise(tensors, tensor_file.header(tensors, _TEXT, text))
     path = folder / f"{kind}-{step:08d}.safetensors"
@@ -62,6 +62,17 @@ def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoin
         with naming(old, "to remove"):
             old.unlink(missing_ok=True)
     return path
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With memory of its own for each: weights that a network has under two names stand in the file twice."""
+    places: set[int] = set()
+    made = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone() if place in places and place else tensor
+        places.add(place)
+    return made
 
 
 def found(folder: Path, kind: str = "checkpoint") -> list[Path]:

@@ -25,6 +25,11 @@ NUMBERED = 20
 Row = Mapping[str, Any]
 
 
+def scored(rows: Sequence[Row]) -> bool:
+    """Whether the rows have accuracies: numbers instead of classes have none."""
+    return any("accuracy" in row["train"] for row in rows)
+
+
 def splits(rows: Sequence[Row]) -> list[str]:
     """The splits that the rows have averages of, training first."""
     return [name for name in COLORS if any(name in row for row in rows)]
@@ -38,9 +43,10 @@ def loss(axes: Axes, rows: Sequence[Row]) -> None:
         _, cross_entropy = series(rows, name, "cross_entropy")
         style = _style(name, epochs)
         axes.plot(epochs, total, label=f"{name} loss", **style)
-        if cross_entropy != total:
+        if cross_entropy != total and any(cross_entropy):
             axes.plot(epochs, cross_entropy, label=f"{name} cross entropy", linestyle="--", linewidth=1, **style)
-        positive = positive and all(value > 0 for value in (*total, *cross_entropy))
+        drawn = (*total, *cross_entropy) if any(cross_entropy) else total
+        positive = positive and all(value > 0 for value in drawn)
     axes.set(xlabel="epoch", ylabel="loss", title="loss")
     if positive:
         logarithmic(axes)
@@ -101,8 +107,8 @@ def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
 
 
 def series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[float]]:
-    """(epochs, values) of a part of the averages of a split."""
-    found = [(row["epoch"], row[split][part]) for row in rows if split in row]
+    """(epochs, values) of a part of the averages of a split, where they have it."""
+    found = [(row["epoch"], row[split][part]) for row in rows if part in row.get(split, {})]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
@@ -111,7 +117,8 @@ def _style(name: str, epochs: Sequence[int]) -> dict[str, Any]:
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Loss and accuracy over the epochs, of every split in the rows, drawn from the rows of metrics.jsonl alone.
+    """Loss and accuracy (of numbers the learning rate) over the epochs, of every split in the rows, drawn from the rows
+    of metrics.jsonl alone.
 
     The training figures are averages over the epoch while the weights move (and with mirrored images, where a recipe
     has them); the others are taken at its end.
@@ -124,7 +131,7 @@ def learning_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> N
     figure.suptitle(printable(title), parse_math=False)
     left, right = figure.subplots(1, 2)
     loss(left, rows)
-    accuracy(right, rows)
+    (accuracy if scored(rows) else learning_rate)(right, rows)
     stream = io.BytesIO()
     figure.savefig(stream, dpi=120)
     write(path, stream.getvalue())

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trtkern.names import short
 from trtkern.output.files import UNSUPPORTED, named, naming, read_json, write
 from trtkern.output.text import say
 
@@ -50,7 +51,7 @@ def create(plan: dict[str, Any], run_dir: str | None) -> Path:
             raise ValueError(f"--run-dir: expected an empty or new folder, got {folder}, which holds {what}")
         _make(folder, exist_ok=True)
     else:
-        folder = _free(RUNS / f"{plan['data']}-{plan['loss']}-seed{plan['seed']}")
+        folder = _free(RUNS / f"{short(str(plan['data']))}-{short(str(plan['loss']))}-seed{plan['seed']}")
         hold(folder)
     try:
         write(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())

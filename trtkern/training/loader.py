@@ -1,4 +1,4 @@
-"""Batches of a split, from memory or from files."""
+"""What makes a batch: samples of a split, from memory, from files, or read from data of the user's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from torch import Tensor
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
 from trtkern.data.folder import ImageFiles
+from trtkern.data.mix import Mix
+from trtkern.data.samples import Loaded, Samples
+from trtkern.data.transform import Transform
+from trtkern.training.reading import Reader, read
 from trtkern.training.workers import ahead
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
@@ -21,7 +25,8 @@ Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
 class Plan(NamedTuple):
-    """An epoch: the images of each step [steps, batch] and, for files, the seed of each one's window."""
+    """An epoch: the images of each batch [batches, batch], and for files the seed of each one's window; for samples
+    that are read the seed of each batch [batches], and of a DataLoader, whose order is its own, one for the epoch."""
 
     order: Tensor
     seeds: Tensor | None
@@ -40,22 +45,31 @@ class Loader:
         split: images and labels; images in memory lie on ``device``.
         device: where batches go.
         augment: the random changes of ``batches``.
-        workers: processes that decode files, started by each ``batches`` and ``whole``; 0 decodes in this one.
+        workers: processes that decode files or read samples, started by each ``batches`` and ``whole``; 0: this one.
+        mix: of the images of a batch, behind ``augment``.
+        classes: how many, for ``mix``.
+        time_first: whether batches [B, T, ...] become [T, B, ...]; None: those of frames do.
 
     Raises:
         ValueError: ``workers`` below 0; a window of another size than the images have in an evaluation.
     """
 
-    def __init__(self, split: Split, device: torch.device, augment: Pipeline | None = None, workers: int = 0) -> None:
+    def __init__(
+        self, split: Split, device: torch.device, augment: Pipeline | None = None, workers: int = 0,
+        *, mix: Mix | None = None, classes: int = 0, time_first: bool | None = None,
+    ) -> None:  # fmt: skip
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ValueError(f"loader: expected workers as an integer of at least 0, got {workers!r}")
         self.images, self.labels = split.images, split.labels.to(device)
         self.device, self.workers, self.waited = device, workers, 0.0
         self._crop: ResizedCrop | None = None
         self._augment = Pipeline() if augment is None else augment
+        self._mix, self._classes = mix, classes
+        self.time_first = len(self.images.shape) == 5 if time_first is None else time_first
         if isinstance(self.images, ImageFiles):
             self._crop, self._augment = _split_off(self._augment, self.images.size)
-
+        if not all(isinstance(each, Transform) for each in self._augment.transforms) or not self._augment.transforms:
+            return
         one = torch.zeros(1, *self.images.shape[-3:], dtype=self.images.dtype)
         changed = self._augment(one, torch.Generator())
         if changed.shape != one.shape:
@@ -64,6 +78,17 @@ class Loader:
                 f"{list(changed.shape[1:])}; name no size, or that one"
             )
 
+    def state(self) -> list[Tensor]:
+        """Of the generators of a DataLoader, between two epochs."""
+        found = self.images.generators() if isinstance(self.images, Loaded) else []
+        return [generator.get_state() for generator in found]
+
+    def set_state(self, states: Sequence[Tensor]) -> None:
+        """The inverse of ``state``."""
+        if isinstance(self.images, Loaded):
+            for generator, state in zip(self.images.generators(), states, strict=True):
+                generator.set_state(state)
+
     def draw(self, steps: int, batch: int, generator: torch.Generator) -> Plan:
         """The plan of an epoch of ``steps`` batches; no image comes twice.
 
@@ -71,9 +96,13 @@ class Loader:
             ValueError: more images than there are, or none.
         """
         count = len(self.images)
+        if isinstance(self.images, Loaded):
+            return Plan(torch.empty(steps, 0), torch.randint(2**62, (), generator=generator))
         if not 0 < steps * batch <= count:
             raise ValueError(f"loader: expected an epoch of 1 to {count:,} images, got {steps} steps of {batch}")
         order = torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch)
+        if isinstance(self.images, Samples):
+            return Plan(order, torch.randint(2**62, (steps,), generator=_beside(generator)))
         if not isinstance(self.images, ImageFiles):
             return Plan(order, None)
         return Plan(order, torch.randint(2**62, (steps * batch,), generator=generator).view(steps, batch))
@@ -87,7 +116,7 @@ class Loader:
 
         Args:
             plan: from ``draw``.
-            first: the step to begin with, from 0.
+            first: the batch to begin with, from 0.
             changes: the generator of ``augment``.
             stopped: asked while workers are waited for; the batches end early if it says so.
 
@@ -95,9 +124,18 @@ class Loader:
             ValueError, OSError: a file cannot be decoded or read; the message names it.
             WorkerError: a worker was killed or does not answer (an OSError).
         """
-        seeds = None if plan.seeds is None else plan.seeds[first:].flatten()
-        raw = self._raw(plan.order[first:].flatten(), seeds, plan.order.shape[1], stopped)
-        return self._timed((self._augment(images, changes), labels) for images, labels in raw)
+        if isinstance(self.images, Loaded):
+            raw: Iterator[tuple[Tensor, Tensor]] = self._read(self.images.batches(int(plan.seeds), first))  # type: ignore[arg-type]
+        else:
+            seeds = None if plan.seeds is None else plan.seeds[first:].flatten()
+            raw = self._raw(plan.order[first:].flatten(), seeds, plan.order.shape[1], stopped)
+        return self._timed(self._changed(images, labels, changes) for images, labels in raw)
+
+    def _changed(self, images: Tensor, labels: Tensor, changes: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = self._augment(images, changes)
+        if self._mix is None:
+            return images, labels
+        return self._mix(images, labels, self._classes, changes, int(self.time_first))
 
     def whole(self, batch: int) -> Batches:
         """All images and labels in order, shaped as in ``batches``, not augmented; the last batch may be smaller.
@@ -105,7 +143,23 @@ class Loader:
         Raises:
             ValueError, OSError: as ``batches``.
         """
+        if isinstance(self.images, Loaded):
+            return self._timed(self._kept(self._read(self.images.batches(0))))
         return self._timed(self._raw(torch.arange(len(self.images)), None, batch))
+
+    def _kept(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches; afterwards the order of the next epoch is what it was."""
+        before = self.state()
+        try:
+            yield from batches
+        finally:
+            self.set_state(before)
+
+    def _read(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """On the device, and with the axes as the network takes them."""
+        for images, targets in batches:
+            images = self._there(images)
+            yield images.transpose(0, 1) if self.time_first else images, self._there(targets)
 
     def _raw(
         self, order: Tensor, seeds: Tensor | None, batch: int, stopped: Callable[[], bool] = lambda: False
@@ -113,6 +167,10 @@ class Loader:
         """Images and labels of ``order``; of files with their windows when there are ``seeds``."""
         if not len(order):
             return iter(())  # split would make one empty batch
+        if isinstance(self.images, Samples):
+            parts = order.split(batch)
+            reader = Reader(self.images, parts, torch.zeros(len(parts), dtype=torch.int64) if seeds is None else seeds)
+            return self._read(read(reader, self.workers, self.device.type == "cuda", stopped))
         rows = order.to(self.device).split(batch)
         images: Iterator[Tensor]
         if isinstance(self.images, ImageFiles):
@@ -120,7 +178,8 @@ class Loader:
             decoder = _Decoder(self.images, crop, order.split(batch), None if seeds is None else seeds.split(batch))
             images = self._decoded(decoder, stopped)
         else:
-            images = map(partial(_at, self.images), rows)
+            assert isinstance(self.images, Tensor)
+            images = map(partial(_at, self.images, self.time_first), rows)
         return zip(images, (self.labels[index] for index in rows), strict=False)  # the first end early if stopped
 
     def _decoded(self, decoder: _Decoder, stopped: Callable[[], bool]) -> Iterator[Tensor]:
@@ -186,7 +245,14 @@ def _split_off(augment: Pipeline, size: int) -> tuple[ResizedCrop | None, Pipeli
     return first, Pipeline(augment.transforms[1:])
 
 
-def _at(images: Tensor, index: Tensor) -> Tensor:
+def _beside(generator: torch.Generator) -> torch.Generator:
+    """Another one that follows from where this one is, which stays there: an order is a permutation an epoch."""
+    other = torch.Generator()
+    other.set_state(generator.get_state())
+    return other.manual_seed(int(torch.randint(2**62, (), generator=other)))
+
+
+def _at(images: Tensor, time_first: bool, index: Tensor) -> Tensor:
     """Images [B, C, H, W], or a view [T, B, C, H, W] of sequences."""
     chosen = images[index]
-    return chosen.transpose(0, 1) if chosen.dim() == 5 else chosen
+    return chosen.transpose(0, 1) if time_first else chosen

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trtkern.data import Dataset, Split
+from trtkern.analysis import Samples
+from trtkern.data import Dataset, Split, fingerprint
 from trtkern.data.augment import Pipeline
+from trtkern.data.mix import of as mixed
+from trtkern.data.own import OwnDataset
+from trtkern.data.samples import Loaded
 from trtkern.nn import LossParts
 from trtkern.profiling import MemoryReport, memory
 from trtkern.profiling.firing.activity import problems
-from trtkern.training import checkpoint, resuming, run, selection, snapshot
-from trtkern.training.build import build_loss, build_model, build_optimizer, rate_factor
-from trtkern.training.loader import Loader
+from trtkern.training import checkpoint, optimizers, outputs, run, schedules, selection, session, snapshot
+from trtkern.training.build import build_loss, build_model
+from trtkern.training.callbacks import CallbackError, Callbacks
+from trtkern.training.given import Given, asked
+from trtkern.training.keeping import Kept
+from trtkern.training.loader import Batches, Loader
+from trtkern.training.looked_at import drawn
 from trtkern.training.measure import Final, Measured, Result, measure
 from trtkern.training.observer import Observer
 from trtkern.training.selection import Best
@@ -29,25 +41,113 @@ from trtkern.training.watch import StopSignal, Watch
 
 SAVE_EVERY = 600.0
 """Seconds between two checkpoints within an epoch."""
-_NEEDED = ("epoch", "step", "row", "best", "seconds", "versions")
-"""What the metadata of a checkpoint must have to go on from it."""
 
 
-class Trainer:
-    """A model with its loss, optimiser and data, ready to run.
+class Trainer(Kept):
+    """Trains a network on data: your own, or those of trtkern by name.
+
+    >>> trainer = Trainer(network, (train, test), loss="sdt", epochs=5)
+    >>> result = trainer.fit("runs/mine")  # the same lines again go on with that run where it was ended
+
+    Everything but the network and the data has a default. What is said by name can be said on the command line and in
+    a recipe as well, and a run all of whose parts have names is one that ``trtkern evaluate``, ``analyze`` and
+    ``profile`` can make again. An object is handed on as it is; the run can then go on with the same program alone.
 
     Args:
-        settings: what to do.
-        data: the data set, on any device. With ``settings.select`` "validation" a share of its training images is
-            held out first, then ``train_images`` are drawn from the rest.
-        files: what ``trtkern.data.fingerprint`` says of the data set, for the checkpoints; None is not known.
+        model: what takes a batch and gives logits [T, B, C], for ``loss="mse"`` any outputs [T, B, ...]: a module,
+            whose weights stay as they are at first; a function or class that makes one, called under the seed with
+            ``model_options``, and with ``timesteps``, ``classes``, ``shape`` and ``backend`` if it has parameters of
+            these names; the name of one, "module:function"; or a name of ``trtkern.models.build``.
+        data: pairs of a sample and its target: a pair of tensors, a torch Dataset with a length, a DataLoader, with its
+            order and batches, or (train, test) of these; a function that gives such a thing, called with
+            ``data_options``, or its name; a folder of files by class, "folder:DIR"; a name of
+            ``trtkern.data.DATASETS``, or a ``trtkern.data.Dataset``. Of tensors and Datasets alone a fifth becomes the
+            test split.
+        loss: "trt", "tet" or "sdt" (``trtkern.nn``) for classes, "mse" for numbers, or a function of logits and targets
+            that gives a 0-dim tensor. {"name": ..., ...} says what it takes.
+        optimizer: "adam", "adamw", "sgd", a name of torch.optim, or {"name": ..., ...} with its arguments; a function
+            of the weights; or an optimiser. The rates of the last two are the highest ones.
+        schedule: a key of ``trtkern.names.SCHEDULES``, or {"name": ..., ...}; or a function of (step, steps of the
+            run) that gives what the highest rate is multiplied with.
+        lr: the highest learning rate.
+        epochs: how often all samples are seen.
+        batch_size: samples of a step; a DataLoader has its own.
+        accumulate: batches whose gradients are averaged for one update.
+        augment: a list of changes by name (``trtkern.data.augment``), or a function of (batch, generator).
+        mix: "mixup", "cutmix", or {"name": ..., "alpha": ..., "p": ...}.
+        callbacks: ``Callback`` objects.
+        timesteps: T, which a network by name or a function that asks for it gets.
+        classes: how many, or their names; None: what the data say, else as many as the network has outputs.
+        time_first: whether samples are sequences [T, ...], which the network gets as [T, B, ...]; None: those of four
+            axes, [T, C, H, W], are.
+        collate: makes a batch of the items of a torch Dataset; None is torch's.
+        name: of data that are objects, in the name of the run folder and in reports.
+        model_options, data_options: what the functions of ``model`` and ``data`` take.
+        more: every other option of ``trtkern train`` by its name: ``seed``, ``select``, ``validation``, ``clip``,
+            ``warmup``, ``label_smoothing``, ``train_images``, ``device``, ``backend``, ``threads``, ``workers``,
+            ``amp``, ``compile``, ``cuda_graphs``, ``keep_every``, ``tensorboard``, ``data_dir``, ...
 
     Raises:
-        ValueError, RuntimeError: the backend that was asked for cannot run this model here.
+        TypeError, ValueError: something that is not as said here, found before any step; the message says what was
+            expected, what came and what to do. A function of yours that raises is named with its line.
+        RuntimeError: a device or a backend that cannot run this network here.
     """
 
-    def __init__(self, settings: Settings, data: Dataset, files: dict[str, Any] | None = None) -> None:
-        self.settings, self.files = settings, files
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        loss: Any = "trt",
+        optimizer: Any = "adam",
+        schedule: Any = "cosine",
+        lr: float = 1e-3,
+        epochs: int = 10,
+        batch_size: int = 64,
+        accumulate: int = 1,
+        augment: Any = (),
+        mix: Any = None,
+        callbacks: Sequence[object] = (),
+        timesteps: int = 4,
+        classes: int | Sequence[str] | None = None,
+        time_first: bool | None = None,
+        collate: Callable[[list], Any] | None = None,
+        name: str | None = None,
+        model_options: dict[str, Any] | None = None,
+        data_options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        settings, dataset, given = asked(
+            model, data, loss=loss, optimizer=optimizer, schedule=schedule, lr=lr, epochs=epochs, batch_size=batch_size,
+            accumulate=accumulate, augment=augment, mix=mix, callbacks=callbacks, timesteps=timesteps, classes=classes,
+            time_first=time_first, collate=collate, name=name, model_options=model_options or {},
+            data_options=data_options or {}, **more,
+        )  # fmt: skip
+        self._set_up(settings, dataset, fingerprint(dataset), given)
+        self.command = ["python", *sys.argv]
+
+    @classmethod
+    def of(
+        cls, settings: Settings, data: Dataset, files: dict[str, Any] | None = None, given: Given | None = None
+    ) -> Trainer:
+        """Of settings, as ``trtkern train`` has them.
+
+        Args:
+            settings: what to do.
+            data: the data set, on any device. With ``settings.select`` "validation" a share of its training images is
+                held out first, then ``train_images`` are drawn from the rest.
+            files: what ``trtkern.data.fingerprint`` says of the data set, for the checkpoints; None is not known.
+            given: what there is as an object.
+
+        Raises:
+            ValueError, RuntimeError: as ``Trainer``.
+        """
+        trainer = cls.__new__(cls)
+        trainer._set_up(settings, data, files, given or Given())
+        return trainer
+
+    def _set_up(self, settings: Settings, data: Dataset, files: dict[str, Any] | None, given: Given) -> None:
+        self.settings, self.files, whole = settings, files, data
         self.device = torch.device(settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams and graphs are those of the current one
@@ -56,54 +156,113 @@ class Trainer:
             data, held_out = data.hold_out(settings.validation)
         data = data if settings.train_images is None else data.fewer(settings.train_images)
         self.data = data.to(self.device)
+        self.model = build_model(settings, data.shape, len(data.classes) or None, given.model)
+        self.loss = build_loss(settings, self.model, given.loss)
+        self.watch = Watch(self.model, partial(self._tried, whole))
         self.splits = {"train": self.data.train, "test": self.data.test}
         if held_out is not None:
-            self.splits["validation"] = Split(held_out.images.to(self.device), held_out.labels.to(self.device))
+            self.splits["validation"] = held_out.to(self.device)
         self.watched = "test" if held_out is None else "validation"
-        self.model = build_model(settings, data.shape, len(data.classes))
-        self.loss = build_loss(settings, self.model)
-        count = len(self.data.train.labels)
-        self.batch_size = min(settings.batch_size, count)
-        self.steps = count // self.batch_size
-        self.optimizer = build_optimizer(settings, self.model)
+        self._divide(settings)
+        self.optimizer = optimizers.build(settings, self.model, given.optimizer)
+        self._rates = optimizers.Rates(self.optimizer, settings.lr)
+        total = self.steps * settings.epochs
+        self.schedule = schedules.made(settings.schedule, settings.warmup, total, given.schedule)
+        self.callbacks = Callbacks(given.callbacks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
-        self.loader = Loader(self.data.train, self.device, Pipeline.from_recipe(settings.augment), settings.workers)
-        self.watch = Watch(self.model, lambda: self.logits(self._sample(1)))
+        changes = Pipeline.from_recipe(settings.augment) if given.augment is None else given.augment
+        self.loader = self._loader(self.data.train, augment=changes, mix=mixed(settings.mix))
         self._network = torch.compile(self.model) if settings.compile else self.model
         kind = CapturedStep if settings.cuda_graphs else Step
         self._step = kind(self._training_logits, self.loss, self.optimizer, self.scaler, settings.clip, self._look)
-        self._tally = Tally(settings.device)
+        self._tally = Tally(settings.device, scored=self.scored)
         self._shuffle = torch.Generator().manual_seed(settings.seed)
-        self._drawn = self._shuffle.get_state()  # before the order of the epoch was drawn
+        self._drawn = self._drawing()  # before the order of the epoch was drawn
         self._changes = torch.Generator().manual_seed(settings.seed)
         self._changes.manual_seed(int(torch.randint(2**62, (), generator=self._changes)))  # not those of the order
         self._first, self._begun, self._when = 1, Begun(), ""
         self._base = 0  # steps made before the epoch ``_first``
         self._resumed: checkpoint.Checkpoint | None = None
+        self._stop: StopSignal | None = None
+        self.command = ["trtkern", *sys.argv[1:]]
+        """What began the run, for config.json."""
         self.history: list[dict[str, Any]] = []
         """How the run was resumed, for config.json."""
         self.best: Best | None = None
         self.kept: MemoryReport | None = None
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step of the run, from 0."""
-        return self.settings.lr * rate_factor(step, self.steps * self.settings.epochs, self.settings.warmup)
+    @property
+    def batches(self) -> int:
+        """Of an epoch: ``accumulate`` a step, but for the last step of a DataLoader."""
+        images = self.data.train.images
+        return images.steps if isinstance(images, Loaded) else self.steps * self.settings.accumulate
 
-    def _made(self, epoch: int, step: int) -> int:
-        """The steps that the run has made after that one."""
-        return self._base + (epoch - self._first) * self.steps + step
+    def _divide(self, settings: Settings) -> None:
+        """How many samples a batch has, and how many steps an epoch."""
+        images = self.data.train.images
+        if isinstance(images, Loaded):
+            self.batch_size, self.steps = images.batch_size, -(-images.steps // settings.accumulate)
+            return
+        count = len(images)
+        self.batch_size = min(settings.batch_size, count)
+        self.steps = count // self.batch_size // settings.accumulate
+        if not self.steps:
+            raise ValueError(
+                f"--set accumulate: expected at most {count // self.batch_size}, the batches of an epoch, got "
+                f"{settings.accumulate}"
+            )
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers are classes, right or wrong."""
+        return bool(self.data.classes)
+
+    @property
+    def figure(self) -> str:
+        """What says how good it is: the accuracy, or the loss of numbers instead of classes."""
+        return "accuracy" if self.scored else "loss"
+
+    def _loader(self, split: Split, workers: int | None = None, **more: Any) -> Loader:
+        workers = self.settings.workers if workers is None else workers
+        time_first = self.data.time_first if isinstance(self.data, OwnDataset) else None
+        classes = len(self.data.classes)
+        return Loader(split, self.device, workers=workers, time_first=time_first, classes=classes, **more)
+
+    def _tried(self, whole: Dataset) -> None:
+        """Run the network once, and look at what it gives, where it or ``whole``, all data, are the user's."""
+        images = self._sample(1)
+        if not outputs.own(self.settings, self.data):
+            self.logits(images)
+            return
+        found = outputs.tried(self.settings, whole, self.loss, self.model, self.logits, images)
+        if isinstance(self.data, OwnDataset):
+            self.data = self.data.named(found.classes)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of the run, from 0; of an optimiser's first group where there are several."""
+        return self._rate(self._rates.peaks[0], step)
+
+    def _rate(self, peak: float, step: int) -> float:
+        return self.schedule.rate(peak, step, self.steps, self.settings.epochs)
+
+    def stop(self) -> None:
+        """End the run after the step that is under way, with a checkpoint, as Ctrl-C does."""
+        if self._stop is not None:
+            self._stop.requested = True
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [T, B, C] in float32 of raw images, computed in the training's precision."""
         with self._autocast():
-            return self.model(self.data.normalise(images)).float()
+            return outputs.tensor(self.model(self.data.normalise(images))).float()
 
     def _training_logits(self, images: Tensor) -> Tensor:
         with self._autocast():
             return self._network(self.data.normalise(images)).float()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, DTYPES[self.settings.amp], enabled=self.settings.amp != "none")
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.settings.amp])
 
     def _look(self, parts: LossParts) -> None:
         """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""
@@ -112,13 +271,40 @@ class Trainer:
 
     def _sample(self, count: int) -> Tensor:
         """The first training images, as a batch."""
-        first = Split(self.data.train.images[:count], self.data.train.labels[:count])
-        return next(Loader(first, self.device).whole(count))[0]
+        return next(self._loader(self.data.train.take(slice(count)), workers=0).whole(count))[0]
+
+    def samples(self, split: str = "test", count: int | None = None, batch_size: int = 64) -> Samples:
+        """Samples of a split as the network takes them, without random changes, for ``trtkern.analysis``.
+
+        Args:
+            split: "train", "test", or "validation" where samples are held out.
+            count: so many, drawn at random and always alike, in the order of the data; None, or more than there are, is
+                all.
+            batch_size: of the samples.
+
+        Raises:
+            ValueError: no such split, or targets that are not one label a sample.
+        """
+        return drawn(self._loader, self.data, self.splits, split, count, batch_size)
 
     def memory(self) -> MemoryReport:
         """What the network keeps for the backward pass of one step; nothing is changed by looking."""
         with self._autocast():
             return memory(self.model, self.data.normalise(self._sample(self.batch_size)))
+
+    def fit(self, folder: str | Path | None = None, *, show: bool = True) -> Result:
+        """Train in a run folder; one that holds a run of these settings already goes on with it, bit for bit.
+
+        Args:
+            folder: None is runs/<data>-<loss>-seed<k>, or that with -2, -3, ...: always a new one.
+            show: a line an epoch on standard output.
+
+        Raises:
+            ValueError: the folder holds another run, or other files.
+            RuntimeError: a new run of a trainer that has trained already.
+            NonFiniteError, CallbackError, OSError: as ``run``; the checkpoints stay.
+        """
+        return session.fit(self, None if folder is None else Path(folder), show)
 
     def run(self, folder: Path, observer: Observer | None = None) -> Result:
         """Train, writing config.json, metrics.jsonl and a checkpoint after each epoch into ``folder``.
@@ -129,6 +315,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: a NaN or Inf appeared; the last checkpoint written is a good one.
+            CallbackError: a callback raised.
             OSError: the folder cannot be written.
         """
         observer = observer or Observer()
@@ -136,37 +323,45 @@ class Trainer:
             torch.manual_seed(self.settings.seed)
         else:
             snapshot.restore_random(self._resumed.state)
-        run.write_config(folder, self.settings, self.watch.backends, resumed=self.history)
+        write = partial(run.write_config, folder, self.settings, self.watch.backends, self.command)
+        write(resumed=self.history)
         rows = run.read_metrics(folder)
         self.kept = self.memory()
-        run.write_config(folder, self.settings, self.watch.backends, self.kept, self.history)
+        write(kept=self.kept, resumed=self.history)
         stopped, final = None, None
         observer.start(self)
         try:
             with StopSignal() as stop:
+                self._stop = stop
+                self.callbacks.tell("start", self)
                 for epoch in range(self._first, self.settings.epochs + 1):
                     row, done = self._epoch(epoch, observer, stop, folder)
                     if done < self.steps:
                         stopped = (epoch, done)
                         break
-                    self._end_epoch(folder, row, observer)
+                    failed = self._end_epoch(folder, row, observer)
                     rows.append(row)
                     run.append_metrics(folder, row)
                     observer.epoch(row)
+                    if failed is not None:
+                        raise failed
                     if stop.requested:
                         stopped = (epoch, done)
                         break
             if stopped is None:
                 final = self.finish(folder)
                 observer.final(self, final)
+            result = Result(rows, stopped, final)
+            self.callbacks.tell("end", self, result)
         finally:
+            self._stop = None
             observer.close()
-        return Result(rows, stopped, final)
+        return result
 
     def _epoch(self, epoch: int, observer: Observer, stop: StopSignal, folder: Path) -> tuple[dict[str, Any], int]:
         """One epoch, or what there is of it when the user stops; its row and the steps made."""
-        self._drawn = self._shuffle.get_state()
-        plan = self.loader.draw(self.steps, self.batch_size, self._shuffle)
+        self._drawn = self._drawing()
+        plan = self.loader.draw(self.batches, self.batch_size, self._shuffle)
         self._tally.clear()
         begun, self._begun = self._begun, Begun()
         if begun.sums is not None:
@@ -177,11 +372,14 @@ class Trainer:
         shown = saved = resumed = time.perf_counter()
         kept = begun.step
         begin = shown - begun.seconds
-        with closing(self.loader.batches(plan, begun.step, self._changes, lambda: stop.requested)) as batches:
-            for step, (images, labels) in enumerate(batches, begun.step + 1):
+        share = self.settings.accumulate
+        with closing(self.loader.batches(plan, begun.step * share, self._changes, lambda: stop.requested)) as batches:
+            for step, ((images, labels), *more) in enumerate(_together(batches, share), begun.step + 1):
                 self._when = f"in epoch {epoch}, step {step}"
-                self._step.set_rate(self.rate(before + step - 1))
-                total = self._step(images, labels, self._tally)
+                self._rates.set(partial(self._rate, step=before + step - 1))
+                total = self._step(images, labels, self._tally, more)
+                if self.callbacks.steps:
+                    self.callbacks.tell("step", self, epoch, step, total)
                 now = time.perf_counter()
                 if now - shown >= observer.interval or stop.requested:
                     shown = now
@@ -208,14 +406,16 @@ class Trainer:
         }  # fmt: skip
         return row, step
 
-    def _end_epoch(self, folder: Path, row: dict[str, Any], observer: Observer) -> None:
-        """Measure the watched split, keep the weights if they are the best, write the checkpoint."""
+    def _end_epoch(self, folder: Path, row: dict[str, Any], observer: Observer) -> CallbackError | None:
+        """Measure the watched split, keep the weights if they are the best, write the checkpoint; what a callback
+        raised."""
         measured = self._measure(self.splits[self.watched], watch=1)
         row[self.watched] = measured.averages
         row["firing"] = {name: layer.mean for name, layer in measured.rates.items()}
         for line in problems(measured.rates):
             observer.note(f"epoch {row['epoch']}: {line}")
         observer.measured(self, row)
+        failed = self._tell_epoch(row)
         epoch, every = row["epoch"], self.settings.keep_every
         best = None if self.settings.select == "last" else selection.better(self.best, row, self.watched)
         stays = every is not None and epoch % every == 0
@@ -228,6 +428,21 @@ class Trainer:
             if stays:
                 selection.keep_epoch(folder, made, row["step"])
         self._save(folder, row["epoch"], self.steps, row)
+        return failed
+
+    def _tell_epoch(self, row: dict[str, Any]) -> CallbackError | None:
+        """What a callback raised: the epoch is kept first. What they add to the row must be JSON's."""
+        measured = dict(row)
+        try:
+            self.callbacks.tell("epoch", self, row)
+            json.dumps(row)
+        except (CallbackError, TypeError, ValueError) as error:
+            row.clear()
+            row.update(measured)
+            if isinstance(error, CallbackError):
+                return error
+            return CallbackError(f"callback: expected what epoch adds to the row to be of JSON's types, got {error}")
+        return None
 
     def finish(self, folder: Path) -> Final:
         """Take the chosen weights of the run in ``folder``, which is at its end, and measure them once."""
@@ -248,93 +463,14 @@ class Trainer:
     def _measure(self, split: Split, watch: int | None) -> Measured:
         """A split in eval mode; the firing rates are those of the first ``watch`` batches, None being all."""
         self.model.eval()
-        loader = Loader(split, self.device, workers=self.settings.workers)
-        tally = Tally(self.settings.device, len(self.data.classes))
+        loader = self._loader(split)
+        tally = Tally(self.settings.device, len(self.data.classes), self.scored)
         measured = measure(self.logits, self.model, self.loss, loader, self.batch_size, tally, watch)
         self.watch.check(measured.last, "in an evaluation", measured.averages)
         return measured
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Take over the weights of a checkpoint.
 
-        Raises:
-            ValueError: it belongs to another network, to images of another shape or to other classes.
-        """
-        if (shape := saved.metadata.get("shape")) != list(self.data.shape):
-            raise ValueError(f"checkpoint: expected one for images {self.data.shape}, got {shape}")
-        resuming.same_classes(saved, self.data.classes)
-        try:
-            self.model.load_state_dict(saved.model)
-        except RuntimeError as error:
-            raise ValueError(f"checkpoint: expected one for this network; {error}") from None
-
-    def finished(self, saved: checkpoint.Checkpoint) -> bool:
-        """Whether the run was at its end when that checkpoint was written."""
-        return saved.metadata["epoch"] == self.settings.epochs and saved.metadata["row"] is not None
-
-    def resume(self, saved: checkpoint.Checkpoint, folder: Path, say: Callable[[str], None] | None = None) -> None:
-        """Take over a checkpoint of the run in ``folder``: the next ``run`` goes on bitwise, on a CPU with the same
-        versions. What the folder holds from after that checkpoint is removed.
-
-        Args:
-            saved: the checkpoint.
-            folder: the run folder.
-            say: told about each line of metrics.jsonl that is no row.
-
-        Raises:
-            ValueError: it belongs to another network or other classes, or has no more than weights.
-        """
-        if missing := [name for name in _NEEDED if name not in saved.metadata]:
-            raise ValueError(f"checkpoint: expected the state of a run, got one without {', '.join(missing)}")
-        epoch, step, row = (saved.metadata[name] for name in ("epoch", "step", "row"))
-        self.restore(saved)
-        snapshot.restore(saved, self.optimizer, self.scaler)
-        self._shuffle.set_state(saved.state["shuffle"])
-        self._changes.set_state(saved.state["changes"])
-        self._resumed = saved
-        self.best = None if saved.metadata["best"] is None else Best(*saved.metadata["best"])
-        steps = saved.metadata.get("steps", self.steps)
-        made = saved.metadata.get("made", (epoch - 1) * steps + step)
-        selection.forget(folder, made)
-        run.cut_metrics(folder, epoch, row, say)
-        if row is not None:
-            self._first, self._base = epoch + 1, made
-        elif steps == self.steps:
-            self._first, self._base = epoch, made - step
-            self._begun = Begun(step, saved.state["sums"], saved.metadata["seconds"])
-        else:  # other images: the epoch begins anew
-            self._first, self._base = epoch, made
-
-    def _metadata(self, epoch: int, step: int, row: dict[str, Any] | None) -> dict[str, Any]:
-        """What rebuilds the network, and where the run is."""
-        return {
-            "settings": self.settings.to_json(),
-            "shape": list(self.data.shape),
-            "classes": list(self.data.classes),
-            "data": self.files,
-            "epoch": epoch,
-            "step": step,
-            "steps": self.steps,
-            "made": self._made(epoch, step),
-            "row": row,
-            "versions": run.versions(),
-        }
-
-    def _save(
-        self, folder: Path, epoch: int, step: int, row: dict[str, Any] | None, begun: Begun | None = None
-    ) -> None:
-        self.watch.check_weights(f"in epoch {epoch}, step {step}")
-        # Within an epoch its order is drawn again when the run is resumed.
-        drawn = self._shuffle.get_state() if begun is None else self._drawn
-        state, loop = snapshot.capture(self.optimizer, self.scaler)
-        state |= {"shuffle": drawn, "changes": self._changes.get_state()}
-        if begun is not None and begun.sums is not None:
-            state["sums"] = begun.sums
-        metadata = {
-            **self._metadata(epoch, step, row),
-            "seconds": 0.0 if begun is None else begun.seconds,
-            "best": self.best,
-            "loop": loop,
-        }
-        made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
-        checkpoint.save(folder, made, self._made(epoch, step))
+def _together(batches: Batches, share: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """So many batches at once; the last ones may be fewer."""
+    while found := list(islice(batches, share)):
+        yield found

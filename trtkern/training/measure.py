@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.profiling.firing.activity import LayerActivity, firing_rates
-from trtkern.training.build import Loss
 from trtkern.training.loader import Loader
+from trtkern.training.losses import Loss, arranged
 from trtkern.training.tally import Tally
 
 LARGEST = 500
@@ -77,6 +77,7 @@ def measure(
             if number == watch:
                 watched.close()
             out = logits(images)
+            target = arranged(target, out)
             parts = loss.parts(out, target)
             tally.add(parts, out, target)
     return Measured(tally.read(), tally.confusion.cpu(), {} if rates is None else rates.layers, parts.total)

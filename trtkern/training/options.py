@@ -59,6 +59,8 @@ class Option:
     metavar: str | None = None
     choices: Iterable[str] | None = None
     range: Range | None = None
+    own: str = ""
+    """What of the user's own may stand there beside the choices, in words."""
     path: bool = False
     """Whether it is a path, which a run keeps as an absolute one."""
     table: bool = False
@@ -104,9 +106,16 @@ class Options:
         default=..., metavar="NAME[+CONTROL]", shown="the recipe named like --data",
     )  # fmt: skip
     data: str = option(
-        "The data set to train on: {choices}. The digits come with the package.",
-        where=COMMAND | RECIPE, default=..., choices=DATASETS, shown="that of the recipe, else digits",
+        "The data set to train on: {choices}. The digits come with the package. Or one of your own: module:function "
+        "that gives it, in this folder, or folder:DIR with a folder of files for each class.",
+        where=COMMAND | RECIPE, default=..., choices=DATASETS, own=", module:function or folder:DIR",
+        shown="that of the recipe, else digits",
     )  # fmt: skip
+    data_options: dict[str, Any] = option("What a data set of your own takes.", where=RECIPE, default={})
+    time_first: bool | None = option(
+        "Whether samples are sequences [T, ...], which the network gets as [T, B, ...]; None: those of four axes are.",
+        where=RECIPE,
+    )
     data_dir: str | None = option(
         "The folder with the files of the data set. The digits need none; fashion-mnist is also found where Debian's "
         "package puts it.",
@@ -131,38 +140,52 @@ class Options:
     augment: list[dict[str, Any]] = option(
         "The random changes of the images (``trtkern.data.augment.Pipeline.from_recipe``).", where=RECIPE, default=[]
     )
+    mix: dict[str, Any] = option(
+        "What mixes the images of a batch with one another, and their labels: its name and what it takes.",
+        where=RECIPE, default={},
+    )  # fmt: skip
     model: dict[str, Any] = option(
         "Its name and what its builder takes (``trtkern.models.build``), the neuron's parameters among it.",
         where=RECIPE, default=...,
     )  # fmt: skip
     loss: str = option(
-        "The loss: {choices}.",
-        where=COMMAND | RECIPE, default=..., choices=LOSSES, table=True, shown=OF_RECIPE,
+        "The loss: {choices}; mse is for numbers instead of classes. Or module:function of your own.",
+        where=COMMAND | RECIPE, default="trt", choices=LOSSES, own=", or module:function", table=True,
+        shown=f"{OF_RECIPE}, else trt",
     )  # fmt: skip
-    loss_options: dict[str, Any] = option("What the loss takes.", where=Place(0), default=...)
+    loss_options: dict[str, Any] = option("What the loss takes.", where=Place(0), default={})
     label_smoothing: float = option(
         "Share of the labels that is spread over all classes.",
         where=RECIPE, default=0.0, range=Range("a number of 0 to below 1", lambda value: 0 <= value < 1),
     )  # fmt: skip
     timesteps: int = option(
         "How many time steps T an image is shown for.", "--timesteps", "-T",
-        where=COMMAND | RECIPE, default=..., range=_at_least(1), shown=OF_RECIPE,
+        where=COMMAND | RECIPE, default=4, range=_at_least(1), shown=f"{OF_RECIPE}, else 4",
     )  # fmt: skip
     epochs: int = option(
         "How often all training images are seen.",
-        where=COMMAND | RECIPE | RESUME, default=..., range=_at_least(1), shown=OF_RECIPE,
+        where=COMMAND | RECIPE | RESUME, default=10, range=_at_least(1), shown=f"{OF_RECIPE}, else 10",
     )  # fmt: skip
     batch_size: int = option(
         "How many images a training step takes.",
-        where=COMMAND | RECIPE, default=..., range=_at_least(1), shown=OF_RECIPE,
+        where=COMMAND | RECIPE, default=64, range=_at_least(1), shown=f"{OF_RECIPE}, else 64",
     )  # fmt: skip
-    optimizer: dict[str, Any] = option("Its name and what it takes.", where=RECIPE, default={})
+    accumulate: int = option(
+        "Batches whose gradients are averaged for one update of the weights.",
+        where=RECIPE, default=1, range=_at_least(1),
+    )  # fmt: skip
+    optimizer: dict[str, Any] = option(
+        "Its name, one of ``trtkern.names.OPTIMIZERS`` or of torch.optim, and what it takes.", where=RECIPE, default={}
+    )
     lr: float = option(
-        "The highest learning rate; from there it falls as a cosine.",
-        where=COMMAND | RECIPE, default=..., range=ABOVE_0, shown=OF_RECIPE,
+        "The highest learning rate; from there it falls as a cosine, or as the recipe's schedule says.",
+        where=COMMAND | RECIPE, default=1e-3, range=ABOVE_0, shown=f"{OF_RECIPE}, else 1e-3",
     )  # fmt: skip
+    schedule: dict[str, Any] = option(
+        "How the learning rate goes: a name of ``trtkern.names.SCHEDULES`` and what it takes.", where=RECIPE, default={}
+    )
     warmup: float = option(
-        "Share of all steps in which the learning rate rises linearly, before it falls as a cosine.",
+        "Share of all steps in which the learning rate rises linearly, before the schedule begins.",
         where=RECIPE, default=0.0, range=Range("a number of 0 to 1", lambda value: 0 <= value <= 1),
     )  # fmt: skip
     clip: float | None = option(
@@ -226,9 +249,14 @@ class Options:
 class Call:
     """What the command line takes beside ``Options``: changes of the recipe, and what is of this call alone."""
 
+    network: str | None = option(
+        "The network instead of that of the recipe: a name of ``trtkern.models.build``, or module:function of your "
+        "own, in this folder. What it takes is said by --set model.KEY=VALUE.", "--model",
+        metavar="NAME", shown="that of the recipe", after="recipe",
+    )  # fmt: skip
     changes: list[str] | None = option(
         "Change one value of the recipe, such as lr=1e-3, model.width=16 or loss.eta=0. May be given again.", "--set",
-        metavar="KEY=VALUE", after="recipe",
+        metavar="KEY=VALUE", after="network",
     )  # fmt: skip
     download: bool = option(
         "Fetch missing files into --data-dir first, and check them.", default=False, after="dvs_resize"

@@ -7,10 +7,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtkern.names import LOSSES, NEURONS, OPTIMIZERS, one_of, unknown
-from trtkern.training import recipes
+from trtkern.names import (
+    FOLDER,
+    LOSSES,
+    MIXES,
+    NEURONS,
+    OPTIMIZERS,
+    OVER,
+    OWN,
+    is_own,
+    one_of,
+    unknown,
+)  # fmt: skip
+from trtkern.training import recipes, schedules
 from trtkern.training.options import COMMAND, LOSS, OPTIONS, RECIPE, Option
 
+OWN_RECIPE = "own"
+"""The recipe of what has none: data of the user's own, with the defaults of the options."""
 SAID = (*(name for name, option in OPTIONS.items() if COMMAND in option.where and name != "recipe"), *LOSS)
 """What may be said over a recipe."""
 
@@ -35,10 +48,13 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
     if "data" in given:
         fitting(OPTIONS["data"], given["data"])
     name = given.get("data", "digits") if recipe is None else recipe
-    if recipe is None and name not in recipes.names():
+    own = {"data": name} if recipe is None and is_own(name) else None
+    if own is not None:
+        name = OWN_RECIPE
+    elif recipe is None and name not in recipes.names():
         raise ValueError(f"--data: expected --recipe beside {name}, which has no recipe of its own, got none")
-    said = recipes.load(name, changes)
-    loss, loss_options = _loss(said["loss"], given)
+    said = recipes.load(name, changes, own)
+    loss, loss_options = _loss(said.get("loss", {}), given)
     plan = {}
     for key, option in OPTIONS.items():
         plan[key] = said.get(key, option.default) if RECIPE in option.where else option.default
@@ -49,6 +65,8 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
 
 def absolute(key: str, value: Any) -> Any:
     """The value of that option as a run keeps it: a path from the root."""
+    if key == "data" and value.startswith(FOLDER):
+        return f"{FOLDER}{Path(value.removeprefix(FOLDER)).resolve()}"
     return str(Path(value).resolve()) if OPTIONS[key].path and value is not None else value
 
 
@@ -69,8 +87,20 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
         if plan[key] is not None or option.default is not None:
             plan[key] = fitting(option, plan[key])
     plan["model"] = _model(plan["model"])
+    plan["mix"] = _mix(plan["mix"])
+    plan["schedule"] = schedules.checked(plan["schedule"], plan["warmup"])
     plan["loss"], plan["loss_options"] = _loss({**plan["loss_options"], "name": plan["loss"]}, {})
     plan["optimizer"] = _optimizer(plan["optimizer"])
+    if plan["data_options"] and not is_own(plan["data"]):
+        raise ValueError(
+            f"--set data_options: expected it with data of your own ({OWN}) only, got it with {plan['data']}"
+        )
+    if plan["cuda_graphs"] and plan["accumulate"] > 1:
+        raise ValueError(f"--cuda-graphs: expected accumulate = 1, one batch a step, got {plan['accumulate']}")
+    if plan["loss"] == "mse":
+        for key in ("label_smoothing", "mix"):
+            if plan[key]:
+                raise ValueError(f"--set {key}: expected it with a loss of classes, got it with --loss mse")
     if plan["observe_every"] is not None and plan["observe"] is None:
         raise ValueError(f"--observe-every: expected --observe beside it, got {plan['observe_every']} without")
     return plan
@@ -86,8 +116,8 @@ def fitting(option: Option, value: Any) -> Any:
         raise ValueError(f"{option.spoken}: expected {option.kind.__name__}, got {value!r}")
     if option.kind is float:
         value = _float(value)
-    if option.choices is not None:
-        one_of(option.name.replace("_", "-"), value, option.choices)
+    if option.choices is not None and not (option.own and is_own(value)):
+        one_of(option.name.replace("_", "-"), value, option.choices, option.own)
     if option.range is not None and not option.range.holds(value):
         instead = f"; {option.range.instead}" if option.range.instead else ""
         raise ValueError(f"{option.spoken}: expected {option.range.words}, got {value}{instead}")
@@ -109,14 +139,34 @@ def _model(said: dict[str, Any]) -> dict[str, Any]:
     for key in ("timesteps", "backend"):
         if key in said:
             raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
-    one_of("set model.neuron", said.get("neuron", "LIF"), NEURONS)
+    if not is_own(said["name"]):
+        one_of("set model.neuron", said.get("neuron", "LIF"), NEURONS)
     return said
+
+
+def _mix(said: dict[str, Any]) -> dict[str, Any]:
+    """What mixes a batch, and what it takes; nothing stays nothing."""
+    if not said:
+        return said
+    name = one_of("set mix.name", str(said.get("name")), MIXES)
+    options = _table(f"--set mix: {name}", MIXES[name], said)
+    for option, value in options.items():
+        if not _number(value) or value == 0 or (option == "p" and value > 1):
+            wanted = "a number above 0, of at most 1" if option == "p" else "a finite number above 0"
+            raise ValueError(f"--set mix.{option}: expected {wanted}, got {value!r}")
+    return {"name": name, **options}
 
 
 def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The loss and what it takes: its defaults, over them the recipe's, over them the command line's."""
     own = said.get("name", "trt")
-    loss = one_of("loss", given.get("loss", own), tuple(LOSSES))
+    loss = given.get("loss", own)
+    if is_own(loss):
+        for name in LOSS:
+            if name in given:
+                raise ValueError(f"--{name}: expected with a loss of trtkern only, got it with --loss {loss}")
+        return loss, {name: value for name, value in said.items() if name != "name"} if loss == own else {}
+    one_of("loss", loss, tuple(LOSSES), f", or {OWN}")
     options = _table(f"--recipe: loss {loss}", LOSSES[loss], said if loss == own else {})
     for name in LOSS:
         if name not in given:
@@ -130,6 +180,9 @@ def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, A
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"--set loss.exclude: expected a list of names, got {value!r}")
             continue
+        if name == "over":
+            one_of("set loss.over", value, OVER)
+            continue
         share = (loss, name) in (("trt", "eta"), ("tet", "lam"))
         if not _number(value) or (share and value > 1):
             wanted = "a number of 0 to 1" if share else "a finite number of at least 0"
@@ -138,10 +191,16 @@ def _loss(said: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, A
 
 
 def _optimizer(said: dict[str, Any]) -> dict[str, Any]:
-    """The optimiser and what it takes, its name with it."""
-    name = one_of("set optimizer.name", said.get("name", "adam"), tuple(OPTIMIZERS))
-    options = _table(f"--set optimizer: {name}", OPTIMIZERS[name], said)
+    """The optimiser and what it takes, its name with it; of what is torch's, ``training.optimizers`` knows more."""
+    name = said.get("name", "adam")
+    if name not in OPTIMIZERS:
+        if not isinstance(name, str):
+            raise unknown("--set optimizer.name", name, OPTIMIZERS, ", or an optimiser of torch")
+        return said
+    options = {**OPTIMIZERS[name], **{key: value for key, value in said.items() if key != "name"}}
     for option, value in options.items():
+        if option not in OPTIMIZERS[name]:
+            continue
         if option == "nesterov":
             right = isinstance(value, bool)
         elif option == "betas":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trtkern.data import Split
 from trtkern.models import SpikingNetwork
@@ -15,9 +15,9 @@ from trtkern.profiling.memory.ledger import LOSS
 from trtkern.profiling.memory.measured import memory
 from trtkern.profiling.memory.report import MemoryReport
 from trtkern.profiling.step.ranges import INPUT, LOADER, METRICS, OPTIMIZER, Ranges
-from trtkern.training.build import Loss
 from trtkern.training.loader import Loader
 from trtkern.training.loop import Trainer
+from trtkern.training.losses import Loss
 from trtkern.training.step import DTYPES, Step
 from trtkern.training.tally import Tally
 
@@ -33,6 +33,7 @@ class TrainingStep:
         optimizer: of the weights.
         loader: of the training images.
         batch: images in a step.
+        batches: of an epoch; None is as many as there are.
         prepare: what ``forward`` does to a batch before the network.
         amp: a key of ``training.step.DTYPES``.
         clip: as in ``Step``.
@@ -43,13 +44,14 @@ class TrainingStep:
     def __init__(
         self,
         title: str,
-        model: SpikingNetwork,
+        model: nn.Module,
         forward: Callable[[Tensor], Tensor],
         loss: Loss,
         optimizer: torch.optim.Optimizer,
         loader: Loader,
         batch: int,
         *,
+        batches: int | None = None,
         prepare: Callable[[Tensor], Tensor] = lambda images: images,
         amp: str = "none",
         clip: float | None = None,
@@ -61,7 +63,7 @@ class TrainingStep:
         self._logits, self._loss, self._clip = forward, loss, clip
         self._prepare, self._loader, self._batch = prepare, loader, min(batch, len(loader.images))
         self._shuffle, self._changes = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-        self._batches = self._endless()
+        self._batches = self._endless(batches)
         self._images, _ = next(self._batches)
         self._step: Step | None = None
         self._tally = Tally(str(self.device))
@@ -104,10 +106,11 @@ class TrainingStep:
             self._tally = _Marked(ranges, self._tally, {"add": METRICS})  # type: ignore[assignment]
         return self._step
 
-    def _endless(self) -> Any:
-        """Batches of one epoch after the other."""
+    def _endless(self, batches: int | None) -> Any:
+        """Batches of one epoch after the other, so many each; None is as many as there are."""
         while True:
-            plan = self._loader.draw(len(self._loader.images) // self._batch, self._batch, self._shuffle)
+            count = len(self._loader.images) // self._batch if batches is None else batches
+            plan = self._loader.draw(count, self._batch, self._shuffle)
             yield from self._loader.batches(plan, 0, self._changes)
 
 
@@ -149,7 +152,8 @@ def of_trainer(trainer: Trainer, backward: bool) -> TrainingStep:
     settings = trainer.settings
     return TrainingStep(
         settings.recipe, trainer.model, trainer.logits, trainer.loss, trainer.optimizer, trainer.loader,
-        trainer.batch_size, prepare=trainer.data.normalise, amp=settings.amp, clip=settings.clip, backward=backward,
+        trainer.batch_size, batches=trainer.batches, prepare=trainer.data.normalise, amp=settings.amp,
+        clip=settings.clip, backward=backward,
         about={"data": settings.data, "T": str(settings.timesteps)},
     )  # fmt: skip
 

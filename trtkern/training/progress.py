@@ -19,11 +19,9 @@ from trtkern.training.observer import Observer
 PARTS = {
     "trt": {"cross_entropy": "CE", "mse": "MSE", "regularizer": "R"},
     "tet": {"cross_entropy": "CE", "mse": "MSE"},
-    "sdt": {},
 }
-
-
-COLUMNS = {"validation": "val acc", "test": "test acc"}
+"""Of another loss its total says all."""
+COLUMNS = {"validation": "val", "test": "test"}
 
 
 class Lines(Observer):
@@ -40,17 +38,19 @@ class Lines(Observer):
         """What a step keeps in memory, and the header."""
         if trainer.kept is not None:
             self._print(trainer.kept.summary(f" a step of {trainer.batch_size} images"))
-        self.parts = PARTS[trainer.settings.loss]
+        self.parts, self.figure = PARTS.get(trainer.settings.loss, {}), trainer.figure
         self.epochs, self.steps, self.watched = trainer.settings.epochs, trainer.steps, trainer.watched
         names = "".join(f"{name:>9}" for name in ("loss", *self.parts.values()))
-        self._print(f"{'epoch':>9}{names}{'train acc':>12}{COLUMNS[self.watched]:>11}{'samples/s':>12}", style="bold")
+        figure = "acc" if self.figure == "accuracy" else "loss"
+        columns = f"{f'train {figure}':>12}{f'{COLUMNS[self.watched]} {figure}':>11}"
+        self._print(f"{'epoch':>9}{names}{columns}{'samples/s':>12}", style="bold")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """The line: training averages, then both accuracies."""
         train, watched = row["train"], row[self.watched]
         self._print(
-            f"{row['epoch']:>4}/{self.epochs:<4}{self._losses(train, 9)}{train['accuracy']:>11.2%} "
-            f"{watched['accuracy']:>10.2%} {row['samples_per_s']:>11,.0f}"
+            f"{row['epoch']:>4}/{self.epochs:<4}{self._losses(train, 9)}{shown(train, self.figure):>11} "
+            f"{shown(watched, self.figure):>10} {row['samples_per_s']:>11,.0f}"
         )
         if (fisher := row.get("fisher")) and fisher["centroid"] is not None:
             self._print(
@@ -71,7 +71,8 @@ class Lines(Observer):
 
     def _state(self, averages: dict[str, float]) -> str:
         parts = "  ".join(f"{label} {averages[name]:.4f}" for name, label in {"loss": "loss", **self.parts}.items())
-        return f"{parts}  acc {averages['accuracy']:.2%}  {averages['samples_per_s']:,.0f} samples/s"
+        scored = f"  acc {averages['accuracy']:.2%}" if "accuracy" in averages else ""
+        return f"{parts}{scored}  {averages['samples_per_s']:,.0f} samples/s"
 
     def _losses(self, averages: dict[str, float], width: int) -> str:
         return "".join(f"{averages[name]:>{width}.4f}" for name in ("loss", *self.parts))
@@ -152,22 +153,31 @@ def facts(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def series(summary: dict[str, Any], title: str) -> Table:
-    """Accuracies of the runs of several seeds, in evaluation mode, with mean and standard deviation."""
-    table = Table("seed", *(f"{name} (%)" for name in summary["mean"]), title=title, title_justify="left")
+def shown(averages: dict[str, float], figure: str) -> str:
+    """The accuracy in per cent, or a loss."""
+    return f"{averages[figure]:.2%}" if figure == "accuracy" else f"{averages[figure]:.4g}"
+
+
+def series(summary: dict[str, Any], title: str, figure: str = "accuracy") -> Table:
+    """Accuracies, or losses, of the runs of several seeds, in evaluation mode, with mean and standard deviation."""
+    unit, scale, digits = ("%", 100, 2) if figure == "accuracy" else ("loss", 1, 4)
+    table = Table("seed", *(f"{name} ({unit})" for name in summary["mean"]), title=title, title_justify="left")
     for seed, row in summary["seeds"].items():
-        table.add_row(seed, *(f"{100 * value:.2f}" for value in row.values()))
+        table.add_row(seed, *(f"{scale * value:.{digits}f}" for value in row.values()))
     pairs = zip(summary["mean"].values(), summary["sd"].values(), strict=True)
     table.add_section()
-    table.add_row("mean", *(f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}") for mean, sd in pairs))
+    said = ((f"{scale * mean:.{digits}f}", "" if sd is None else f" ± {scale * sd:.{digits}f}") for mean, sd in pairs)
+    table.add_row("mean", *(mean + sd for mean, sd in said))
     return table
 
 
 def scores(values: dict[str, float], loss: str, images: int) -> dict[str, str]:
     """An evaluation of the test images as rows of a table: the accuracy with its counts, the loss with its parts."""
-    correct = round(values["accuracy"] * images)
-    rows = {"test accuracy": f"{values['accuracy']:.2%} ({correct:,} of {images:,})"}
-    parts = ", ".join(f"{label} {values[name]:.4f}" for name, label in PARTS[loss].items())
+    rows = {}
+    if "accuracy" in values:
+        correct = round(values["accuracy"] * images)
+        rows["test accuracy"] = f"{values['accuracy']:.2%} ({correct:,} of {images:,})"
+    parts = ", ".join(f"{label} {values[name]:.4f}" for name, label in PARTS.get(loss, {}).items())
     rows["test loss"] = f"{values['loss']:.4f}" + (f" ({parts})" if parts else "")
     return rows
 
@@ -184,20 +194,20 @@ def summary(trainer: Trainer, result: Result, folder: Path) -> Table:
     settings = trainer.settings
     last = result.rows[-1]
     seconds = sum(row["seconds"] for row in result.rows)
-    images = len(result.rows) * trainer.steps * trainer.batch_size
+    images = round(sum(row["samples_per_s"] * row["seconds"] for row in result.rows))
     waited = sum(row["seconds"] * row["loader_share"] for row in result.rows) / seconds
     parameters = sum(p.numel() for p in trainer.model.parameters())
     rows: dict[str, str] = {}
     if result.final is not None:
-        rows |= scores(result.final.splits["test"], settings.loss, trainer.data.test.labels.numel())
+        rows |= scores(result.final.splits["test"], settings.loss, len(trainer.data.test.images))
         rows["weights"] = f"of epoch {result.final.epoch}, {CHOICES[settings.select]}"
     if "validation" in last:
         chosen = last["validation"] if result.final is None else result.final.splits["validation"]
-        rows["validation accuracy"] = f"{chosen['accuracy']:.2%}"
+        rows[f"validation {trainer.figure}"] = shown(chosen, trainer.figure)
     elif result.final is None:
-        rows |= scores(last["test"], settings.loss, trainer.data.test.labels.numel())
+        rows |= scores(last["test"], settings.loss, len(trainer.data.test.images))
     rows |= {
-        "train accuracy": f"{last['train']['accuracy']:.2%} in epoch {last['epoch']}",
+        f"train {trainer.figure}": f"{shown(last['train'], trainer.figure)} in epoch {last['epoch']}",
         "speed": f"{images / seconds:,.0f} samples/s ({seconds:.1f} s of training, {len(result.rows)} epochs; "
         f"{waited:.0%} of it waiting for data)",
         "model": f"{parameters:,} parameters, T={settings.timesteps}, {settings.loss} loss",

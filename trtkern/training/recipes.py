@@ -29,19 +29,22 @@ def controls() -> list[str]:
     return sorted(path.stem for path in (FOLDER / "controls").glob("*.toml"))
 
 
-def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
+def load(name: str, changes: Iterable[str] = (), own: dict[str, Any] | None = None) -> dict[str, Any]:
     """The recipe of that name with its controls, and with changes "key=value" or "table.key=value".
 
     Args:
         name: one of ``names``, or a path of a .toml file; then controls, each after a "+".
         changes: values in TOML's notation; what is none is a string.
+        own: what there is instead of a recipe.
 
     Raises:
         ValueError: an unknown name, key or control, a value of another type; the message lists the known ones.
         OSError: a file cannot be read.
     """
     base, *added = name.split("+")
-    if base.endswith(".toml"):
+    if own is not None:
+        recipe = dict(own)
+    elif base.endswith(".toml"):
         recipe = _read(Path(base))
     elif base in names():
         recipe = _read(FOLDER / f"{base}.toml")
@@ -61,6 +64,8 @@ def load(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
         _check(part, "--set")
         _merge(recipe, part)
     missing = [key for key in KEYS if OPTIONS[key].default is ... and key not in recipe]
+    if own is not None and "model" in missing:
+        raise ValueError(f"--model: expected a network beside --data {own['data']}, which has no recipe, got none")
     if missing:
         raise ValueError(f"--recipe: expected {', '.join(missing)} in {name}, got {', '.join(recipe) or 'nothing'}")
     if "name" not in recipe["model"]:

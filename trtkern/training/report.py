@@ -152,6 +152,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Section:
         "Accuracy, taken likewise.": figures.accuracy,
         "Learning rate at the beginning of each epoch.": figures.learning_rate,
     }
+    if not figures.scored(rows):
+        drawn.pop("Accuracy, taken likewise.")
     pictures = (
         figure(svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
         for i, (caption, draw) in enumerate(drawn.items())

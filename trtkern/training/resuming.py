@@ -110,9 +110,12 @@ def notes(before: Settings, now: Settings, versions: dict[str, str], files: str 
 
 
 def same_classes(saved: Checkpoint, classes: Sequence[str]) -> None:
-    """Raise a ValueError if the data set has other classes than that of the training; it names the first."""
+    """Raise a ValueError if the data set has other classes than that of the training; it names the first.
+
+    Data of the user's that name no classes have as many as the network has outputs, which is seen once it is made.
+    """
     before = saved.metadata.get("classes") or []
-    if before == list(classes):
+    if not classes or before == list(classes):
         return
     pairs = list(zip_longest(before, classes))
     place = next(index for index, (old, new) in enumerate(pairs) if old != new)

@@ -44,11 +44,12 @@ def write_config(
     folder: Path,
     settings: Settings,
     layers: dict[str, str],
+    called: Sequence[str],
     kept: MemoryReport | None = None,
     resumed: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """config.json: the resolved settings, versions, command line, the backend of each LIF layer, memory of a step, and
-    how the run was resumed."""
+    """config.json: the resolved settings, versions, the command that began the run (``called``, if the file has none),
+    the backend of each LIF layer, memory of a step, and how the run was resumed."""
     memory = (
         None
         if kept is None
@@ -66,15 +67,15 @@ def write_config(
         "versions": versions(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
-        "command": command(folder),
+        "command": command(folder) or list(called),
         "resumed": list(resumed),
     }
     write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def command(folder: Path) -> list[str]:
-    """The command that began the run in ``folder``: that of config.json, or this one."""
-    return _noted(folder, "command", str) or ["trtkern", *sys.argv[1:]]
+    """The command that began the run in ``folder``, as config.json has it."""
+    return _noted(folder, "command", str)
 
 
 def resumed(folder: Path) -> list[dict[str, Any]]:
@@ -186,18 +187,18 @@ def _row(line: bytes) -> dict[str, Any]:
     measured = [name for name in ("train", "validation", "test") if name in row]
     for name in ("train", *measured):
         if not _averages(row.get(name)):
-            raise ValueError(f"{name}: expected finite numbers of {', '.join(_PARTS)}, got {row.get(name)!r}")
+            raise ValueError(f"{name}: expected finite numbers of {', '.join(Tally.NAMES)}, got {row.get(name)!r}")
     if len(measured) < 2:
         raise ValueError("expected validation or test, got neither")
     return row
 
 
-_PARTS = (*Tally.NAMES, "accuracy")
-
-
 def _averages(found: Any) -> bool:
     """Whether that is what ``Tally.read`` gives."""
-    return isinstance(found, dict) and all(_finite(found.get(part)) for part in _PARTS)
+    parts = (*Tally.NAMES, "accuracy")
+    return isinstance(found, dict) and all(
+        _finite(found.get(part, 0.0 if part == "accuracy" else None)) for part in parts
+    )
 
 
 def _finite(value: Any) -> bool:

@@ -26,8 +26,8 @@ class Best(NamedTuple):
 
 
 def better(best: Best | None, row: dict[str, Any], split: str) -> Best | None:
-    """The row's epoch if it has the higher accuracy on ``split``, or the same one and the lower loss."""
-    here = Best(row["epoch"], row["step"], row[split]["accuracy"], row[split]["loss"])
+    """The row's epoch if it has the higher accuracy on ``split``, or the same one (or none) and the lower loss."""
+    here = Best(row["epoch"], row["step"], row[split].get("accuracy", 0.0), row[split]["loss"])
     return here if best is None or (here.accuracy, -here.loss) > (best.accuracy, -best.loss) else None
 
 

@@ -10,6 +10,7 @@ import torch
 
 from trtkern.data.augment import Pipeline
 from trtkern.names import unknown
+from trtkern.training import optimizers
 from trtkern.training import plan as plans
 from trtkern.training.options import Options
 
@@ -28,7 +29,7 @@ class Settings(Options):
         values = plans.checked(values)
         if values["threads"] is None:
             raise ValueError("--threads: expected an integer of at least 1, got None")
-        return cls(**values)
+        return cls(**{**values, "optimizer": optimizers.checked(values["optimizer"])})
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -46,17 +47,18 @@ def settle(plan: dict[str, Any]) -> Settings:
     fits_device(plan, where)
     augment = Pipeline.from_recipe(plan["augment"]).to_recipe()
     threads = plan["threads"] or torch.get_num_threads()
-    return Settings(**{**plan, "device": where, "augment": augment, "threads": threads})
+    optimizer = optimizers.checked(plan["optimizer"])
+    return Settings(**{**plan, "device": where, "augment": augment, "optimizer": optimizer, "threads": threads})
 
 
 def fits_device(plan: dict[str, Any], where: str) -> None:
     """Raise a ValueError if that device cannot do what is wished."""
     if plan["cuda_graphs"] and not where.startswith("cuda"):
         raise ValueError(f"--cuda-graphs: expected a GPU, got --device {where}")
-    if plan["cuda_graphs"] and plan["optimizer"]["name"] == "sgd":
+    if plan["cuda_graphs"] and (name := plan["optimizer"]["name"]) not in ("adam", "adamw"):
         raise ValueError(
-            "--cuda-graphs: expected the optimiser adam or adamw, which keep their step and their rate on the GPU, "
-            "got sgd"
+            f"--cuda-graphs: expected the optimiser adam or adamw, which keep their step and their rate on the GPU, "
+            f"got {name}"
         )
 
 

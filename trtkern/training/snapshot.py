@@ -15,16 +15,19 @@ _OPTIMIZER = "optimizer."
 def capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON of them, and of the global generators."""
     values = optimizer.state_dict()
-    tensors = {
-        f"{_OPTIMIZER}{index}.{name}": torch.as_tensor(value)
+    held = {
+        f"{_OPTIMIZER}{index}.{name}": value
         for index, state in values["state"].items()
         for name, value in state.items()
     }
+    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     groups = [{**group, "lr": float(group["lr"])} for group in values["param_groups"]]
-    return tensors, {"groups": groups, "scaler": scaler.state_dict()}
+    loop = {"groups": groups, "scaler": scaler.state_dict()}
+    return tensors, {**loop, "numbers": others} if others else loop
 
 
 def restore(saved: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -37,16 +40,18 @@ def restore(saved: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.a
     if loop is None or "random" not in saved.state:
         raise ValueError("checkpoint: expected the state of a run, got weights alone; it cannot be resumed")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in saved.state.items():
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in {**saved.state, **loop.get("numbers", {})}.items():
         if name.startswith(_OPTIMIZER):
             index, _, what = name.removeprefix(_OPTIMIZER).partition(".")
-            states.setdefault(int(index), {})[what] = _laid_out(value, parameters[int(index)])
+            held = _laid_out(value, parameters[int(index)]) if isinstance(value, Tensor) else value
+            states.setdefault(int(index), {})[what] = held
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
-        groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in loop["groups"]]
+        pairs = zip(loop["groups"], optimizer.param_groups, strict=True)
+        groups = [{name: _as(value, now.get(name)) for name, value in group.items()} for group, now in pairs]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"checkpoint: expected one of this optimiser and network; {error}") from None
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # a tensor on the device stays that very tensor
@@ -60,6 +65,11 @@ def restore_random(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["random"])
     if "random_cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def _as(value: Any, now: Any) -> Any:
+    """A list of JSON as the tuple that it was."""
+    return tuple(value) if isinstance(now, tuple) else value
 
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:

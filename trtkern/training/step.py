@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from trtkern.nn import LossParts
-from trtkern.training.build import Loss
+from trtkern.training.losses import Loss, arranged
 from trtkern.training.tally import Tally
 
+Batch = tuple[Tensor, Tensor]
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,34 +45,48 @@ class Step:
         self._forward, self.loss, self.optimizer = forward, loss, optimizer
         self.scaler, self._clip, self._check = scaler, clip, check
 
-    def __call__(self, images: Tensor, target: Tensor, tally: Tally) -> Tensor:
-        """The total loss, 0-dim; the loss's parts are added to ``tally``."""
-        logits = self._forward(images)
-        parts = self.loss.parts(logits, target, regularize=False)
+    def __call__(self, images: Tensor, target: Tensor, tally: Tally, more: Sequence[Batch] = ()) -> Tensor:
+        """The total loss, 0-dim; the loss's parts are added to ``tally``.
+
+        Args:
+            images: a batch.
+            target: of it.
+            tally: of the epoch.
+            more: batches that go into the same update: their gradients are averaged, one batch after the other.
+        """
+        share = 1 + len(more)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(parts.total).backward()
+        found = [self._forward_backward(images, target, share)]
+        found += [self._forward_backward(*batch, share) for batch in more]
         self.scaler.unscale_(self.optimizer)
-        penalty = parts.regularizer + self.loss.add_grad_()
-        total = parts.total.detach() + penalty
+        first = found[0][0]
+        penalty = first.regularizer + self.loss.add_grad_()
+        means = (
+            first
+            if share == 1
+            else LossParts(*(torch.stack(part).mean() for part in zip(*(f[0] for f in found), strict=True)))
+        )
+        total = means.total.detach() + penalty
         if self._clip is not None:
             clip_grad_norm_(self._weights(), self._clip)
-        whole = LossParts(total, parts.cross_entropy, parts.mse, penalty)
-        self._check(whole)
+        self._check(LossParts(total, means.cross_entropy, means.mse, penalty))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        tally.add(whole, logits, target)
+        for parts, logits, aim in found:
+            whole = total if share == 1 else parts.total.detach() + penalty
+            tally.add(LossParts(whole, parts.cross_entropy, parts.mse, penalty), logits, aim)
         return total
+
+    def _forward_backward(self, images: Tensor, target: Tensor, share: int) -> tuple[LossParts, Tensor, Tensor]:
+        """The parts of a batch's loss without its penalty, its logits, and its targets as the loss takes them."""
+        logits = self._forward(images)
+        target = arranged(target, logits)
+        parts = self.loss.parts(logits, target, regularize=False)
+        self.scaler.scale(parts.total if share == 1 else parts.total / share).backward()
+        return parts, logits, target
 
     def _weights(self) -> list[Tensor]:
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
-
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the next step."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
 
 class CapturedStep(Step):
@@ -89,8 +104,8 @@ class CapturedStep(Step):
         self._left, self._graph, self._stream = self.WARM_UP, torch.cuda.CUDAGraph(), torch.cuda.Stream()
         self._images: Tensor | None = None
 
-    def __call__(self, images: Tensor, target: Tensor, tally: Tally) -> Tensor:
-        """As ``Step.__call__``; the total is overwritten by the next step."""
+    def __call__(self, images: Tensor, target: Tensor, tally: Tally, more: Sequence[Batch] = ()) -> Tensor:
+        """As ``Step.__call__``, of one batch; the total is overwritten by the next step."""
         if self._left:
             self._left -= 1
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -104,7 +119,7 @@ class CapturedStep(Step):
             counted = tally.images
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders have threads
                 self._total = super().__call__(self._images, self._target, tally)
-            tally.images = counted  # a capture computes nothing
+            self._count, tally.images = tally.images - counted, counted  # a capture computes nothing
         if images.shape != self._images.shape:
             raise ValueError(
                 f"--cuda-graphs: expected batches of shape {list(self._images.shape)}, got {list(images.shape)}"
@@ -112,5 +127,5 @@ class CapturedStep(Step):
         self._images.copy_(images)
         self._target.copy_(target)
         self._graph.replay()
-        tally.images += target.numel()
+        tally.images += self._count
         return self._total

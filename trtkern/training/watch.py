@@ -83,8 +83,11 @@ class Watch:
             NonFiniteError: with ``when`` and the first layer whose flag is up, or the first part of the loss.
         """
         parts = parts or {}
-        bad = (~torch.isfinite(loss.detach())).to(torch.int32).reshape(1)
-        flags = torch.cat([*self.flags.values(), bad]).tolist()
+        if loss.is_cuda:  # one look
+            bad = (~torch.isfinite(loss.detach())).to(torch.int32).reshape(1)
+            flags = torch.cat([*self.flags.values(), bad]).tolist()
+        else:
+            flags = [*(flag.item() for flag in self.flags.values()), not math.isfinite(loss.item())]
         if not any(flags) and all(math.isfinite(part) for part in parts.values() if isinstance(part, float)):
             return
         layer = next((name for name, flag in zip(self.flags, flags, strict=False) if flag), None)

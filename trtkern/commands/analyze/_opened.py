@@ -16,7 +16,6 @@ from trtkern import names
 from trtkern.analysis import Result, Samples
 from trtkern.analysis._network import Progress as Told
 from trtkern.commands._common import FAILURE, console, quits
-from trtkern.commands._observing import drawn
 from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
 from trtkern.training import checkpoint, resuming, run
 from trtkern.training.loop import Trainer
@@ -70,12 +69,12 @@ def opened(
             f"--split: expected one of {', '.join(trainer.splits)}, which this run has, got {split}; validation images "
             "are held out with --select validation"
         )
-    taken = drawn(trainer, split, samples, batch_size)
+    taken = trainer.samples(split, samples, batch_size)
     settings = trainer.settings
     about = {
         "run": f"{settings.data}, {settings.loss} loss, T={settings.timesteps}, seed {settings.seed}",
         "weights": weights_in_words(saved, settings),
-        "samples": f"{len(taken):,} of {len(trainer.splits[split].labels):,} {split} images, without random changes",
+        "samples": f"{len(taken):,} of {len(trainer.splits[split].images):,} {split} images, without random changes",
         "precision": "float32",
         "command": shlex.join(["trtkern", *sys.argv[1:]]),
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions().items() if name != "platform"),

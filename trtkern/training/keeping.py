@@ -1,0 +1,146 @@
+"""What is written of a run, and taken up again: the part of the ``Trainer`` that makes and reads its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trtkern import own
+from trtkern.data import Dataset
+from trtkern.names import is_own
+from trtkern.training import checkpoint, resuming, run, selection, snapshot
+from trtkern.training.loader import Loader
+from trtkern.training.selection import Best
+from trtkern.training.settings import Settings
+from trtkern.training.tally import Begun
+from trtkern.training.watch import Watch
+
+_NEEDED = ("epoch", "step", "row", "best", "seconds", "versions")
+"""What the metadata of a checkpoint must have to go on from it."""
+
+
+class Kept:
+    """Where a run is, and its checkpoints."""
+
+    settings: Settings
+    files: dict[str, Any] | None
+    data: Dataset
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: Loader
+    watch: Watch
+    best: Best | None
+    steps: int
+    _shuffle: torch.Generator
+    _changes: torch.Generator
+    _drawn: dict[str, Tensor]
+    _begun: Begun
+    _first: int
+    _base: int
+    _resumed: checkpoint.Checkpoint | None
+
+    def _made(self, epoch: int, step: int) -> int:
+        """The steps that the run has made after that one."""
+        return self._base + (epoch - self._first) * self.steps + step
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            ValueError: it belongs to another network, to images of another shape or to other classes.
+        """
+        if (shape := saved.metadata.get("shape")) != list(self.data.shape):
+            raise ValueError(f"checkpoint: expected one for images {self.data.shape}, got {shape}")
+        if (kind := saved.metadata.get("class")) is not None and kind != own.class_of(self.model):
+            raise ValueError(
+                f"checkpoint: expected one of a network of class {own.class_of(self.model)}, got one of {kind}; give "
+                f"the network that was trained"
+            )
+        resuming.same_classes(saved, self.data.classes)
+        try:
+            self.model.load_state_dict(saved.model)
+        except RuntimeError as error:
+            raise ValueError(f"checkpoint: expected one for this network; {error}") from None
+
+    def finished(self, saved: checkpoint.Checkpoint) -> bool:
+        """Whether the run was at its end when that checkpoint was written."""
+        return saved.metadata["epoch"] == self.settings.epochs and saved.metadata["row"] is not None
+
+    def resume(self, saved: checkpoint.Checkpoint, folder: Path, say: Callable[[str], None] | None = None) -> None:
+        """Take over a checkpoint of the run in ``folder``: the next ``run`` goes on bitwise, on a CPU with the same
+        versions. What the folder holds from after that checkpoint is removed.
+
+        Args:
+            saved: the checkpoint.
+            folder: the run folder.
+            say: told about each line of metrics.jsonl that is no row.
+
+        Raises:
+            ValueError: it belongs to another network or other classes, or has no more than weights.
+        """
+        if missing := [name for name in _NEEDED if name not in saved.metadata]:
+            raise ValueError(f"checkpoint: expected the state of a run, got one without {', '.join(missing)}")
+        epoch, step, row = (saved.metadata[name] for name in ("epoch", "step", "row"))
+        self.restore(saved)
+        snapshot.restore(saved, self.optimizer, self.scaler)
+        self._shuffle.set_state(saved.state["shuffle"])
+        self.loader.set_state([value for name, value in saved.state.items() if name.startswith("loader.")])
+        self._changes.set_state(saved.state["changes"])
+        self._resumed = saved
+        self.best = None if saved.metadata["best"] is None else Best(*saved.metadata["best"])
+        steps = saved.metadata.get("steps", self.steps)
+        made = saved.metadata.get("made", (epoch - 1) * steps + step)
+        selection.forget(folder, made)
+        run.cut_metrics(folder, epoch, row, say)
+        if row is not None:
+            self._first, self._base = epoch + 1, made
+        elif steps == self.steps:
+            self._first, self._base = epoch, made - step
+            self._begun = Begun(step, saved.state["sums"], saved.metadata["seconds"])
+        else:  # other images: the epoch begins anew
+            self._first, self._base = epoch, made
+
+    def _metadata(self, epoch: int, step: int, row: dict[str, Any] | None) -> dict[str, Any]:
+        """What rebuilds the network, and where the run is."""
+        return {
+            "settings": self.settings.to_json(),
+            "class": own.class_of(self.model) if is_own(self.settings.model["name"]) else None,
+            "shape": list(self.data.shape),
+            "classes": list(self.data.classes),
+            "data": self.files,
+            "epoch": epoch,
+            "step": step,
+            "steps": self.steps,
+            "made": self._made(epoch, step),
+            "row": row,
+            "versions": run.versions(),
+        }
+
+    def _drawing(self) -> dict[str, Tensor]:
+        """The state of the generators that the order of an epoch comes from."""
+        theirs = {f"loader.{place}": state for place, state in enumerate(self.loader.state())}
+        return {"shuffle": self._shuffle.get_state(), **theirs}
+
+    def _save(
+        self, folder: Path, epoch: int, step: int, row: dict[str, Any] | None, begun: Begun | None = None
+    ) -> None:
+        self.watch.check_weights(f"in epoch {epoch}, step {step}")
+        # Within an epoch its order is drawn again when the run is resumed.
+        drawn = self._drawing() if begun is None else self._drawn
+        state, loop = snapshot.capture(self.optimizer, self.scaler)
+        state |= {**drawn, "changes": self._changes.get_state()}
+        if begun is not None and begun.sums is not None:
+            state["sums"] = begun.sums
+        metadata = {
+            **self._metadata(epoch, step, row),
+            "seconds": 0.0 if begun is None else begun.seconds,
+            "best": self.best,
+            "loop": loop,
+        }
+        made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
+        checkpoint.save(folder, made, self._made(epoch, step))
