@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trtkern import nn as snn
 from trtkern.bench import contest, gate, layers, measure, rounds, rows
 from trtkern.bench.cases import DTYPES, Case
+from trtkern.ops._library import unseen
 from trtkern.profiling.unchanged import quiet
 
 CALLS = 200
@@ -73,7 +74,7 @@ class Subject(NamedTuple):
 
 
 def _counted(run: Callable[[], Any]) -> int:
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), quiet(), unseen():
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
