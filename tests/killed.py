@@ -58,7 +58,8 @@ def main(folder: Path, kills: int, seed: int, options: list[str]) -> None:
             died += os.WIFSIGNALED(status)
         else:
             _, status = os.waitpid(number, 0)
-            print(f"{died} killed, status {os.waitstatus_to_exitcode(status)}")
+            # Not left in a buffer, which the next children would inherit, and print too.
+            print(f"{died} killed, status {os.waitstatus_to_exitcode(status)}", flush=True)
             return
 
 

@@ -14,6 +14,7 @@ import torch
 
 from trtkern import backends, cli
 from trtkern.commands import _common, _runs, app
+from trtkern.output.console import console
 from trtkern.training import progress, recipes, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +106,7 @@ def test_there_is_one_console_and_its_tables_take_text_as_it_is(monkeypatch):
                 assert name != "status" or getattr(node.args[0].func, "id", "") == "Text", path
     written = ascii_output(monkeypatch)
     cli.main(["--version"])  # prepares the stream
-    _common.console().print(progress.facts("".join(NAMES), {"[/y]": "[/z] :smile:"}))
+    console().print(progress.facts("".join(NAMES), {"[/y]": "[/z] :smile:"}))
     sys.stdout.flush()
     assert all(part in written.getvalue() for part in (b"[/x][bold]\\udcff:smile:", b"[/y]", b"[/z] :smile:"))
 

@@ -22,7 +22,7 @@ from trtkern.analysis._directions import Directions
 from trtkern.analysis._network import Samples
 from trtkern.analysis._objective import Loss, opened
 from trtkern.ops import checks
-from trtkern.training.signals import waiting
+from trtkern.output.signals import waiting
 
 Place = tuple[int, ...]
 """Which point of a grid."""

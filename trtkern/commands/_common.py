@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any
 
-from rich.console import Console
 from typer.core import TyperGroup
 
 from trtkern.names import unknown
@@ -52,15 +50,6 @@ def need(extra: str, *modules: str) -> None:
     """Quit with the pip line if one of the modules is not installed."""
     if lacking := missing(extra, modules):
         raise Quit(lacking, USER)
-
-
-def console() -> Console:
-    """Standard output, for every command. Text stands there as it is: a path is no markup, no emoji and no number to
-    colour; who wants a style passes a ``Text``. Where it is no terminal lines are not cut to a width of 80.
-    """
-    plain = partial(Console, markup=False, emoji=False, highlight=False)
-    made = plain()
-    return made if made.is_terminal else plain(width=140)
 
 
 class Commands(TyperGroup):

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, console, need, quits, user_errors
+from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, need, quits, user_errors
 from trtkern.data import Dataset, difference, fingerprint
 from trtkern.data.blank import blank
 from trtkern.data.folder import DataError, read_classes
 from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
+from trtkern.output.console import console
 from trtkern.training import (
     checkpoint,
     gathering,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtkern import names, neurons
-from trtkern.commands._common import INTERRUPTED, Quit, console, need, user_errors
+from trtkern.commands._common import INTERRUPTED, Quit, need, user_errors
+from trtkern.output.console import console
 
 if TYPE_CHECKING:
     import torch

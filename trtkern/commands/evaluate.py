@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from trtkern import names
-from trtkern.commands._common import FAILURE, console, need, quits, user_errors
+from trtkern.commands._common import FAILURE, need, quits, user_errors
+from trtkern.output.console import console
 
 
 def evaluate(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from trtkern.commands._common import FAILURE, Quit, console, user_errors
+from trtkern.commands._common import FAILURE, Quit, user_errors
 from trtkern.neurons import TABLE
+from trtkern.output.console import console
 
 
 def inspect(

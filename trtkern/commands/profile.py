@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from trtkern import names
-from trtkern.commands._common import FAILURE, USER, console, need, quits, user_errors
+from trtkern.commands._common import FAILURE, USER, need, quits, user_errors
+from trtkern.output.console import console
 from trtkern.training import recipes
 
 if TYPE_CHECKING:

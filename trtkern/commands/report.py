@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from trtkern.commands._common import FAILURE, Quit, console, quits
+from trtkern.commands._common import FAILURE, Quit, quits
 from trtkern.commands.analyze._options import BackendOption, DataDirOption, DeviceOption, ThreadsOption, asked
+from trtkern.output.console import console
 
 
 def report(

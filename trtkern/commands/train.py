@@ -11,9 +11,10 @@ import typer
 
 from trtkern import names
 from trtkern.commands._common import need, user_errors
+from trtkern.output import signals
 from trtkern.training import folder as folders
 from trtkern.training import plan as plans
-from trtkern.training import recipes, signals
+from trtkern.training import recipes
 from trtkern.training.options import CALL, FREE, RECIPE, RESUME, Call, Option, of_command
 
 _BESIDE = tuple(option.flags[0] for option in of_command() if RESUME in option.where)

@@ -140,7 +140,7 @@ def _observer(show: bool) -> Observer:
     """What shows a run."""
     if not show:
         return Observer()
-    from trtkern.commands._common import console
+    from trtkern.output.console import console
     from trtkern.training import progress
 
     return progress.observer(console())

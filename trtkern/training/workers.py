@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtkern.training import signals
+from trtkern.output import signals
 
 AHEAD = 2
 """Batches that each worker makes before they are asked for."""

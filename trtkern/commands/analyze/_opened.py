@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from trtkern import names
 from trtkern.analysis import Result, Samples
 from trtkern.analysis._network import Progress as Told
-from trtkern.commands._common import FAILURE, console, quits
+from trtkern.commands._common import FAILURE, quits
 from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
+from trtkern.output.console import console
 from trtkern.training import checkpoint, resuming, run
 from trtkern.training.loop import Trainer
 from trtkern.training.settings import Settings

@@ -9,9 +9,10 @@ from typing import Any
 from trtkern import names as known
 from trtkern.analysis import Result
 from trtkern.commands import analyze
-from trtkern.commands._common import INTERRUPTED, Quit, console, one_line
+from trtkern.commands._common import INTERRUPTED, Quit, one_line
 from trtkern.commands._runs import weights
 from trtkern.commands.analyze._opened import FOLDER, quiet, weights_in_words
+from trtkern.output.console import console
 from trtkern.reports.runs import Analyses, Run
 from trtkern.training import resuming
 

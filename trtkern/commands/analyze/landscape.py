@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtkern import names
-from trtkern.commands._common import FAILURE, INTERRUPTED, USER, Quit, console, quits
+from trtkern.commands._common import FAILURE, INTERRUPTED, USER, Quit, quits
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -21,6 +21,7 @@ from trtkern.commands.analyze._options import (
     ThreadsOption,
     asked,
 )
+from trtkern.output.console import console
 
 if TYPE_CHECKING:
     from trtkern.analysis import Result
