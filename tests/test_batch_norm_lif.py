@@ -328,3 +328,25 @@ def test_a_narrower_residual_is_cast_exactly(wide, narrow):
 def test_what_batch_norm_lif_was_unfused_into_gives_the_same_dtype():
     y, residual = torch.randn(4, 2, 3, 6, 6).bfloat16(), torch.randn(4, 2, 3, 6, 6)
     assert snn.unfuse(snn.BatchNormLIF(3))(y, residual).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("absent", ["weight", "bias"])
+def test_weight_or_bias_alone(backend, device, absent, dtype, training):
+    """One of the two is left: in its own type, and not dense in memory."""
+    y, found = torch.randn(4, 2, 3, 4, 4, device=device), []
+    wide = torch.tensor([0.5, 9.0, 1.5, 9.0, 1.0, 9.0], device=device).to(dtype)
+    for name in (backend, "reference"):
+        layer = snn.BatchNormLIF(3, backend=name).to(device).train(training)
+        left = "bias" if absent == "weight" else "weight"
+        setattr(layer, absent, None)
+        setattr(layer, left, torch.nn.Parameter(wide[::2]))
+        assert not getattr(layer, left).is_contiguous()
+        x = y.clone().requires_grad_()
+        s = layer(x)
+        s.backward(torch.linspace(-1, 1, s.numel(), device=device).view_as(s))
+        found.append((s, x.grad, getattr(layer, left).grad))
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)

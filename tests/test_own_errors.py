@@ -12,9 +12,10 @@ from own_parts import BACKEND, Net, Stripes, stripes
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from trtkern import cli
-from trtkern.train import CallbackError, OwnError, Trainer
+from trtkern import cli, own
+from trtkern.train import Callback, CallbackError, OwnError, Trainer
 from trtkern.training import checkpoint, run
+from trtkern.training.callbacks import Callbacks
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 FAST = ["--device", "cpu", "--threads", "1", "--backend", BACKEND]
@@ -437,3 +438,17 @@ def test_a_trainer_trains_once(tmp_path):
     ):
         trainer.fit(tmp_path / "b", show=False)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_callback_whose_methods_nobody_calls():
+    class Misspelt(Callback):
+        def on_epoch(self, trainer, row): ...
+
+    with pytest.raises(TypeError, match="expected Misspelt to have some of the methods .*, got on_epoch, which nobody"):
+        Callbacks([Misspelt()])
+
+
+def test_what_an_installed_library_raises_is_told_by_the_line_that_called_it():
+    with pytest.raises(RuntimeError) as raised:
+        torch.nn.Linear(3, 2)(torch.ones(5))
+    assert f"({Path(__file__).name}, line " in str(own.failed(raised.value, "expected this"))

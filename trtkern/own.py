@@ -102,7 +102,9 @@ def failed(error: Exception, wanted: str) -> OwnError:
     """The error of the user's code in one line, with the place in it that raised."""
     frames = traceback.extract_tb(error.__traceback__)
     here = str(Path(__file__).resolve().parent)
-    theirs = [frame for frame in frames if not frame.filename.startswith((here, "<"))]
+    others = [frame for frame in frames if not frame.filename.startswith((here, "<"))]
+    # What an installed library raised is told by the line that called it.
+    theirs = [frame for frame in others if "site-packages" not in Path(frame.filename).parts] or others
     place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
     return OwnError(f"{wanted}, got {type(error).__name__}: {error}{place}")
 

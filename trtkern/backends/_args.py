@@ -123,6 +123,12 @@ def _norm(
     return args
 
 
+def _of(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    """The type of both; one of them alone may be there."""
+    there = bias if weight is None else weight
+    return torch.float32 if there is None else there.dtype
+
+
 def finish(
     extension: ModuleType, norm: Finish, out: Finished, mean: Tensor | None = None, spread: Tensor | None = None
 ) -> Any:
@@ -132,7 +138,7 @@ def finish(
         extension,
         out.affine.shape[1],
         samples,
-        torch.float32 if weight is None else weight.dtype,
+        _of(weight, bias),
         torch.float32 if running_mean is None else running_mean.dtype,
         torch.float64 if mean is None else mean.dtype,
         eps,
@@ -143,9 +149,7 @@ def finish(
 
 def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor | None = None) -> Any:
     """The arguments of what finishes the sums of a norm; ``own``: those of this process, where others have theirs."""
-    written = out.bias if out.weight is None else out.weight  # one of them alone may be wanted
-    kind = torch.float32 if written is None else written.dtype
-    fixed = _norm(extension, out.affine.shape[1], out.samples, kind)
+    fixed = _norm(extension, out.affine.shape[1], out.samples, _of(out.weight, out.bias))
     nothing = (None,) * 7  # which finishes statistics
     return fixed.at((*nothing, out.affine, out.moments, out.coef, sums, own, out.weight, out.bias))
 

@@ -123,8 +123,9 @@ def _check_logits(name: str, logits: Tensor, target: Tensor) -> None:
     shape = logits.shape[1:] if soft else logits.shape[1:2]
     if target.shape not in (shape, logits.shape[:1] + shape) or target.device != logits.device:
         kind = "probabilities" if soft else "int64 labels"
+        hint = "; labels are int64: target.long()" if soft and target.dim() == 1 else ""
         raise ValueError(
-            f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {checks.describe(target)}"
+            f"{name}: expected {kind} of shape {tuple(shape)} on {logits.device}, got {checks.describe(target)}{hint}"
         )
     if torch.compiler.is_compiling() or not (target.device.type == "cpu" or checks.debugging()):
         return

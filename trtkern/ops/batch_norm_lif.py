@@ -287,7 +287,7 @@ def _fused(
 def _together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias as a kernel reads them: dense, and of one type."""
     if weight is None or bias is None:
-        return weight, bias
+        return weight if weight is None else weight.contiguous(), bias if bias is None else bias.contiguous()
     return weight.contiguous(), (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
 
 
@@ -347,7 +347,8 @@ class Normed(torch.autograd.Function):
         kept_y = y if ctx.make is None else None
         # No gradient needs them.
         kept_bias, kept_var = (bias, var) if ctx.fixed.dual else (None, None)
-        ctx.dtype = None if weight is None else weight.dtype
+        there = bias if weight is None else weight
+        ctx.dtype = None if there is None else there.dtype
         keep_for_both(
             ctx, output[3:],
             kept_y, kept_residual, v0, weight if ctx.fixed.dual else None, kept_bias, params, kept_var, words,

@@ -71,6 +71,12 @@ class Callbacks:
                     f"callbacks: expected objects with some of the methods {', '.join(EVENTS)}, got {got}"
                     f"{'; make an object of it' if isinstance(callback, type) else ''}"
                 )
+            if isinstance(callback, Callback) and all(_deaf(callback, event) for event in EVENTS):
+                named = [name for name in vars(type(callback)) if not name.startswith("_")]
+                raise TypeError(
+                    f"callbacks: expected {kind} to have some of the methods {', '.join(EVENTS)}, got "
+                    f"{', '.join(named) or 'none'}, which nobody calls"
+                )
             for event in EVENTS:
                 if (call := getattr(callback, event, None)) is not None and not _deaf(callback, event):
                     self._calls[event].append((f"{kind}.{event}", call))

@@ -49,7 +49,8 @@ def asked(
         TypeError, ValueError, RuntimeError: as ``Trainer``.
     """
     if others := [key for key in more if key not in OPTIONS or key in _SAID]:
-        known = ["model", "data", "loss", "optimizer", "schedule", "augment", "mix", *OPTIONS]
+        known = ["model", "data", "loss", "optimizer", "schedule", "augment", "mix", "callbacks", "model_options"]
+        known += ["data_options", "classes", "time_first", "collate", "name", *OPTIONS]
         raise TypeError(str(unknown("Trainer", others[0], [key for key in dict.fromkeys(known) if key != "recipe"])))
     if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Sequence):
         raise TypeError(f"callbacks: expected a list of objects, got {type(callbacks).__name__}")

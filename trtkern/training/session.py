@@ -108,7 +108,7 @@ def fit(trainer: Trainer, folder: Path | None, show: bool) -> Result:
                 "run; make another one"
             )
         place = folders.create(plan, None if folder is None else str(folder))
-        return perform(trainer, place, _observer(show))
+        return _performed(trainer, place, show)
     folders.hold(folder)
     lines: list[str] = []
     saved = checkpoint.load(folder, lines.append) if checkpoint.found(folder) else None
@@ -128,8 +128,21 @@ def fit(trainer: Trainer, folder: Path | None, show: bool) -> Result:
         for line in lines:
             print(f"fit: {line}")
     if left:
-        return perform(trainer, folder, _observer(show))
+        return _performed(trainer, folder, show)
+    if show:
+        print(f"fit: the run in {folder} is at its end; nothing was trained")
     return Result(run.read_metrics(folder), None, trainer.finish(folder))
+
+
+def _performed(trainer: Trainer, folder: Path, show: bool) -> Result:
+    result = perform(trainer, folder, _observer(show))
+    if result.stopped and show:
+        epoch, step = result.stopped
+        print(
+            f"fit: stopped in epoch {epoch} after step {step} of {trainer.steps}, as asked; the same program goes on "
+            f"with the run in {folder}"
+        )
+    return result
 
 
 def _holds_run(folder: Path) -> bool:
