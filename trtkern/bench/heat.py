@@ -132,7 +132,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     heights = [max(len(each.rows) for each in drawn[at : at + 2]) + 3.0 for at in range(0, len(drawn), 2)]
     figure = Figure(figsize=(14, 0.36 * sum(heights) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{rows[0].machine}, {rows[0].threads} threads. {KEY}", parse_math=False, fontsize=10)
+    figure.suptitle(f"{rows[0].machine}, {rows[0].threads} threads.\n{KEY}", parse_math=False, fontsize=10)
     places = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis, each in zip(places.flat, drawn, strict=True):
         _draw(axis, each)
