@@ -184,9 +184,7 @@ def _checked(
     checks.parameters(OP, values)
     measured = (0, 0, 0) if neuron.want & WANT_PACKED else sizes(y)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured)
-    numbers = None
-    if not any(isinstance(value, Tensor) for value in values.values()):
-        numbers = tuple(scalars(firing(OP, values, neuron.fire_on_equal, y), None))
+    numbers = scalars(OP, values, neuron.fire_on_equal, y)
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     laid = direct and (layout.poolable(y) if inside else layout.dense(y)) is y

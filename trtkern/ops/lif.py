@@ -197,9 +197,7 @@ def _checked(
     checks.flag(op, flag, x)
     values = {name: values[name] for name in row.params}
     checks.parameters(op, values)
-    numbers = None
-    if not any(isinstance(value, Tensor) for value in values.values()):
-        numbers = tuple(scalars(firing(op, values, fire_on_equal, x), None))
+    numbers = scalars(op, values, fire_on_equal, x)
     measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
     return _Ready(chosen, direct and chosen != "reference" and layout.dense(x) is x, numbers, {})

@@ -46,9 +46,11 @@ def _number_before(value: float, double: bool) -> float:
 _number_before._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as ``trtkern.backends.choose``
 
 
-def scalars(values: dict[str, Number], params: Tensor | None) -> list[float]:
-    """The numbers; zeros where a tensor holds them."""
-    return [0.0] * len(values) if params is not None else [float(value) for value in values.values()]
+def scalars(op: str, values: dict[str, Number], on_equal: bool, x: Tensor) -> tuple[float, ...] | None:
+    """The numbers that a kernel takes, those of ``firing``; None where one of the values is a tensor."""
+    if any(isinstance(value, Tensor) for value in values.values()):
+        return None
+    return tuple(float(value) for value in firing(op, values, on_equal, x).values())
 
 
 def stack(
