@@ -39,16 +39,20 @@ CXX_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
 CPU_SOURCES = {
     "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/norm/cpu_finish.cpp": [],
-    "csrc/cpu/isa_baseline.cpp": [],
+    "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
+    "csrc/spike_conv/cpu_baseline.cpp": [],
 }  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
-    CPU_SOURCES["csrc/cpu/isa_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-    CPU_SOURCES["csrc/cpu/isa_avx2.cpp"] = AVX2
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_"):
+        CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
+    CPU_SOURCES["csrc/spike_conv/cpu_amx.cpp"] = [*AVX512, "-mamx-tile", "-mamx-bf16"]
+    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_AMX")
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
     # slow to compile: GCC takes its vectors apart
     CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]

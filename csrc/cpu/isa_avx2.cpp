@@ -1,6 +1,4 @@
-// AVX2: vectors of 8 floats.
-#define TK_WIDTH 8
-#define TK_STREAM 32  // bytes of the widest streaming store
-#define TK_ISA avx2
+#include "cpu/avx2.h"
 #define TK_KERNELS kAvx2
+#define TK_SPIKE_CONV &kSpikeConvAvx2
 #include "cpu/isa_kernels.h"

@@ -1,6 +1,4 @@
-// AVX-512: vectors of 16 floats.
-#define TK_WIDTH 16
-#define TK_STREAM 64  // bytes of the widest streaming store
-#define TK_ISA avx512
+#include "cpu/avx512.h"
 #define TK_KERNELS kAvx512
+#define TK_SPIKE_CONV &kSpikeConvAvx512
 #include "cpu/isa_kernels.h"

@@ -1,6 +1,4 @@
-// Any processor: vectors of 4 floats, which SSE2 and NEON have.
-#define TK_WIDTH 4
-#define TK_STREAM 16  // bytes of the widest streaming store
-#define TK_ISA baseline
+#include "cpu/baseline.h"
 #define TK_KERNELS kBaseline
+#define TK_SPIKE_CONV &kSpikeConvBaseline
 #include "cpu/isa_kernels.h"

@@ -1,4 +1,5 @@
-// The table of an instruction set's kernels, TK_KERNELS: all that its translation unit is compiled from.
+// The table of an instruction set's kernels, TK_KERNELS: all that its translation unit is compiled from but for what
+// computes on packed spikes, TK_SPIKE_CONV, which has units of its own (spike_conv/cpu_kernels.h).
 #pragma once
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -23,6 +24,7 @@ extern const Kernels TK_KERNELS = {
     .spikes_pack = TK_ISA::spikes_pack,
     .spikes_unpack = TK_ISA::spikes_unpack,
     .regularizer = TK_ISA::regularizer,
+    .spike_conv = TK_SPIKE_CONV,
 };
 
 }  // namespace trtkern

@@ -4,4 +4,5 @@
 #define TK_STREAM 32  // bytes of the widest streaming store
 #define TK_ISA wide
 #define TK_KERNELS kWide
+#define TK_SPIKE_CONV nullptr
 #include "cpu/isa_kernels.h"

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "lif/args.h"
+#include "spike_conv/cpu_pass.h"
 
 namespace trtkern {
 
@@ -57,6 +58,8 @@ struct Kernels {
   void (*spikes_unpack)(const LifArgs&, int64_t first, int64_t begin, int64_t end, float* scratch, bool streaming);
   // At most kPiece parameters: their sum of w^2 sum_t q[t]; g may be null.
   double (*regularizer)(const RegularizerArgs&, const float* w, float* g, int64_t n, bool streaming);
+  // What computes on packed spikes; null: nothing does.
+  const SpikeConvKernels* spike_conv;
 };
 
 extern const Kernels kBaseline;
@@ -66,5 +69,8 @@ extern const Kernels kAvx512, kAvx2;
 #if defined(TRTKERN_CPU_WIDE)
 extern const Kernels kWide;
 #endif
+
+// Of the instruction set in use (cpu/launch.cpp).
+const Kernels& cpu_kernels();
 
 }  // namespace trtkern

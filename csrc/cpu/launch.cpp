@@ -18,9 +18,15 @@
 // compiled for each surrogate and case: backward_run_of), fired_back and charge_back of the neuron. Each thread adds up
 // what belongs to the parameters for itself; it is put together here, in the order of the threads.
 //
-// The other launchers go the same way, to norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing) and
-// cpu/regularizer.h. What is done between the passes of a norm, channel by channel, is norm/cpu_finish.cpp.
+// What computes on packed spikes is launched by spike_conv/cpu_launch.cpp. The other launchers go the same way, to
+// norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing) and cpu/regularizer.h. What is done between
+// the passes of a norm, channel by channel, is norm/cpu_finish.cpp.
 #include "cpu/launch.h"
+
+#if defined(TRTKERN_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -41,6 +47,31 @@ constexpr int64_t kOneThread = 32768;       // elements up to which a parallel r
 constexpr int64_t kSumBytes = 256ll << 20;  // all threads' sums together
 constexpr int64_t kLongColumn = 64;         // neighbours of one channel whose statistics are taken by themselves
 
+#if defined(TRTKERN_AMX)
+// Whether this process may use the tiles of AMX: a processor that has them, and a kernel that saves them.
+bool amx_runs() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+// Those of AVX-512, and what computes on packed spikes in tiles.
+const Kernels& amx_kernels() {
+  static const SpikeConvKernels conv = [] {
+    SpikeConvKernels made = kSpikeConvAvx512;
+    made.forward[kTiles] = kTilesForward;
+    made.weight_grad[kTiles] = kTilesWeightGrad;
+    return made;
+  }();
+  static const Kernels kernels = [] {
+    Kernels made = kAvx512;
+    made.name = "amx";
+    made.spike_conv = &conv;
+    return made;
+  }();
+  return kernels;
+}
+#endif
+
 std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> found;
 #if defined(__x86_64__)
@@ -48,6 +79,9 @@ std::vector<const Kernels*> runnable() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(TRTKERN_AMX)
+  if (avx512 && amx_runs()) found.push_back(&amx_kernels());
+#endif
   if (avx512) found.push_back(&kAvx512);
   if (avx2) found.push_back(&kAvx2);
 #if defined(TRTKERN_CPU_WIDE)
@@ -61,11 +95,15 @@ std::vector<const Kernels*> runnable() {
 std::atomic<const Kernels*> in_use{nullptr};
 std::atomic<int64_t> stream_from{4 << 20};  // bytes of an output
 
-const Kernels& kernels() {
+}  // namespace
+
+const Kernels& cpu_kernels() {
   const Kernels* chosen = in_use.load(std::memory_order_relaxed);
   if (!chosen) in_use.store(chosen = runnable().front(), std::memory_order_relaxed);
   return *chosen;
 }
+
+namespace {
 
 // Memory for one launch, aligned to a cache line; kept by the calling thread, since fresh pages cost more than a
 // launch.
@@ -131,7 +169,7 @@ std::vector<std::string> cpu_isas() {
   return names;
 }
 
-std::string cpu_isa() { return kernels().name; }
+std::string cpu_isa() { return cpu_kernels().name; }
 
 void cpu_use_isa(const std::string& name) {
   std::string choices;
@@ -145,11 +183,11 @@ void cpu_use_isa(const std::string& name) {
 void cpu_stream_from(int64_t bytes) { stream_from.store(bytes); }
 
 void cpu_lif_forward(const LifArgs& a) {
-  on_neurons(a, [&](auto... part) { kernels().lif_forward(a, part...); });
+  on_neurons(a, [&](auto... part) { cpu_kernels().lif_forward(a, part...); });
 }
 
 void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
-  const Kernels& k = kernels();
+  const Kernels& k = cpu_kernels();
   const int64_t cells = a.gparams || a.norm_sums ? kSums * a.C : 0;
   const int64_t affordable = cells ? std::max<int64_t>(1, kSumBytes / (8 * cells)) : a.threads;
   const Split split(a, static_cast<int>(std::min<int64_t>(a.threads, affordable)));
@@ -183,7 +221,7 @@ double merge(double count, double* mean, double* m2, double n, double other_mean
 
 // Channels that are long: each thread takes elements as they lie, and keeps the moments of every channel.
 void run_statistics(const LifArgs& a, double* stats) {
-  const Kernels& k = kernels();
+  const Kernels& k = cpu_kernels();
   const int64_t cells = 3 * a.C;
   const int most = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(a.threads, kSumBytes / (8 * cells))));
   const Split split(a.T * a.N, 1024, a.T * a.N, most);
@@ -202,7 +240,7 @@ void run_statistics(const LifArgs& a, double* stats) {
 // Channels that are short: [rows, K] with a column for each of the C * inner neurons of an image. Each thread takes
 // some rows, or some columns where there are few rows.
 void column_statistics(const LifArgs& a, double* stats) {
-  const Kernels& k = kernels();
+  const Kernels& k = cpu_kernels();
   const int64_t K = a.C * a.inner, rows = a.T * a.N / K;
   const bool by_rows = rows / kRowTile >= std::min<int64_t>(a.threads, kSumBytes / (16 * K));
   const Split split(by_rows ? rows : K, by_rows ? kRowTile : 64, a.T * a.N, a.threads);
@@ -247,19 +285,19 @@ void cpu_batch_norm_lif_affine(const LifArgs& a, const NormArgs& norm) {
 }
 
 void cpu_batch_norm_lif_input_grad(const LifArgs& a) {
-  on_neurons(a, [&](auto... part) { kernels().input_grad(a, part...); });
+  on_neurons(a, [&](auto... part) { cpu_kernels().input_grad(a, part...); });
 }
 
 void cpu_spikes_pack(const LifArgs& a) {
-  on_neurons(a, [&](auto... part) { kernels().spikes_pack(a, part...); });
+  on_neurons(a, [&](auto... part) { cpu_kernels().spikes_pack(a, part...); });
 }
 
 void cpu_spikes_unpack(const LifArgs& a, int64_t first) {
-  on_neurons(a, [&](auto... part) { kernels().spikes_unpack(a, first, part...); });
+  on_neurons(a, [&](auto... part) { cpu_kernels().spikes_unpack(a, first, part...); });
 }
 
 double cpu_regularizer(const RegularizerList& list) {
-  const Kernels& k = kernels();
+  const Kernels& k = cpu_kernels();
   const auto finite = [](double value) { return static_cast<float>(std::min<double>(value, FLT_MAX)); };
   const int64_t T = list.timesteps;
   std::vector<float> slope(T), offset(T), root(T);

@@ -1,0 +1,86 @@
+#include "spike_conv/cpu_launch.h"
+
+#include <omp.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "cpu/launch.h"
+
+namespace trtkern {
+namespace {
+
+constexpr int64_t kPage = 4096;
+int64_t whole_pages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+// Memory for one launch, aligned to a page; kept by the calling thread, since fresh pages cost more than they hold.
+char* workspace(int64_t bytes) {
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<char, Free> memory;
+  thread_local int64_t capacity = 0;
+  if (capacity < bytes) {
+    memory.reset();
+    capacity = 0;
+    memory.reset(static_cast<char*>(std::aligned_alloc(kPage, whole_pages(bytes))));
+    if (!memory) throw std::bad_alloc();
+    capacity = bytes;
+  }
+  return memory.get();
+}
+
+SpikePlan plan_of(const SpikeConvArgs& a, bool weight_grad) {
+  if (a.kernel < 0 || a.kernel >= kSpikeKernels) throw std::invalid_argument("spike_conv: no kernel of that number");
+  const SpikeConvKernels* kernels = cpu_kernels().spike_conv;
+  const SpikePlanner planner = kernels ? (weight_grad ? kernels->weight_grad : kernels->forward)[a.kernel] : nullptr;
+  return planner ? planner(a) : SpikePlan{};
+}
+
+bool run(const SpikeConvArgs& a, bool weight_grad) {
+  const SpikePlan plan = plan_of(a, weight_grad);
+  if (!plan.phases)
+    throw std::invalid_argument(std::string("spike_conv: ") + kSpikeKernelNames[a.kernel] +
+                                " does not take these sizes with " + cpu_isa());
+  const int threads = a.threads < 1 ? 1 : a.threads;
+  const int64_t shared = whole_pages(plan.shared), own = whole_pages(plan.own);
+  char* memory = workspace(shared + threads * own);
+  int nonfinite = 0;
+  for (int64_t phase = 0; phase < plan.phases; ++phase) {
+    const int64_t items = plan.items(a, phase);
+    const int team = static_cast<int>(items < threads ? items : threads);
+    if (team <= 1) {
+      for (int64_t i = 0; i < items; ++i) plan.run(a, phase, i, {memory, memory + shared, &nonfinite});
+      continue;
+    }
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+    for (int64_t i = 0; i < items; ++i)
+      plan.run(a, phase, i, {memory, memory + shared + omp_get_thread_num() * own, &nonfinite});
+  }
+  return !nonfinite;
+}
+
+}  // namespace
+
+bool cpu_spike_conv_takes(const SpikeConvArgs& a, bool weight_grad) { return plan_of(a, weight_grad).phases > 0; }
+bool cpu_spike_conv_forward(const SpikeConvArgs& a) { return run(a, false); }
+bool cpu_spike_conv_weight_grad(const SpikeConvArgs& a) { return run(a, true); }
+
+int64_t cpu_spikes_count(uint64_t words, int64_t bytes, int threads) {
+  const auto* from = reinterpret_cast<const uint8_t*>(words);
+  int64_t count = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : count) if (bytes > 1 << 20)
+  for (int64_t i = 0; i < bytes / 8; ++i) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, from + 8 * i, 8);
+    count += __builtin_popcountll(eight);
+  }
+  for (int64_t i = bytes / 8 * 8; i < bytes; ++i) count += __builtin_popcount(from[i]);
+  return count;
+}
+
+}  // namespace trtkern

@@ -1,0 +1,3 @@
+#pragma once
+#include "spike_conv/cpu_pass.h"
+#include "spike_conv/cpu_words.h"
