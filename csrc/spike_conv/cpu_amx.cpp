@@ -1,8 +1,9 @@
 #include "cpu/amx.h"
-#include "spike_conv/cpu_tiles.h"
+#include "spike_conv/cpu_tiles_forward.h"
+#include "spike_conv/cpu_tiles_weight_grad.h"
 
 namespace trtkern {
 
-extern const SpikePlanner kTilesForward = nullptr, kTilesWeightGrad = nullptr;
+extern const SpikePlanner kTilesForward = amx::tiles_forward, kTilesWeightGrad = amx::tiles_weight_grad;
 
 }  // namespace trtkern
