@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = " (outside CUDA)"
+OUTSIDE = " (outside CUDA and spike_conv)"
 
 
 def never() -> dict[str, str]:
@@ -29,8 +29,9 @@ def cpp_names(path: Path) -> set[str]:
     return set(re.findall(r"[A-Za-z_]\w*", text))
 
 
-def is_cuda(path: Path) -> bool:
-    return path.parent.name == "cuda" or path.stem.startswith("cuda")
+def is_apart(path: Path) -> bool:
+    """Whether it is of CUDA, or of what computes on packed spikes."""
+    return path.parent.name in ("cuda", "spike_conv") or path.stem.startswith(("cuda", "spike_conv"))
 
 
 def sources() -> list[Path]:
@@ -45,5 +46,5 @@ def test_the_table_names_what_it_forbids():
 @pytest.mark.parametrize("path", sources(), ids=lambda path: "/".join(path.parts[-2:]))
 def test_no_second_name(path):
     found = python_names(path) if path.suffix == ".py" else cpp_names(path)
-    forbidden = {name for name, where in never().items() if not (where == OUTSIDE and is_cuda(path))}
+    forbidden = {name for name, where in never().items() if not (where == OUTSIDE and is_apart(path))}
     assert not found & forbidden, f"{path.name}: expected the names of docs/design.md, got {sorted(found & forbidden)}"

@@ -211,6 +211,35 @@ def spikes_unpack(words: Tensor, start: int, steps: int, dtype: torch.dtype) -> 
     return torch.stack([(words[t // 8] >> (t % 8) & 1).to(dtype) for t in range(start, start + steps)])
 
 
+def _spike_images(conv: Any, dtype: torch.dtype) -> Tensor:
+    """What is convolved, [T * B, C, H, W], of a ``trtkern.backends.base.SpikeConvolution``."""
+    spikes = spikes_unpack(conv.words, 0, conv.timesteps, dtype)
+    return (average_pool(spikes) if conv.pooled else spikes).flatten(0, 1)
+
+
+def spike_conv(conv: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of packed spikes: they are unpacked, and torch convolves them.
+
+    Args:
+        conv: ``trtkern.backends.base.SpikeConvolution``.
+        weight: [K, C, kernel_h, kernel_w]; bias: [K].
+
+    Returns:
+        [T * B, K, out_h, out_w].
+    """
+    images = _spike_images(conv, weight.dtype)
+    return torch.nn.functional.conv2d(images, weight, bias, conv.stride, conv.padding)
+
+
+def spike_conv_weight_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``weight`` from that of ``spike_conv``, g [T * B, K, out_h, out_w]; of weight's shape."""
+    images = _spike_images(conv, g.dtype)
+    _, gweight, _ = torch.ops.aten.convolution_backward(
+        g, images, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (False, True, False)
+    )
+    return gweight
+
+
 def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
     """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
 

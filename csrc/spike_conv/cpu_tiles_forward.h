@@ -56,7 +56,7 @@ TK_NOINLINE inline void lay_spikes(const SpikeConvArgs& a, const TilesForward& f
 // The pieces of the weights of a block of output channels.
 TK_NOINLINE inline void lay_weights(const SpikeConvArgs& a, const TilesForward& f, int64_t column, char* weights,
                                     int* nonfinite) {
-  vint bad = {};
+  vint unusual = {};
   alignas(64) float rows[kPair][kColumns];
   for (int64_t tap = 0; tap < f.taps; ++tap) {
     const float* const from = (const float*)a.weight + tap / a.kernel_w * a.weight_h + tap % a.kernel_w * a.weight_w;
@@ -72,7 +72,7 @@ TK_NOINLINE inline void lay_weights(const SpikeConvArgs& a, const TilesForward& 
         }
         for (int64_t half = 0; half < 2; ++half) {
           const vfloat even = load(rows[0] + half * kTileRows), odd = load(rows[1] + half * kTileRows);
-          bad |= nonfinite_lanes(even) | nonfinite_lanes(odd);
+          unusual |= nonfinite_lanes(even) | nonfinite_lanes(odd);
           const Pieces low = pieces_of(even), high = pieces_of(odd);
           for (int64_t p = 0; p < kPieces; ++p) {
             const vuint both = paired(low.at[p], high.at[p]);
@@ -81,7 +81,7 @@ TK_NOINLINE inline void lay_weights(const SpikeConvArgs& a, const TilesForward& 
         }
       }
   }
-  if (any_lane(bad)) __atomic_store_n(nonfinite, 1, __ATOMIC_RELAXED);
+  if (any_lane(unusual)) __atomic_store_n(nonfinite, 1, __ATOMIC_RELAXED);
 }
 
 // Adds what `images` tiles of images (1 or 2) at a place give with a tap's weights.

@@ -73,9 +73,9 @@ TK_NOINLINE inline void lay_channels(const SpikeConvArgs& a, const TilesWeightGr
   }
 }
 
-// The pieces of the gradients at a position, of a block of output channels; lanes of what is not finite into `bad`.
+// The pieces of the gradients at a position, of a block of output channels; lanes of what is not finite into `unusual`.
 TK_INLINE void lay_gradients(const SpikeConvArgs& a, int64_t place, int64_t depth, int64_t column, char* to,
-                             vint* bad) {
+                             vint* unusual) {
   const int64_t all = a.T * a.B, k = column * kColumns, left = a.K - k;
   const auto row = [&](int64_t n, int64_t half) -> vfloat {
     if (n >= all || left <= half * kTileRows) return vfloat{};
@@ -88,7 +88,7 @@ TK_INLINE void lay_gradients(const SpikeConvArgs& a, int64_t place, int64_t dept
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t n = depth * kDepth + pair * kPair;
       const vfloat even = row(n, half), odd = row(n + 1, half);
-      *bad |= nonfinite_lanes(even) | nonfinite_lanes(odd);
+      *unusual |= nonfinite_lanes(even) | nonfinite_lanes(odd);
       const Pieces low = pieces_of(even), high = pieces_of(odd);
       for (int64_t p = 0; p < kPieces; ++p) {
         const vuint both = paired(low.at[p], high.at[p]);
@@ -146,13 +146,13 @@ inline void run_tiles_weight_grad(const SpikeConvArgs& a, int64_t phase, int64_t
   float* const sums = (float*)(laid + f.at_once * kGradientBytes);
   const int64_t pairs = f.rows / 2;
   __builtin_memset(sums, 0, f.taps * pairs * kSums * sizeof(float));
-  vint bad = {};
+  vint unusual = {};
   const char *at[kMostPositions], *gradients[kMostPositions];
   configure_tiles(kTileRows);
   for (int64_t first = 0; first < f.positions; first += f.at_once) {
     const int64_t count = f.positions - first < f.at_once ? f.positions - first : f.at_once;
     for (int64_t i = 0; i < count; ++i)
-      lay_gradients(a, (first + i) / f.depths, (first + i) % f.depths, item, laid + i * kGradientBytes, &bad);
+      lay_gradients(a, (first + i) / f.depths, (first + i) % f.depths, item, laid + i * kGradientBytes, &unusual);
     for (int64_t tap = 0; tap < f.taps; ++tap) {
       int64_t n = 0;
       for (int64_t i = 0; i < count; ++i) {
@@ -170,7 +170,7 @@ inline void run_tiles_weight_grad(const SpikeConvArgs& a, int64_t phase, int64_t
     }
   }
   _tile_release();
-  if (any_lane(bad)) __atomic_store_n(memory.nonfinite, 1, __ATOMIC_RELAXED);
+  if (any_lane(unusual)) __atomic_store_n(memory.nonfinite, 1, __ATOMIC_RELAXED);
   write_weight_grad(a, f, item, sums);
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,6 +133,30 @@ class NormGrads(NamedTuple):
     weight: Tensor | None
     """[C], written: the gradients of weight and bias, in their dtype."""
     bias: Tensor | None
+
+
+class SpikeConvolution(NamedTuple):
+    """A convolution over packed spikes: what is convolved, and how."""
+
+    words: Tensor
+    """[planes, B, C, H, W] uint8 with channels last: contiguous as [planes, B, H, W, C]."""
+    timesteps: int
+    """T; image t * B + b of what is convolved is step t of sample b."""
+    pooled: bool
+    """The image is made of 2x2 averages of the words; an odd last row or column is dropped."""
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """(H, W) of what is convolved."""
+        side = 2 if self.pooled else 1
+        return self.words.shape[-2] // side, self.words.shape[-1] // side
+
+    def output(self, kernel: Sequence[int]) -> tuple[int, ...]:
+        """(H, W) of what a kernel of that size makes of it."""
+        sides = zip(self.image, kernel, self.stride, self.padding, strict=True)
+        return tuple((side + 2 * pad - size) // step + 1 for side, size, step, pad in sides)
 
 
 class RegularizerSpec(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtkern.backends import _args
+from trtkern.backends import _args, _spike_kernels
 from trtkern.backends.base import (
     Backend,
     Case,
@@ -24,6 +25,7 @@ from trtkern.backends.base import (
     NormGrads,
     Pool,
     RegularizerSpec,
+    SpikeConvolution,
 )
 
 
@@ -52,7 +54,7 @@ def missing() -> str | None:
 
 def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
-    if case.op == "regularizer" and case.device == "cpu":
+    if case.op in ("regularizer", "spike_conv") and case.device == "cpu":
         return None if case.dtype == torch.float32 else f"it takes float32 parameters, not {case.dtype}"
     return _args.refuses(case, "cpu")
 
@@ -130,6 +132,45 @@ def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> 
     _extension().spikes_unpack(args, start)
 
 
+def _spike_conv(conv: SpikeConvolution, weight: Tensor, out: Sequence[int], kernel: str | None = None) -> Any:
+    """The sizes of a convolution over packed spikes, and the kernel that computes it."""
+    args = _extension().SpikeConvArgs()
+    _, args.B, args.C, args.words_h, args.words_w = conv.words.shape
+    args.words, args.T = conv.words.data_ptr(), conv.timesteps
+    args.pool, args.addends = 2 if conv.pooled else 1, 1
+    args.H, args.W = conv.image
+    args.out_h, args.out_w = out
+    args.K, _, args.kernel_h, args.kernel_w = weight.shape
+    args.stride_h, args.stride_w = conv.stride
+    args.padding_h, args.padding_w = conv.padding
+    args.weight_k, args.weight_c, args.weight_h, args.weight_w = weight.stride()
+    args.threads = torch.get_num_threads()
+    if kernel is not None:
+        args.kernel = _extension().SPIKE_KERNELS.index(kernel)
+    return args
+
+
+def spike_conv_forward(conv: SpikeConvolution, weight: Tensor, bias: Tensor | None, y: Tensor, kernel: str) -> bool:
+    """Fill y [T * B, K, out_h, out_w], channels last; False where a weight is not finite: y means nothing then."""
+    args = _spike_conv(conv, weight, y.shape[2:], kernel)
+    args.weight, args.y, args.bias = weight.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr()
+    return _extension().spike_conv_forward(args)
+
+
+def spike_conv_weight_grad(conv: SpikeConvolution, g: Tensor, gweight: Tensor, kernel: str) -> bool:
+    """Fill gweight [K, C, kernel_h, kernel_w] from g [T * B, K, out_h, out_w], channels last; False where one of g is
+    not finite."""
+    args = _spike_conv(conv, gweight, g.shape[2:], kernel)
+    args.g, args.gweight = g.data_ptr(), gweight.data_ptr()
+    return _extension().spike_conv_weight_grad(args)
+
+
+def spike_conv_kernel(conv: SpikeConvolution, weight: Tensor, *, weight_grad: bool) -> tuple[str | None, str]:
+    """Which kernel is to compute it, or None where torch is; and why."""
+    args = _spike_conv(conv, weight, conv.output(weight.shape[2:]))
+    return _spike_kernels.choose(_extension(), args, weight_grad=weight_grad)
+
+
 def regularizer(
     weights: list[Tensor],
     spec: RegularizerSpec,
@@ -169,6 +210,8 @@ BACKEND = Backend(
         "batch_norm_lif_input_grad": batch_norm_lif_input_grad,
         "spikes_pack": spikes_pack,
         "spikes_unpack": spikes_unpack,
+        "spike_conv_forward": spike_conv_forward,
+        "spike_conv_weight_grad": spike_conv_weight_grad,
         "regularizer": regularizer,
     },
 )

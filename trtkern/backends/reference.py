@@ -13,6 +13,8 @@ BACKEND = Backend(
         "lif": reference.lif,
         "batch_norm_lif": reference.batch_norm,
         "regularizer": reference.regularizer,
+        "spike_conv_forward": reference.spike_conv,
+        "spike_conv_weight_grad": reference.spike_conv_weight_grad,
         "spikes_pack": reference.spikes_pack,
         "spikes_unpack": reference.spikes_unpack,
     },

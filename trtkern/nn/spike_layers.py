@@ -1,33 +1,43 @@
-"""Convolution and matrix product that keep packed spikes, not dense ones, for their backward pass."""
+"""Convolution and matrix product of packed spikes: they compute on the words, and keep the words."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trtkern.nn._leaf import Leaf, is_proxy
+from trtkern.nn._spike_function import Convolution, Product, kernels_of, over_words
 from trtkern.ops import checks, layout
-from trtkern.ops._library import apply, differentiated, is_dual
-from trtkern.ops._saved import keep, kept
-from trtkern.ops.spikes import Spikes, current, unpack
+from trtkern.ops.spikes import Spikes, current
 
 
 class SpikeConv2d(Leaf, nn.Conv2d):
-    """``torch.nn.Conv2d`` over every timestep; of ``Spikes`` it keeps the words, not the dense spikes.
+    """``torch.nn.Conv2d`` over every timestep, which computes on packed ``Spikes`` and keeps their words.
 
-    Constructor, parameters, state dict and results are those of ``torch.nn.Conv2d``, bit for bit: for the gradient of
-    the weight the words are unpacked into the very tensor that was convolved. A padding mode other than "zeros" saves
-    the padded spikes, as torch does. Differentiable once when the input is packed.
+    Constructor, parameters and state dict are those of ``torch.nn.Conv2d``. Of a dense tensor the results are those of
+    ``torch.nn.Conv2d``, bit for bit. Of ``Spikes`` in float32 on a CPU a kernel adds up the weights of what fired,
+    where that is faster (``kernel_for`` says which one, or why none): the same sums in another order, so that results
+    differ by what float32 rounds. The gradient of the weight likewise. With ``exact`` true, results and gradients of
+    ``Spikes`` are torch's bit for bit too. A padding mode other than "zeros" saves the padded spikes, as torch does.
+    Differentiable once when the input is packed.
+
+    Args:
+        exact: torch's own kernels compute, also on packed spikes. An attribute too, which may be set at any time.
+        others: those of ``torch.nn.Conv2d``.
 
     Raises:
         TypeError, ValueError: input of another kind or shape.
     """
 
     takes_time = True
+    exact: bool = False
+
+    def __init__(self, *args: Any, exact: bool = False, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self.exact = exact
 
     def forward(self, x: Tensor | Spikes) -> Tensor:
         """The convolution of every step, [T, B, out_channels, H', W'].
@@ -39,10 +49,7 @@ class SpikeConv2d(Leaf, nn.Conv2d):
         if is_proxy(x):
             return self(x)
         name = type(self).__name__
-        if isinstance(x, Spikes):
-            x = _expect_spikes(name, x)
-        elif not isinstance(x, Tensor):
-            _refuse(name, "a tensor or Spikes", x)
+        x = _expect(name, x)
         spikes = x.spikes if isinstance(x, Spikes) else x
         if spikes.dim() not in ((5,) if isinstance(x, Spikes) else (3, 4, 5)):
             _refuse(name, "[T, B, C, H, W]", spikes)
@@ -53,14 +60,21 @@ class SpikeConv2d(Leaf, nn.Conv2d):
         if layout.is_static(spikes):
             y = super().forward(spikes[0])
             return y.expand(spikes.shape[0], *y.shape)
-        if isinstance(x, Spikes) and self.padding_mode == "zeros" and _differentiable(self, spikes):
-            folded = layout.dense(spikes).flatten(0, 1)
-            y = _apply(self, folded, x, self._convolution())
-        else:
-            y = super().forward(spikes.flatten(0, 1))
-        return y.unflatten(0, spikes.shape[:2])
+        if isinstance(x, Spikes) and self.padding_mode == "zeros":
+            found = over_words(self, x, self._convolution())
+            if found is not None:
+                return found.unflatten(0, spikes.shape[:2])
+        return super().forward(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 
-    def _convolution(self) -> _Convolution:
+    def kernel_for(self, x: Tensor | Spikes) -> str:
+        """What computes this layer of x, forward and for the gradient of the weight: a kernel that takes packed spikes,
+        or torch's own; each with the reason, in one line."""
+        x = _expect(type(self).__name__, x)
+        if self.padding_mode != "zeros":
+            return f"torch's own: padding_mode={self.padding_mode!r}"
+        return kernels_of(self, x, self._convolution())
+
+    def _convolution(self) -> Convolution:
         padding, last = self.padding, (0, 0)
         if padding == "valid":
             padding = (0, 0)
@@ -68,21 +82,32 @@ class SpikeConv2d(Leaf, nn.Conv2d):
             # As torch does it: half on each side, and what is left over as zeros behind the last row and column.
             total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             padding, last = (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
-        return _Convolution(self.stride, padding, self.dilation, self.groups, last)  # type: ignore[arg-type]
+        return Convolution(self.stride, padding, self.dilation, self.groups, last)  # type: ignore[arg-type]
 
 
 class SpikeLinear(Leaf, nn.Linear):
-    """``torch.nn.Linear``; of ``Spikes`` it keeps the words, not the dense spikes.
+    """``torch.nn.Linear``, which computes on packed ``Spikes`` and keeps their words.
 
-    Constructor, parameters, state dict and results are those of ``torch.nn.Linear``, bit for bit. Where ``in_features``
-    are all the numbers behind the batch axis, those axes are flattened in order, as ``torch.flatten`` does: spikes
-    [T, B, C, H, W] of a convolution need no layer between. Differentiable once when the input is packed.
+    Constructor, parameters and state dict are those of ``torch.nn.Linear``. Results are torch's bit for bit of a dense
+    tensor, and of ``Spikes`` with ``exact``; else a kernel adds up the weights of what fired, as in ``SpikeConv2d``.
+    Where ``in_features`` are all the numbers behind the batch axis, those axes are flattened in order, as
+    ``torch.flatten`` does: spikes [T, B, C, H, W] of a convolution need no layer between. Differentiable once when the
+    input is packed.
+
+    Args:
+        exact: torch's own kernels compute, also on packed spikes. An attribute too, which may be set at any time.
+        others: those of ``torch.nn.Linear``.
 
     Raises:
         TypeError, ValueError: input of another kind or shape.
     """
 
     takes_time = True
+    exact: bool = False
+
+    def __init__(self, *args: Any, exact: bool = False, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self.exact = exact
 
     def forward(self, x: Tensor | Spikes) -> Tensor:
         """[T, B, out_features], or [..., out_features] where ``in_features`` is the size of the last axis.
@@ -93,25 +118,33 @@ class SpikeLinear(Leaf, nn.Linear):
         """
         if is_proxy(x):
             return self(x)
-        name = type(self).__name__
-        if isinstance(x, Spikes):
-            x = _expect_spikes(name, x)
-        elif not isinstance(x, Tensor):
-            _refuse(name, "a tensor or Spikes", x)
+        x = _expect(type(self).__name__, x)
         spikes = x.spikes if isinstance(x, Spikes) else x
-        behind = math.prod(spikes.shape[2:]) if spikes.dim() > 2 else None
-        if behind == self.in_features and (isinstance(x, Spikes) or spikes.shape[-1] != behind):
-            first = 2
-        elif spikes.dim() > 0 and spikes.shape[-1] == self.in_features:
-            first = spikes.dim() - 1
-        else:
-            _refuse(name, f"[T, B, ...] with in_features={self.in_features} numbers behind the batch axis", spikes)
+        first = self._first(x)
         if spikes.dim() > 2 and layout.is_static(spikes):
             y = super().forward(spikes[0].flatten(first - 1))
             return y.expand(spikes.shape[0], *y.shape)
-        if isinstance(x, Spikes) and _differentiable(self, spikes):
-            return _apply(self, layout.dense(spikes).flatten(first), x, _Product())
+        if isinstance(x, Spikes):
+            found = over_words(self, x, Product(first))
+            if found is not None:
+                return found
         return super().forward(spikes.flatten(first))
+
+    def kernel_for(self, x: Tensor | Spikes) -> str:
+        """As ``SpikeConv2d.kernel_for``."""
+        x = _expect(type(self).__name__, x)
+        return kernels_of(self, x, Product(self._first(x)))
+
+    def _first(self, x: Tensor | Spikes) -> int:
+        """The first of the axes that hold the features."""
+        spikes = x.spikes if isinstance(x, Spikes) else x
+        behind = math.prod(spikes.shape[2:]) if spikes.dim() > 2 else None
+        if behind == self.in_features and (isinstance(x, Spikes) or spikes.shape[-1] != behind):
+            return 2
+        if spikes.dim() > 0 and spikes.shape[-1] == self.in_features:
+            return spikes.dim() - 1
+        expected = f"[T, B, ...] with in_features={self.in_features} numbers behind the batch axis"
+        return _refuse(type(self).__name__, expected, spikes)
 
 
 def _refuse(name: str, expected: str, got: object) -> NoReturn:
@@ -119,8 +152,11 @@ def _refuse(name: str, expected: str, got: object) -> NoReturn:
     raise kind(f"{name}: expected {expected}, got {checks.describe(got)}")
 
 
-def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
-    """``current(x)``; the words belong to the spikes: of their shape, or of twice their height and width."""
+def _expect(name: str, x: Tensor | Spikes) -> Tensor | Spikes:
+    """x; of ``Spikes``, ``current(x)``, whose words belong to the spikes: of their shape, or of twice their height and
+    width."""
+    if not isinstance(x, Spikes):
+        return x if isinstance(x, Tensor) else _refuse(name, "a tensor or Spikes", x)
     spikes, words = x
     for what, tensor in (("spikes", spikes), ("words", words)):
         if isinstance(tensor, Tensor):
@@ -140,138 +176,3 @@ def _expect_spikes(name: str, x: Spikes) -> Spikes | Tensor:
             f"{checks.describe(spikes)} and {checks.describe(words)}; a neuron with packed=True returns both"
         )
     return current(x)
-
-
-def _differentiable(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
-    """Whether anything has to be kept; tangents (forward mode) are left to torch, which has formulas for them."""
-    tensors = (spikes, layer.weight, layer.bias)
-    return differentiated(*tensors) and not is_dual(*tensors)
-
-
-def _apply(layer: nn.Conv2d | nn.Linear, folded: Tensor, x: Spikes, function: _Convolution | _Product) -> Tensor:
-    """The layer's function of ``folded``, which is how it sees ``x.spikes``."""
-    kind, spikes = folded.device.type, x.spikes
-    # What autocast would do, but that no copy of spikes or weight is kept: the backward pass converts again.
-    lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    kept = _Kept(spikes.shape[0], x.pooled, _lowered(folded.dtype, lower), folded.shape, folded.stride())
-    return apply(
-        _SpikeFunction, "SpikeConv2d, SpikeLinear", folded, x.words, layer.weight, layer.bias, function, kept, lower
-    )
-
-
-def _lowered(dtype: torch.dtype, lower: torch.dtype | None) -> torch.dtype:
-    """The dtype in which autocast to ``lower`` takes a tensor; it leaves float64 alone."""
-    return dtype if lower is None or dtype == torch.float64 else lower
-
-
-class _Convolution(NamedTuple):
-    """``torch.nn.functional.conv2d`` and its gradients, with zeros appended behind the last row and column first."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    last: tuple[int, int]
-    """Zero rows and columns to append."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(self._padded(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def backward(
-        self, g: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        gx, gweight, gbias = torch.ops.aten.convolution_backward(
-            g, self._padded(x), weight, [weight.shape[0]], self.stride, self.padding, self.dilation, False, [0, 0],
-            self.groups, needs,
-        )  # fmt: skip
-        if gx is not None and any(self.last):
-            gx = F.pad(gx, (0, -self.last[1], 0, -self.last[0]))
-        return gx, gweight, gbias
-
-    def _padded(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, self.last[1], 0, self.last[0])) if any(self.last) else x
-
-
-class _Product(NamedTuple):
-    """``torch.nn.functional.linear`` and its gradients, spelled as autograd spells them."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def backward(
-        self, g: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        rows = g.reshape(-1, g.shape[-1])
-        gx = rows.mm(weight).view(x.shape) if needs[0] else None
-        gweight = rows.t().mm(x.reshape(-1, x.shape[-1])) if needs[1] else None
-        return gx, gweight, rows.sum(0) if needs[2] else None
-
-
-class _Kept(NamedTuple):
-    """How to make a layer's input out of the words."""
-
-    timesteps: int
-    pooled: bool
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def unpack(self, words: Tensor) -> Tensor:
-        """The input as it was in memory: what a convolution computes may depend on that."""
-        x = unpack(words, self.timesteps, pooled=self.pooled, dtype=self.dtype).reshape(self.shape)
-        return x if x.stride() == self.stride else self.empty(words).copy_(x)
-
-    def empty(self, words: Tensor) -> Tensor:
-        return words.new_empty_strided(self.shape, self.stride, dtype=self.dtype)
-
-
-class _SpikeFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(x, words, weight, bias, function, kept, lower):
-        x, weight, bias = (t if t is None else t.to(_lowered(t.dtype, lower)) for t in (x, weight, bias))
-        return function.forward(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, words, weight, bias, ctx.function, ctx.kept, ctx.lower = inputs
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        keep(ctx, words, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple:
-        words, weight = kept(ctx)
-        needs_x, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        needs = (needs_x, needs_weight, needs_bias)
-        gx, gweight, gbias = apply(
-            _SpikeFunctionBackward,
-            "SpikeConv2d, SpikeLinear",
-            grads[0],
-            words,
-            weight,
-            ctx.function,
-            ctx.kept,
-            ctx.lower,
-            needs,
-            ctx.dtypes,
-        )
-        return gx, None, gweight, gbias, None, None, None
-
-
-class _SpikeFunctionBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(g, words, weight, function, kept, lower, needs, dtypes):
-        # Only the weight's gradient looks into the spikes; the others need their shape.
-        x = kept.unpack(words) if needs[1] else kept.empty(words)
-        found = function.backward(g, x, weight.to(_lowered(weight.dtype, lower)), needs)
-        return tuple(t if t is None else t.to(dtype) for t, dtype in zip(found, dtypes, strict=True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple:
-        raise RuntimeError(
-            "SpikeConv2d, SpikeLinear: expected a first derivative, got a second one; packed spikes are differentiable "
-            "once: pass the dense ones, Spikes.spikes, to differentiate twice"
-        )

@@ -1,0 +1,71 @@
+"""Which CPU kernel computes on packed spikes: a choice by sizes, instruction set and firing rate, never by a timing.
+
+So a run chooses the same kernels whenever it is repeated or resumed on a machine of the same kind.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Choice(NamedTuple):
+    """What an instruction set does, in one direction, for a class of convolutions."""
+
+    dense: str | None
+    """The kernel whose time does not depend on the firing rate; None: torch's own."""
+    lists_below: float
+    """The firing rate below which the lists of active inputs are faster than that."""
+
+
+LEAST_WORK = 2**24
+"""Products of spikes and weights (T B out_h out_w K C kernel_h kernel_w) below which torch's own kernels run: what is
+done around a kernel takes longer than it saves there."""
+
+# By the instruction set in use; for single spikes, then for 2x2 averages and sums of spikes. Forward, then the weight's
+# gradient. The measurements: bench/spike_thresholds.csv.
+TABLE: dict[str, tuple[tuple[Choice, Choice], tuple[Choice, Choice]]] = {
+    "amx": (
+        (Choice("tiles", 0.0), Choice("tiles", 0.0)),
+        (Choice("tiles", 0.0), Choice("tiles", 0.0)),
+    ),
+    "avx512": (
+        (Choice("registers", 0.12), Choice("registers", 0.1)),
+        (Choice(None, 0.2), Choice(None, 0.2)),
+    ),
+    "avx2": (
+        (Choice("tables", 0.3), Choice("tables", 0.3)),
+        (Choice(None, 0.2), Choice(None, 0.2)),
+    ),
+}
+
+
+def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str | None, str]:
+    """The kernel that is to run, None for torch's own, and why."""
+    work = args.T * args.B * args.out_h * args.out_w * args.K * args.C * args.kernel_h * args.kernel_w
+    if work < LEAST_WORK:
+        return None, f"{work} products of spikes and weights are fewer than {LEAST_WORK}"
+    isa = extension.isa()
+    if isa not in TABLE:
+        return None, f"{isa} has no kernel that computes on packed spikes faster than torch"
+    single = args.pool == 1 and args.addends == 1
+    choice = TABLE[isa][0 if single else 1][weight_grad]
+    if choice.lists_below > 0 and _takes(extension, args, "lists", weight_grad):
+        rate = _rate(extension, args)
+        if rate < choice.lists_below:
+            return "lists", f"{rate:.3f} of the spikes is below {choice.lists_below:g} with {isa}"
+    if choice.dense is not None and _takes(extension, args, choice.dense, weight_grad):
+        return choice.dense, f"the fastest with {isa} that does not depend on the firing rate"
+    return None, f"no kernel of {isa} takes these sizes at this firing rate"
+
+
+def _takes(extension: ModuleType, args: Any, kernel: str, weight_grad: bool) -> bool:
+    args.kernel = extension.SPIKE_KERNELS.index(kernel)
+    return extension.spike_conv_takes(args, weight_grad)
+
+
+def _rate(extension: ModuleType, args: Any) -> float:
+    """The share of the spikes that are 1; of what is averaged or added up, each by itself."""
+    planes = (args.T + 7) // 8
+    neurons = args.addends * args.B * args.words_h * args.words_w * args.C
+    return extension.spikes_count(args.words, planes * neurons, args.threads) / (args.T * neurons)
