@@ -16,7 +16,7 @@ def never() -> dict[str, str]:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     table = page.partition("## The names\n")[2].partition("\n## ")[0]
     last = [line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("|")][2:]
-    return dict(re.findall(r"`(\w+)`((?: \(outside CUDA\))?)", " ".join(last)))
+    return dict(re.findall(r"`(\w+)`((?: \(outside CUDA and spike_conv\))?)", " ".join(last)))
 
 
 def python_names(path: Path) -> set[str]:
