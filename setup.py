@@ -40,6 +40,7 @@ CXX_FLAGS = [
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+AMX, AMX_SOURCE = ["-mamx-tile", "-mamx-bf16"], "csrc/spike_conv/cpu_amx.cpp"  # left out where a compiler has no AMX
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
 CPU_SOURCES = {
@@ -51,8 +52,8 @@ if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
     for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_"):
         CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
-    CPU_SOURCES["csrc/spike_conv/cpu_amx.cpp"] = [*AVX512, "-mamx-tile", "-mamx-bf16"]
-    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_AMX")
+    if sys.platform == "linux":  # which lets a process ask for the tiles
+        CPU_SOURCES[AMX_SOURCE] = [*AVX512, *AMX]
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
     # slow to compile: GCC takes its vectors apart
     CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
@@ -104,6 +105,12 @@ def find_cxx() -> list[str]:
         if shutil.which(command[0]):
             return command
     raise BuildError("no C++ compiler; install one (Debian: apt install g++) and install trtkern again")
+
+
+def compiles(cxx: list[str], flags: list[str]) -> bool:
+    """Whether the compiler takes the flags."""
+    command = [*cxx, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def find_nvcc() -> str:
@@ -210,8 +217,13 @@ def unit(compiler: list[str], source: str, objects: Path) -> Unit:
 
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
-    cxx = find_cxx()
-    units = [unit([*cxx, *CXX_FLAGS, *includes, *CPU_SOURCES[source]], source, objects) for source in ext.sources]
+    cxx, flags, sources = find_cxx(), dict(CPU_SOURCES), list(ext.sources)
+    if AMX_SOURCE in sources:
+        if compiles(cxx, AMX):
+            flags["csrc/cpu/launch.cpp"] = [*flags["csrc/cpu/launch.cpp"], "-DTRTKERN_AMX"]
+        else:
+            sources.remove(AMX_SOURCE)
+    units = [unit([*cxx, *CXX_FLAGS, *includes, *flags[source]], source, objects) for source in sources]
     return units, [*cxx, "-shared", "-fopenmp", "-s"]
 
 

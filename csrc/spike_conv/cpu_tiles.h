@@ -49,8 +49,39 @@ TK_INLINE Pieces pieces_of(vfloat value) {
 TK_INLINE vint nonfinite_lanes(vfloat value) { return (vint)(((vuint)value & 0x7f800000u) == 0x7f800000u); }
 TK_INLINE bool any_lane(vint lanes) { return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0; }
 
-// Two rows of floats as the pairs of a tile on the right: `even` in the lower halves.
-TK_INLINE vuint paired(vuint even, vuint odd) { return even >> 16 | odd; }
+// The pieces of two rows of floats, as the pairs that a tile on the right holds: those of `even` in the lower halves.
+// Piece p goes to the row at `to` of the p-th pair of tiles.
+TK_INLINE void store_pair(vfloat even, vfloat odd, char* to) {
+  const Pieces low = pieces_of(even), high = pieces_of(odd);
+  for (int64_t p = 0; p < kPieces; ++p) {
+    const vuint both = low.at[p] >> 16 | high.at[p];
+    __builtin_memcpy(to + p * 2 * kTileBytes, &both, 64);
+  }
+}
+
+// 16 rows of 16 floats as their columns.
+TK_INLINE void transpose(vfloat* rows) {
+  vfloat some[16];
+  for (int i = 0; i < 16; i += 2) {  // pairs within 16 bytes
+    some[i] = (vfloat)_mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
+    some[i + 1] = (vfloat)_mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)  // fours: rows[i + j] has column j of each 16 bytes
+    for (int j = 0; j < 4; ++j) {
+      const __m512 lower = (__m512)some[i + j / 2], upper = (__m512)some[i + 2 + j / 2];
+      rows[i + j] = (vfloat)(j % 2 ? _mm512_shuffle_ps(lower, upper, 0xee) : _mm512_shuffle_ps(lower, upper, 0x44));
+    }
+  for (int j = 0; j < 4; ++j) {  // what stands in the same 16 bytes of the four fours
+    const __m512 a = (__m512)rows[j], b = (__m512)rows[4 + j], c = (__m512)rows[8 + j], d = (__m512)rows[12 + j];
+    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x88), cd = _mm512_shuffle_f32x4(c, d, 0x88);
+    const __m512 ab_odd = _mm512_shuffle_f32x4(a, b, 0xdd), cd_odd = _mm512_shuffle_f32x4(c, d, 0xdd);
+    some[j] = (vfloat)_mm512_shuffle_f32x4(ab, cd, 0x88);
+    some[8 + j] = (vfloat)_mm512_shuffle_f32x4(ab, cd, 0xdd);
+    some[4 + j] = (vfloat)_mm512_shuffle_f32x4(ab_odd, cd_odd, 0x88);
+    some[12 + j] = (vfloat)_mm512_shuffle_f32x4(ab_odd, cd_odd, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) rows[i] = some[i];
+}
 
 // The bfloat16 of 32 counts.
 TK_INLINE vpieces values_of(const uint8_t* counts, float scale) {

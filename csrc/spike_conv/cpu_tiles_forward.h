@@ -53,33 +53,39 @@ TK_NOINLINE inline void lay_spikes(const SpikeConvArgs& a, const TilesForward& f
   }
 }
 
+// 16 x 16 floats of the weights, [channel][output channel]; those that are not there are 0.
+TK_INLINE void weights_of(const SpikeConvArgs& a, const float* from, int64_t c, int64_t k, vfloat* rows) {
+  const int64_t channels = a.C - c < kTileRows ? a.C - c : kTileRows,
+                outputs = a.K - k < kTileRows ? a.K - k : kTileRows;
+  from += k * a.weight_k + c * a.weight_c;
+  if (a.weight_c == 1 && channels == kTileRows && outputs == kTileRows) {
+    for (int64_t i = 0; i < kTileRows; ++i) rows[i] = load(from + i * a.weight_k);
+    return transpose(rows);
+  }
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    vfloat row = {};
+    for (int64_t j = 0; i < channels && j < outputs; ++j) row[j] = from[j * a.weight_k + i * a.weight_c];
+    rows[i] = row;
+  }
+}
+
 // The pieces of the weights of a block of output channels.
 TK_NOINLINE inline void lay_weights(const SpikeConvArgs& a, const TilesForward& f, int64_t column, char* weights,
                                     int* nonfinite) {
   vint unusual = {};
-  alignas(64) float rows[kPair][kColumns];
+  vfloat rows[kTileRows];
   for (int64_t tap = 0; tap < f.taps; ++tap) {
     const float* const from = (const float*)a.weight + tap / a.kernel_w * a.weight_h + tap % a.kernel_w * a.weight_w;
     char* to = weights + f.weights_at(column, tap);
     for (int64_t depth = 0; depth < f.depths; ++depth, to += kPieces * 2 * kTileBytes)
-      for (int64_t pair = 0; pair < kTileRows; ++pair) {
-        for (int64_t i = 0; i < kPair; ++i) {
-          const int64_t c = depth * kDepth + pair * kPair + i;
-          for (int64_t k = 0; k < kColumns; ++k) {
-            const int64_t out = column * kColumns + k;
-            rows[i][k] = c < a.C && out < a.K ? from[out * a.weight_k + c * a.weight_c] : 0.0f;
+      for (int64_t part = 0; part < kDepth / kTileRows; ++part)
+        for (int64_t half = 0; half < kColumns / kTileRows; ++half) {
+          weights_of(a, from, depth * kDepth + part * kTileRows, column * kColumns + half * kTileRows, rows);
+          for (int64_t i = 0; i < kTileRows; i += kPair) {
+            unusual |= nonfinite_lanes(rows[i]) | nonfinite_lanes(rows[i + 1]);
+            store_pair(rows[i], rows[i + 1], to + half * kTileBytes + (part * kTileRows + i) / kPair * 64);
           }
         }
-        for (int64_t half = 0; half < 2; ++half) {
-          const vfloat even = load(rows[0] + half * kTileRows), odd = load(rows[1] + half * kTileRows);
-          unusual |= nonfinite_lanes(even) | nonfinite_lanes(odd);
-          const Pieces low = pieces_of(even), high = pieces_of(odd);
-          for (int64_t p = 0; p < kPieces; ++p) {
-            const vuint both = paired(low.at[p], high.at[p]);
-            __builtin_memcpy(to + (p * 2 + half) * kTileBytes + pair * 64, &both, 64);
-          }
-        }
-      }
   }
   if (any_lane(unusual)) __atomic_store_n(nonfinite, 1, __ATOMIC_RELAXED);
 }

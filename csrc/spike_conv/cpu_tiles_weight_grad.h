@@ -89,11 +89,7 @@ TK_INLINE void lay_gradients(const SpikeConvArgs& a, int64_t place, int64_t dept
       const int64_t n = depth * kDepth + pair * kPair;
       const vfloat even = row(n, half), odd = row(n + 1, half);
       *unusual |= nonfinite_lanes(even) | nonfinite_lanes(odd);
-      const Pieces low = pieces_of(even), high = pieces_of(odd);
-      for (int64_t p = 0; p < kPieces; ++p) {
-        const vuint both = paired(low.at[p], high.at[p]);
-        __builtin_memcpy(to + (p * 2 + half) * kTileBytes + pair * 64, &both, 64);
-      }
+      store_pair(even, odd, to + half * kTileBytes + pair * 64);
     }
 }
 
@@ -128,14 +124,24 @@ TK_INLINE void add_positions(const char* const* spikes, const char* const* gradi
 // The sums [kernel_h * kernel_w][rows / 2][32][32] of a block of output channels, to where they belong.
 TK_NOINLINE inline void write_weight_grad(const SpikeConvArgs& a, const TilesWeightGrad& f, int64_t column,
                                           const float* sums) {
-  const int64_t first = column * kColumns, wide = a.K - first < kColumns ? a.K - first : kColumns;
+  vfloat rows[kTileRows];
   for (int64_t tap = 0; tap < f.taps; ++tap)
-    for (int64_t k = 0; k < wide; ++k) {
-      float* const to =
-          (float*)a.gweight + (first + k) * a.weight_k + tap / a.kernel_w * a.weight_h + tap % a.kernel_w * a.weight_w;
-      const float* const from = sums + tap * (f.rows / 2) * kSums + k;
-      for (int64_t c = 0; c < a.C; ++c) to[c * a.weight_c] = from[c * kColumns];
-    }
+    for (int64_t c = 0; c < a.C; c += kTileRows)
+      for (int64_t k = 0; k < kColumns && column * kColumns + k < a.K; k += kTileRows) {
+        const float* const from = sums + (tap * f.rows * kTileRows + c) * kColumns + k;
+        for (int64_t i = 0; i < kTileRows; ++i) rows[i] = load(from + i * kColumns);
+        transpose(rows);
+        const int64_t out = column * kColumns + k, channels = a.C - c < kTileRows ? a.C - c : kTileRows;
+        float* const to = (float*)a.gweight + out * a.weight_k + c * a.weight_c + tap / a.kernel_w * a.weight_h +
+                          tap % a.kernel_w * a.weight_w;
+        for (int64_t i = 0; i < kTileRows && out + i < a.K; ++i) {
+          if (a.weight_c == 1 && channels == kTileRows) {
+            store(to + i * a.weight_k, rows[i]);
+          } else {
+            for (int64_t j = 0; j < channels; ++j) to[i * a.weight_k + j * a.weight_c] = rows[i][j];
+          }
+        }
+      }
 }
 
 inline void run_tiles_weight_grad(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {
