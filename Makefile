@@ -14,7 +14,7 @@ endif
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test test-torch lint format docs bench gpu gpu-bundle gpu-rehearsal clean
+.PHONY: demo test test-torch sanitize lint format docs bench gpu gpu-bundle gpu-rehearsal clean
 
 # Files are compiled to bytecode when they are first imported, not thousands of them here.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(PINS)
@@ -68,6 +68,14 @@ test-torch:
 	@test -n '$(TORCH)' || { echo 'which torch? make test-torch TORCH=2.11.0 [PYTHON=python3.12] [TRITON=3.6.0]'; exit 2; }
 	$(if $(PYTEST),,TRTKERN_VERSIONS=docs/versions.csv) $(MAKE) test; status=$$?; \
 	$(BIN)/python docs/coverage.py --versions && exit $$status
+
+# The kernels for packed spikes, under the sanitizers of g++; a report ends the run. Leaks are Python's and torch's.
+SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=1
+sanitize: $(VENV)/installed-dev
+	TRTKERN_SANITIZE=1 TRTKERN_CUDA=0 $(BIN)/python setup.py -q build_ext --build-lib build/sanitized
+	$(SANITIZED) $(BIN)/python tests/sanitized.py build/sanitized -q -p no:cacheprovider \
+		tests/test_spike_conv_kernels.py tests/test_spikes.py $(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

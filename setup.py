@@ -4,6 +4,7 @@ A missing compiler or nvcc leaves that extension out and says so in one line.
 
     TRTKERN_CPU=1, TRTKERN_CUDA=1    that extension or an error; 0: do not build it
     TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2 (float32), for tests on machines without AVX-512
+    TRTKERN_SANITIZE=1               the CPU extension with the sanitizers of addresses and undefined behaviour
     TRTKERN_CUDA_ARCHS="80;90"       GPU targets: a cubin for each, PTX of the lowest
     CXX, CUDA_HOME                   which compilers
 """
@@ -38,6 +39,15 @@ CXX_FLAGS = [
     *("-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the last: GCC's own AVX-512 intrinsics
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
+SANITIZE = []
+if os.environ.get("TRTKERN_SANITIZE") == "1":
+    SANITIZE = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g1",
+    ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 AMX, AMX_SOURCE = ["-mamx-tile", "-mamx-bf16"], "csrc/spike_conv/cpu_amx.cpp"  # left out where a compiler has no AMX
@@ -150,7 +160,8 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick.
-        temp = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        kind = "sanitized" if SANITIZE else "objects"
+        temp = ROOT / "build" / f"{kind}-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         plans = {}
         for extension in self.extensions:
             with self.or_left_out(extension):
@@ -223,8 +234,9 @@ def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[
             flags["csrc/cpu/launch.cpp"] = [*flags["csrc/cpu/launch.cpp"], "-DTRTKERN_AMX"]
         else:
             sources.remove(AMX_SOURCE)
-    units = [unit([*cxx, *CXX_FLAGS, *includes, *flags[source]], source, objects) for source in sources]
-    return units, [*cxx, "-shared", "-fopenmp", "-s"]
+    common = [*cxx, *CXX_FLAGS, *includes]
+    units = [unit([*common, *flags[source], *SANITIZE], source, objects) for source in sources]
+    return units, [*cxx, "-shared", "-fopenmp", *(SANITIZE or ["-s"])]
 
 
 def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
