@@ -32,6 +32,7 @@ class Use(NamedTuple):
 
 NAMES: dict[str, Use] = {
     # Functions and classes, by their whole path.
+    "torch._C._DisableTorchDispatch": Use("an operator on a subclass itself; see undispatched()", TWO, "trtkern/_torch.py"),
     "torch._C._FunctionBase": Use("the apply of a Function, without what is there for transforms", TWO),
     "torch._C._are_functorch_transforms_active": Use(
         "whether torch.func or torch.vmap is active, which shows nowhere else"
@@ -39,6 +40,7 @@ NAMES: dict[str, Use] = {
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
+    "torch._C._disabled_torch_function_impl": Use("a subclass whose methods are those of any tensor", TWO),
     "torch._C._dispatch_key_parse": Use("the key of torch's older vmap, which has no name in Python", TWO),
     "torch._C._dispatch_tls_is_dispatch_key_included": Use("whether that vmap is active (is_grads_batched)", TWO),
     "torch._C._functorch.is_functorch_wrapped_tensor": Use("whether a transform left the tensor behind", TWO),
@@ -85,6 +87,7 @@ NAMES: dict[str, Use] = {
     "OpOverload._overloadpacket": Use("the operator whose floating-point operations torch's table counts"),
     "StateDict._metadata": Use("the versions of the modules in a state dict"),
     "Tensor._base": Use("what a tensor is a view of"),
+    "Tensor._make_wrapper_subclass": Use("a tensor without memory, whose numbers are made when they are wanted", TWO),
     "Tensor._is_view": Use("whether it is one"),
     "Tensor._version": Use("whether a tensor was changed in place"),
     "UntypedStorage._cdata": Use("which storage it is, also one without memory"),
@@ -107,6 +110,16 @@ def recording() -> bool:
     torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
     """
     return exporting() or torch.jit.is_tracing()
+
+
+@contextmanager
+def undispatched() -> Iterator[None]:
+    """An operator within sees a subclass with ``__torch_dispatch__`` as the tensor that it is to C++."""
+    guard = torch._C._DisableTorchDispatch()
+    try:
+        yield
+    finally:
+        del guard
 
 
 def outside() -> bool:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import checks, layout
-from trtkern.ops._library import apply, differentiated, is_dual
+from trtkern.ops._lazy import Lazy
+from trtkern.ops._library import apply, differentiated, is_dual, plain
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spikes import Spikes, current, unpack
 
@@ -53,9 +54,8 @@ class SpikeConv2d(Leaf, nn.Conv2d):
         if layout.is_static(spikes):
             y = super().forward(spikes[0])
             return y.expand(spikes.shape[0], *y.shape)
-        if isinstance(x, Spikes) and self.padding_mode == "zeros" and _differentiable(self, spikes):
-            folded = layout.dense(spikes).flatten(0, 1)
-            y = _apply(self, folded, x, self._convolution())
+        if isinstance(x, Spikes) and self.padding_mode == "zeros" and _keeps_words(self, spikes):
+            y = _apply(self, x, (0, 1), self._convolution())
         else:
             y = super().forward(spikes.flatten(0, 1))
         return y.unflatten(0, spikes.shape[:2])
@@ -109,8 +109,8 @@ class SpikeLinear(Leaf, nn.Linear):
         if spikes.dim() > 2 and layout.is_static(spikes):
             y = super().forward(spikes[0].flatten(first - 1))
             return y.expand(spikes.shape[0], *y.shape)
-        if isinstance(x, Spikes) and _differentiable(self, spikes):
-            return _apply(self, layout.dense(spikes).flatten(first), x, _Product())
+        if isinstance(x, Spikes) and _keeps_words(self, spikes):
+            return _apply(self, x, (first, -1), _Product())
         return super().forward(spikes.flatten(first))
 
 
@@ -148,14 +148,30 @@ def _differentiable(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
     return differentiated(*tensors) and not is_dual(*tensors)
 
 
-def _apply(layer: nn.Conv2d | nn.Linear, folded: Tensor, x: Spikes, function: _Convolution | _Product) -> Tensor:
-    """The layer's function of ``folded``, which is how it sees ``x.spikes``."""
-    kind, spikes = folded.device.type, x.spikes
+def _keeps_words(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
+    """Whether the Function runs that keeps words: for a backward pass, or because they are all that there is."""
+    return _differentiable(layer, spikes) or _unwritten(spikes)
+
+
+def _unwritten(spikes: Tensor) -> bool:
+    """Whether the Function can make what it needs of the words, and these spikes stay unwritten."""
+    return isinstance(spikes, Lazy) and plain() and not spikes.is_made
+
+
+def _apply(
+    layer: nn.Conv2d | nn.Linear, x: Spikes, axes: tuple[int, int], function: _Convolution | _Product
+) -> Tensor:
+    """The layer's function of the spikes, of whose axes it sees those from the first to the last of two as one."""
+    spikes, steps, kind = x.spikes, x.spikes.shape[0], x.spikes.device.type
+    if _unwritten(spikes):
+        seen = torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype, device="meta").flatten(*axes)
+    else:
+        spikes = seen = layout.dense(spikes).flatten(*axes)
     # What autocast would do, but that no copy of spikes or weight is kept: the backward pass converts again.
     lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    kept = _Kept(spikes.shape[0], x.pooled, _lowered(folded.dtype, lower), folded.shape, folded.stride())
+    kept = _Kept(steps, x.pooled, _lowered(seen.dtype, lower), seen.shape, seen.stride())
     return apply(
-        _SpikeFunction, "SpikeConv2d, SpikeLinear", folded, x.words, layer.weight, layer.bias, function, kept, lower
+        _SpikeFunction, "SpikeConv2d, SpikeLinear", spikes, x.words, layer.weight, layer.bias, function, kept, lower
     )
 
 
@@ -228,12 +244,14 @@ class _Kept(NamedTuple):
 class _SpikeFunction(torch.autograd.Function):
     @staticmethod
     def forward(x, words, weight, bias, function, kept, lower):
+        x = kept.unpack(words) if isinstance(x, Lazy) else x
         x, weight, bias = (t if t is None else t.to(_lowered(t.dtype, lower)) for t in (x, weight, bias))
         return function.forward(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, words, weight, bias, ctx.function, ctx.kept, ctx.lower = inputs
+        ctx.shape = x.shape if isinstance(x, Lazy) else None
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         keep(ctx, words, weight)
 
@@ -254,6 +272,8 @@ class _SpikeFunction(torch.autograd.Function):
             needs,
             ctx.dtypes,
         )
+        if ctx.shape is not None and gx is not None:
+            gx = gx.view(ctx.shape)
         return gx, None, gweight, gbias, None, None, None
 
 
