@@ -32,7 +32,10 @@ class Use(NamedTuple):
 
 NAMES: dict[str, Use] = {
     # Functions and classes, by their whole path.
-    "torch._C._DisableTorchDispatch": Use("an operator on a subclass itself; see undispatched()", TWO, "trtkern/_torch.py"),
+    "torch._C._DisableTorchDispatch": Use(
+        "an operator on a subclass itself; see undispatched()", TWO, only="trtkern/_torch.py"
+    ),
+    "torch.Tensor._make_wrapper_subclass": Use("a tensor whose memory is made when its numbers are wanted", TWO),
     "torch._C._FunctionBase": Use("the apply of a Function, without what is there for transforms", TWO),
     "torch._C._are_functorch_transforms_active": Use(
         "whether torch.func or torch.vmap is active, which shows nowhere else"
@@ -84,10 +87,10 @@ NAMES: dict[str, Use] = {
     "Node._saved_*": Use("the settings of that pooling"),
     "Node._sequence_nr": Use("the number of a node: whose layer it is"),
     "Node.next_functions": Use("the graph behind a node; see nodes()", only="trtkern/_torch.py"),
+    "OpOverload._schema": Use("which of its arguments an operator writes to", TWO),
     "OpOverload._overloadpacket": Use("the operator whose floating-point operations torch's table counts"),
     "StateDict._metadata": Use("the versions of the modules in a state dict"),
     "Tensor._base": Use("what a tensor is a view of"),
-    "Tensor._make_wrapper_subclass": Use("a tensor without memory, whose numbers are made when they are wanted", TWO),
     "Tensor._is_view": Use("whether it is one"),
     "Tensor._version": Use("whether a tensor was changed in place"),
     "UntypedStorage._cdata": Use("which storage it is, also one without memory"),

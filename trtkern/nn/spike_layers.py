@@ -158,9 +158,7 @@ def _unwritten(spikes: Tensor) -> bool:
     return isinstance(spikes, Lazy) and plain() and not spikes.is_made
 
 
-def _apply(
-    layer: nn.Conv2d | nn.Linear, x: Spikes, axes: tuple[int, int], function: _Convolution | _Product
-) -> Tensor:
+def _apply(layer: nn.Conv2d | nn.Linear, x: Spikes, axes: tuple[int, int], function: _Convolution | _Product) -> Tensor:
     """The layer's function of the spikes, of whose axes it sees those from the first to the last of two as one."""
     spikes, steps, kind = x.spikes, x.spikes.shape[0], x.spikes.device.type
     if _unwritten(spikes):

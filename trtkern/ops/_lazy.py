@@ -30,7 +30,7 @@ class Lazy(Tensor):
     """
 
     # Attributes and methods are those of any tensor: what matters comes to __torch_dispatch__, beneath autograd.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     _numbers: _Numbers
 
@@ -61,22 +61,24 @@ class Lazy(Tensor):
         return self._numbers.exposed
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is torch.ops.aten.detach.default:
             (old,) = args
             return _wrapped(old._numbers, old.shape, old.stride(), old.dtype, old.device)
         met: list[Lazy] = []
-        arguments = _opened(args, met)
-        made = func(*arguments, **{name: _opened(value, met) for name, value in (kwargs or {}).items()})
-        for tensor in met:
-            tensor._follow()
+        given = {name: _opened(value, met) for name, value in (kwargs or {}).items()}
+        made = func(*_opened(args, met), **given)
+        if func._schema.is_mutable:
+            _written(func._schema, args, kwargs or {})
         # What an operator writes to, it returns.
         if isinstance(made, Tensor):
             return _closed(made, met)
         return type(made)(_closed(each, met) for each in made) if type(made) in (tuple, list) else made
 
     def _follow(self) -> None:
-        """Take over a shape that was changed in place."""
+        """Take over a shape that an operator changed in place."""
         made = self.made
         if made.shape != self.shape or made.stride() != self.stride():
             with undispatched():
@@ -119,7 +121,7 @@ class Lazy(Tensor):
         return copy.deepcopy(plain, memo)
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """As of any tensor: the same memory, to which writes are not counted."""
         return self._exposed().detach()
 
@@ -190,6 +192,21 @@ def _opened(value: Any, met: list[Lazy]) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_opened(each, met) for each in value)
     return value
+
+
+def _written(schema: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """An operator has written to some of its arguments."""
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        several = type(value) in (tuple, list)
+        for tensor in value if several else (value,):
+            if isinstance(tensor, Lazy):
+                tensor._follow()
+                # Of a list torch counts the write to each within the operator: to what was made.
+                if several and not tensor.is_inference():
+                    torch.autograd.graph.increment_version(tensor)
 
 
 def _closed(value: Any, met: list[Lazy]) -> Any:

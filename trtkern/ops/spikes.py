@@ -100,8 +100,11 @@ class Unwritten(NamedTuple):
         """The dense spikes."""
         with torch.no_grad():
             spikes = unpack(words, self.shape[0], pooled=self.pooled, dtype=self.dtype)
-        # Strides of axes that have one element may be any.
-        return spikes if spikes.stride() == self.stride else spikes.as_strided(self.shape, self.stride)
+            if spikes.stride() == self.stride:
+                return spikes
+            # The words may lie otherwise; and the strides of an axis with one element may be any.
+            spikes = layout.aligned(spikes, self.shape, self.stride, self.dtype, spikes)
+            return spikes.as_strided(self.shape, self.stride)
 
 
 def remember(spikes: Tensor) -> None:
