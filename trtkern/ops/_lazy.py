@@ -93,12 +93,18 @@ class Lazy(Tensor):
         self._numbers.exposed = True
         return self._plain()
 
+    def __repr__(self) -> str:  # type: ignore[override]
+        # What torch.compile puts in place of numbers prints itself.
+        return super().__repr__() if type(self.made) is Tensor else repr(self.made)
+
     # What torch does without its dispatcher.
 
     def data_ptr(self) -> int:
         return self._exposed().data_ptr()
 
     def untyped_storage(self) -> torch.UntypedStorage:
+        if torch.compiler.is_compiling():  # which asks for what is flattened apart from this
+            return super().untyped_storage()
         return self._exposed().untyped_storage()
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -199,7 +205,7 @@ def _written(schema: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     for i, argument in enumerate(schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
-        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        value: Any = args[i] if i < len(args) else kwargs.get(argument.name)
         several = type(value) in (tuple, list)
         for tensor in value if several else (value,):
             if isinstance(tensor, Lazy):
