@@ -32,6 +32,10 @@ class Use(NamedTuple):
 
 NAMES: dict[str, Use] = {
     # Functions and classes, by their whole path.
+    "torch._C._DisableTorchDispatch": Use(
+        "an operator on a subclass itself; see undispatched()", TWO, only="trtkern/_torch.py"
+    ),
+    "torch.Tensor._make_wrapper_subclass": Use("a tensor whose memory is made when its numbers are wanted", TWO),
     "torch._C._FunctionBase": Use("the apply of a Function, without what is there for transforms", TWO),
     "torch._C._are_functorch_transforms_active": Use(
         "whether torch.func or torch.vmap is active, which shows nowhere else"
@@ -39,6 +43,7 @@ NAMES: dict[str, Use] = {
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
+    "torch._C._disabled_torch_function_impl": Use("a subclass whose methods are those of any tensor", TWO),
     "torch._C._dispatch_key_parse": Use("the key of torch's older vmap, which has no name in Python", TWO),
     "torch._C._dispatch_tls_is_dispatch_key_included": Use("whether that vmap is active (is_grads_batched)", TWO),
     "torch._C._functorch.is_functorch_wrapped_tensor": Use("whether a transform left the tensor behind", TWO),
@@ -82,6 +87,7 @@ NAMES: dict[str, Use] = {
     "Node._saved_*": Use("the settings of that pooling"),
     "Node._sequence_nr": Use("the number of a node: whose layer it is"),
     "Node.next_functions": Use("the graph behind a node; see nodes()", only="trtkern/_torch.py"),
+    "OpOverload._schema": Use("which of its arguments an operator writes to", TWO),
     "OpOverload._overloadpacket": Use("the operator whose floating-point operations torch's table counts"),
     "StateDict._metadata": Use("the versions of the modules in a state dict"),
     "Tensor._base": Use("what a tensor is a view of"),
@@ -107,6 +113,16 @@ def recording() -> bool:
     torch.compile is not meant: it looks at the strides of each input, and compiles again for others.
     """
     return exporting() or torch.jit.is_tracing()
+
+
+@contextmanager
+def undispatched() -> Iterator[None]:
+    """An operator within sees a subclass with ``__torch_dispatch__`` as the tensor that it is to C++."""
+    guard = torch._C._DisableTorchDispatch()
+    try:
+        yield
+    finally:
+        del guard
 
 
 def outside() -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trtkern.ops import layout
-from trtkern.ops._library import apply, differentiated, is_dual
+from trtkern.ops._lazy import Lazy
+from trtkern.ops._library import apply, differentiated, is_dual, plain
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
 from trtkern.ops.spikes import Spikes, unpack
@@ -21,14 +22,17 @@ OWN = "torch's own"
 
 
 def over_words(layer: nn.Conv2d | nn.Linear, x: Spikes, function: Convolution | Product) -> Tensor | None:
-    """The layer's function of packed spikes; None where torch computes it and keeps nothing but what it keeps."""
+    """The layer's function of packed spikes; None where torch computes it and keeps what torch keeps."""
     spikes, lower = x.spikes, _lower(x.spikes)
     kept = _Kept.of(x, function, lower)
     direct = _objection(layer, x, function) is None
     chosen = _chosen(function, x.words, layer.weight, kept, weight_grad=False)[0] if direct else None
     if not differentiated(spikes, layer.weight, layer.bias) or is_dual(spikes, layer.weight, layer.bias):
         # Tangents (forward mode) are left to torch, which has formulas for them.
-        return None if chosen is None else function.of_words(x.words, layer.weight, layer.bias, kept, chosen)
+        if chosen is not None:
+            return function.of_words(x.words, layer.weight, layer.bias, kept, chosen)
+        if not (isinstance(spikes, Lazy) and not spikes.is_made and plain()):
+            return None  # else the words are all that there is, and the spikes stay unwritten
     return apply(_SpikeFunction, WHO, spikes, x.words, layer.weight, layer.bias, function, kept, lower, chosen, direct)
 
 
@@ -212,7 +216,8 @@ class _SpikeFunction(torch.autograd.Function):
     def forward(x, words, weight, bias, function, kept, lower, chosen, direct):
         if chosen is not None:
             return function.of_words(words, weight, bias, kept, chosen)
-        x = layout.dense(x).reshape(kept.shape)
+        unwritten = isinstance(x, Lazy) and not x.is_made
+        x = kept.unpack(words) if unwritten else layout.dense(x).reshape(kept.shape)
         x, weight, bias = (t if t is None else t.to(_lowered(t.dtype, lower)) for t in (x, weight, bias))
         return function.forward(x, weight, bias)
 

@@ -15,9 +15,9 @@ from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, spikes_of
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
-from trtkern.ops._saved import Layout
+from trtkern.ops._lazy import Lazy
 from trtkern.ops.batch_norm_lif import Source, batch_norm_lif
-from trtkern.ops.spikes import Spikes, current, unpack
+from trtkern.ops.spikes import Spikes, Unwritten, current
 
 
 class ConvBatchNormLIF(Leaf):
@@ -110,8 +110,9 @@ def _loader(x: Tensor | Spikes) -> Callable[[Tensor], Tensor | Spikes]:
     """x out of what is kept of it: itself, or its words."""
     if not isinstance(x, Spikes):
         return lambda kept: kept
-    pooled, dense = x.pooled, Layout.of(x.spikes)
-    return lambda words: Spikes(dense.restore(unpack(words, dense.shape[0], pooled=pooled, dtype=dense.dtype)), words)
+    like = Unwritten.like(x)
+    make = like.of if isinstance(x.spikes, Lazy) else like.written
+    return lambda words: Spikes(make(words), words)
 
 
 def _random_numbers(conv: nn.Module, x: Tensor | Spikes) -> Callable[[], AbstractContextManager[None]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from trtkern.ops import checks, layout
+from trtkern.ops._lazy import Lazy
 from trtkern.ops.spikes import listen, unpack
 
 NOT_SPIKES = "not spikes"
@@ -361,7 +362,7 @@ class Packing:
 
 def _plain(tensor: Tensor) -> bool:
     """Whether it is memory with strides and a version, and nothing else."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_inference()
+    return type(tensor) in (Tensor, nn.Parameter, Lazy) and tensor.layout == torch.strided and not tensor.is_inference()
 
 
 def _same(stride: Sequence[int], other: Sequence[int], shape: Sequence[int]) -> bool:

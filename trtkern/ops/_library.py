@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from trtkern._torch import exporting, recording, within
 from trtkern.ops._beneath import has_tangent, is_mapped
+from trtkern.ops._lazy import Lazy
 from trtkern.ops._saved import keep
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
@@ -114,10 +115,12 @@ def kinds(values: Iterable[Any]) -> tuple | None:
             found.append(value or str(value))
         elif value is None:
             found.append(None)
-        elif kind is Tensor or kind is _Parameter:
+        elif kind is Tensor or kind is _Parameter or kind is Lazy:
             if value.layout is not _strided or value.is_nested or value.is_neg() or _left_behind(value):
                 return None
             found += (value.shape, value.stride(), value.dtype, value.device)
+            if kind is Lazy:
+                found.append(Lazy)
         else:
             return None
     return tuple(found)

@@ -20,11 +20,13 @@ from trtkern.ops._known import recall, remember
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold, Mapped, sample
 from trtkern.ops._room import norm_grads
+from trtkern.ops.spikes import Unwritten
 from trtkern.spec import LIFSpec
 
-WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H = 1, 2, 4, 8, 16, 32
+WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H, WANT_LAZY = 1, 2, 4, 8, 16, 32, 64
 NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF, NEED_Y = 1, 2, 4, 8, 16, 32, 64
-"""NEED_Y: in place of gx the gradient of what was normalised with the statistics of a batch: a second pass."""
+"""NEED_Y: in place of gx the gradient of what was normalised with the statistics of a batch: a second pass.
+WANT_LAZY: the spikes that are wanted are not written; they are made of the words if somebody asks for them."""
 
 
 class Channels(NamedTuple):
@@ -64,7 +66,7 @@ class Prepared:
         backend: its name.
     """
 
-    __slots__ = ("_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token")
+    __slots__ = ("_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token", "unwritten")
 
     def __init__(self, x: Tensor, scalars: Sequence[float], token: str, inner: int, pool: bool, backend: str) -> None:
         if not (layout.is_dense(x) or layout.is_static(x)):
@@ -75,6 +77,8 @@ class Prepared:
         self._scalars, self._spec, self.inner, self.pool = tuple(scalars), LIFSpec.from_token(token), inner, pool
         self._halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
         self._held: dict[Any, Any] = {}
+        shape, stride = layout.pooled_shape(x) if pool else (x.shape, layout.empty_strides(x))
+        self.unwritten = Unwritten(tuple(shape), tuple(stride), x.dtype, pool)
 
     def inputs(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
@@ -169,7 +173,7 @@ def _states(token: str) -> int:
 def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None = None) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
     s = v = v_final = edges = packed = None
-    if want & WANT_SPIKES:
+    if want & WANT_SPIKES and not want & WANT_LAZY:
         s = _empty_pooled(x) if pool else layout.empty(x)
     if want & (WANT_V | WANT_H):
         v = layout.empty(x)
@@ -193,9 +197,10 @@ def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, f
     return outputs(allocate(x, spec, pool, want))
 
 
-def outputs(made: LIFForward) -> tuple[Tensor | None, ...]:
-    """Those of ``lif_forward``, which has no flag among them."""
-    return made.s, made.v, made.v_final, made.edges, made.packed
+def outputs(made: LIFForward, unwritten: Unwritten | None = None) -> tuple[Tensor | None, ...]:
+    """Those of ``lif_forward``, which has no flag among them; with the spikes of the words that are left unwritten."""
+    s = made.s if unwritten is None or made.packed is None else unwritten.of(made.packed)
+    return s, made.v, made.v_final, made.edges, made.packed
 
 
 def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:

@@ -15,6 +15,7 @@ from trtkern.backends.base import Finish
 from trtkern.ops import _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._known import known, recall, remember
+from trtkern.ops._lazy import Lazy, read
 from trtkern.ops._library import (
     alone,
     apply,
@@ -36,6 +37,7 @@ from trtkern.ops._prepared import (
     NEED_Y,
     WANT_EDGES,
     WANT_H,
+    WANT_LAZY,
     WANT_PACKED,
     Call,
     Prepared,
@@ -51,7 +53,7 @@ from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, from_trace, given, perform, wanted_grads
 from trtkern.ops.lif import returned as as_output
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
-from trtkern.ops.spikes import Spikes, current, unpack
+from trtkern.ops.spikes import Spikes, current, lazily, unpack
 from trtkern.spec import LIFSpec
 
 
@@ -187,7 +189,7 @@ def _checked(
     numbers = scalars(OP, values, neuron.fire_on_equal, y)
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
-    laid = direct and (layout.poolable(y) if inside else layout.dense(y)) is y
+    laid = direct and not isinstance(y, Lazy) and (layout.poolable(y) if inside else layout.dense(y)) is y
     return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), numbers, {})
 
 
@@ -259,6 +261,8 @@ def _fused(
         tracked = (None, None, None)
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
     made = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
+    if ready.laid and want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend):
+        made += WANT_LAZY
     fixed = ready.fixed.get(made)
     # The settings of the norm are the caller's to change; all else that is fixed is part of what the call is known by.
     if fixed is None or fixed.eps != norm.eps or fixed.momentum != norm.momentum or count != fixed.samples:
@@ -320,6 +324,7 @@ class Normed(torch.autograd.Function):
         make=None, *source,
     ):  # fmt: skip
         held, prepared = (weight, bias, running_mean, running_var, batches), fixed.prepared
+        residual = read(residual)
         told = (fixed.scalars, fixed.token, fixed.inner, fixed.pool)
         if mean is None:
             norm = (fixed.eps, fixed.momentum, fixed.channels)
@@ -329,7 +334,8 @@ class Normed(torch.autograd.Function):
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
         affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
         if prepared is not None:
-            made = outputs(prepared.forward(y, v0, params, affine, residual, flag, fixed.want))
+            found = prepared.forward(y, v0, params, affine, residual, flag, fixed.want)
+            made = outputs(found, prepared.unwritten if fixed.want & WANT_LAZY else None)
         else:
             made = lif_forward(y, v0, params, affine, residual, *told, flag, fixed.want, fixed.backend)
         return *made, affine, moments, coef
@@ -379,8 +385,7 @@ class Normed(torch.autograd.Function):
         y, residual, v0, _, _, params, _, words, edges, affine, moments, coef, *source = kept(ctx)
         if ctx.make is not None:
             y = ctx.y.restore(ctx.make(*source))
-        if words is not None:
-            residual = unpack(words, y.shape[0], dtype=y.dtype)
+        residual = read(residual) if words is None else unpack(words, y.shape[0], dtype=y.dtype)
         gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
         needs = tuple(ctx.needs_input_grad[:6])
         told = (gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, ctx.fixed, ctx.dtype, needs)
@@ -455,7 +460,8 @@ def _normed(
     prepared.run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, prepared.inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
     prepared.run["lif_forward"](inputs, made)
-    return *outputs(made), room.affine, room.moments
+    left = prepared.unwritten if want & WANT_LAZY else None
+    return *outputs(made, left), room.affine, room.moments
 
 
 def _run_forward(

@@ -74,9 +74,12 @@ def strides(x: Tensor) -> tuple[int, ...]:
 
 def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A dense tensor of x's shape in its storage order."""
-    if x.is_contiguous():
-        return torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device=x.device)
-    return torch.empty_strided(x.shape, strides(x), dtype=dtype or x.dtype, device=x.device)
+    return torch.empty_strided(x.shape, empty_strides(x), dtype=dtype or x.dtype, device=x.device)
+
+
+def empty_strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of that tensor."""
+    return x.stride() if x.is_contiguous() else strides(x)
 
 
 def pooled_shape(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

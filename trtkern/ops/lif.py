@@ -17,6 +17,7 @@ from trtkern.backends.base import PARAMS
 from trtkern.ops import _tangent, checks, layout, spikes
 from trtkern.ops._beneath import beneath
 from trtkern.ops._known import known, recall, remember
+from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import (
     alone,
     apply,
@@ -34,6 +35,7 @@ from trtkern.ops._prepared import (
     NEED_X,
     WANT_EDGES,
     WANT_H,
+    WANT_LAZY,
     WANT_PACKED,
     WANT_SPIKES,
     WANT_STATE,
@@ -200,7 +202,8 @@ def _checked(
     numbers = scalars(op, values, fire_on_equal, x)
     measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
-    return _Ready(chosen, direct and chosen != "reference" and layout.dense(x) is x, numbers, {})
+    as_read = not isinstance(x, Lazy) and layout.dense(x) is x
+    return _Ready(chosen, direct and chosen != "reference" and as_read, numbers, {})
 
 
 def perform(
@@ -237,6 +240,8 @@ def _fused(
     differentiable = needs_grad(x, v0, params) if ready.plain else differentiated(x, v0, params)
     dual = not ready.plain and pushed(spec.neuron.lower(), x, v0, params)
     made = want + WANT_EDGES if differentiable and x.shape[0] > spec.chunk else want
+    if ready.plain and want & WANT_PACKED and want & WANT_SPIKES and spikes.lazily(x, ready.backend):
+        made += WANT_LAZY
     fixed = ready.fixed.get(made)
     if fixed is None:
         backend, numbers = ready.backend, ready.numbers or (0.0,) * len(spec.row.params)
@@ -301,7 +306,8 @@ class _LIF(torch.autograd.Function):
     def forward(x, v0, params, flag, fixed):
         scalars, token, channels, want, backend, prepared = fixed
         if prepared is not None:
-            return outputs(prepared.forward(x, v0, params, None, None, flag, want))
+            found = prepared.forward(x, v0, params, None, None, flag, want)
+            return outputs(found, prepared.unwritten if want & WANT_LAZY else None)
         return lif_forward(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
 
     @staticmethod

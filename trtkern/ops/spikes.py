@@ -15,6 +15,7 @@ from trtkern.backends import choose, named
 from trtkern.backends.base import Pool
 from trtkern.ops import checks, layout
 from trtkern.ops._beneath import is_mapped, transformed
+from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import define
 from trtkern.ops._mapped import Fold
 
@@ -23,7 +24,8 @@ class Spikes(NamedTuple):
     """Spikes and the words that they are bits of: what a neuron with ``packed=True`` returns and spike layers take."""
 
     spikes: Tensor
-    """[T, B, C, ...] in the dtype of the input current; pooled: 2x2 averages, [T, B, C, H // 2, W // 2]."""
+    """[T, B, C, ...] in the dtype of the input current; pooled: 2x2 averages, [T, B, C, H // 2, W // 2]. Where the
+    neuron left it unwritten (``lazily``) it is made of the words when somebody computes with it."""
     words: Tensor
     """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t."""
 
@@ -46,6 +48,65 @@ def packing(packed: bool) -> bool:
     return packed and not recording()
 
 
+_unwritten = False
+
+
+@contextmanager
+def unwritten(enabled: bool = True) -> Iterator[None]:
+    """Inside: whether neurons that make words may leave the dense spikes unwritten; without it they write them."""
+    global _unwritten
+    before, _unwritten = _unwritten, enabled
+    try:
+        yield
+    finally:
+        _unwritten = before
+
+
+def lazily(x: Tensor, backend: str) -> bool:
+    """Whether a neuron with x leaves the dense spikes unwritten, where it makes their words and nothing stands between
+    the call and its kernel. Whoever listens wants the dense ones, which he knows by their memory."""
+    return _unwritten and backend == "cpu" and x.dtype == torch.float32 and not _listeners
+
+
+class Unwritten(NamedTuple):
+    """Spikes that are not written: how they would lie in memory, and how they are made of their words."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    pooled: bool
+
+    @classmethod
+    def like(cls, x: Spikes) -> Unwritten:
+        """Those of x, made or not."""
+        return cls(tuple(x.spikes.shape), x.spikes.stride(), x.spikes.dtype, x.pooled)
+
+    def of(self, words: Tensor) -> Tensor:
+        """The spikes whose words these are, unwritten."""
+        counts = not words.is_inference()
+        version = words._version if counts else 0
+
+        def make() -> Tensor:
+            if counts and words._version != version:
+                raise RuntimeError(
+                    "Spikes: expected words as the neuron made them, got words that were written to before the dense "
+                    "spikes were made of them; take spikes.clone() before writing to the words"
+                )
+            return self.written(words)
+
+        return Lazy(make, self.shape, self.stride, self.dtype, words.device)
+
+    def written(self, words: Tensor) -> Tensor:
+        """The dense spikes."""
+        with torch.no_grad():
+            spikes = unpack(words, self.shape[0], pooled=self.pooled, dtype=self.dtype)
+            if spikes.stride() == self.stride:
+                return spikes
+            # The words may lie otherwise; and the strides of an axis with one element may be any.
+            spikes = layout.aligned(spikes, self.shape, self.stride, self.dtype, spikes)
+            return spikes.as_strided(self.shape, self.stride)
+
+
 def remember(spikes: Tensor) -> None:
     """Words were made of these spikes as they are now: ``current`` then knows of every write to them.
 
@@ -60,9 +121,17 @@ def remember(spikes: Tensor) -> None:
 def current(x: Spikes) -> Spikes | Tensor:
     """x, or its dense tensor alone where that was written to (``mul_``, dropout in place) since the words were made.
 
-    Beneath ``torch.vmap``, which counts no writes, always the dense one.
+    Beneath ``torch.vmap``, which counts no writes, always the dense one. So it is where spikes that a neuron left
+    unwritten were made, and writes to them are not counted.
     """
-    if torch.compiler.is_compiling() or not isinstance(x.spikes, Tensor) or x.spikes.is_inference():
+    if torch.compiler.is_compiling() or not isinstance(x.spikes, Tensor):
+        return x
+    if isinstance(x.spikes, Lazy):
+        if not x.spikes.is_made:
+            return x
+        if x.spikes.is_exposed or x.spikes.is_inference():
+            return x.spikes
+    if x.spikes.is_inference():
         return x
     if is_mapped(x.spikes):
         return x.spikes
