@@ -48,12 +48,16 @@ def packing(packed: bool) -> bool:
     return packed and not recording()
 
 
-_unwritten = False
+LEAST_UNWRITTEN = 2**18
+"""Spikes below which a neuron writes them: what is done around a tensor that is not written takes longer."""
+_unwritten: bool | None = None
+"""Whether spikes are left unwritten; None: where they are many."""
 
 
 @contextmanager
 def unwritten(enabled: bool = True) -> Iterator[None]:
-    """Inside: whether neurons that make words may leave the dense spikes unwritten; without it they write them."""
+    """Inside: whether neurons that make words leave the dense spikes unwritten, however few; or write them, however
+    many."""
     global _unwritten
     before, _unwritten = _unwritten, enabled
     try:
@@ -65,7 +69,8 @@ def unwritten(enabled: bool = True) -> Iterator[None]:
 def lazily(x: Tensor, backend: str) -> bool:
     """Whether a neuron with x leaves the dense spikes unwritten, where it makes their words and nothing stands between
     the call and its kernel. Whoever listens wants the dense ones, which he knows by their memory."""
-    return _unwritten and backend == "cpu" and x.dtype == torch.float32 and not _listeners
+    wanted = x.numel() >= LEAST_UNWRITTEN if _unwritten is None else _unwritten
+    return wanted and backend == "cpu" and x.dtype == torch.float32 and not _listeners
 
 
 class Unwritten(NamedTuple):
