@@ -15,8 +15,8 @@ namespace trtkern::TK_ISA {
 
 constexpr int64_t kListOutputs = 64;
 constexpr int64_t kListRows = 128;
-constexpr int64_t kListSlack = 32;      // items beyond a list that building it may write
-constexpr int64_t kListCounts = 256;    // counts that an item can hold
+constexpr int64_t kListSlack = 32;               // items beyond a list that building it may write
+constexpr int64_t kListCounts = 256;             // counts that an item can hold
 constexpr int kListPass = kLanes == 16 ? 4 : 8;  // vectors of sums that stay in registers
 constexpr int kListPasses = kListOutputs / kLanes / kListPass;
 // Two lists at a time where one has not enough sums to hide the latency of an addition.
@@ -42,6 +42,17 @@ TK_INLINE void list_factors(const SpikeConvArgs& a, float* factors) {
 }
 
 TK_INLINE bool counts_fit(const SpikeConvArgs& a) { return a.addends * a.pool * a.pool < kListCounts; }
+
+// Memory handed out piece by piece; from a null address it only counts.
+struct Room {
+  char* at;
+  template <class T>
+  TK_INLINE T* take(int64_t n) {
+    T* taken = (T*)at;
+    at += (n * sizeof(T) + 63) / 64 * 64;
+    return taken;
+  }
+};
 
 // ---- adding
 
@@ -78,16 +89,14 @@ TK_INLINE void add_at_once(const SpikeList* lists, const uint16_t* items, const 
   for (int list = 0; list < kLists; ++list) {
     at[list] = items + lists[list].first;
     least = lesser(least, lists[list].count);
-    for (int v = 0; v < kListPass; ++v)
-      held[list][v] = load(sums + lists[list].target * kListOutputs + v * kLanes);
+    for (int v = 0; v < kListPass; ++v) held[list][v] = load(sums + lists[list].target * kListOutputs + v * kLanes);
   }
   add_items<kCounts, kLists>(rows, factors, at, least, held);
   for (int list = 0; list < kLists; ++list) {
     if constexpr (kLists > 1)
       for (int64_t n = lists[list].count - least; n > 0; --n)
         add_item<kCounts, kLists>(rows, factors, at[list]++, held[list]);
-    for (int v = 0; v < kListPass; ++v)
-      store(sums + lists[list].target * kListOutputs + v * kLanes, held[list][v]);
+    for (int v = 0; v < kListPass; ++v) store(sums + lists[list].target * kListOutputs + v * kLanes, held[list][v]);
   }
 }
 
@@ -124,8 +133,8 @@ TK_INLINE int64_t by_length(const SpikeList* lists, int64_t n, uint16_t* order) 
 TK_INLINE uint64_t bits_of(const SpikeConvArgs& a, int64_t t, int64_t b, int64_t row, int64_t column, int64_t c,
                            int64_t n) {
   const bool whole = c + kSpikeChunk <= a.C;
-  const uint64_t bits = whole ? spike_bits(a, t, b, row, column, c, kSpikeChunk)
-                              : spike_bits(a, t, b, row, column, c, a.C - c);
+  const uint64_t bits =
+      whole ? spike_bits(a, t, b, row, column, c, kSpikeChunk) : spike_bits(a, t, b, row, column, c, a.C - c);
   return n < kSpikeChunk ? bits & ((uint64_t(1) << n) - 1) : bits;
 }
 
@@ -181,8 +190,8 @@ TK_INLINE int64_t list_place(const SpikeConvArgs& a, int64_t image, int64_t row,
   int64_t count = 0;
   for (int64_t at = 0; at < n; at += kSpikeChunk) {
     const int64_t some = lesser(kSpikeChunk, n - at);
-    const uint64_t bits = kCounts ? counts_of(a, t, b, row, column, c + at, some, counts)
-                                  : bits_of(a, t, b, row, column, c + at, some);
+    const uint64_t bits =
+        kCounts ? counts_of(a, t, b, row, column, c + at, some, counts) : bits_of(a, t, b, row, column, c + at, some);
     count += write_items(bits, at, kCounts ? counts : nullptr, items + count);
   }
   return count;

@@ -1,27 +1,16 @@
 // Lists, forward: y of a tile of output places, from the lists of all input places in its reach.
 //
-// Phase 0 copies the weight to rows of 64 outputs, phase 1 takes a tile of places and some blocks of 64 outputs an item.
-// An output adds up block of channels by block, tap by tap, channel by channel, whatever the tile.
+// Phase 0 copies the weight to rows of 64 outputs, phase 1 takes a tile of places and some blocks of 64 outputs an
+// item. An output adds up block of channels by block, tap by tap, channel by channel, whatever the tile.
 #pragma once
 #include "spike_conv/cpu_lists_weights.h"
 
 namespace trtkern::TK_ISA {
 
-constexpr int64_t kTilePlaces = 256;          // output places of a tile: their sums stay in L2
-constexpr int64_t kTileItems = 1 << 20;       // items of a tile's lists, where a smaller tile helps
-constexpr int64_t kStreamFrom = 4 << 20;      // bytes of y that bypass the caches
-constexpr int64_t kMostPlaces = 65535;        // places of a class, and of a tile, that 16 bits can number
-
-// Memory handed out piece by piece; from a null address it only counts.
-struct Room {
-  char* at;
-  template <class T>
-  TK_INLINE T* take(int64_t n) {
-    T* taken = (T*)at;
-    at += (n * sizeof(T) + 63) / 64 * 64;
-    return taken;
-  }
-};
+constexpr int64_t kTilePlaces = 256;      // output places of a tile: their sums stay in L2
+constexpr int64_t kTileItems = 1 << 20;   // items of a tile's lists, where a smaller tile helps
+constexpr int64_t kStreamFrom = 4 << 20;  // bytes of y that bypass the caches
+constexpr int64_t kMostPlaces = 65535;    // places of a class, and of a tile, that 16 bits can number
 
 // A range of output places.
 struct OutputTile {
@@ -30,12 +19,12 @@ struct OutputTile {
 
 // How the outputs are split into tiles, and the channels into blocks.
 struct ForwardSplit {
-  int64_t images, rows, columns;                   // tiles in each direction
-  int64_t most_images, most_rows, most_columns;    // of a tile
-  int64_t most_places;                             // input places in the reach of a tile
-  int64_t blocks;                                  // of at most kListRows channels
-  int64_t outputs;                                 // blocks of kListOutputs outputs
-  int64_t groups;                                  // items of a tile: each takes some of those
+  int64_t images, rows, columns;                 // tiles in each direction
+  int64_t most_images, most_rows, most_columns;  // of a tile
+  int64_t most_places;                           // input places in the reach of a tile
+  int64_t blocks;                                // of at most kListRows channels
+  int64_t outputs;                               // blocks of kListOutputs outputs
+  int64_t groups;                                // items of a tile: each takes some of those
 };
 
 // Grid places of a class that a tile reaches, of one image.
@@ -82,7 +71,7 @@ TK_INLINE ForwardRoom forward_room(const SpikeConvArgs& a, const ForwardSplit& s
   Room room{memory};
   r.places_of_tile = s.most_images * s.most_rows * s.most_columns;
   r.sums = room.take<float>(r.places_of_tile * kListOutputs), r.factors = room.take<float>(kListCounts);
-  r.places = (int32_t(*)[3])room.take<int32_t>(3 * s.most_places);
+  r.places = (int32_t (*)[3])room.take<int32_t>(3 * s.most_places);
   r.lists = room.take<SpikeList>(s.blocks * s.most_places);
   r.order = room.take<uint16_t>(s.most_places);
   r.jobs_count = room.take<int64_t>(s.blocks * tap_count(a));
@@ -93,7 +82,8 @@ TK_INLINE ForwardRoom forward_room(const SpikeConvArgs& a, const ForwardSplit& s
 }
 
 // Rows of the weight before a block of outputs, a block of channels and a tap.
-TK_INLINE int64_t weight_row(const SpikeConvArgs& a, const ForwardSplit& s, int64_t output, int64_t block, int64_t tap) {
+TK_INLINE int64_t weight_row(const SpikeConvArgs& a, const ForwardSplit& s, int64_t output, int64_t block,
+                             int64_t tap) {
   const int64_t c = part_begin(a.C, s.blocks, block), channels = part_begin(a.C, s.blocks, block + 1) - c;
   return output * tap_count(a) * a.C + c * tap_count(a) + tap * channels;
 }
@@ -116,7 +106,8 @@ TK_INLINE int64_t list_class(const SpikeConvArgs& a, const ForwardSplit& s, cons
   const GridSide high = grid_rows(a, of_class), wide = grid_columns(a, of_class);
   if (!high.any || !wide.any) return 0;
   const int64_t i0 = greater(0, tile.row + high.least), i1 = lesser(high.size, tile.row + tile.rows + high.most);
-  const int64_t j0 = greater(0, tile.column + wide.least), j1 = lesser(wide.size, tile.column + tile.columns + wide.most);
+  const int64_t j0 = greater(0, tile.column + wide.least),
+                j1 = lesser(wide.size, tile.column + tile.columns + wide.most);
   int64_t n = 0;
   for (int64_t image = 0; image < tile.images; ++image)
     for (int64_t i = i0; i < i1; ++i)
@@ -126,8 +117,7 @@ TK_INLINE int64_t list_class(const SpikeConvArgs& a, const ForwardSplit& s, cons
         const int64_t row = of_class / a.stride_w + i * a.stride_h, column = of_class % a.stride_w + j * a.stride_w;
         for (int64_t block = 0; block < s.blocks; ++block) {
           const int64_t c = part_begin(a.C, s.blocks, block), channels = part_begin(a.C, s.blocks, block + 1) - c;
-          const int64_t count =
-              list_place<kCounts>(a, tile.image + image, row, column, c, channels, r.items + used);
+          const int64_t count = list_place<kCounts>(a, tile.image + image, row, column, c, channels, r.items + used);
           r.lists[block * s.most_places + n] = {(uint32_t)used, (uint16_t)count, 0};
           used += count;
         }
@@ -144,8 +134,10 @@ TK_INLINE int64_t tap_jobs(const SpikeConvArgs& a, const OutputTile& tile, int64
   int64_t found = 0;
   for (int64_t i = 0; i < n; ++i) {
     const uint16_t place = r.order[i];
-    const bool inside = ((uint32_t)(r.places[place][0] - high) < rows) & ((uint32_t)(r.places[place][1] - wide) < columns);
-    if (found < r.places_of_tile) jobs[found] = {lists[place].first, lists[place].count, (uint16_t)(r.places[place][2] - shift)};
+    const bool inside =
+        ((uint32_t)(r.places[place][0] - high) < rows) & ((uint32_t)(r.places[place][1] - wide) < columns);
+    if (found < r.places_of_tile)
+      jobs[found] = {lists[place].first, lists[place].count, (uint16_t)(r.places[place][2] - shift)};
     found += inside;
   }
   return found;

@@ -16,9 +16,9 @@ TK_INLINE TapSide tap_side(int64_t tap, int64_t padding, int64_t stride) {
 
 // The grid of a class on one side: which of its places are in the image, and how its taps are shifted.
 struct GridSide {
-  int64_t size;               // places 0 to size - 1
-  int64_t least, most;        // shifts of its taps
-  bool any;                   // whether a tap reads it
+  int64_t size;         // places 0 to size - 1
+  int64_t least, most;  // shifts of its taps
+  bool any;             // whether a tap reads it
 };
 TK_INLINE GridSide grid_side(int64_t first, int64_t places, int64_t taps, int64_t padding, int64_t stride) {
   GridSide side{first < places ? parts(places - first, stride) : 0, 0, 0, false};
