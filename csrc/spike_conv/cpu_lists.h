@@ -56,47 +56,46 @@ struct Room {
 
 // ---- adding
 
-template <bool kCounts, int kLists>
+template <bool kCounts>
 TK_INLINE void add_item(const char* rows, const float* factors, const uint16_t* item, vfloat (&sums)[kListPass]) {
   const char* row = rows + (kCounts ? *item & 0xff00 : *item);
-  if constexpr (kCounts) {
-    const vfloat factor = lit<vfloat>(factors[*item & 0xff]);
-    for (int v = 0; v < kListPass; ++v) sums[v] = fma_(load((const float*)row + v * kLanes), factor, sums[v]);
-  } else {
-    for (int v = 0; v < kListPass; ++v) sums[v] += load((const float*)row + v * kLanes);
+  const vfloat factor = lit<vfloat>(kCounts ? factors[*item & 0xff] : 1.0f);
+#pragma GCC unroll 8
+  for (int v = 0; v < kListPass; ++v) {
+    const vfloat value = load((const float*)row + v * kLanes);
+    sums[v] = kCounts ? fma_(value, factor, sums[v]) : sums[v] + value;
   }
 }
 
-// The n items of each of kLists lists.
-template <bool kCounts, int kLists>
-TK_INLINE void add_items(const char* rows, const float* factors, const uint16_t* (&items)[kLists], int64_t n,
-                         vfloat (&sums)[kLists][kListPass]) {
-  for (; n >= 4; n -= 4)
-    for (int list = 0; list < kLists; ++list) {
-      for (int i = 0; i < 4; ++i) add_item<kCounts, kLists>(rows, factors, items[list] + i, sums[list]);
-      items[list] += 4;
-    }
-  for (; n > 0; --n)
-    for (int list = 0; list < kLists; ++list) add_item<kCounts, kLists>(rows, factors, items[list]++, sums[list]);
-}
-
+// kLists lists, side by side as far as the shortest goes.
 template <bool kCounts, int kLists>
 TK_INLINE void add_at_once(const SpikeList* lists, const uint16_t* items, const char* rows, const float* factors,
                            float* sums) {
   vfloat held[kLists][kListPass];
   const uint16_t* at[kLists];
-  int64_t least = lists[0].count;
+  float* to[kLists];
+  int64_t count[kLists], n = lists[0].count;
+#pragma GCC unroll 2
   for (int list = 0; list < kLists; ++list) {
-    at[list] = items + lists[list].first;
-    least = lesser(least, lists[list].count);
-    for (int v = 0; v < kListPass; ++v) held[list][v] = load(sums + lists[list].target * kListOutputs + v * kLanes);
+    at[list] = items + lists[list].first, to[list] = sums + lists[list].target * kListOutputs;
+    count[list] = lists[list].count, n = lesser(n, count[list]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kListPass; ++v) held[list][v] = load(to[list] + v * kLanes);
   }
-  add_items<kCounts, kLists>(rows, factors, at, least, held);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+#pragma GCC unroll 2
+    for (int list = 0; list < kLists; ++list)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) add_item<kCounts>(rows, factors, at[list] + i + j, held[list]);
+  for (; i < n; ++i)
+#pragma GCC unroll 2
+    for (int list = 0; list < kLists; ++list) add_item<kCounts>(rows, factors, at[list] + i, held[list]);
+#pragma GCC unroll 2
   for (int list = 0; list < kLists; ++list) {
-    if constexpr (kLists > 1)
-      for (int64_t n = lists[list].count - least; n > 0; --n)
-        add_item<kCounts, kLists>(rows, factors, at[list]++, held[list]);
-    for (int v = 0; v < kListPass; ++v) store(sums + lists[list].target * kListOutputs + v * kLanes, held[list][v]);
+    for (int64_t more = n; more < count[list]; ++more) add_item<kCounts>(rows, factors, at[list] + more, held[list]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kListPass; ++v) store(to[list] + v * kLanes, held[list][v]);
   }
 }
 
