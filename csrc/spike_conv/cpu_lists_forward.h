@@ -7,7 +7,7 @@
 
 namespace trtkern::TK_ISA {
 
-constexpr int64_t kTilePlaces = 256;      // output places of a tile: their sums stay in L2
+constexpr int64_t kTilePlaces = 512;      // output places of a tile: their sums stay in L2
 constexpr int64_t kTileItems = 1 << 20;   // items of a tile's lists, where a smaller tile helps
 constexpr int64_t kStreamFrom = 4 << 20;  // bytes of y that bypass the caches
 constexpr int64_t kMostPlaces = 65535;    // places of a class, and of a tile, that 16 bits can number
