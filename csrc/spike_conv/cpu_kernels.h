@@ -1,12 +1,23 @@
 // The kernels that an instruction set has, TK_SPIKE_CONV: all that its translation unit is compiled from.
 #pragma once
 #include "spike_conv/cpu_pass.h"
+#if defined(__AVX512F__)
+#include "spike_conv/cpu_registers_forward.h"
+#include "spike_conv/cpu_registers_weight_grad.h"
+#endif
 
 namespace trtkern {
 
+#if defined(__AVX512F__)
+constexpr SpikePlanner kRegistersForward = TK_ISA::RegistersForward::plan;
+constexpr SpikePlanner kRegistersWeightGrad = TK_ISA::RegistersWeightGrad::plan;
+#else
+constexpr SpikePlanner kRegistersForward = nullptr, kRegistersWeightGrad = nullptr;
+#endif
+
 extern const SpikeConvKernels TK_SPIKE_CONV = {
-    .forward = {nullptr, nullptr, nullptr, nullptr},
-    .weight_grad = {nullptr, nullptr, nullptr, nullptr},
+    .forward = {nullptr, nullptr, kRegistersForward, nullptr},
+    .weight_grad = {nullptr, nullptr, kRegistersWeightGrad, nullptr},
 };
 
 }  // namespace trtkern
