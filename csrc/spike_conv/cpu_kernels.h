@@ -3,12 +3,23 @@
 #include "spike_conv/cpu_lists_forward.h"
 #include "spike_conv/cpu_lists_weight_grad.h"
 #include "spike_conv/cpu_pass.h"
+#if defined(__AVX512F__)
+#include "spike_conv/cpu_registers_forward.h"
+#include "spike_conv/cpu_registers_weight_grad.h"
+#endif
 
 namespace trtkern {
 
+#if defined(__AVX512F__)
+constexpr SpikePlanner kRegistersForward = TK_ISA::RegistersForward::plan;
+constexpr SpikePlanner kRegistersWeightGrad = TK_ISA::RegistersWeightGrad::plan;
+#else
+constexpr SpikePlanner kRegistersForward = nullptr, kRegistersWeightGrad = nullptr;
+#endif
+
 extern const SpikeConvKernels TK_SPIKE_CONV = {
-    .forward = {TK_ISA::lists_forward, nullptr, nullptr, nullptr},
-    .weight_grad = {TK_ISA::lists_weight_grad, nullptr, nullptr, nullptr},
+    .forward = {TK_ISA::lists_forward, nullptr, kRegistersForward, nullptr},
+    .weight_grad = {TK_ISA::lists_weight_grad, nullptr, kRegistersWeightGrad, nullptr},
 };
 
 }  // namespace trtkern
