@@ -190,9 +190,11 @@ def forward_launches(
     if precision in ("int8x3", "bf16x3"):
         launch, weight, scale = split_launch(weight, precision)
         before.append(launch)
-    tile = FORWARD_TILES[precision]
-    steps, block, chosen = _plan(tile, sizes.T)
     wide = aligned(math.gcd(sizes.C, sizes.K), (packed, weight, scale, bias, out))
+    tile = FORWARD_TILES[precision]
+    if not wide:  # an address for each element: those of a larger tile do not fit into the registers
+        tile = tile._replace(C=min(tile.C, 32))
+    steps, block, chosen = _plan(tile, sizes.T)
     programs = -(-sizes.T // steps) * -(-sizes.pixels // block) * -(-sizes.K // tile.K)
     args = (
         packed, weight, scale, bias, out, *sizes.numbers(wide), precision, pooled, sizes.point, wide, steps, block,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_triton_spike_conv import DEVICE, drawn, forward, pytestmark, run  # noqa: F401
+from spike_products import DEVICE, REASON, drawn, forward, run
+
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def split(weight, precision):
