@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
-from trtkern.kernels.spike_conv_operand import first_pixels, product, small, spikes, tap_pixels
+from trtkern.kernels.spike_conv_operand import first_pixels, product, spikes, tap_pixels, unit
 
 
 @inline
@@ -37,14 +37,12 @@ def _summed(totals, scale, channels, inside, PRECISION: tl.constexpr):
 def _multiplied(x, weight, offsets, mask, size, totals, PRECISION: tl.constexpr):
     """totals + x @ each part of the weight; bfloat16 parts into one sum, the smallest first."""
     if PRECISION == "int8x3":
-        x = small(x, tl.int8)
         result = (
             product(x, tl.load(weight + offsets, mask=mask, other=0), totals[0], PRECISION),
             product(x, tl.load(weight + size + offsets, mask=mask, other=0), totals[1], PRECISION),
             product(x, tl.load(weight + 2 * size + offsets, mask=mask, other=0), totals[2], PRECISION),
         )
     else:
-        x = small(x, weight.dtype.element_ty)
         total = totals[0]
         for i in tl.static_range(3 if PRECISION == "bf16x3" else 1):
             part = 2 - i if PRECISION == "bf16x3" else 0
@@ -86,19 +84,19 @@ def spike_conv_forward(
     totals = (zero,)
     if PRECISION == "int8x3":
         totals = (zero, zero, zero)
+    TYPE: tl.constexpr = weight.dtype.element_ty
     parts = tl.cdiv(C, BLOCK_C).to(tl.int32)
     for i in range(0, bound(tl.cast(taps, tl.int32) * parts)):
         inputs = (i % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
         pixels, inside = tap_pixels(first, row, column, p < P, i // parts, image, window, POOL, POINT)
         mask = inside[:, None] & (inputs < C)[None, :]
-        x = spikes(packed, pixels[:, None] * C + inputs[None, :], mask, image[2], C, t0 % 8, STEPS, POOL, False)
+        x = spikes(packed, pixels[:, None] * C + inputs[None, :], mask, image[2], C, t0 % 8, STEPS, POOL, False, TYPE)
         offsets = (channels[None, :] * taps + i // parts) * C + inputs[:, None]
         mask = (inputs < C)[:, None] & (channels < K)[None, :]
         totals = _multiplied(x, weight, offsets, mask, K * taps * C, totals, PRECISION)
 
     result = _summed(totals, scale, channels, channels < K, PRECISION)
-    if POOL:
-        result = result * 0.25
+    result = result * unit(t0 % 8, STEPS, BLOCK_P * STEPS, POOL, PRECISION)
     if bias is not None:
         result = result + widen(tl.load(bias + channels, mask=channels < K, other=0.0))[None, :]
     rows = tl.arange(0, BLOCK_P * STEPS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from trtkern.kernels.numerics import bound, inline, narrow
-from trtkern.kernels.spike_conv_operand import first_pixels, product, small, spikes, tap_pixels
+from trtkern.kernels.spike_conv_operand import first_pixels, product, spikes, tap_pixels, unit
 from trtkern.kernels.spike_conv_parts import three_halves
 
 
@@ -20,12 +20,11 @@ from trtkern.kernels.spike_conv_parts import three_halves
 def _multiplied(x, g, total, PRECISION: tl.constexpr):
     """total + x @ g; of bf16x3 the three parts of g, made in registers, the smallest first."""
     if PRECISION == "bf16x3":
-        x = small(x, tl.bfloat16)
         three = three_halves(g)
         for i in tl.static_range(3):
             total = product(x, three[2 - i], total, PRECISION)
     else:
-        total = product(small(x, g.dtype), g, total, PRECISION)
+        total = product(x, g, total, PRECISION)
     return total
 
 
@@ -62,6 +61,7 @@ def spike_conv_weight_gradient(
     blocks = tl.cdiv(P, BLOCK_P)
     pieces = blocks * tl.cdiv(tl.cast(T, tl.int32), STEPS)
     each = tl.cdiv(pieces, tl.cast(ranges, tl.int32))
+    TYPE: tl.constexpr = tl.bfloat16 if PRECISION == "bf16x3" else g.dtype.element_ty
     total = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     rows = tl.arange(0, BLOCK_P * STEPS)
     for i in range(bound(part * each), bound(tl.minimum(part * each + each, pieces))):
@@ -71,15 +71,14 @@ def spike_conv_weight_gradient(
         first, row, column = first_pixels(p, t0 // 8, image, window, POOL)
         pixels, inside = tap_pixels(first, row, column, p < P, tap, image, window, POOL, POINT)
         mask = (inputs < C)[:, None] & inside[None, :]
-        x = spikes(packed, pixels[None, :] * C + inputs[:, None], mask, image[2], C, t0 % 8, STEPS, POOL, True)
+        x = spikes(packed, pixels[None, :] * C + inputs[:, None], mask, image[2], C, t0 % 8, STEPS, POOL, True, TYPE)
         t = t0 + rows % STEPS
         p = p0 + rows // STEPS
         mask = ((t < T) & (p < P))[:, None] & (channels < K)[None, :]
         offsets = (t.to(tl.int64) * P + p)[:, None] * K + channels[None, :]
         total = _multiplied(x, tl.load(g + offsets, mask=mask, other=0.0), total, PRECISION)
 
-    if POOL:
-        total = total * 0.25
+    total = total * unit(0, STEPS, BLOCK_C, POOL, PRECISION)
     offsets = ((part * K + channels)[None, :] * taps + tap) * C + inputs[:, None]
     mask = (inputs < C)[:, None] & (channels < K)[None, :]
     tl.store(out + offsets, narrow(total, out.dtype.element_ty), mask=mask)

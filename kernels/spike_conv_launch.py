@@ -183,7 +183,7 @@ def forward_launches(
     if not out.numel():
         return []
     precision = _precision(weight.dtype, precision, FORWARD_TILES)
-    if precision == "int8x3" and sizes.taps * sizes.C * (4 if pooled else 1) >= 1 << 24:
+    if precision == "int8x3" and sizes.taps * sizes.C * (4 if pooled else 128) >= 1 << 24:
         got = f"{sizes.taps * sizes.C}{' pooled' if pooled else ''}"
         raise ValueError(f"spike_conv: expected sums of fewer inputs than int32 holds with int8x3, got {got}")
     before, scale = [], None

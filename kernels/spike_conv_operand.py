@@ -1,9 +1,13 @@
 """The operand of a matrix product out of packed spikes, made in registers: for both directions of a convolution.
 
 An image of spikes lies in memory with its channels last: ``packed`` is [ceil(T / 8), B, H, W, C] bytes. A program loads
-a tile of bytes, pixels by channels, and makes STEPS rows of 0 and 1 of each pixel, one for each of its steps: no spike
-is ever in memory as more than a bit. With POOL a row holds how many of a pixel's 2 x 2 neurons fired, 0 to 4, and who
-multiplies with it divides by 4 at the end; all these numbers are exact in every dtype, int8 among them.
+a tile of bytes, pixels by channels, and makes STEPS rows of each pixel, one for each of its steps: no spike is ever in
+memory as more than a bit. A bit becomes a number where it lies, without a conversion, which takes a GPU several times
+as long as a shift: in int8 the bit of step i of a byte is 2^i (-128 for the last), and in a floating type it is shifted
+to the place of the highest exponent bit, which alone is 2. ``unit`` has the power of two that undoes this in the sums.
+
+With POOL a row holds how many of a pixel's 2 x 2 neurons fired, 0 to 4, in quarters. All these numbers are exact in
+every dtype.
 
 A convolution looks, for each place of its window (a tap), at one pixel for each pixel of its output; where the window
 reaches beyond the image there are no spikes.
@@ -48,34 +52,64 @@ def tap_pixels(first, row, column, inside, tap, image, window, POOL: tl.constexp
 
 
 @inline
+def _placed(byte, steps, DTYPE: tl.constexpr):
+    """The bit of each step in DTYPE, times what ``unit`` says."""
+    if DTYPE == tl.int8:
+        result = (byte & (1 << steps).to(tl.uint8)).to(tl.int8, bitcast=True)
+    elif DTYPE == tl.float32:
+        result = ((byte.to(tl.uint32) << (30 - steps).to(tl.uint32)) & 0x40000000).to(tl.float32, bitcast=True)
+    else:
+        result = ((byte.to(tl.uint16) << (14 - steps).to(tl.uint16)) & 0x4000).to(DTYPE, bitcast=True)
+    return result
+
+
+@inline
+def unit(shift, STEPS: tl.constexpr, ROWS: tl.constexpr, POOL: tl.constexpr, PRECISION: tl.constexpr):
+    """What a sum of products with the ROWS rows of the operand has to be multiplied with: a number, or [ROWS, 1]."""
+    if POOL:
+        result = 0.25
+    elif PRECISION == "int8x3":
+        step = shift + tl.arange(0, ROWS) % STEPS
+        result = ((127 - step) << 23).to(tl.float32, bitcast=True)
+        result = tl.where(step == 7, -result, result)[:, None]
+    else:
+        result = 0.5
+    return result
+
+
+@inline
 def spikes(
-    packed, offsets, inside, W, C, shift, STEPS: tl.constexpr, POOL: tl.constexpr, PIXELS_LAST: tl.constexpr
+    packed, offsets, inside, W, C, shift, STEPS: tl.constexpr, POOL: tl.constexpr, PIXELS_LAST: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The spikes of steps ``shift`` on (within a byte) at offsets [pixels, channels], as [pixels * STEPS, channels].
 
     PIXELS_LAST: offsets are [channels, pixels], and so is the result, [channels, pixels * STEPS].
     """
+    AXIS: tl.constexpr = 2 if PIXELS_LAST else 1
     steps = shift + tl.arange(0, STEPS)
-    total = None
-    for q in tl.static_range(4 if POOL else 1):
-        byte = tl.load(packed + offsets + ((q // 2) * W + q % 2) * C, mask=inside, other=0).to(tl.int32)
-        if PIXELS_LAST:
-            bits = (tl.expand_dims(byte, 2) >> steps[None, None, :]) & 1
-        else:
-            bits = (tl.expand_dims(byte, 1) >> steps[None, :, None]) & 1
-        if total is None:
-            total = bits
-        else:
-            total = total + bits
     if PIXELS_LAST:
-        total = tl.reshape(total, [offsets.shape[0], offsets.shape[1] * STEPS])
+        steps = steps[None, None, :]
     else:
-        total = tl.reshape(total, [offsets.shape[0] * STEPS, offsets.shape[1]])
-    return total
+        steps = steps[None, :, None]
+    if POOL:
+        total = tl.expand_dims(tl.zeros(offsets.shape, tl.int32), AXIS) & steps
+        for q in tl.static_range(4):
+            byte = tl.load(packed + offsets + ((q // 2) * W + q % 2) * C, mask=inside, other=0).to(tl.int32)
+            total += (tl.expand_dims(byte, AXIS) >> steps) & 1
+        result = _small(total, DTYPE)
+    else:
+        byte = tl.load(packed + offsets, mask=inside, other=0)
+        result = _placed(tl.expand_dims(byte, AXIS), steps, DTYPE)
+    if PIXELS_LAST:
+        result = tl.reshape(result, [offsets.shape[0], offsets.shape[1] * STEPS])
+    else:
+        result = tl.reshape(result, [offsets.shape[0] * STEPS, offsets.shape[1]])
+    return result
 
 
 @inline
-def small(x, DTYPE: tl.constexpr):
+def _small(x, DTYPE: tl.constexpr):
     """The integers 0 to 4 in DTYPE."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
         # The interpreter multiplies the bits of bfloat16: ``product`` widens, so it need not be narrow here.

@@ -188,7 +188,7 @@ def test_what_int8x3_does_not_take():
     packed, weight = torch.zeros(1, 1, 16, dtype=torch.uint8), torch.zeros(8, 16)
     with pytest.raises(ValueError, match=r"expected a precision of .*, got 'int8x3'"):
         weight_gradient_launches(packed, torch.zeros(4, 8), weight, precision="int8x3")
-    packed, weight = (torch.zeros(1, 1 << 24, dtype=t) for t in (torch.uint8, torch.float32))
+    packed, weight = (torch.zeros(1, 1 << 17, dtype=t) for t in (torch.uint8, torch.float32))
     forward_launches(packed[None], weight, None, torch.zeros(1, 1))
     with pytest.raises(ValueError, match="fewer inputs than int32"):
         forward_launches(packed[None], weight, None, torch.zeros(1, 1), precision="int8x3")
