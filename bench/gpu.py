@@ -91,6 +91,9 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
     for tool in ("memcheck", "racecheck"):
         under = stage(tool, (*SANITIZER, tool, python, "bench/gpu_cells.py", "--sparse"), 18)
         made.append(replace(under, programs=SANITIZER[:1], refusals=REFUSALS, env={**env, **UNCACHED}))
+    layers = (python, "bench/gpu_spike_conv.py", "--csv", str(csv), "--seconds", "{seconds}")
+    command = (*layers, "--small") if rehearse else layers
+    made.append(stage("layers on packed spikes", command, 8, ("triton",), rows=csv))
     for network, shape, dtype, share in REHEARSED_STEPS if rehearse else STEPS:
         command = (*bench, "--op", "step", "--shape", shape, "--dtype", dtype, "--peers", "spikingjelly")
         made.append(stage(f"step {network} {dtype}", command, share, ("typer", "rich"), rows=csv))

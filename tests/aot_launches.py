@@ -10,7 +10,7 @@ import torch
 
 from trtkern import surrogates
 from trtkern.backends.base import Finish, Finished, NormGrads
-from trtkern.kernels import batch_norm, batch_norm_finish
+from trtkern.kernels import batch_norm, batch_norm_finish, spike_conv_launch
 from trtkern.kernels.launch import Launch
 from trtkern.surrogates import exp
 
@@ -40,6 +40,28 @@ def finishes(dtype: torch.dtype) -> list[Launch]:
         batch_norm_finish.add_up_launch(learned, summed, gparams, out.moments, grads),
         batch_norm_finish.add_up_launch(learned[:6], None, gparams[:6], None, None),
         batch_norm_finish.add_up_launch(None, summed, None, out.moments, None),
+    ]
+
+
+def spike_convs(
+    precision: str, dtype: torch.dtype = torch.float32, T: int = 4, C: int = 64, K: int = 128, pooled: bool = False,
+    bias: bool = False, window: int = 3,
+) -> list[Launch]:  # fmt: skip
+    """All that a layer of packed spikes launches, both directions: 8 x 8 pixels, or a linear layer (window 0)."""
+    side = 16 if pooled else 8
+    packed = torch.empty(-(-T // 8), 2, side, side, C, dtype=torch.uint8).movedim(-1, 2)
+    weight = torch.empty(K, window, window, C, dtype=dtype).movedim(-1, 1)
+    out = torch.empty(2 * T, 8, 8, K, dtype=dtype).movedim(-1, 1)
+    if not window:
+        packed, weight, out = (torch.empty(s, dtype=t.dtype) for s, t in (
+            ((-(-T // 8), 32, C), packed), ((K, C), weight), ((T * 32, K), out))
+        )  # fmt: skip
+    options = {"padding": window // 2, "pooled": pooled}
+    given = torch.empty(K, dtype=dtype) if bias else None
+    back = "bf16x3" if precision == "int8x3" else precision
+    return [
+        *spike_conv_launch.forward_launches(packed, weight, given, out, precision=precision, **options),
+        *spike_conv_launch.weight_gradient_launches(packed, out, weight, precision=back, **options),
     ]
 
 

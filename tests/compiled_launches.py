@@ -84,6 +84,10 @@ def some_launches() -> Iterator[tuple[str, Launch]]:
     for dtype in (f32, bf16, torch.float16, torch.float64):
         yield from ((f"finish {i} {dtype}", each) for i, each in enumerate(aot_launches.finishes(dtype)))
     yield from ((f"regularizer {add}", launches.regularize(add)) for add in (True, False))
+    for way, dtype in (("ieee", f32), ("bf16x3", f32), ("int8x3", f32), ("ieee", bf16)):
+        for change in ({}, {"bias": True}, {"pooled": True}, {"T": 8}, {"C": 63}, {"window": 0}):
+            every = enumerate(aot_launches.spike_convs(way, dtype, **change))
+            yield from ((f"spike conv {i} {way} {dtype} {change}", each) for i, each in every)
     yield "packed", launches.spikes_packed(4, 65536, f32)
     yield from ((f"unpacked {pool}", launches.spikes_unpacked(4, 65536, f32, pool)) for pool in ("none", "rows"))
 

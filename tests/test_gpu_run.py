@@ -174,6 +174,7 @@ def test_the_plan_has_every_part(tmp_path, rehearse):
     assert all(stage.after == ("build",) for stage in stages.values() if stage.name != "build")
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING" in stages["memcheck"].env and stages["bench grid"].rows is not None
     assert ("1000,16384" in stages["bench grid"].command) is not rehearse
+    assert ("--small" in stages["layers on packed spikes"].command) is rehearse
 
 
 def test_the_summary_has_the_stages_without_rows(tmp_path):
