@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import checks, layout
 from trtkern.ops._lazy import Lazy
-from trtkern.ops._library import apply, differentiated, is_dual, plain
+from trtkern.ops._library import apply, differentiated, is_dual, undisturbed
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spikes import Spikes, current, unpack
 
@@ -155,7 +155,7 @@ def _keeps_words(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> bool:
 
 def _unwritten(spikes: Tensor) -> bool:
     """Whether the Function can make what it needs of the words, and these spikes stay unwritten."""
-    return isinstance(spikes, Lazy) and plain() and not spikes.is_made
+    return isinstance(spikes, Lazy) and undisturbed() and not spikes.is_made
 
 
 def _apply(layer: nn.Conv2d | nn.Linear, x: Spikes, axes: tuple[int, int], function: _Convolution | _Product) -> Tensor:
