@@ -249,7 +249,6 @@ def test_types_and_places_that_are_written_as_before():
             nn.LIF(packed=True)(x.half()),
             nn.LIF(packed=True)(x.double()),
             nn.LIF(packed=True, backend="reference")(x),
-            nn.LIF(packed=True)(x.transpose(0, 3)),
             nn.BatchNormLIF(4, packed=True, pool=2)(x[..., :5]),
         ]
         return [type(each.spikes) for each in made]
@@ -436,7 +435,7 @@ def test_structures_of_tensors():
     same(*both(run))
 
 
-def test_profiles_and_modes_see_dense_spikes():
+def test_a_mode_that_sees_all_operators_sees_dense_spikes():
     class Seen(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -444,11 +443,34 @@ def test_profiles_and_modes_see_dense_spikes():
     def run():
         leaf, x = fire()
         with Seen():
-            inside = 2 * x.spikes
-            y = nn.LIF(packed=True)(x_of())
-        with torch.profiler.profile():
-            z = nn.SpikeConv2d(4, 3, 1)(x)
+            inside, y, z = 2 * x.spikes, nn.LIF(packed=True)(x_of()), nn.SpikeConv2d(4, 3, 1)(x)
         assert type(y.spikes) is torch.Tensor
         return [inside, y.spikes, z, *torch.autograd.grad(inside.sin().sum() + z.sin().sum(), leaf)]
+
+    same(*both(run))
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_profile_sees_what_runs_without_one(pool):
+    def run():
+        leaf, norm = x_of().requires_grad_(), nn.BatchNormLIF(4, packed=True, pool=pool)
+        with torch.profiler.profile():
+            neuron, x = nn.LIF(packed=True)(1 * leaf), norm(1 * leaf)
+            out = nn.SpikeConv2d(4, 3, 1)(x)
+            grads = torch.autograd.grad(out.sin().sum() + nn.BatchNormLIF(4)(x_of(), neuron).sum(), leaf)
+        for spikes in (neuron.spikes, x.spikes):
+            assert type(spikes) is (Lazy if spikes_ops.lazily(leaf, "cpu") else torch.Tensor)
+            assert type(spikes) is torch.Tensor or not spikes.is_made
+        return [neuron.spikes, x.spikes, out, *grads]
+
+    same(*both(run))
+
+
+@pytest.mark.parametrize("axes", [(0, 3), (2, 4), (1, 0)])
+def test_an_input_that_is_laid_out_anew(axes):
+    def run():
+        leaf = x_of().transpose(*axes).requires_grad_()
+        x = nn.LIF(packed=True, channel_dim=1)(leaf)
+        return [x.spikes * 1, x.words, *torch.autograd.grad(x.spikes.sin().sum(), leaf)]
 
     same(*both(run))

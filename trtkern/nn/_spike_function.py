@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trtkern.ops import layout
 from trtkern.ops._lazy import Lazy
-from trtkern.ops._library import apply, differentiated, is_dual, plain
+from trtkern.ops._library import apply, differentiated, is_dual, undisturbed
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
 from trtkern.ops.spikes import Spikes, unpack
@@ -31,7 +31,7 @@ def over_words(layer: nn.Conv2d | nn.Linear, x: Spikes, function: Convolution | 
         # Tangents (forward mode) are left to torch, which has formulas for them.
         if chosen is not None:
             return function.of_words(x.words, layer.weight, layer.bias, kept, chosen)
-        if not (isinstance(spikes, Lazy) and not spikes.is_made and plain()):
+        if not (isinstance(spikes, Lazy) and not spikes.is_made and undisturbed()):
             return None  # else the words are all that there is, and the spikes stay unwritten
     return apply(_SpikeFunction, WHO, spikes, x.words, layer.weight, layer.bias, function, kept, lower, chosen, direct)
 

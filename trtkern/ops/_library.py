@@ -56,13 +56,17 @@ _VMAP = torch._C._dispatch_key_parse("VmapMode")
 
 def plain() -> bool:
     """Whether nothing stands between a call and its kernel: nobody compiles, records, transforms, watches or times."""
+    return undisturbed() and not _profiled()
+
+
+def undisturbed() -> bool:
+    """The same but for a profile, which times what is computed and has no hand in it."""
     if torch.compiler.is_compiling():
         return False
     return not (
         _transforms()
         or forward_ad._current_level >= 0
         or _modes()
-        or _profiled()
         or _tracing()
         or exporting()
         or _included(_VMAP)  # of is_grads_batched

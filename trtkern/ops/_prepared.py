@@ -77,8 +77,7 @@ class Prepared:
         self._scalars, self._spec, self.inner, self.pool = tuple(scalars), LIFSpec.from_token(token), inner, pool
         self._halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
         self._held: dict[Any, Any] = {}
-        shape, stride = layout.pooled_shape(x) if pool else (x.shape, layout.empty_strides(x))
-        self.unwritten = Unwritten(tuple(shape), tuple(stride), x.dtype, pool)
+        self.unwritten = _unwritten(x, pool)
 
     def inputs(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
@@ -197,10 +196,22 @@ def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, f
     return outputs(allocate(x, spec, pool, want))
 
 
-def outputs(made: LIFForward, unwritten: Unwritten | None = None) -> tuple[Tensor | None, ...]:
-    """Those of ``lif_forward``, which has no flag among them; with the spikes of the words that are left unwritten."""
-    s = made.s if unwritten is None or made.packed is None else unwritten.of(made.packed)
-    return s, made.v, made.v_final, made.edges, made.packed
+def outputs(made: LIFForward) -> tuple[Tensor | None, ...]:
+    """Those of ``lif_forward``, which has no flag among them."""
+    return made.s, made.v, made.v_final, made.edges, made.packed
+
+
+def with_spikes(made: tuple, want: int, x: Tensor, pool: bool, prepared: Prepared | None) -> tuple:
+    """What a Function returns for its ``outputs``: the spikes that are left unwritten among them."""
+    if not want & WANT_LAZY:
+        return made
+    unwritten = _unwritten(x, pool) if prepared is None else prepared.unwritten
+    return unwritten.of(made[4]), *made[1:]
+
+
+def _unwritten(x: Tensor, pool: bool) -> Unwritten:
+    shape, stride = layout.pooled_shape(x) if pool else (x.shape, layout.empty_strides(x))
+    return Unwritten(tuple(shape), tuple(stride), x.dtype, pool)
 
 
 def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:

@@ -19,6 +19,7 @@ from trtkern.ops._lazy import Lazy, read
 from trtkern.ops._library import (
     alone,
     apply,
+    bare,
     define,
     differentiated,
     keep_for_both,
@@ -26,6 +27,7 @@ from trtkern.ops._library import (
     once,
     pushed,
     refuse_second_derivative,
+    undisturbed,
 )  # fmt: skip
 from trtkern.ops._norm import OP, BatchNorm, Statistics
 from trtkern.ops._prepared import (
@@ -46,6 +48,7 @@ from trtkern.ops._prepared import (
     lif_forward,
     outputs,
     prepared_for,
+    with_spikes,
 )
 from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
@@ -261,7 +264,8 @@ def _fused(
         tracked = (None, None, None)
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
     made = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
-    if ready.laid and want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend):
+    lazy = want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend)
+    if lazy and (ready.direct or (undisturbed() and bare(tensors))):
         made += WANT_LAZY
     fixed = ready.fixed.get(made)
     # The settings of the norm are the caller's to change; all else that is fixed is part of what the call is known by.
@@ -329,16 +333,17 @@ class Normed(torch.autograd.Function):
         if mean is None:
             norm = (fixed.eps, fixed.momentum, fixed.channels)
             if prepared is not None:
-                return *_normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want), None
-            return *_forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend), None
+                made = _normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want)
+            else:
+                made = _forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend)
+            return *with_spikes(made, fixed.want, y, fixed.pool, prepared), None
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
         affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
         if prepared is not None:
-            found = prepared.forward(y, v0, params, affine, residual, flag, fixed.want)
-            made = outputs(found, prepared.unwritten if fixed.want & WANT_LAZY else None)
+            made = outputs(prepared.forward(y, v0, params, affine, residual, flag, fixed.want))
         else:
             made = lif_forward(y, v0, params, affine, residual, *told, flag, fixed.want, fixed.backend)
-        return *made, affine, moments, coef
+        return *with_spikes(made, fixed.want, y, fixed.pool, prepared), affine, moments, coef
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -460,8 +465,7 @@ def _normed(
     prepared.run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, prepared.inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
     prepared.run["lif_forward"](inputs, made)
-    left = prepared.unwritten if want & WANT_LAZY else None
-    return *outputs(made, left), room.affine, room.moments
+    return *outputs(made), room.affine, room.moments
 
 
 def _run_forward(

@@ -21,12 +21,14 @@ from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import (
     alone,
     apply,
+    bare,
     differentiated,
     keep_for_both,
     needs_grad,
     once,
     pushed,
     refuse_second_derivative,
+    undisturbed,
 )
 from trtkern.ops._prepared import (
     GIVEN_H,
@@ -46,6 +48,7 @@ from trtkern.ops._prepared import (
     lif_backward,
     lif_forward,
     outputs,
+    with_spikes,
 )
 from trtkern.ops._saved import kept
 from trtkern.ops.checks import Number
@@ -240,7 +243,8 @@ def _fused(
     differentiable = needs_grad(x, v0, params) if ready.plain else differentiated(x, v0, params)
     dual = not ready.plain and pushed(spec.neuron.lower(), x, v0, params)
     made = want + WANT_EDGES if differentiable and x.shape[0] > spec.chunk else want
-    if ready.plain and want & WANT_PACKED and want & WANT_SPIKES and spikes.lazily(x, ready.backend):
+    lazy = want & WANT_PACKED and want & WANT_SPIKES and spikes.lazily(x, ready.backend)
+    if lazy and (ready.plain or (undisturbed() and bare((x, v0, params)))):
         made += WANT_LAZY
     fixed = ready.fixed.get(made)
     if fixed is None:
@@ -306,9 +310,11 @@ class _LIF(torch.autograd.Function):
     def forward(x, v0, params, flag, fixed):
         scalars, token, channels, want, backend, prepared = fixed
         if prepared is not None:
-            found = prepared.forward(x, v0, params, None, None, flag, want)
-            return outputs(found, prepared.unwritten if want & WANT_LAZY else None)
-        return lif_forward(x, v0, params, None, None, scalars, token, channels.inner, False, flag, want, backend)
+            made = outputs(prepared.forward(x, v0, params, None, None, flag, want))
+        else:
+            told = (scalars, token, channels.inner, False)
+            made = lif_forward(x, v0, params, None, None, *told, flag, want, backend)
+        return with_spikes(made, want, x, False, prepared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
