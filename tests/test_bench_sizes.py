@@ -203,5 +203,9 @@ def test_an_instruction_set_that_is_asked_for_is_part_of_the_machine(monkeypatch
     assert measure.machine() == plainly
     monkeypatch.setenv("TRTKERN_CPU_ISA", "wide")
     assert measure.machine() == f"{plainly}, TRTKERN_CPU_ISA=wide"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx512" if widest == "amx" else widest)
+    assert measure.machine() == f"{plainly}, TRTKERN_CPU_ISA=wide"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     assert measure.machine() == f"{plainly}, TRTKERN_CPU_ISA=wide, ATEN_CPU_CAPABILITY=default"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert measure.machine().endswith(", ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=AVX2")

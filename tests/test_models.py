@@ -6,9 +6,10 @@ import pytest
 import torch
 from twins import compare, varied
 
+from trtkern import nn as snn
 from trtkern.backends import named
 from trtkern.bench import plain
-from trtkern.models import ConvSNN, vggsnn
+from trtkern.models import ConvSNN, from_topology, resnet19, sew_resnet34, vggsnn
 from trtkern.profiling import memory
 from trtkern.training import recipes
 
@@ -74,6 +75,47 @@ def test_little_more_is_kept_than_the_convolutions_outputs(checkpoint, most):
     report = memory(net, torch.rand(4, 8, 2, 16, 16))
     assert report.measured <= most * y
     assert abs(report.agreement - 1) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        vggsnn,
+        resnet19,
+        sew_resnet34,
+        lambda **options: ConvSNN((1, 8, 8), (4, "pool"), 10, **options),
+        lambda **options: from_topology("CONV-4-3-1-1_RES-32-3=3-2=1-1=1_FC-8_FCBN-8_L-10", shape=(1, 8, 8), **options),
+    ],
+)
+def test_exact_convolutions_reach_every_layer(make):
+    kinds = (snn.SpikeConv2d, snn.SpikeLinear)
+    for exact in (False, True):
+        net = make(exact_convolutions=exact)
+        found = [layer.exact for layer in net.modules() if isinstance(layer, kinds)]
+        assert len(found) > 1 and set(found) == {exact}
+    assert {layer.exact for layer in make().modules() if isinstance(layer, kinds)} == {False}
+    snn.exact_convolutions(net, False)
+    assert not any(layer.exact for layer in net.modules() if isinstance(layer, kinds))
+
+
+def test_an_exact_network_is_torchs_bit_for_bit():
+    """Where a kernel would compute otherwise: dense spikes are convolved by torch alone."""
+    images, results, kernels = torch.rand(8, 1, 16, 16), {}, {}
+    for name, options in {"exact": {"exact_convolutions": True}, "dense": {"packed": False}, "kernels": {}}.items():
+        torch.manual_seed(3)
+        net = ConvSNN((1, 16, 16), (32, 32, "pool", 64), 10, backend=BACKEND, **options)
+        net.layers[1].conv.register_forward_pre_hook(
+            lambda conv, given, name=name: kernels.update({name: conv.kernel_for(given[0])})
+        )
+        logits = net(images)
+        logits.square().sum().backward()
+        results[name] = [logits.detach(), *(p.grad for p in net.parameters())]
+    assert kernels["exact"] == "torch's own: exact is true"
+    assert kernels["dense"] == "torch's own: the input has no words"
+    for mine, theirs in zip(results["exact"], results["dense"], strict=True):
+        assert torch.equal(mine, theirs)
+    if not kernels["kernels"].startswith(("torch's own", "forward: torch's own")):
+        assert not torch.equal(results["kernels"][2], results["exact"][2]), "no kernel ran: this test says nothing"
 
 
 def test_checkpointed_networks_train_the_same():

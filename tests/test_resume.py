@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import torch
 from patience import PATIENCE
 
 from trtkern import cli, data
-from trtkern.backends import named
+from trtkern.backends import _spike_kernels, named
 from trtkern.data import Split
-from trtkern.training import checkpoint, folder, loop, run, selection, settings
+from trtkern.nn import SpikeConv2d, SpikeLinear
+from trtkern.training import checkpoint, folder, loop, resuming, run, selection, settings
 from trtkern.training.loop import Trainer
 from trtkern.training.observer import Observer
 
@@ -62,6 +64,11 @@ def timeless(rows):
     ]
 
 
+def exact_layers(model):
+    """Whether torch's own kernels compute each layer for packed spikes."""
+    return [layer.exact for layer in model.modules() if isinstance(layer, (SpikeConv2d, SpikeLinear))]
+
+
 def newest(folder):
     return checkpoint.load(folder)
 
@@ -98,6 +105,42 @@ def test_parts_of_a_run_are_the_run(few, tmp_path, undisturbed, monkeypatch, at,
     rows = again.run(tmp_path).rows
     assert timeless(rows) == timeless(undisturbed[0]) == timeless(run.read_metrics(tmp_path))
     same(newest(tmp_path), undisturbed[1])
+
+
+def test_kernels_for_packed_spikes_run_in_these_runs(few):
+    """The network, and those that are killed below, are large enough for them, where this processor has any."""
+    trainer, said = Trainer.of(plan(), few), []
+    conv = trainer.model.layers[1].conv
+    conv.register_forward_pre_hook(lambda layer, given: said.append((layer.kernel_for(given[0]), given[0])))
+    with torch.no_grad():
+        trainer.model(few.normalise(few.train.images[:32]))
+    ((kernel, spikes),) = said
+    work = spikes.spikes.numel() * conv.weight[:, 0].numel()
+    assert work >= _spike_kernels.LEAST_WORK and not conv.exact and "products" not in kernel
+    if BACKEND == "cpu" and import_module("trtkern._cpu").isa() == "amx":
+        assert not kernel.startswith("torch's own"), kernel
+
+
+def test_an_exact_run_stays_one(few, tmp_path, undisturbed):
+    """It goes on exact, and ends as if undisturbed; so does one from before there was the option, which was exact."""
+    whole, broken, old = (tmp_path / name for name in ("whole", "broken", "old"))
+    for place in (whole, broken, old):
+        place.mkdir()
+    Trainer.of(plan(exact_convolutions=True), few).run(whole)
+    for place in (broken, old):
+        with pytest.raises(KeyboardInterrupt):
+            Trainer.of(plan(exact_convolutions=True), few).run(place, Impatient(2, 3))
+    saved = newest(old)
+    del saved.metadata["settings"]["exact_convolutions"]
+    checkpoint.save(old, saved, checkpoint.step_of(checkpoint.found(old)[0]))
+    (old / run.CONFIG).unlink()
+    for place in (broken, old):
+        again = Trainer.of(resuming.settings(place, newest(place), {}), few)
+        assert again.settings.exact_convolutions and all(exact_layers(again.model))
+        again.resume(newest(place), place)
+        again.run(place)
+        same(newest(place), newest(whole))
+    assert not any(exact_layers(Trainer.of(plan(), few).model))
 
 
 def test_a_signal_then_resume(few, tmp_path, undisturbed):

@@ -30,7 +30,6 @@ struct SpikeList {
 
 TK_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 TK_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
-TK_INLINE int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }  // of at most that many
 TK_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
 // Where each part of an even split begins.

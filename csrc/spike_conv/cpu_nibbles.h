@@ -5,12 +5,11 @@
 
 namespace trtkern::TK_ISA {
 
-constexpr int64_t kNibble = 4;                              // spikes in a nibble
-constexpr int64_t kSubsets = 16;                               // of the subsets of four numbers
-constexpr int64_t kChunkNibbles = kSpikeChunk / kNibble;    // of a chunk of channels
-constexpr int64_t kLargeOutput = 4 << 20;                   // bytes from which on an output bypasses the caches
+constexpr int64_t kNibble = 4;                            // spikes in a nibble
+constexpr int64_t kSubsets = 16;                          // of the subsets of four numbers
+constexpr int64_t kChunkNibbles = kSpikeChunk / kNibble;  // of a chunk of channels
+constexpr int64_t kLargeOutput = 4 << 20;                 // bytes from which on an output bypasses the caches
 
-TK_INLINE int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 TK_INLINE int64_t whole(int64_t n, int64_t size) { return parts(n, size) * size; }
 TK_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 TK_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -17,7 +17,7 @@ constexpr int kOutputs = 4;                          // whose tables are used to
 constexpr int kOutputLine = 16;                      // a cache line of outputs: what an item works out
 constexpr int kOutputParts = kOutputLine / kOutputs;
 constexpr int kSide = 4;                               // vectors of lanes that meet the same tables
-constexpr int64_t kTableFloats = kOutputs * kSubsets;     // of a group: four numbers for each of the outputs
+constexpr int64_t kTableFloats = kOutputs * kSubsets;  // of a group: four numbers for each of the outputs
 constexpr int64_t kMostGroups = 128;                   // whose tables are there at a time: 32 KiB
 
 // Where the sums of a vector of lanes and its nibbles lie: elements and bytes.
@@ -49,7 +49,8 @@ TK_INLINE void add_group(vfloat (&sums)[R][kOutputs], const uint8_t* const (&nib
                          const float* tables, vfloat one) {
   vint index[R];
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) asm volatile("vmovdqu32 %1, %0" : "=v"(index[r]) : "m"(*(const vbytes*)(nibbles[r] + at)));
+  for (int r = 0; r < R; ++r)
+    asm volatile("vmovdqu32 %1, %0" : "=v"(index[r]) : "m"(*(const vbytes*)(nibbles[r] + at)));
 #pragma GCC unroll 4
   for (int k = 0; k < kOutputs; ++k) {
     vfloat table, found;
@@ -67,8 +68,8 @@ TK_INLINE void add_group(vfloat (&sums)[R][kOutputs], const uint8_t* const (&nib
 
 // ... for groups that follow one another, a quad of them being `step` bytes behind the other.
 template <int R>
-TK_INLINE void add_groups(vfloat (&sums)[R][kOutputs], const uint8_t* const (&nibbles)[R], int64_t step,
-                          int64_t groups, const float* tables, vfloat one) {
+TK_INLINE void add_groups(vfloat (&sums)[R][kOutputs], const uint8_t* const (&nibbles)[R], int64_t step, int64_t groups,
+                          const float* tables, vfloat one) {
   int64_t at = 0;
   for (; groups >= kLaneBytes; groups -= kLaneBytes, at += step, tables += kLaneBytes * kTableFloats) {
 #pragma GCC unroll 4

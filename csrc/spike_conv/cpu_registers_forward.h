@@ -43,10 +43,10 @@ struct RegistersForward {
   static constexpr int64_t kMostTaps = 1024;
 
   struct Own {
-    Lanes* jobs;    // [taps, kTile]: of each tap, the vectors of the tile that it sees within the image
+    Lanes* jobs;     // [taps, kTile]: of each tap, the vectors of the tile that it sees within the image
     int64_t* count;  // [taps]
-    float* sums;    // [kOutputParts, kTile, kOutputs, kLanes]
-    float* tables;  // [groups, kOutputs, kSubsets]
+    float* sums;     // [kOutputParts, kTile, kOutputs, kLanes]
+    float* tables;   // [groups, kOutputs, kSubsets]
     Own(const RegistersForward& self, Cut& cut)
         : jobs(cut.take<Lanes>(taps(self.a) * kTile)),
           count(cut.take<int64_t>(taps(self.a))),

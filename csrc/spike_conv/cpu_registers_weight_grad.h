@@ -8,8 +8,8 @@
 namespace trtkern::TK_ISA {
 
 struct RegistersWeightGrad {
-  static constexpr int64_t kPrepared = 64;      // quads of a place that an item of the first phase prepares
-  static constexpr int64_t kItems = 32;         // that are wanted, for as many threads
+  static constexpr int64_t kPrepared = 64;       // quads of a place that an item of the first phase prepares
+  static constexpr int64_t kItems = 32;          // that are wanted, for as many threads
   static constexpr int64_t kFewestLookups = 32;  // of a table, which takes as long to make as a few of them
   static constexpr int64_t kMostSums = 512;      // vectors of sums, four lines each, that an item should have
 
@@ -84,8 +84,7 @@ struct RegistersWeightGrad {
   TK_INLINE void prepare_chunk(int64_t place, int64_t image, int64_t c, __m512i* to) const {
     const int64_t n = least(kSpikeChunk, a.C - c), left = parts(n, kLanes);
     __m512i bytes[kLaneBytes];
-    for (int64_t j = 0; j < kLaneBytes; ++j)
-      bytes[j] = (__m512i)nibbles_of_images(a, image + j * kNibble, place, c, n);
+    for (int64_t j = 0; j < kLaneBytes; ++j) bytes[j] = (__m512i)nibbles_of_images(a, image + j * kNibble, place, c, n);
     const __m512i low01 = _mm512_unpacklo_epi8(bytes[0], bytes[1]), high01 = _mm512_unpackhi_epi8(bytes[0], bytes[1]);
     const __m512i low23 = _mm512_unpacklo_epi8(bytes[2], bytes[3]), high23 = _mm512_unpackhi_epi8(bytes[2], bytes[3]);
     // Lane m of vector i: channels 16 m + 4 i to 16 m + 4 i + 3.
@@ -195,8 +194,8 @@ struct RegistersWeightGrad {
       for (int64_t v = 0; v < here; ++v)
         for (int64_t tap = 0; tap < taps(a); ++tap) {
           const int64_t c = (vector + v) * kLanes, n = least(kLanes, a.C - c);
-          const float* from = sums + i / kOutputs * part_floats() +
-                              ((tap * block + v) * kOutputs + i % kOutputs) * kLanes;
+          const float* from =
+              sums + i / kOutputs * part_floats() + ((tap * block + v) * kOutputs + i % kOutputs) * kLanes;
           float* to = (float*)a.gweight + (k + i) * a.weight_k + tap / a.kernel_w * a.weight_h +
                       tap % a.kernel_w * a.weight_w + c * a.weight_c;
           if (a.weight_c == 1)

@@ -18,8 +18,6 @@ constexpr int64_t kPair = kDepth / kTileRows;   // elements that lie together in
 constexpr int64_t kColumns = 2 * kTileRows;     // columns of the result that are computed together
 typedef uint16_t vpieces __attribute__((vector_size(64)));
 
-TK_INLINE int64_t blocks_of(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
 // Tile registers: four of results, two on the left with `rows` rows, two on the right.
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

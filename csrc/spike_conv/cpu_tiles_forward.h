@@ -13,14 +13,14 @@ struct TilesForward {
 
   explicit TilesForward(const SpikeConvArgs& a) {
     const int64_t all = a.T * a.B;
-    images = blocks_of(all, kTileRows), rows = blocks_of(all, images);
-    depths = blocks_of(a.C, kDepth), columns = blocks_of(a.K, kColumns), taps = a.kernel_h * a.kernel_w;
+    images = parts(all, kTileRows), rows = parts(all, images);
+    depths = parts(a.C, kDepth), columns = parts(a.K, kColumns), taps = a.kernel_h * a.kernel_w;
     spikes = a.H * a.W * depths * images * rows * 64;
     weights = columns * taps * depths * kPieces * 2 * kTileBytes;
     // Places that are computed one after the other, with one part of the weights.
-    places = blocks_of(a.out_h * a.out_w, blocks_of(a.out_h * a.out_w, 64));
+    places = parts(a.out_h * a.out_w, parts(a.out_h * a.out_w, 64));
   }
-  int64_t place_blocks(const SpikeConvArgs& a) const { return blocks_of(a.out_h * a.out_w, places); }
+  int64_t place_blocks(const SpikeConvArgs& a) const { return parts(a.out_h * a.out_w, places); }
   int64_t spikes_at(int64_t place) const { return place * depths * images * rows * 64; }
   int64_t weights_at(int64_t column, int64_t tap) const {
     return ((column * taps + tap) * depths) * kPieces * 2 * kTileBytes;
@@ -154,7 +154,7 @@ TK_INLINE void compute_place(const SpikeConvArgs& a, const TilesForward& f, int6
 
 inline void run_tiles_forward(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {
   const TilesForward f(a);
-  char *const spikes = memory.shared, *const weights = memory.shared + blocks_of(f.spikes, 64) * 64;
+  char *const spikes = memory.shared, *const weights = memory.shared + parts(f.spikes, 64) * 64;
   if (phase == 0) {
     if (item < f.columns) return lay_weights(a, f, item, weights, memory.nonfinite);
     return lay_spikes(a, f, item - f.columns, spikes);
@@ -186,7 +186,7 @@ inline int64_t tiles_forward_items(const SpikeConvArgs& a, int64_t phase) {
 inline SpikePlan tiles_forward(const SpikeConvArgs& a) {
   const TilesForward f(a);
   const int64_t own = (2 * kTileRows + 1) * kColumns * sizeof(float);
-  return {blocks_of(f.spikes, 64) * 64 + f.weights, own, 2, tiles_forward_items, run_tiles_forward};
+  return {parts(f.spikes, 64) * 64 + f.weights, own, 2, tiles_forward_items, run_tiles_forward};
 }
 
 }  // namespace trtkern::TK_ISA

@@ -17,8 +17,8 @@ struct TilesWeightGrad {
   int64_t spikes;  // bytes
 
   explicit TilesWeightGrad(const SpikeConvArgs& a) {
-    depths = blocks_of(a.T * a.B, kDepth), rows = 2 * blocks_of(a.C, kRowsPair);
-    columns = blocks_of(a.K, kColumns), taps = a.kernel_h * a.kernel_w;
+    depths = parts(a.T * a.B, kDepth), rows = 2 * parts(a.C, kRowsPair);
+    columns = parts(a.K, kColumns), taps = a.kernel_h * a.kernel_w;
     positions = a.out_h * a.out_w * depths;
     const int64_t bytes = rows * kTileBytes + kGradientBytes, fit = kPositionsBytes / bytes;
     at_once = fit < 8 ? 8 : fit > kMostPositions ? kMostPositions : fit;

@@ -7,6 +7,9 @@ namespace trtkern::TK_ISA {
 
 constexpr int64_t kSpikeChunk = 64;  // channels that are read at once
 
+// How many parts of that size, or less, n things make.
+TK_INLINE int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
 // Where the words of a sample's place lie: C bytes, those of `plane` and `addend`.
 TK_INLINE const uint8_t* words_at(const SpikeConvArgs& a, int64_t addend, int64_t plane, int64_t b, int64_t row,
                                   int64_t column) {

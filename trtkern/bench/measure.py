@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
 
 
-ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY")
-"""What in the environment asks for an instruction set: of this project's kernels, and of torch's, compiled ones too."""
+ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+"""What in the environment asks for an instruction set: of this project's kernels, of torch's, compiled ones too, and of
+the convolutions that torch leaves to oneDNN."""
 
 Timer = Callable[[Callable[[], object]], float]
 """Calls a function; returns the seconds that it took."""
@@ -141,19 +142,20 @@ def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 
 
 def machine() -> str:
     """The CPU as the system names it, its cores and the widest instruction set that the kernels know; another one that
-    the environment asks of them (TRTKERN_CPU_ISA) or of torch (ATEN_CPU_CAPABILITY) makes it another machine."""
+    the environment asks of them or of torch (``ISA_ASKED``) makes it another machine."""
     name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.open())}
         name = f"{lines.get('model name', name)} (family {lines.get('cpu family')}, model {lines.get('model')})"
         flags = lines.get("flags", "")
-    isa = next(
-        (isa for flag, isa in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in f" {flags} "), "baseline"
-    )
-    widest = isa.lower().replace("-", "")
-    asked = [f"{key}={os.environ[key]}" for key in ISA_ASKED if os.environ.get(key, widest) not in ("", widest)]
-    return ", ".join([name, f"{os.cpu_count()} cores", isa, *asked])
+    known = (("amx_bf16", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
+    found = [isa for flag, isa in known if f" {flag} " in f" {flags} "] or ["baseline"]
+    names = [isa.lower().replace("-", "") for isa in found]
+    # Who asks for what would be taken anyway asks for nothing; torch's own code knows no AMX.
+    plain = {"TRTKERN_CPU_ISA": names[0], "ATEN_CPU_CAPABILITY": names[names[0] == "amx"]}
+    asked = [f"{key}={os.environ[key]}" for key in ISA_ASKED if os.environ.get(key, "") not in ("", plain.get(key))]
+    return ", ".join([name, f"{os.cpu_count()} cores", found[0], *asked])
 
 
 def compile_apart() -> None:

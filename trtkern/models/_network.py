@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trtkern.nn import SpikeLinear, Spikes
+from trtkern.nn import exact_convolutions as _exactly
 from trtkern.ops import checks
 
 
@@ -24,6 +25,8 @@ class SpikingNetwork(nn.Module):
         timesteps: T of an image.
         topology: the string that ``from_topology`` makes this network of, or None.
         flat: the first layer is fully connected and takes frames as [T, B, C * H * W].
+        exact_convolutions: torch's own kernels compute convolutions and matrix products also of packed spikes, so that
+            results are torch's bit for bit (``trtkern.nn.exact_convolutions``).
 
     Raises:
         TypeError, ValueError: timesteps is no int >= 1.
@@ -37,6 +40,7 @@ class SpikingNetwork(nn.Module):
         timesteps: int = 4,
         topology: str | None = None,
         flat: bool = False,
+        exact_convolutions: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(timesteps, bool) or not isinstance(timesteps, int):
@@ -46,6 +50,7 @@ class SpikingNetwork(nn.Module):
         self.timesteps, self.topology, self.flat = timesteps, topology, flat
         self.layers = nn.Sequential(*layers)
         self.classifier = classifier
+        _exactly(self, exact_convolutions)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

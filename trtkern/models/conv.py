@@ -26,6 +26,7 @@ class ConvSNN(SpikingNetwork):
         timesteps: T; an image is shown T times (direct encoding), and convolved once.
         checkpoint: keep no convolution's output; the backward pass convolves once more (``ConvBatchNormLIF``).
         packed: keep bits instead of dense spikes.
+        exact_convolutions: torch's own kernels compute also what packed spikes are convolved with (``SpikingNetwork``).
         lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``).
 
     Raises:
@@ -41,6 +42,7 @@ class ConvSNN(SpikingNetwork):
         timesteps: int = 4,
         checkpoint: bool = False,
         packed: bool = True,
+        exact_convolutions: bool = False,
         **lif: Any,
     ) -> None:
         channels, height, width = shape
@@ -60,7 +62,8 @@ class ConvSNN(SpikingNetwork):
         pooled = [i for i, layer in enumerate(layers) if layer == "pool"]
         if not blocks or any(i == 0 or layers[i - 1] == "pool" for i in pooled):
             raise _refusal(shape, layers)
-        super().__init__(blocks, SpikeLinear(channels * height * width, classes), timesteps=timesteps)
+        classifier = SpikeLinear(channels * height * width, classes)
+        super().__init__(blocks, classifier, timesteps=timesteps, exact_convolutions=exact_convolutions)
 
 
 def _refusal(shape: tuple[int, int, int], layers: Sequence[int | str]) -> ValueError:

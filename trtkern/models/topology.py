@@ -141,6 +141,7 @@ def from_topology(
     timesteps: int = 4,
     checkpoint: bool = False,
     packed: bool = True,
+    exact_convolutions: bool = False,
     **lif: Any,
 ) -> SpikingNetwork:
     """The network that a topology string says (``parse_topology``), of convolutions without bias.
@@ -154,6 +155,7 @@ def from_topology(
         timesteps: T; an image is shown T times, and the first convolution runs on it once.
         checkpoint: keep no convolution's output; the backward pass convolves once more (``ConvBatchNormLIF``).
         packed: keep bits instead of dense spikes.
+        exact_convolutions: torch's own kernels compute also what packed spikes are convolved with (``SpikingNetwork``).
         lif: settings of the neurons: decay, surrogate, backend, ... (``LIF``); neuron: a class of spiking
             neurons (``LIF``, ``CUBALIF``, ...), or its name; sync: share the statistics of BatchNorm among processes.
 
@@ -175,6 +177,7 @@ def from_topology(
         timesteps=timesteps,
         topology="_".join(str(token) for token in tokens),
         flat=tokens[0].head in _LINEAR,
+        exact_convolutions=exact_convolutions,
     )
 
 

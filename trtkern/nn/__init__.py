@@ -9,7 +9,7 @@ from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import ALIF, CLIF, CUBALI, CUBALIF, IF, LI, LIF, PLIF, AdLIF
 from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
 from trtkern.nn.packed import PackedReport, packed_activations
-from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
+from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear, exact_convolutions
 from trtkern.nn.time import OverTime, TimeSequential
 from trtkern.nn.timed import EIF, QIF, Izhikevich
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
@@ -20,5 +20,6 @@ __all__ = [
     "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "OverTime",
     "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss",
     "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_spike_layers",
-    "convert_state_dict", "convert_sync_norms", "freeze_norms", "packed_activations", "unfuse", "update_norms",
+    "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms", "packed_activations", "unfuse",
+    "update_norms",
 ]  # fmt: skip

@@ -147,6 +147,14 @@ class SpikeLinear(Leaf, nn.Linear):
         return _refuse(type(self).__name__, expected, spikes)
 
 
+def exact_convolutions(model: nn.Module, exact: bool = True) -> None:
+    """Set ``exact`` of every ``SpikeConv2d`` and ``SpikeLinear`` in a model: whether torch's own kernels compute them
+    also on packed spikes."""
+    for layer in model.modules():
+        if isinstance(layer, (SpikeConv2d, SpikeLinear)):
+            layer.exact = exact
+
+
 def _refuse(name: str, expected: str, got: object) -> NoReturn:
     kind = ValueError if isinstance(got, Tensor) else TypeError
     raise kind(f"{name}: expected {expected}, got {checks.describe(got)}")

@@ -10,6 +10,7 @@ from torch import nn
 from trtkern import own
 from trtkern.models.build import BUILDERS, build
 from trtkern.names import LOSSES, OBJECT, is_own
+from trtkern.nn import exact_convolutions
 from trtkern.training import losses
 from trtkern.training.losses import Loss
 from trtkern.training.settings import Settings
@@ -19,7 +20,7 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
     """The network of the settings, initialised from their seed, on their device.
 
     A function of the user's gets what the settings say of it, and what it has a parameter for of ``timesteps``,
-    ``classes``, ``shape`` and ``backend``.
+    ``classes``, ``shape``, ``backend`` and ``exact_convolutions``.
 
     Args:
         settings: of the run.
@@ -30,11 +31,12 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
     Raises:
         OwnError, TypeError, ValueError: a network that cannot be made, or something that is none; the message says why.
     """
-    known = {"timesteps": settings.timesteps, "backend": settings.backend}
+    names = ("timesteps", "backend", "exact_convolutions")
+    known = {key: getattr(settings, key) for key in names}
     options = dict(settings.model)
     name = options.pop("name")
     if isinstance(given, nn.Module):
-        return given.to(settings.device)
+        return _exact(given, settings).to(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if is_own(name):
@@ -46,7 +48,14 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
                     f"{list(shape)} and {classes} classes; name a network of your own, or the classes of the data"
                 )
             model = build(name, shape, classes or 0, **options, **known)  # type: ignore[arg-type]
-    return model.to(settings.device)
+    return _exact(model, settings).to(settings.device)
+
+
+def _exact(model: nn.Module, settings: Settings) -> nn.Module:
+    """The model, whose layers are exact if the settings say so; else each is as it was made."""
+    if settings.exact_convolutions:
+        exact_convolutions(model)
+    return model
 
 
 def _own(name: str, options: dict[str, Any], known: dict[str, Any], given: Any) -> nn.Module:

@@ -61,6 +61,8 @@ class Option:
     range: Range | None = None
     own: str = ""
     """What of the user's own may stand there beside the choices, in words."""
+    before: Any = ...
+    """The value of runs that were begun before there was this option, whose files do not say it; ... is the default."""
     path: bool = False
     """Whether it is a path, which a run keeps as an absolute one."""
     table: bool = False
@@ -226,6 +228,11 @@ class Options:
     compile: bool = option(
         "Compile the network with torch.compile: the first steps are slow, the others faster.",
         where=COMMAND | RECIPE, default=False,
+    )  # fmt: skip
+    exact_convolutions: bool = option(
+        "Convolutions and matrix products of spikes by torch's own kernels, bit for bit. Without it a CPU computes "
+        "them from packed spikes where it has kernels for that: the same sums in another order, faster.",
+        where=COMMAND | RECIPE, default=False, before=True,
     )  # fmt: skip
     cuda_graphs: bool = option(
         "Run a whole step as one CUDA graph; on a GPU, with adam or adamw.", where=COMMAND | RECIPE, default=False

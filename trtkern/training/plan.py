@@ -73,14 +73,15 @@ def absolute(key: str, value: Any) -> Any:
 def checked(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a plan, checked as those of the command line are, whatever file they come from.
 
-    What is missing and has a default gets it.
+    What is missing and has a default gets it, or what held before there was such an option.
 
     Raises:
         ValueError: one is missing, unknown, of another type or out of range; the message says what was expected.
     """
     if others := sorted(set(values) - set(OPTIONS)):
         raise unknown("settings", others[0], OPTIONS)
-    plan = {**{key: option.default for key, option in OPTIONS.items() if option.default is not ...}, **values}
+    unsaid = {key: option.default if option.before is ... else option.before for key, option in OPTIONS.items()}
+    plan = {**{key: value for key, value in unsaid.items() if value is not ...}, **values}
     if missing := [key for key in OPTIONS if key not in plan]:
         raise ValueError(f"settings: expected a value of {', '.join(missing)}, got none")
     for key, option in OPTIONS.items():
@@ -136,9 +137,10 @@ def _model(said: dict[str, Any]) -> dict[str, Any]:
     """The model and what it takes, the neuron and its parameters among it; its builder checks the values."""
     if not isinstance(said.get("name"), str):
         raise ValueError(f"--set model.name: expected the name of a model, got {said.get('name')!r}")
-    for key in ("timesteps", "backend"):
+    for key in ("timesteps", "backend", "exact_convolutions"):
         if key in said:
-            raise ValueError(f"--set model.{key}: expected --{key}, which is for the whole run, got model.{key}")
+            flag = OPTIONS[key].flags[0]
+            raise ValueError(f"--set model.{key}: expected {flag}, which is for the whole run, got model.{key}")
     if not is_own(said["name"]):
         one_of("set model.neuron", said.get("neuron", "LIF"), NEURONS)
     return said
