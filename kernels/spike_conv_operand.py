@@ -56,7 +56,7 @@ def _placed(byte, steps, DTYPE: tl.constexpr):
     """The bit of each step in DTYPE, times what ``unit`` says."""
     if DTYPE == tl.int8:  # noqa: SIM300
         result = (byte & (1 << steps).to(tl.uint8)).to(tl.int8, bitcast=True)
-    elif DTYPE == tl.float32:
+    elif DTYPE == tl.float32:  # noqa: SIM300
         result = ((byte.to(tl.uint32) << (30 - steps).to(tl.uint32)) & 0x40000000).to(tl.float32, bitcast=True)
     else:
         result = ((byte.to(tl.uint16) << (14 - steps).to(tl.uint16)) & 0x4000).to(DTYPE, bitcast=True)

@@ -92,7 +92,7 @@ struct RegistersForward {
     Cut cut{memory.own};
     const Own own(*this, cut);
     list_jobs(first, count, own);
-    vuint seen = {};
+    vuint unusual = {};
     for (int64_t part = 0; part < kOutputParts; ++part) {
       float* sums = own.sums + part * kTile * kOutputs * kLanes;
       begin(k + part * kOutputs, count, sums);
@@ -100,12 +100,12 @@ struct RegistersForward {
         for (int64_t tap = 0; tap < taps(a); ++tap) {
           if (!own.count[tap]) continue;
           const int64_t some = least(together, groups - group);
-          seen |= make_tables(k + part * kOutputs, tap, group, some, own.tables);
+          unusual |= make_tables(k + part * kOutputs, tap, group, some, own.tables);
           const auto* nibbles = (const uint8_t*)memory.shared + group / kLaneBytes * kQuadBytes;
           add_tap(own.jobs + tap * kTile, own.count[tap], nibbles, some, own.tables, sums);
         }
     }
-    if (first_is_not_0(seen)) say_nonfinite(memory);
+    if (first_is_not_0(unusual)) say_nonfinite(memory);
     write(first, count, k, own.sums);
   }
 
@@ -135,7 +135,7 @@ struct RegistersForward {
 
   // The tables of a tap's groups, and all their bits, to see whether a weight is not finite.
   TK_INLINE vuint make_tables(int64_t k, int64_t tap, int64_t group, int64_t count, float* tables) const {
-    vuint seen = {};
+    vuint unusual = {};
     const float* tap_weight = (const float*)a.weight + tap / a.kernel_w * a.weight_h + tap % a.kernel_w * a.weight_w;
     for (int64_t i = 0; i < kOutputs; ++i) {
       const float* weight = tap_weight + (k + i) * a.weight_k;
@@ -150,11 +150,11 @@ struct RegistersForward {
           for (int64_t j = c; j < a.C; ++j) some[j - c] = weight[j * a.weight_c];
           sums = sums_of_four(some, 1);
         }
-        seen |= (vuint)sums;
+        unusual |= (vuint)sums;
         store(table, sums);
       }
     }
-    return seen;
+    return unusual;
   }
 
   static void add_tap(const Lanes* jobs, int64_t count, const uint8_t* nibbles, int64_t groups, const float* tables,

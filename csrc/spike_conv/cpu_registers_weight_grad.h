@@ -106,20 +106,20 @@ struct RegistersWeightGrad {
     const Own own(*this, cut);
     for (int64_t i = 0; i < kOutputParts * part_floats(); i += kLanes) store(own.sums + i, vfloat{});
     const auto* nibbles = (const uint8_t*)memory.shared + vector * kQuadBytes;
-    vuint seen = {};
+    vuint unusual = {};
     for (int64_t group = 0; group < groups; group += together)
       for (int64_t out = 0; out < outs; out += chunk) {
         const int64_t some = least(together, groups - group), n = least(chunk, outs - out);
         copy_gradients(group * kNibble, some * kNibble, out, n, k, own.g);
         list_jobs(out, n, some, own);
         for (int64_t part = 0; part < kOutputParts; ++part) {
-          seen |= make_tables(own.g + part * kOutputs, n, some, own.tables);
+          unusual |= make_tables(own.g + part * kOutputs, n, some, own.tables);
           for (int64_t tap = 0; tap < taps(a); ++tap)
             add_tap(own.jobs + tap * chunk, own.count[tap], nibbles + group / kLaneBytes * vectors * kQuadBytes, some,
                     here, own.tables, own.sums + part * part_floats() + tap * block * kOutputs * kLanes);
         }
       }
-    if (first_is_not_0(seen)) say_nonfinite(memory);
+    if (first_is_not_0(unusual)) say_nonfinite(memory);
     write(k, vector, here, own.sums);
   }
 
@@ -151,16 +151,16 @@ struct RegistersWeightGrad {
 
   // The tables of kOutputs outputs, and all their bits, to see whether a gradient is not finite.
   TK_INLINE vuint make_tables(const float* g, int64_t n, int64_t some, float* tables) const {
-    vuint seen = {};
+    vuint unusual = {};
     for (int64_t place = 0; place < n; ++place)
       for (int64_t group = 0; group < some; ++group, tables += kTableFloats)
         for (int64_t i = 0; i < kOutputs; ++i) {
           const float* four = g + (group * kNibble * chunk + place) * kOutputLine + i;
           const vfloat sums = sums_of_four(four, chunk * kOutputLine);
-          seen |= (vuint)sums;
+          unusual |= (vuint)sums;
           store(tables + i * kSubsets, sums);
         }
-    return seen;
+    return unusual;
   }
 
   // Adds what a tap sees to its sums, [vectors of channels, kOutputs, kLanes].
