@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from trtkern import reference
 from trtkern.backends import _spike_kernels, cpu
+from trtkern.models._blocks import Convolution, SEWBlock, Style
 from trtkern.nn import LIF, BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear
 from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
-from trtkern.ops.spikes import Spikes, pack
+from trtkern.ops.spikes import Spikes, add, pack, unwritten
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason="the CPU extension is not built")
 isa = cpu._extension().isa() if cpu.missing() is None else ""
@@ -236,6 +237,52 @@ def test_a_block_trains(checkpoint):
     if flips == 0:
         for got, want in zip(found[0][1:], found[1][1:], strict=True):
             close(got, want, "gradient")
+
+
+def sew(stage):
+    style = Style.of(False, True)
+    return nn.Sequential(
+        style.block(Convolution(8, 32)), *(SEWBlock(*(Convolution(32, 32),) * 2, None, style) for _ in range(stage))
+    )
+
+
+@pytest.mark.parametrize("stage", [1, 3, 9])
+def test_sums_of_spikes_are_words_too(stage):
+    """A SEW block adds its input: its words are those of all addends, up to eight, and what they make is the same."""
+    torch.manual_seed(0)
+    model, x = sew(stage), 2 * torch.randn(3, 2, 8, 6, 6)
+    for layer in model.modules():
+        if hasattr(layer, "exact"):
+            layer.exact = True
+    found = []
+    for enabled in (False, True):
+        with unwritten(enabled):
+            y = model(x)
+            if enabled:
+                assert isinstance(y, Spikes) == (stage < 8) and (stage > 8 or y.addends == stage + 1)
+            total = y.spikes if isinstance(y, Spikes) else y
+            found.append((total * 1, *torch.autograd.grad(total.sin().sum(), model.parameters())))
+    assert found[0][0].max() > 1 or stage == 1
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*found, strict=True))
+
+
+@fast
+def test_layers_compute_on_words_of_sums():
+    torch.manual_seed(0)
+    with unwritten():
+        one, other = (LIF(packed=True)(2 * torch.randn(4, 2, 64, 8, 8).requires_grad_()) for _ in range(2))
+        both = add(add(one, other), one)
+    assert both.addends == 3 and not both.spikes.is_made
+    conv, linear = SpikeConv2d(64, 64, 3, padding=1), SpikeLinear(64 * 64, 512)
+    for layer in (conv, linear):
+        exact = copy.deepcopy(layer)
+        exact.exact = True
+        y, want = layer(both), exact(both.spikes)
+        close(y, want, "y")
+        g = torch.randn_like(want)
+        of = lambda made, each: torch.autograd.grad(made, [each.weight, one.spikes, other.spikes], g, retain_graph=True)  # noqa: E731
+        for got, expected in zip(of(y, layer), of(want, exact), strict=True):
+            close(got, expected, "gradient")
 
 
 @fast

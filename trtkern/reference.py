@@ -213,7 +213,10 @@ def spikes_unpack(words: Tensor, start: int, steps: int, dtype: torch.dtype) -> 
 
 def _spike_images(conv: Any, dtype: torch.dtype) -> Tensor:
     """What is convolved, [T * B, C, H, W], of a ``trtkern.backends.base.SpikeConvolution``."""
-    spikes = spikes_unpack(conv.words, 0, conv.timesteps, dtype)
+    words = conv.words if conv.words.dim() == 6 else conv.words[None]
+    spikes, *others = (spikes_unpack(each, 0, conv.timesteps, dtype) for each in words)
+    for other in others:
+        spikes = spikes + other
     return (average_pool(spikes) if conv.pooled else spikes).flatten(0, 1)
 
 

@@ -139,7 +139,8 @@ class SpikeConvolution(NamedTuple):
     """A convolution over packed spikes: what is convolved, and how."""
 
     words: Tensor
-    """[planes, B, C, H, W] uint8 with channels last: contiguous as [planes, B, H, W, C]."""
+    """[planes, B, C, H, W] uint8 with channels last: contiguous as [planes, B, H, W, C]; of a sum of spikes the words
+    of each, [addends, planes, B, C, H, W]."""
     timesteps: int
     """T; image t * B + b of what is convolved is step t of sample b."""
     pooled: bool

@@ -135,9 +135,9 @@ def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> 
 def _spike_conv(conv: SpikeConvolution, weight: Tensor, out: Sequence[int], kernel: str | None = None) -> Any:
     """The sizes of a convolution over packed spikes, and the kernel that computes it."""
     args = _extension().SpikeConvArgs()
-    _, args.B, args.C, args.words_h, args.words_w = conv.words.shape
+    _, args.B, args.C, args.words_h, args.words_w = conv.words.shape[-5:]
     args.words, args.T = conv.words.data_ptr(), conv.timesteps
-    args.pool, args.addends = 2 if conv.pooled else 1, 1
+    args.pool, args.addends = 2 if conv.pooled else 1, 1 if conv.words.dim() == 5 else conv.words.shape[0]
     args.H, args.W = conv.image
     args.out_h, args.out_w = out
     args.K, _, args.kernel_h, args.kernel_w = weight.shape

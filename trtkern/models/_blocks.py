@@ -22,7 +22,7 @@ from trtkern.nn import (
     TimeSequential,
 )
 from trtkern.nn._neuron import Spiking
-from trtkern.ops.spikes import dense, pack, packing
+from trtkern.ops.spikes import add, dense, pack, packing
 
 fx.wrap("dense")
 
@@ -198,8 +198,8 @@ class ResidualBlock(nn.Module):
 class SEWBlock(nn.Module):
     """Spike-element-wise residual block (Fang et al. 2021, arXiv 2102.04159): g(s, i), s = two times LIF(BN(conv)).
 
-    i is the input, or LIF(BN(conv1x1(input))) where the shape changes. The result is dense: with "ADD" it is a small
-    integer, which has no bits to pack.
+    i is the input, or LIF(BN(conv1x1(input))) where the shape changes. With "ADD" the result is a small integer: it
+    keeps the bits of the spikes that it is the sum of, where those are not written (``trtkern.ops.spikes.add``).
 
     Args:
         first, second: the two convolutions.
@@ -220,19 +220,27 @@ class SEWBlock(nn.Module):
         if connect not in CONNECT:
             raise ValueError(f"SEWBlock: expected connect from {', '.join(CONNECT)}, got {connect!r}")
         self.first = style.block(first)
-        self.second = style.block(second, packed=False)
-        self.shortcut = None if shortcut is None else style.block(shortcut, packed=False)
+        self.second = style.block(second, packed=connect == "ADD")
+        self.shortcut = None if shortcut is None else style.block(shortcut, packed=connect == "ADD")
         self.connect = connect
 
-    def forward(self, x: Tensor | Spikes) -> Tensor:
+    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
         """[T, B, C', H', W'] of x [T, B, C, H, W]."""
         s = self.second(self.first(x))
         i = x if self.shortcut is None else self.shortcut(x)
-        return CONNECT[self.connect](s, dense(i))
+        return _connected(s, i, self.connect)
 
     def extra_repr(self) -> str:
         """How s and i are connected."""
         return f"connect={self.connect!r}"
+
+
+@fx.wrap
+def _connected(s: Tensor | Spikes, i: Tensor | Spikes, connect: str) -> Tensor | Spikes:
+    """What a SEW block makes of its spikes s and its input i."""
+    if connect == "ADD" and isinstance(s, Spikes) and isinstance(i, Spikes) and (both := add(s, i)) is not None:
+        return both
+    return CONNECT[connect](dense(s), dense(i))
 
 
 CONNECT = {

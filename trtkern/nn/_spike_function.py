@@ -15,7 +15,7 @@ from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import apply, differentiated, is_dual, undisturbed
 from trtkern.ops._saved import keep, kept
 from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
-from trtkern.ops.spikes import Spikes, unpack
+from trtkern.ops.spikes import Spikes, unpack_all
 
 WHO = "SpikeConv2d, SpikeLinear"
 OWN = "torch's own"
@@ -140,11 +140,11 @@ class Product(NamedTuple):
 
     def as_convolution(self, words: Tensor, weight: Tensor, kept: _Kept) -> tuple[Tensor, Tensor, Shape]:
         """A matrix product as a convolution: of images of one place, or with a kernel that is a whole image."""
-        if words.dim() == 5 and self.first == 2:
-            height, width = kept.spikes[-2:]
-            weight = weight.unflatten(1, (words.shape[2], height, width))
+        if len(kept.spikes) == 5 and self.first == 2:
+            weight = weight.unflatten(1, kept.spikes[2:])
         else:
-            words, weight = words.reshape(words.shape[0], -1, words.shape[-1], 1, 1), weight[..., None, None]
+            planes = words.shape[: words.dim() - len(kept.spikes) + 1]
+            words, weight = words.reshape(*planes, -1, words.shape[-1], 1, 1), weight[..., None, None]
         return words, weight, Shape(kept.timesteps, kept.pooled, (1, 1), (0, 0))
 
     def of_words(self, words: Tensor, weight: Tensor, bias: Tensor | None, kept: _Kept, kernel: str) -> Tensor:
@@ -195,7 +195,7 @@ class _Kept(NamedTuple):
 
     def unpack(self, words: Tensor) -> Tensor:
         """The input as it was in memory: what a convolution computes may depend on that."""
-        x = unpack(words, self.timesteps, pooled=self.pooled, dtype=self.dtype).reshape(self.shape)
+        x = unpack_all(words, self.spikes, pooled=self.pooled, dtype=self.dtype).reshape(self.shape)
         return x if x.stride() == self.stride else self.empty(words).copy_(x)
 
     def empty(self, words: Tensor) -> Tensor:

@@ -174,11 +174,12 @@ def _expect(name: str, x: Tensor | Spikes) -> Tensor | Spikes:
             f"{name}: expected Spikes of a floating tensor and uint8 words, got {checks.describe(spikes)} and "
             f"{checks.describe(words)}; words come from a neuron with packed=True, or from trtkern.ops.spikes.pack"
         )
-    shape = tuple(words.shape[1:])
+    first = words.dim() - spikes.dim() if x.addends > 1 else 0  # the axis of the planes
+    shape = tuple(words.shape[first + 1 :])
     if x.pooled and len(shape) >= 2:
         shape = (*shape[:-2], shape[-2] // 2, shape[-1] // 2)
     planes = (spikes.shape[0] + 7) // 8 if spikes.dim() > 2 else None
-    if planes != words.shape[0] or spikes.shape[1:] != shape or words.device != spikes.device:
+    if planes != words.shape[first] or spikes.shape[1:] != shape or words.device != spikes.device:
         raise ValueError(
             f"{name}: expected Spikes [T, B, ...] with their words [ceil(T / 8), B, ...], got "
             f"{checks.describe(spikes)} and {checks.describe(words)}; a neuron with packed=True returns both"

@@ -117,7 +117,7 @@ def batch_norm_lif(
     An error of any check leaves the running statistics where they were: they move behind the last one.
     """
     if isinstance(residual, Spikes):
-        residual = current(residual)
+        residual = current(residual) if residual.addends == 1 else residual.spikes
     settings = (
         neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
         type(residual), norm.batch_statistics, norm.group is None, *neuron.values,

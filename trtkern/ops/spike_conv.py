@@ -60,7 +60,8 @@ def spike_conv(words: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape,
     finite, torch computes all of y, so that 0 times NaN and 0 times Inf are NaN as they are there.
 
     Args:
-        words: [ceil(T / 8), B, C, H, W] uint8 (``trtkern.ops.spikes.pack``), in any layout.
+        words: [ceil(T / 8), B, C, H, W] uint8 (``trtkern.ops.spikes.pack``), in any layout; of a sum of spikes
+            [addends, ceil(T / 8), B, C, H, W].
         weight: [K, C, kernel_h, kernel_w] float32; bias: [K] float32, or None.
         shape: T, pooling, stride and padding.
         kernel: what ``kernel`` said, or "reference": they are unpacked, and torch convolves them.
@@ -78,13 +79,13 @@ def _listed(shape: Shape) -> tuple[int, bool, list[int], list[int]]:
 
 
 def _convolution(words: Tensor, timesteps: int, pooled: bool, stride: Sequence[int], padding: Sequence[int]) -> Any:
-    last = words.movedim(2, -1).contiguous().movedim(-1, 2)
+    last = words.movedim(-3, -1).contiguous().movedim(-1, -3)
     return SpikeConvolution(last, timesteps, pooled, (stride[0], stride[1]), (padding[0], padding[1]))
 
 
 def _empty_y(words, weight, bias, timesteps, pooled, stride, padding, kernel):
     conv = SpikeConvolution(words, timesteps, pooled, stride, padding)
-    shape = (timesteps * words.shape[1], weight.shape[0], *conv.output(weight.shape[2:]))
+    shape = (timesteps * words.shape[-4], weight.shape[0], *conv.output(weight.shape[2:]))
     return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=LAST)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from trtkern.backends.base import Pool
 from trtkern.ops import checks, layout
 from trtkern.ops._beneath import is_mapped, transformed
 from trtkern.ops._lazy import Lazy
-from trtkern.ops._library import define
+from trtkern.ops._library import define, undisturbed
 from trtkern.ops._mapped import Fold
 
 
@@ -27,12 +27,23 @@ class Spikes(NamedTuple):
     """[T, B, C, ...] in the dtype of the input current; pooled: 2x2 averages, [T, B, C, H // 2, W // 2]. Where the
     neuron left it unwritten (``lazily``) it is made of the words when somebody computes with it."""
     words: Tensor
-    """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t."""
+    """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t. Of a sum of
+    spikes (``add``) [addends, ceil(T / 8), B, C, ...], the words of each of them."""
+
+    @property
+    def addends(self) -> int:
+        """How many spikes ``spikes`` are the sum of: 1, unless the words have an axis for them."""
+        return 1 if self.words.dim() <= self.spikes.dim() else self.words.shape[0]
 
     @property
     def pooled(self) -> bool:
         """Whether ``spikes`` are averages of what ``words`` holds."""
-        return self.spikes.shape[1:] != self.words.shape[1:]
+        return self.spikes.shape[1:] != self.words.shape[self.words.dim() - self.spikes.dim() + 1 :]
+
+    @property
+    def bits(self) -> int:
+        """The bits of a step in the words: one for each neuron, and for each addend."""
+        return self.words.numel() // max(1, (self.spikes.shape[0] + 7) // 8)
 
 
 def dense(x: Tensor | Spikes) -> Tensor:
@@ -104,12 +115,47 @@ class Unwritten(NamedTuple):
     def written(self, words: Tensor) -> Tensor:
         """The dense spikes."""
         with torch.no_grad():
-            spikes = unpack(words, self.shape[0], pooled=self.pooled, dtype=self.dtype)
+            spikes = unpack_all(words, self.shape, pooled=self.pooled, dtype=self.dtype)
             if spikes.stride() == self.stride:
                 return spikes
             # The words may lie otherwise; and the strides of an axis with one element may be any.
             spikes = layout.aligned(spikes, self.shape, self.stride, self.dtype, spikes)
             return spikes.as_strided(self.shape, self.stride)
+
+
+MOST_ADDENDS = 8
+"""Spikes of a sum up to which it is left unwritten."""
+
+
+def add(s: Spikes, i: Spikes) -> Spikes | None:
+    """s + i, whose words are those of both; unwritten as they are. None where one of them is written, and a sum of
+    dense tensors is to be made, or where it would have more than ``MOST_ADDENDS``."""
+    both = (s.spikes, i.spikes)
+    if not all(isinstance(each, Lazy) and not each.is_made for each in both) or not undisturbed():
+        return None
+    like, other = Unwritten.like(s), Unwritten.like(i)
+    count = s.addends + i.addends
+    if like != other or like.pooled or count > MOST_ADDENDS:
+        return None
+    first = s.words if s.addends == 1 else s.words[0]
+    stride = (first.numel(), *layout.strides(first))
+    words = first.new_empty_strided((count, *first.shape), stride)
+    words[: s.addends], words[s.addends :] = s.words, i.words
+    return Spikes(_Sum.apply(*both, words, like), words)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(s: Tensor, i: Tensor, words: Tensor, like: Unwritten) -> Tensor:
+        return like.of(words)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        return grads[0], grads[0], None, None
 
 
 def remember(spikes: Tensor) -> None:
@@ -210,6 +256,16 @@ def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = Fals
     chosen = choose("auto", "spikes_unpack", words.device.type, dtype)
     words = layout.poolable(words) if pooled else layout.dense(words)
     return torch.ops.trtkern.spikes_unpack(words, start, timesteps, pooled, dtype, chosen)
+
+
+def unpack_all(words: Tensor, shape: Sequence[int], *, pooled: bool, dtype: torch.dtype) -> Tensor:
+    """What the words of ``Spikes`` of that shape stand for: spikes, 2x2 averages, or the sum of several."""
+    if words.dim() <= len(shape):
+        return unpack(words, shape[0], pooled=pooled, dtype=dtype)
+    total, *others = (unpack(each, shape[0], pooled=pooled, dtype=dtype) for each in words)
+    for each in others:
+        total += each
+    return total
 
 
 def _empty_words(spikes: Tensor) -> Tensor:

@@ -146,8 +146,7 @@ def _input(x: Tensor | Spikes) -> Kept:
     if not isinstance(x, Spikes):
         return met("input", x)
     (term,) = traffic.spike_input_kept(x.spikes.element_size(), x.spikes.shape[0])
-    steps = x.spikes.shape[0] * x.words[0].numel()
-    return Kept(f"words {term.formula}", round(term.bytes * steps), x.words)
+    return Kept(f"words {term.formula}", round(term.bytes * x.spikes.shape[0] * x.bits), x.words)
 
 
 def _spike_convolution(call: Call) -> list[Kept] | None:

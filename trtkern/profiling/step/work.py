@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,7 +170,7 @@ def _unpacked(call: Call) -> float:
         return 0.0
     steps = x.spikes.shape[0]
     terms = traffic.spikes_unpack(x.spikes.element_size(), steps, pool=x.pooled)
-    return traffic.moved(terms) * steps * math.prod(x.words.shape[1:])
+    return traffic.moved(terms) * steps * x.bits
 
 
 def _dense(values: Any) -> list[Tensor]:
