@@ -241,9 +241,8 @@ def test_a_block_trains(checkpoint):
 
 def sew(stage):
     style = Style.of(False, True)
-    return nn.Sequential(
-        style.block(Convolution(8, 32)), *(SEWBlock(*(Convolution(32, 32),) * 2, None, style) for _ in range(stage))
-    )
+    conv = Convolution(32, 32)
+    return nn.Sequential(style.block(Convolution(8, 32)), *(SEWBlock(conv, conv, None, style) for _ in range(stage)))
 
 
 @pytest.mark.parametrize("stage", [1, 3, 9])
@@ -280,8 +279,11 @@ def test_layers_compute_on_words_of_sums():
         y, want = layer(both), exact(both.spikes)
         close(y, want, "y")
         g = torch.randn_like(want)
-        of = lambda made, each: torch.autograd.grad(made, [each.weight, one.spikes, other.spikes], g, retain_graph=True)  # noqa: E731
-        for got, expected in zip(of(y, layer), of(want, exact), strict=True):
+        grads = [
+            torch.autograd.grad(made, [each.weight, one.spikes, other.spikes], g, retain_graph=True)
+            for made, each in ((y, layer), (want, exact))
+        ]
+        for got, expected in zip(*grads, strict=True):
             close(got, expected, "gradient")
 
 
