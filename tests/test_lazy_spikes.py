@@ -246,6 +246,17 @@ def test_words_that_were_written_to_are_not_taken_for_the_spikes():
         assert torch.equal(y.spikes, want)  # made before
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_what_comes_past_the_dispatcher_is_refused_and_gets_no_address(made):
+    with unwritten():
+        s = fire()[1].spikes.detach()
+    assert not made or s.sum() > 0
+    for look in (torch.Tensor.data_ptr, torch.utils.dlpack.to_dlpack):
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            look(s)
+    assert look(s.clone()) is not None
+
+
 def test_two_threads_get_the_same_memory():
     with unwritten():
         s, found, ready = fire()[1].spikes, [], threading.Barrier(4)

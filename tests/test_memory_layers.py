@@ -228,16 +228,21 @@ def test_traffic_is_that_of_the_contract(e):
     assert (
         moved(traffic.lif_forward(e, 64)) == 2 * e + 12 / 64 == moved(traffic.lif_forward(e, 64, grad=False)) + 12 / 64
     )
+    assert moved(traffic.lif_forward(e, 4, packed=True, unwritten=True)) == e + w
     assert moved(traffic.lif_backward(e, 4)) == 3 * e and moved(traffic.lif_backward(e, 4, returns_v=True)) == 4 * e
     forward, backward = traffic.batch_norm_lif_forward, traffic.batch_norm_lif_backward
     assert moved(forward(e, 4)) == 3 * e and moved(forward(e, 4, training=False)) == 2 * e
     assert moved(forward(e, 4, residual="dense", packed=True)) == 4 * e + w
+    assert moved(forward(e, 4, packed=True, unwritten=True)) == moved(forward(e, 4, packed=True)) - e == 2 * e + w
+    assert moved(forward(e, 4, residual="unwritten")) == 5 * e + w
+    assert moved(backward(e, 4, residual="unwritten")) == moved(backward(e, 4, residual="packed"))
     assert moved(forward(e, 4, pool=True)) == 2.25 * e and moved(forward(e, 4, static=True)) == 1.5 * e
     assert moved(backward(e, 4)) == 5 * e and moved(backward(e, 4, training=False)) == 3 * e
     assert moved(backward(e, 4, residual="dense")) == 7 * e and moved(backward(e, 4, residual="packed")) == 8 * e + w
     assert moved(backward(e, 4, pool=True)) == 3.5 * e and moved(backward(e, 64)) == 5 * e + 2 * 12 / 64
     assert kept(traffic.batch_norm_lif_kept(e, 4)) == e and kept(traffic.lif_kept(e, 4, static=True)) == e / 4
     assert kept(traffic.batch_norm_lif_kept(e, 4, residual="packed")) == e + w
+    assert kept(traffic.batch_norm_lif_kept(e, 4, residual="unwritten")) == e + w
     assert kept(traffic.batch_norm_lif_kept(e, 4, residual="packed", checkpoint=True)) == w
     assert kept(traffic.spike_input_kept(e, 4)) == w and moved(traffic.spike_input_kept(e, 4)) == 0
     assert moved(traffic.spikes_pack(e, 4)) == e + w and moved(traffic.spikes_unpack(e, 4, pool=True)) == w + e / 4

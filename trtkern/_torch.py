@@ -50,6 +50,7 @@ NAMES: dict[str, Use] = {
     "torch._C._is_tracing": Use("torch.jit.is_tracing without its detour, in every call", TWO),
     "torch._C._len_torch_dispatch_stack": Use("whether a TorchDispatchMode wants to see the ops", TWO),
     "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
+    "torch._C._set_throw_on_mutable_data_ptr": Use("no address of a tensor without memory, but an error", TWO),
     "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
     "torch._functorch.eager_transforms": Use(
         "how many torch.func.jvp stand around; see outside()", only="trtkern/_torch.py"

@@ -186,6 +186,7 @@ def _wrapped(
     numbers: _Numbers, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Lazy:
     lazy = Tensor._make_wrapper_subclass(Lazy, shape, strides=stride, dtype=dtype, device=device)
+    torch._C._set_throw_on_mutable_data_ptr(lazy)  # to C++ that comes past the dispatcher it would be null
     lazy._numbers = numbers
     return lazy
 

@@ -25,7 +25,8 @@ RUNNING = 3 * 4
 LIF = LIFSpec()
 """One state; the formulas are for it. A neuron with S states has S edges of a chunk, and chunks of 16 / S steps."""
 
-Residual = Literal["dense", "packed"] | None
+Residual = Literal["dense", "packed", "unwritten"] | None
+"""Of ``Spikes`` the words are kept; dense ones that were left unwritten are made for the forward pass too."""
 
 
 class Term(NamedTuple):
@@ -103,15 +104,19 @@ def lif_forward(
     timesteps: int,
     *,
     packed: bool = False,
+    unwritten: bool = False,
     returns_v: bool = False,
     grad: bool = True,
     static: bool = False,
     spec: LIFSpec = LIF,
 ) -> Terms:
-    """Reads x, writes s: 2e; + e for a returned v or h, + w packed, + 4/16 when T exceeds 16 and a backward follows."""
+    """Reads x, writes s: 2e; + e for a returned v or h, + w packed, + 4/16 when T exceeds 16 and a backward follows.
+
+    ``unwritten``: the words stand for s, which is not written: e + w.
+    """
     return (
         _input("x", "read", e, timesteps, static),
-        _dense("s", "write", e),
+        *[_dense("s", "write", e)] * (not unwritten),
         *[_dense("v", "write", e)] * returns_v,
         *[_words("write", timesteps)] * packed,
         *(_edges("write", timesteps, spec) if grad else ()),
@@ -142,6 +147,7 @@ def batch_norm_lif_forward(
     *,
     residual: Residual = None,
     packed: bool = False,
+    unwritten: bool = False,
     pool: bool = False,
     training: bool = True,
     grad: bool = True,
@@ -151,12 +157,14 @@ def batch_norm_lif_forward(
     """Statistics read y, the fused pass reads y and writes s: 3e; 2e in evaluation, where there are no statistics.
 
     + e for a residual (also a packed one comes with its dense spikes), + w packed, + 4/16 when T exceeds 16; pooled,
-    the spikes are e/4.
+    the spikes are e/4. ``unwritten``: the words stand for s, which is not written; those of a residual are unpacked
+    before: + w + e.
     """
     return (
+        *(spikes_unpack(e, timesteps) if residual == "unwritten" else ()),
         *[_input("y", "read", e, timesteps, static)] * (2 if training else 1),
         *[_dense("residual", "read", e)] * (residual is not None),
-        _spikes("s", "write", e, pool),
+        *[_spikes("s", "write", e, pool)] * (not unwritten),
         *[_words("write", timesteps)] * packed,
         *(_edges("write", timesteps, spec) if grad else ()),
     )
@@ -186,7 +194,7 @@ def batch_norm_lif_backward(
     gy = _dense("gy", "write", e)
     if residual is None:
         return (*recompute * (2 if training else 1), gy)
-    unpacked = spikes_unpack(e, timesteps) if residual == "packed" else ()
+    unpacked = () if residual == "dense" else spikes_unpack(e, timesteps)
     first = (*recompute, _dense("residual", "read", e), _dense("gx", "write", e))
     return (*unpacked, *first, _dense("gx", "read", e), _input("y", "read", e, timesteps, static), gy)
 
@@ -207,7 +215,7 @@ def batch_norm_lif_kept(
     """
     beside: Terms = ()
     if residual is not None:
-        beside = (_words("keep", timesteps) if residual == "packed" else _dense("residual", "keep", e),)
+        beside = (_dense("residual", "keep", e) if residual == "dense" else _words("keep", timesteps),)
     y = () if checkpoint else (_input("y", "keep", e, timesteps, static),)
     return (*y, *beside, *_edges("keep", timesteps, spec))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trtkern.nn._neuron import Readout
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.ops import checks
+from trtkern.ops._lazy import read
 from trtkern.ops.spikes import Spikes
 
 
@@ -108,7 +109,7 @@ class _Meter:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if torch._C._current_graph_task_id() != -1:  # a checkpoint runs the layer again for its backward pass
             return
-        spikes = dense_spikes(output).movedim(self.time_dim, 0)
+        spikes = read(dense_spikes(output)).movedim(self.time_dim, 0)
         if spikes.numel() == 0:
             return
         spikes = spikes.unsqueeze(1) if spikes.dim() == 1 else spikes

@@ -16,6 +16,7 @@ from trtkern.backends import choose
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
 from trtkern.nn._neuron import Readout, Spiking
 from trtkern.ops import layout
+from trtkern.ops.spikes import lazily
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import Call, span
 from trtkern.profiling.memory.spiking import checkpoints
@@ -112,15 +113,17 @@ def moved(call: Call) -> Moved | None:
 
 def _neuron(call: Call) -> Moved:
     module, x = call.module, call.given(0, "x")
-    if choose(module.backend, "lif", x.device.type, x.dtype, module.spec.token) == "reference":
+    backend = choose(module.backend, "lif", x.device.type, x.dtype, module.spec.token)
+    if backend == "reference":
         return _sizes(call)
     x = x.movedim(module.time_dim, 0)
     e, steps, static = x.element_size(), x.shape[0], layout.is_static(x)
     grad = torch.is_grad_enabled() and x.requires_grad
     returns_v = bool(call.kwargs.get("return_v") or call.kwargs.get("return_h"))
     packed = getattr(module, "packed", False)
+    unwritten = packed and lazily(x, backend)
     forward = traffic.lif_forward(
-        e, steps, packed=packed, returns_v=returns_v, grad=grad, static=static, spec=module.spec
+        e, steps, packed=packed, unwritten=unwritten, returns_v=returns_v, grad=grad, static=static, spec=module.spec
     )
     backward = traffic.lif_backward(e, steps, returns_v=returns_v, static=static, spec=module.spec) if grad else ()
     return Moved(traffic.moved(forward) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
@@ -130,15 +133,19 @@ def _norm(module: BatchNormLIF, call: Call, y: Tensor) -> Moved:
     """BatchNorm + LIF of y, which may be without memory."""
     given = call.given(1, "residual")
     out = next(leaf for leaf in tree_leaves(call.output) if isinstance(leaf, Tensor))
-    if choose(module.lif.backend, "batch_norm_lif", out.device.type, y.dtype, module.lif.spec.token) == "reference":
+    backend = choose(module.lif.backend, "batch_norm_lif", out.device.type, y.dtype, module.lif.spec.token)
+    if backend == "reference":
         return _sizes(call)
     e, steps, static = y.element_size(), y.shape[0], layout.is_static(y)
     inside = module.pool == 2 and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     training = module.training or module.running_mean is None
-    kind: traffic.Residual = None if given is None else "packed" if isinstance(given, Spikes) else "dense"
+    kind: traffic.Residual = None if given is None else "dense"
+    if isinstance(given, Spikes):
+        kind = "unwritten" if _unwritten(given) else "packed"
+    unwritten = module.packed and inside == (module.pool == 2) and lazily(y, backend)
     forward = traffic.batch_norm_lif_forward(
-        e, steps, residual=kind, packed=module.packed, pool=inside, training=training, grad=out.requires_grad,
-        static=static, spec=module.lif.spec,
+        e, steps, residual=kind, packed=module.packed, unwritten=unwritten, pool=inside, training=training,
+        grad=out.requires_grad, static=static, spec=module.lif.spec,
     )  # fmt: skip
     backward = traffic.batch_norm_lif_backward(
         e, steps, residual=kind, pool=inside, training=training, static=static, spec=module.lif.spec
@@ -156,17 +163,25 @@ def _sizes(call: Call) -> Moved:
         return Moved(0.0, 0.0, SIZES)
     weights = list(call.module.parameters())
     read = sum(map(span, (*given, *weights)))
-    forward = read + sum(map(span, made))
+    both = read + sum(map(span, made))
+    forward = both + _unpacked(call, before=True)
     if not any(tensor.requires_grad for tensor in made):
         return Moved(forward, 0.0, SIZES)
     gradients = sum(span(tensor) for tensor in (*given, *weights) if tensor.requires_grad)
-    return Moved(forward, forward + gradients + _unpacked(call), SIZES)
+    return Moved(forward, both + gradients + _unpacked(call), SIZES)
 
 
-def _unpacked(call: Call) -> float:
-    """Bytes to make dense spikes of the words that were kept."""
+def _unwritten(x: Spikes) -> bool:
+    """Whether the spikes are left unwritten where nobody counts: the counting sees every operator, and dense spikes."""
+    return lazily(x.spikes, x.spikes.device.type)
+
+
+def _unpacked(call: Call, before: bool = False) -> float:
+    """Bytes to make dense spikes of words: of those that were kept, or (``before``) of those that came alone."""
     x = call.given(0, "x")
     if not isinstance(call.module, (SpikeConv2d, SpikeLinear)) or not isinstance(x, Spikes):
+        return 0.0
+    if before and not _unwritten(x):
         return 0.0
     steps = x.spikes.shape[0]
     terms = traffic.spikes_unpack(x.spikes.element_size(), steps, pool=x.pooled)
