@@ -1,6 +1,10 @@
 // The kernels that an instruction set has, TK_SPIKE_CONV: all that its translation unit is compiled from.
 #pragma once
 #include "spike_conv/cpu_pass.h"
+#if defined(__AVX2__)
+#include "spike_conv/cpu_tables_forward.h"
+#include "spike_conv/cpu_tables_weight_grad.h"
+#endif
 #if defined(__AVX512F__)
 #include "spike_conv/cpu_registers_forward.h"
 #include "spike_conv/cpu_registers_weight_grad.h"
@@ -8,6 +12,12 @@
 
 namespace trtkern {
 
+#if defined(__AVX2__)
+constexpr SpikePlanner kTablesForward = TK_ISA::TablesForward::plan;
+constexpr SpikePlanner kTablesWeightGrad = TK_ISA::TablesWeightGrad::plan;
+#else
+constexpr SpikePlanner kTablesForward = nullptr, kTablesWeightGrad = nullptr;
+#endif
 #if defined(__AVX512F__)
 constexpr SpikePlanner kRegistersForward = TK_ISA::RegistersForward::plan;
 constexpr SpikePlanner kRegistersWeightGrad = TK_ISA::RegistersWeightGrad::plan;
@@ -16,8 +26,8 @@ constexpr SpikePlanner kRegistersForward = nullptr, kRegistersWeightGrad = nullp
 #endif
 
 extern const SpikeConvKernels TK_SPIKE_CONV = {
-    .forward = {nullptr, nullptr, kRegistersForward, nullptr},
-    .weight_grad = {nullptr, nullptr, kRegistersWeightGrad, nullptr},
+    .forward = {nullptr, kTablesForward, kRegistersForward, nullptr},
+    .weight_grad = {nullptr, kTablesWeightGrad, kRegistersWeightGrad, nullptr},
 };
 
 }  // namespace trtkern

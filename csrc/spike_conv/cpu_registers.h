@@ -49,7 +49,8 @@ TK_INLINE void add_group(vfloat (&sums)[R][kOutputs], const uint8_t* const (&nib
                          const float* tables, vfloat one) {
   vint index[R];
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) asm volatile("vmovdqu32 %1, %0" : "=v"(index[r]) : "m"(*(const vbytes*)(nibbles[r] + at)));
+  for (int r = 0; r < R; ++r)
+    asm volatile("vmovdqu32 %1, %0" : "=v"(index[r]) : "m"(*(const vbytes*)(nibbles[r] + at)));
 #pragma GCC unroll 4
   for (int k = 0; k < kOutputs; ++k) {
     vfloat table, found;
@@ -87,16 +88,5 @@ TK_INLINE vfloat one_in_register() {
 TK_INLINE int64_t groups_together(int64_t groups) {
   return whole(parts(groups, parts(groups, kMostGroups)), kLaneBytes);
 }
-
-// An item's own memory, cut to pieces.
-struct Cut {
-  char* at;
-  template <class T>
-  TK_INLINE T* take(int64_t count) {
-    T* piece = (T*)at;
-    at += whole(count * (int64_t)sizeof(T), 64);
-    return piece;
-  }
-};
 
 }  // namespace trtkern::TK_ISA
