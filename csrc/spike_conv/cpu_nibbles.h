@@ -54,4 +54,15 @@ TK_INLINE vbytes nibbles_of_images(const SpikeConvArgs& a, int64_t image, int64_
 
 TK_INLINE void say_nonfinite(const SpikeMemory& memory) { __atomic_store_n(memory.nonfinite, 1, __ATOMIC_RELAXED); }
 
+// An item's own memory, cut to pieces.
+struct Cut {
+  char* at;
+  template <class T>
+  TK_INLINE T* take(int64_t count) {
+    T* piece = (T*)at;
+    at += whole(count * (int64_t)sizeof(T), 64);
+    return piece;
+  }
+};
+
 }  // namespace trtkern::TK_ISA

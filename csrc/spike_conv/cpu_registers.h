@@ -89,15 +89,4 @@ TK_INLINE int64_t groups_together(int64_t groups) {
   return whole(parts(groups, parts(groups, kMostGroups)), kLaneBytes);
 }
 
-// An item's own memory, cut to pieces.
-struct Cut {
-  char* at;
-  template <class T>
-  TK_INLINE T* take(int64_t count) {
-    T* piece = (T*)at;
-    at += whole(count * (int64_t)sizeof(T), 64);
-    return piece;
-  }
-};
-
 }  // namespace trtkern::TK_ISA
