@@ -86,14 +86,18 @@ def spike_conv_forward(
         totals = (zero, zero, zero)
     TYPE: tl.constexpr = weight.dtype.element_ty
     parts = tl.cdiv(C, BLOCK_C).to(tl.int32)
+    inputs = tl.arange(0, BLOCK_C)
+    # What a step of the walk adds to these is one number, so that no step multiplies in 64 bits for each element.
+    of_pixels = first[:, None] * C + inputs[None, :]
+    of_weights = channels[None, :] * (taps * C) + inputs[:, None]
     for i in range(0, bound(tl.cast(taps, tl.int32) * parts)):
-        inputs = (i % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-        pixels, inside = tap_pixels(first, row, column, p < P, i // parts, image, window, POOL, POINT)
-        mask = inside[:, None] & (inputs < C)[None, :]
-        x = spikes(packed, pixels[:, None] * C + inputs[None, :], mask, image[2], C, t0 % 8, STEPS, POOL, False, TYPE)
-        offsets = (channels[None, :] * taps + i // parts) * C + inputs[:, None]
-        mask = (inputs < C)[:, None] & (channels < K)[None, :]
-        totals = _multiplied(x, weight, offsets, mask, K * taps * C, totals, PRECISION)
+        tap = i // parts
+        c0 = (i % parts) * BLOCK_C
+        ahead, inside = tap_pixels(row, column, p < P, tap, image, window, POOL, POINT)
+        mask = inside[:, None] & (inputs < C - c0)[None, :]
+        x = spikes(packed + (ahead * C + c0), of_pixels, mask, image[2], C, t0 % 8, STEPS, POOL, False, TYPE)
+        mask = (inputs < C - c0)[:, None] & (channels < K)[None, :]
+        totals = _multiplied(x, weight + (tap * C + c0), of_weights, mask, K * taps * C, totals, PRECISION)
 
     result = _summed(totals, scale, channels, channels < K, PRECISION)
     result = result * unit(t0 % 8, STEPS, BLOCK_P * STEPS, POOL, PRECISION)

@@ -64,19 +64,19 @@ def spike_conv_weight_gradient(
     TYPE: tl.constexpr = tl.bfloat16 if PRECISION == "bf16x3" else g.dtype.element_ty
     total = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     rows = tl.arange(0, BLOCK_P * STEPS)
+    of_rows = ((rows % STEPS).to(tl.int64) * P + rows // STEPS)[:, None] * K + channels[None, :]
     for i in range(bound(part * each), bound(tl.minimum(part * each + each, pieces))):
         t0 = i // blocks * STEPS
         p0 = i % blocks * BLOCK_P
         p = p0 + tl.arange(0, BLOCK_P)
         first, row, column = first_pixels(p, t0 // 8, image, window, POOL)
-        pixels, inside = tap_pixels(first, row, column, p < P, tap, image, window, POOL, POINT)
+        ahead, inside = tap_pixels(row, column, p < P, tap, image, window, POOL, POINT)
         mask = (inputs < C)[:, None] & inside[None, :]
-        x = spikes(packed, pixels[None, :] * C + inputs[:, None], mask, image[2], C, t0 % 8, STEPS, POOL, True, TYPE)
-        t = t0 + rows % STEPS
-        p = p0 + rows // STEPS
-        mask = ((t < T) & (p < P))[:, None] & (channels < K)[None, :]
-        offsets = (t.to(tl.int64) * P + p)[:, None] * K + channels[None, :]
-        total = _multiplied(x, tl.load(g + offsets, mask=mask, other=0.0), total, PRECISION)
+        offsets = (first + ahead)[None, :] * C + inputs[:, None]
+        x = spikes(packed, offsets, mask, image[2], C, t0 % 8, STEPS, POOL, True, TYPE)
+        mask = ((t0 + rows % STEPS < T) & (p0 + rows // STEPS < P))[:, None] & (channels < K)[None, :]
+        these = tl.load(g + (t0.to(tl.int64) * P + p0) * K + of_rows, mask=mask, other=0.0)
+        total = _multiplied(x, these, total, PRECISION)
 
     total = total * unit(0, STEPS, BLOCK_C, POOL, PRECISION)
     offsets = ((part * K + channels)[None, :] * taps + tap) * C + inputs[:, None]

@@ -33,13 +33,17 @@ def first_pixels(p, plane, image, window, POOL: tl.constexpr):
     pixel = p % (height * width)
     row = pixel // width * stride - padding
     column = pixel % width * stride - padding
-    first = ((plane * B + p // (height * width)).to(tl.int64) * H + row * SIDE) * W + column * SIDE
+    first = (plane * B + p // (height * width)).to(tl.int64) * (H * W) + (row * W + column) * SIDE
     return first, row, column
 
 
 @inline
-def tap_pixels(first, row, column, inside, tap, image, window, POOL: tl.constexpr, POINT: tl.constexpr):
-    """The pixels at one place of the window, and which of them are within the image; POINT: there is one place."""
+def tap_pixels(row, column, inside, tap, image, window, POOL: tl.constexpr, POINT: tl.constexpr):
+    """How far behind the first pixels those at one place of the window are, and which of them are within the image.
+
+    POINT: there is one place.
+    """
+    ahead = tap * 0
     if not POINT:
         SIDE: tl.constexpr = 2 if POOL else 1
         _, H, W = image
@@ -47,16 +51,16 @@ def tap_pixels(first, row, column, inside, tap, image, window, POOL: tl.constexp
         right = tap % window[2]
         inside = inside & (row + down >= 0) & (row + down < H // SIDE)
         inside = inside & (column + right >= 0) & (column + right < W // SIDE)
-        first = first + (down * W + right) * SIDE
-    return first, inside
+        ahead = (down * W + right) * SIDE
+    return ahead.to(tl.int64), inside
 
 
 @inline
 def _placed(byte, steps, DTYPE: tl.constexpr):
     """The bit of each step in DTYPE, times what ``unit`` says."""
-    if DTYPE == tl.int8:  # noqa: SIM300
+    if tl.int8 == DTYPE:
         result = (byte & (1 << steps).to(tl.uint8)).to(tl.int8, bitcast=True)
-    elif DTYPE == tl.float32:  # noqa: SIM300
+    elif tl.float32 == DTYPE:
         result = ((byte.to(tl.uint32) << (30 - steps).to(tl.uint32)) & 0x40000000).to(tl.float32, bitcast=True)
     else:
         result = ((byte.to(tl.uint16) << (14 - steps).to(tl.uint16)) & 0x4000).to(DTYPE, bitcast=True)

@@ -9,9 +9,10 @@ int8x3: fixed point, relative to the largest |w| of a row (an output channel). W
     q = round(2^e * w) = 65536 * d0 + 256 * d1 + d2,    d0, d1, d2 in [-128, 127]
 
 so q / 2^e is w to within 2^-(e + 1), which is max|w| / 8355711 (2^-22.99) at the most, or 2^-127 if that is more. Sums
-of products with the digits are integers and exact. So a sum over inputs x, which are 0 or 1, is exact to within
+of products with the digits are integers and exact. The three of them are made float32 and added up at the end, which
+costs 2^-23 of the result and a fiftieth of what the digits cost. So a sum over inputs x is exact to within
 
-    sum(x) * max|w| / 8355711    and the rounding to float32 at the end, 2^-23 of the sum
+    sum(x) * max|w| / 8200000  +  2^-23 of itself
 
 where a sum in float32 has that second error once for each addition. A row with NaN or infinity gives NaN for all inputs
 (as 0 * NaN does; an infinite weight would be infinity where its input alone is 1).

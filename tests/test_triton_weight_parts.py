@@ -97,12 +97,12 @@ def errors(weight, rate, precision, pooled=False):
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.5, 1.0])
 def test_the_error_of_a_sum_of_digits(rate, pooled):
-    """At most sum(x) * max|w| / DIGITS and the rounding at the end, whatever the weights beside the largest."""
+    """At most sum(x) * max|w| / 8200000 and 2^-23 of the sum, whatever the weights beside the largest."""
     weight = torch.randn(6, 300) * 10 ** torch.linspace(-6, 6, 6)[:, None]
     weight[1] *= torch.rand(300) ** 8
     weight[2, 7] = 1e4
     error, active, largest, want = errors(weight, rate, "int8x3", pooled)
-    assert (error <= active * largest / DIGITS * (1 + 2.0**-22) + want.abs() / 2**22).all()
+    assert (error <= active * largest / 8_200_000 + want.abs() / 2**23).all()
 
 
 def test_sums_of_coarse_weights_are_exact():

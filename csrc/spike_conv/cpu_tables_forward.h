@@ -41,9 +41,9 @@ struct TablesForward {
  private:
   static constexpr int64_t kMostTaps = 256;
 
-  // Rows of the tile from `row` on that see the rows of the input from `seen` on.
+  // Rows of the tile from `row` on that see the rows of the input from `unusual` on.
   struct Run {
-    int64_t row, seen, count;
+    int64_t row, unusual, count;
   };
 
   struct Own {
@@ -84,18 +84,18 @@ struct TablesForward {
     const Own own(*this, cut);
     list_runs(first, count, own);
     begin(k, count, own.sums);
-    vfloat seen = {};
+    vfloat unusual = {};
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       for (int64_t tap = 0; tap < taps(a); ++tap) {
         if (!own.count[tap]) continue;
         const int64_t c = chunk * kSpikeChunk, n = least(kSpikeChunk, a.C - c), groups = parts(n, kNibble);
         read_weight(k, tap, c, n, own.weight);
-        seen += make_tables(own.weight, groups, own.tables);
+        unusual += make_tables(own.weight, groups, own.tables);
         const auto* nibbles = (const uint8_t*)memory.shared + chunk * in_rows * kChunkNibbles;
         const Run* runs = own.runs + tap * most_runs();
         for (const Run* run = runs; run < runs + own.count[tap]; ++run) add_run(*run, nibbles, groups, own);
       }
-    if (has_nan(seen)) say_nonfinite(memory);
+    if (has_nan(unusual)) say_nonfinite(memory);
     write(first, count, k, own.sums);
   }
 
@@ -107,11 +107,11 @@ struct TablesForward {
       for (int64_t i = 0; i < count;) {
         const int64_t here = least(n - image, count - i), place = place_under(a, row, column, tap);
         if (place >= 0) {
-          const int64_t seen = place * n + image;
-          if (run > runs && run[-1].row + run[-1].count == i && run[-1].seen + run[-1].count == seen)
+          const int64_t unusual = place * n + image;
+          if (run > runs && run[-1].row + run[-1].count == i && run[-1].unusual + run[-1].count == unusual)
             run[-1].count += here;
           else
-            *run++ = {i, seen, here};
+            *run++ = {i, unusual, here};
         }
         i += here, image = 0;
         if (++column == a.out_w) column = 0, ++row;
@@ -165,20 +165,20 @@ struct TablesForward {
 
   // NaN in a lane where a weight is not finite.
   TK_INLINE static vfloat make_tables(const float* weight, int64_t groups, char* tables) {
-    vfloat seen = {};
+    vfloat unusual = {};
     auto* table = (float*)tables;
     for (int64_t i = 0; i < groups; ++i, weight += kNibble * kTableOutputs)
       for (int64_t v = 0; v < kTableVectors; ++v, table += kSubsets * kLanes) {
         const float* four = weight + v * kLanes;
-        seen += make_table(table, load(four), load(four + kTableOutputs), load(four + 2 * kTableOutputs),
-                           load(four + 3 * kTableOutputs));
+        unusual += make_table(table, load(four), load(four + kTableOutputs), load(four + 2 * kTableOutputs),
+                              load(four + 3 * kTableOutputs));
       }
-    return seen;
+    return unusual;
   }
 
   TK_INLINE static void add_run(const Run& run, const uint8_t* nibbles, int64_t groups, const Own& own) {
     float* sums = own.sums + run.row * kTableOutputs;
-    nibbles += run.seen * kChunkNibbles;
+    nibbles += run.unusual * kChunkNibbles;
     int64_t i = 0;
     for (; i + kTogether <= run.count; i += kTogether)
       add_rows<kTogether>(sums + i * kTableOutputs, nibbles + i * kChunkNibbles, groups, own.tables);

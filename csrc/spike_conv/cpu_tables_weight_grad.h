@@ -83,20 +83,20 @@ struct TablesWeightGrad {
     Cut cut{memory.own};
     const Own own(*this, cut);
     __builtin_memset(own.sums, 0, taps(a) * block * kTableOutputs * sizeof(float));
-    vfloat seen = {};
+    vfloat unusual = {};
     for (int64_t group = 0; group < groups; group += together)
       for (int64_t out = 0; out < outs; out += chunk) {
         const int64_t some = least(together, groups - group), n = least(chunk, outs - out);
         for (int64_t i = 0; i < n; ++i)
           for (int64_t g = 0; g < some; ++g)
-            seen += table_of_images((group + g) * kNibble, out + i, k, own.tables + (i * some + g) * kTableBytes);
+            unusual += table_of_images((group + g) * kNibble, out + i, k, own.tables + (i * some + g) * kTableBytes);
         list_jobs(out, n, some, own);
         const auto* nibbles = (const uint8_t*)memory.shared + group * channels + c;
         for (int64_t tap = 0; tap < taps(a); ++tap)
           add_tap(own.jobs + tap * chunk, own.count[tap], nibbles, some, here, own.tables,
                   own.sums + tap * block * kTableOutputs);
       }
-    if (has_nan(seen)) say_nonfinite(memory);
+    if (has_nan(unusual)) say_nonfinite(memory);
     write(k, c, here, own.sums);
   }
 
@@ -111,13 +111,13 @@ struct TablesWeightGrad {
       if (i < count) prefetch(g + chunk * a.K), prefetch(g + chunk * a.K + kTableOutputs / 2);
       if (i < count && outputs < kTableOutputs) __builtin_memcpy(some[i], g, outputs * sizeof(float));
     }
-    vfloat seen = {};
+    vfloat unusual = {};
     for (int64_t v = 0; v < kTableVectors; ++v) {
       const int64_t at = v * kLanes;
-      seen += make_table((float*)table + at * kSubsets, load(four[0] + at), load(four[1] + at), load(four[2] + at),
-                         load(four[3] + at));
+      unusual += make_table((float*)table + at * kSubsets, load(four[0] + at), load(four[1] + at), load(four[2] + at),
+                            load(four[3] + at));
     }
-    return seen;
+    return unusual;
   }
 
   void list_jobs(int64_t out, int64_t n, int64_t some, const Own& own) const {
