@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -9,8 +10,12 @@ import torch
 from torch import nn as tnn
 from torch.nn import functional as F
 
+from trtkern import nn
 from trtkern.analysis import _first_steps
 from trtkern.analysis._first_steps import FirstSteps
+from trtkern.backends import named
+from trtkern.ops._prepared import Prepared
+from trtkern.ops.spikes import dense
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,3 +105,108 @@ def test_what_is_left_out(monkeypatch):
     for made.share in (2 / T, 1.0):
         y[: 2 * B].sum().backward(retain_graph=True)
     assert seen == [2 * B] * 2 + [T * B] * 2
+
+
+FUSED = named("cpu").missing() is None
+NEURONS = {
+    "lif": (lambda: nn.LIF(backend="cpu"), ()),
+    "soft": (lambda: nn.LIF(v_reset=None, backend="cpu"), ()),
+    "two states": (lambda: nn.ALIF(backend="cpu"), ()),
+    "norm": (lambda: nn.BatchNormLIF(4, backend="cpu"), ()),
+    "pooled": (lambda: nn.BatchNormLIF(4, pool=2, backend="cpu"), ()),
+    "packed": (lambda: nn.BatchNormLIF(4, packed=True, backend="cpu"), ()),
+    "residual": (lambda: nn.BatchNormLIF(4, backend="cpu"), ("residual",)),
+    "static": (lambda: nn.BatchNormLIF(4, backend="cpu"), ("static",)),
+}
+
+
+def neuron(name, training=False):
+    torch.manual_seed(1)
+    layer = NEURONS[name][0]().train(training).requires_grad_(False)
+    for held in layer.buffers():
+        if held.is_floating_point():
+            held.uniform_(0.5, 2)
+    return layer
+
+
+def passes(layer, name, steps, gradients, recorded):
+    """The gradients of all that the layer reads, of one backward pass after the other over one graph."""
+    torch.manual_seed(2)
+    x = 2 * torch.randn(1 if "static" in NEURONS[name][1] else steps, 2, 4, 6, 6).requires_grad_()
+    read = [x, torch.randn(steps, 2, 4, 6, 6, requires_grad=True)][: 1 + ("residual" in NEURONS[name][1])]
+    made = FirstSteps()
+    with made if recorded else nullcontext():
+        y = dense(layer(x.expand(steps, -1, -1, -1, -1), *read[1:]))
+    found = []
+    for t, g in gradients:
+        made.share = t / steps
+        grads = torch.autograd.grad(y, read, g[:, :, :, : y.shape[-2], : y.shape[-1]], retain_graph=True)
+        found.append([y.detach(), *(grad.clone() for grad in grads)])
+    return found
+
+
+@pytest.mark.skipif(not FUSED, reason="the compiled kernels of the CPU are not here")
+@pytest.mark.parametrize("steps", [5, 37])
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_give_the_same_bits(name, steps, monkeypatch):
+    """In each pass, in whatever order they come; also where something comes from the steps that were to be left out."""
+    torch.manual_seed(0)
+    gradients = []
+    for t in (1, 3, steps - 1, 2, steps, 4):
+        g = torch.randn(steps, 2, 4, 6, 6)
+        g[t:] = 0
+        gradients.append((t, g))
+    gradients.insert(3, (1, gradients[2][1]))
+    wanted = passes(neuron(name), name, steps, gradients, False)
+    seen, run = [], Prepared.backward
+
+    def spied(self, x, *args, **more):
+        seen.append(len(x))
+        return run(self, x, *args, **more)
+
+    monkeypatch.setattr(Prepared, "backward", spied)
+    mine = passes(neuron(name), name, steps, gradients, True)
+    for one, other in zip(wanted, mine, strict=True):
+        assert len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    # Each pass asks once, and once more for the first steps where there are fewer.
+    assert seen == [steps, 1, steps, 3, steps, steps - 1, steps, steps, 2, steps, steps, 4]
+
+
+@pytest.mark.skipif(not FUSED, reason="the compiled kernels of the CPU are not here")
+@pytest.mark.parametrize("learned", [False, True])
+def test_steps_that_know_of_each_other(learned):
+    """The statistics of a batch, and gradients of weights, are of all steps."""
+    torch.manual_seed(0)
+    g = torch.randn(T, 2, 4, 6, 6)
+    g[2:] = 0
+    found = []
+    for recorded in (False, True):
+        layer = neuron("norm", training=not learned)
+        layer.weight.requires_grad_(learned)
+        found.append(passes(layer, "norm", T, [(2, g)], recorded)[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert bool(found[1][1][2:].any()) != learned
+
+
+def test_rows_that_are_known_to_be_zero():
+    """What a pass made is not looked at again; what anybody else made of it is."""
+    made = first(2 / T)
+    layer = tnn.Linear(3, 3).requires_grad_(False)
+    x = torch.randn(T * B, 3, requires_grad=True)
+    with made:
+        y = layer(x)
+    g = torch.ones(T * B, 3)
+    g[2 * B :] = 0
+    (whole,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    assert whole[: 2 * B].all() and not whole[2 * B :].any()
+    for share in (2 / T, 3 / T, 1 / T):
+        made.share = share
+        assert made.few(whole) == made.few(whole.view(T, B, 3)) * B == 2 * B
+        assert made.few(whole + 0) == {3: 3 * B, 2: 2 * B}.get(round(share * T), T * B)
+    made.share = 1 / T
+    g[B:] = 0
+    (again,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    assert again.data_ptr() == whole.data_ptr() and made.few(again) == B and not again[B:].any()
+    del whole, again, y
+    gc.collect()
+    assert not len(made._rooms)

@@ -12,7 +12,7 @@ from torch import nn as tnn
 from torch.nn import functional as F
 
 from trtkern import cli, nn
-from trtkern.analysis import Fisher, Result, Samples, fisher
+from trtkern.analysis import Fisher, Result, Samples, _layer_gradients, fisher
 from trtkern.analysis._fisher import Epoch
 from trtkern.backends import named
 from trtkern.commands import _runs
@@ -366,6 +366,84 @@ def test_single_precision():
     assert found.method == "hooks"
     torch.testing.assert_close(found.by_sample, own.sum(1), rtol=1e-5, atol=0.0)
     torch.testing.assert_close(found.batch_mean.by_layer, whole, rtol=1e-5, atol=1e-12)
+
+
+CONVOLUTIONS = {
+    "square": {"kernel_size": 3, "padding": 1},
+    "one place": {"kernel_size": 1},
+    "rows apart": {"kernel_size": (3, 2), "padding": (1, 0), "stride": (2, 1)},
+    "places apart": {"kernel_size": (2, 3), "padding": (0, 1), "stride": (1, 2), "bias": False},
+    "far apart": {"kernel_size": (2, 1), "stride": 3},
+    "circular": {"kernel_size": 3, "padding": 2, "padding_mode": "circular"},
+    "groups": {"kernel_size": 3, "groups": 2},
+    "dilated": {"kernel_size": 2, "dilation": (2, 1)},
+}
+
+
+@pytest.mark.parametrize("held", [_layer_gradients.HELD, 1])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_samples_of_a_convolution(name, last, held, monkeypatch):
+    """Against autograd for each sample, for all steps and for the first; also where nothing may be held."""
+    monkeypatch.setattr(_layer_gradients, "HELD", held)
+    layer = tnn.Conv2d(4, 6, **CONVOLUTIONS[name]).double()
+    x = torch.randn(T * 5, 4, 7, 8, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    y = layer(x)
+    g = torch.randn_like(y)  # in the layout of y
+    trained = frozenset(key for key, _ in layer.named_parameters())
+    mine = _layer_gradients.Convolution(layer, x.unflatten(0, (T, 5)), trained)
+    assert (mine.stretches is None) == (held == 1 or name in ("groups", "dilated"))
+    for steps in (T, 1):
+        own, whole = mine(g.unflatten(0, (T, 5))[:steps])
+        y, rows = layer(x).unflatten(0, (T, 5))[:steps], g.unflatten(0, (T, 5))[:steps]
+
+        def square(y, rows):
+            found = torch.autograd.grad(y, list(layer.parameters()), rows, retain_graph=True)
+            return sum(grad.square().sum() for grad in found)
+
+        wanted = torch.stack([square(y[:, n], rows[:, n]) for n in range(5)])
+        torch.testing.assert_close(own, wanted, rtol=1e-10, atol=0.0)
+        torch.testing.assert_close(whole, square(y, rows), rtol=1e-10, atol=0.0)
+
+
+def test_long_steps_are_added_up_as_short_ones(monkeypatch):
+    """What a norm sums up, whatever the size of a step decides."""
+    layer = tnn.BatchNorm2d(3).double().eval()
+    layer.running_mean.uniform_(-1, 1)
+    x, g = torch.randn(2, T, 4, 3, 5, 5, dtype=torch.float64)
+    found = []
+    for long in (1, 2**20):
+        monkeypatch.setattr(_layer_gradients, "LONG", long)
+        mine = _layer_gradients.ByChannel(layer, x, frozenset({"weight", "bias"}))
+        found.append([mine(g), mine(g[:2]), mine(g[:1])])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0.0)
+    assert all((own > 0).all() and whole > 0 for own, whole in found[0])
+    for some in (g, g.transpose(2, 4).contiguous().transpose(2, 4), g.transpose(0, 1).contiguous().transpose(0, 1)):
+        torch.testing.assert_close(_layer_gradients.over_steps(some), g.sum(0, keepdim=True), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_neurons_without_the_steps_behind(steps):
+    """The fused kernels, of whose T steps the first t run alone, against T whole backward passes: residuals, pooling,
+    packed spikes, layers of torch and of this package; single precision."""
+    networks = [
+        ConvSNN((2, 6, 6), [3, "pool", 4], CLASSES, timesteps=steps, backend=FUSED),
+        tnn.Sequential(
+            nn.SpikeConv2d(2, 4, 3, padding=1), nn.BatchNormLIF(4, pool=2, packed=True, backend=FUSED),
+            nn.SpikeLinear(36, 6), nn.LIF(backend=FUSED), nn.SpikeLinear(6, 8), nn.ALIF(backend=FUSED),
+            tnn.Linear(8, CLASSES),
+        ),
+    ]  # fmt: skip
+    y = torch.randint(CLASSES, (4,))
+    for axis, model in enumerate(networks):
+        x = torch.rand((4, 2, 6, 6) if axis == 0 else (steps, 4, 2, 6, 6)) * 3
+        found = fisher(model, (x, y) if axis == 0 else Samples.of("test", (x, y), batch_dim=1), confidence=None)
+        _, own, whole = plain(model, x, y, axis)
+        assert found.method == "hooks" and (own.sum(0) > 0).any()
+        torch.testing.assert_close(found.by_sample, own.sum(1), rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(found.by_layer, own.mean(0), rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(found.batch_mean.by_layer, whole, rtol=1e-5, atol=1e-12)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):

@@ -6,32 +6,38 @@ those zeros through every layer. Layers that are recorded here look for them fir
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn import grad as inputs
 from torch.overrides import TorchFunctionMode
 
+from trtkern.ops import _first_rows
+from trtkern.ops._first_rows import FirstRows
 from trtkern.ops.layout import is_dense
 
 Back = Callable[[Tensor], Tensor]
 """The gradient of the first rows of what a layer reads, from that of what it gives."""
 
 
-class FirstSteps(TorchFunctionMode):
+class FirstSteps(FirstRows, TorchFunctionMode):
     """Inside, convolutions, linear layers and evaluating BatchNorms whose weights ask for no gradient are recorded as
-    functions whose backward pass takes no zeros through them. Forward they are torch's own.
+    functions whose backward pass takes no zeros through them, and so are the neurons. Forward they are as ever.
 
     Nothing is taken on trust: rows are left out where their gradient is zero, so results are those of autograd whatever
-    the rows of a network stand for.
+    the rows of a network stand for. A gradient that a backward pass gives is written over by the next one.
     """
 
-    share = 1.0
-    """t / T: where, in backward passes from now on, the zeros are expected to begin."""
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._before, _first_rows.recording = _first_rows.recording, self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _first_rows.recording = self._before
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,17 +52,6 @@ class FirstSteps(TorchFunctionMode):
             return func(*args, **kwargs)
         return _Linear.apply(args[0], lambda x: func(x, *args[1:], **kwargs), back, self)
 
-    def few(self, g: Tensor) -> int:
-        """How many of the first rows of a gradient [T * n, ...] hold all that is not zero in it: t * n or T * n."""
-        count = math.ceil(len(g) * self.share - 1e-6)
-        if count == len(g) or not g.numel():
-            return len(g)
-        rest = g[count:]
-        if is_dense(rest):  # in any layout: no copy
-            rest = rest.as_strided((rest.numel(),), (1,))
-        low, high = rest.aminmax()
-        return count if float(low) == 0 == float(high) else len(g)
-
 
 class _Linear(torch.autograd.Function):
     """``run``, a function whose gradient ``back`` finds."""
@@ -69,33 +64,41 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (g,) = grads
-        found = ctx.back(g[: ctx.first.few(g)])
-        return _padded(found, len(g)), None, None, None
+        few = ctx.first.few(g)
+        found = ctx.back(g[:few])
+        if few < len(g):
+            room = ctx.first.room(ctx, lambda: _longer(found, len(g)))
+            room.rows(few).copy_(found)
+            found = room.whole
+        return found, None, None, None
 
 
-def _padded(rows: Tensor, count: int) -> Tensor:
-    """The rows, and zeros behind them, ``count`` in all."""
-    if len(rows) == count:
-        return rows
+def _longer(rows: Tensor, count: int) -> Tensor:
+    """Room for ``count`` rows like these."""
     rows = rows if is_dense(rows) else rows.contiguous()
     # Of one row the stride says nothing.
-    whole = rows.new_empty_strided((count, *rows.shape[1:]), (rows[0].numel(), *rows.stride()[1:]))
-    whole[: len(rows)] = rows
-    whole[len(rows) :] = 0
-    return whole
+    return rows.new_empty_strided((count, *rows.shape[1:]), (rows[0].numel(), *rows.stride()[1:]))
 
 
 def _convolution(axes: int) -> Callable[..., Back | None]:
-    input_of: Any = (inputs.conv1d_input, inputs.conv2d_input, inputs.conv3d_input)[axes - 1]
-
     def make(
         input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
         groups: int = 1,
     ) -> Back | None:  # fmt: skip
         if isinstance(padding, str) or input.dim() != axes + 2:
             return None
-        shape = input.shape[1:]
-        return lambda g: input_of((len(g), *shape), weight, g, stride, padding, dilation, groups)
+        shape, strides = input.shape[1:], input.stride()
+        told = [[each] * axes if isinstance(each, int) else list(each) for each in (stride, padding, dilation)]
+
+        def back(g: Tensor) -> Tensor:
+            # In the layout of what was convolved, which is not read: torch chooses by it how to compute.
+            like = g.new_empty_strided((len(g), *shape), strides)
+            needs = (True, False, False)
+            return torch.ops.aten.convolution_backward(
+                g, like, weight, None, *told, False, [0] * axes, groups, needs
+            )[0]  # fmt: skip
+
+        return back
 
     return make
 

@@ -283,7 +283,7 @@ def _by_hooks(model: nn.Module, layers: Layers, samples: Samples, progress: Prog
     hooked = Hooked("fisher", model, layers)
     inputs, labels = samples.batches[0]
     few = min(2, len(labels))
-    hooked.verify(inputs.narrow(samples.batch_dim, 0, few), labels[:few])
+    hooked.verify(inputs.narrow(samples.batch_dim, 0, few), labels[:few], samples.batch_dim)
     found: list[Squares] = []
     for inputs, labels in samples:
         found.append(hooked.squares(inputs, labels))

@@ -15,9 +15,12 @@ from torch.nn import grad as weights
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.ops import layout
 
 HELD = 2**24
 """Numbers of gradients that are held at once, roughly."""
+LONG = 2**14
+"""Numbers, whose sum costs more than a call of torch."""
 FEW = 64
 """Squares that are added up in the precision of the gradients; their sums are in float64."""
 
@@ -67,12 +70,30 @@ def _summed(g: Tensor) -> Tensor:
     return (g.sum(tuple(range(3, g.dim()))) if g.dim() > 3 else g).sum(0)
 
 
+def over_steps(g: Tensor) -> Tensor:
+    """[1, ...], the sum over the K steps of [K, ...]; of dense steps as torch adds the rows of a matrix."""
+    if len(g) == 1 or not layout.is_dense(g):
+        return g.sum(0, keepdim=True)
+    flat = g.as_strided((len(g), g[0].numel()), (g[0].numel(), 1)).sum(0)
+    return flat.as_strided(g[:1].shape, g.stride())
+
+
+def _products(g: Tensor, x: Tensor) -> Tensor:
+    """g * x, [K, ...]; added up over the steps, [1, ...], where they are so long that it pays not to write them all."""
+    if len(g) == 1 or g[0].numel() < LONG:
+        return g * x
+    found = g[0] * x[0]
+    for some, read in zip(g[1:], x[1:], strict=True):
+        found.addcmul_(some, read)
+    return found.unsqueeze(0)
+
+
 def _squared(grads: Tensor) -> Tensor:
     """[B] float64 of [B, n]: a few squares at a time in their own precision."""
+    if grads.shape[1] < FEW:
+        return torch.linalg.vector_norm(grads, dim=1, dtype=torch.float64).square()
     whole = grads.shape[1] // FEW * FEW
     rest = grads[:, whole:].double().square().sum(1)
-    if not whole:
-        return rest
     parts = torch.linalg.vector_norm(grads[:, :whole].unflatten(1, (-1, FEW)), dim=2)
     return rest + parts.double().square().sum(1)
 
@@ -85,8 +106,8 @@ def _plus(*found: Found) -> Found:
 class Convolution(Layer):
     """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``: one convolution with a group for every sample.
 
-    Where the patches of an image that the weight meets are few enough to hold, they are laid out once, [K, B,
-    places, numbers of a patch], and batches of matrix products do it for all t.
+    Where they are few enough to hold, the stretches of an image's rows that a row of the weight meets are laid out
+    once, and batches of matrix products do it for all t, one for each row of the weight.
     """
 
     WEIGHT = (weights.conv1d_weight, weights.conv2d_weight, weights.conv3d_weight)
@@ -94,8 +115,8 @@ class Convolution(Layer):
 
     def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
         x, self.padding = _padded(module, x)
-        self.patches = _patches(module, x, self.padding) if "weight" in trained else None
-        super().__init__(module, x.contiguous() if self.patches is None else x, trained)
+        self.stretches = _stretches(module, x, self.padding) if "weight" in trained else None
+        super().__init__(module, x.contiguous() if self.stretches is None else x, trained)
 
     @staticmethod
     def core(module: Any) -> int:
@@ -106,17 +127,22 @@ class Convolution(Layer):
         """As its base."""
         found = []
         if self.weight:
-            found.append(self._weight(g.contiguous()) if self.patches is None else self._by_patches(g, self.patches))
+            found.append(
+                self._weight(g.contiguous()) if self.stretches is None else self._by_stretches(g, self.stretches)
+            )
         if self.bias:
             found.append(_of(_summed(g)))
         return _plus(*found)
 
     @staticmethod
-    def _by_patches(g: Tensor, patches: Tensor) -> Found:
-        made = g.new_zeros(g.shape[1], g.shape[2], patches.shape[-1])
-        for some, read in zip(g.flatten(3), patches, strict=False):  # in channels_last, too, nothing is copied
-            made.baddbmm_(some, read)
-        return _of(made)
+    def _by_stretches(g: Tensor, stretches: list[Tensor]) -> Found:
+        g = g.flatten(3)  # in channels_last, too, nothing is copied
+        made = g.new_zeros(len(stretches), *g.shape[1:3], stretches[0].shape[-1])
+        for row, read in zip(made, stretches, strict=True):
+            for some, part in zip(g, read, strict=False):
+                row.baddbmm_(some, part)
+        own = _squared(made.flatten(0, 1).flatten(1)).view(len(made), -1).sum(0)
+        return own, _squared(made.sum(1).view(1, -1))[0]
 
     def _weight(self, g: Tensor) -> Found:
         module = self.module
@@ -135,17 +161,21 @@ class Convolution(Layer):
         return torch.cat(owns), _squared(whole[None])[0]
 
 
-def _patches(module: Any, x: Tensor, padding: tuple[int, ...]) -> Tensor | None:
-    """[K, B, places, numbers of a patch] of x [K, B, C, H, W], padded; None: too many to hold, or another kind."""
+def _stretches(module: Any, x: Tensor, padding: tuple[int, ...]) -> list[Tensor] | None:
+    """For each row of the weight [K, B, places, width of the kernel * C] of x [K, B, C, H, W], padded: what it meets.
+
+    Where the rows of the output are one apart, all of them are views of the same numbers. None: too many to hold, or
+    another kind.
+    """
     if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.dilation != (1, 1):
         return None
-    (high, wide), around = module.kernel_size, [width for each in reversed(padding) for width in (each, each)]
-    x = F.pad(x.movedim(2, -1), (0, 0, *around))
-    for axis, size, stride in zip((2, 3), (high, wide), module.stride, strict=True):
-        x = x.unfold(axis, size, stride)
-    if x.numel() > HELD or x.shape[1] * module.weight.numel() > HELD:
+    (high, wide), (down, right) = module.kernel_size, module.stride
+    around = [width for each in reversed(padding) for width in (each, each)]
+    x = F.pad(x.movedim(2, -1), (0, 0, *around)).unfold(3, wide, right)
+    if x.numel() * (1 if down == 1 else -(-high // down)) > HELD or x.shape[1] * module.weight.numel() > HELD:
         return None
-    return x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4).flatten(2, 3)
+    x, last = x.transpose(4, 5).flatten(4), x.shape[2] - high + 1
+    return [x[:, :, row : row + last : down].flatten(2, 3) for row in range(high)]
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -168,6 +198,7 @@ class Product(Layer):
     """``nn.Linear``: ||sum_p g_p x_p^T||^2 = sum_pq (g_p g_q) (x_p x_q), where there are few places p."""
 
     def __init__(self, module: Any, x: Tensor, trained: frozenset[str]) -> None:
+        self.rows = x.flatten(1, -2)
         super().__init__(module, _places(x), trained)
         count, inner, outer = self.x.shape[1], module.in_features, module.out_features
         self.products = self.x.bmm(self.x.transpose(1, 2)) if count * (inner + outer) < 2 * inner * outer else None
@@ -181,12 +212,13 @@ class Product(Layer):
 
     def __call__(self, g: Tensor) -> Found:
         """As its base."""
-        g, found = _places(g), []
+        rows, found = g.flatten(1, -2), []
+        g = _places(g)
         count = g.shape[1]
         x = self.x[:, :count]
         if self.weight and self.products is not None:
             own = (g.bmm(g.transpose(1, 2)).double() * self.products[:, :count, :count]).sum((1, 2))
-            whole = g.flatten(0, 1).t().mm(x.flatten(0, 1))
+            whole = rows.flatten(0, 1).t().mm(self.rows[: len(rows)].flatten(0, 1))
             found.append((own, _squared(whole.view(1, -1))[0]))
         elif self.weight:
             found.append(self._directly(g, x))
@@ -228,7 +260,7 @@ class Norm(Layer):
         """As its base."""
         found = []
         if self.weight:
-            found.append(_of(self.sum(g * self.normalised[: len(g)])))
+            found.append(_of(self.sum(_products(g, self.normalised[: len(g)]))))
         if self.bias:
             found.append(_of(self.sum(g)))
         return _plus(*found)

@@ -135,19 +135,20 @@ class Hooked:
                 if p is not None and owner.setdefault(id(p), name) != name:
                     raise NotSeparableError(f"{name} and {owner[id(p)]} share a parameter")
 
-    def verify(self, inputs: Tensor, labels: Tensor) -> None:
-        """Compare with the definition: one sample at the first step, and another at the last.
+    def verify(self, inputs: Tensor, labels: Tensor, batch_dim: int) -> None:
+        """Compare with the definition: one sample alone at the first step, and another alone at the last.
 
         Raises:
             NotSeparableError: they differ: samples have a say in each other, axes are others than was thought, a weight
                 is used beside its layer, an output depends on later steps.
         """
         parts, values = self._graph(inputs, labels)
-        with torch.enable_grad():
-            defined = log_likelihoods(self._who, self._model, inputs, labels)
-        for t, n in {(1, len(labels) - 1), (len(values), 0)}:
+        for t, n in sorted({(1, len(labels) - 1), (len(values), 0)}):
             own, _ = self._at(parts, values, t, True)
-            wanted = _square(self._layers, defined[t - 1, n], True)
+            with torch.enable_grad():
+                alone = inputs.narrow(batch_dim, n, 1), labels[n : n + 1]
+                defined = log_likelihoods(self._who, self._model, *alone)
+            wanted = _square(self._layers, defined[t - 1, 0], False)
             if not bool(((own[n] - wanted).abs() <= TOLERANCE * wanted + 1e-9 * wanted.sum()).all()):
                 raise NotSeparableError(
                     "gradients put together from what the layers read and give differ from those of a single sample"
@@ -184,7 +185,7 @@ class Hooked:
         mean = torch.zeros(len(parts), dtype=torch.float64)
         if not targets or not values.requires_grad:
             return own, mean
-        self._first.share = t / steps
+        self._first.share, sums = t / steps, dict[Any, tuple[Tensor, Tensor]]()
         grads = iter(torch.autograd.grad(values[t - 1].sum(), targets, retain_graph=again, allow_unused=True))
         for place, part in enumerate(parts):
             mine = [next(grads) for _ in part.targets]
@@ -199,7 +200,13 @@ class Hooked:
             g = rows[0] if len(rows) == 1 else torch.cat(rows)
             if part.static or len(g) == steps:  # what an output does not know of has no gradient: steps after t
                 g = g[:t]
-            one, whole = part.layer(g.sum(0, keepdim=True) if part.static else g)
+            if part.static:
+                # A layer and the norm behind it have one gradient.
+                kind = g.data_ptr(), g.shape, g.stride()
+                if kind not in sums:
+                    sums[kind] = g, _layer_gradients.over_steps(g)
+                g = sums[kind][1]
+            one, whole = part.layer(g)
             own[:, place], mean[place] = one.cpu(), whole.cpu() / batch**2
         return own, mean
 

@@ -66,7 +66,10 @@ class Prepared:
         backend: its name.
     """
 
-    __slots__ = ("_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token", "unwritten")
+    __slots__ = (
+        "_backend", "_firsts", "_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token",
+        "unwritten",
+    )  # fmt: skip
 
     def __init__(self, x: Tensor, scalars: Sequence[float], token: str, inner: int, pool: bool, backend: str) -> None:
         if not (layout.is_dense(x) or layout.is_static(x)):
@@ -78,6 +81,20 @@ class Prepared:
         self._halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
         self._held: dict[Any, Any] = {}
         self.unwritten = _unwritten(x, pool)
+        self._backend, self._firsts = backend, dict[int, Prepared]()
+
+    def first(self, x: Tensor) -> Prepared:
+        """For calls that have but the first steps: those of x."""
+        found = self._firsts.get(len(x))
+        if found is None:
+            found = Prepared(x, self._scalars, self.token, self.inner, self.pool, self._backend)
+            self._firsts[len(x)] = found
+        return found
+
+    def edges(self, edges: Tensor | None, steps: int) -> Tensor | None:
+        """Of the states that a forward pass kept, those within the first steps."""
+        rows = (steps - 1) // self._spec.chunk * len(self._spec.row.states)
+        return None if edges is None else edges[:rows]
 
     def inputs(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
@@ -112,9 +129,25 @@ class Prepared:
     def backward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
         edges: Tensor | None, gs: Tensor | None, gv: Tensor | None, gv_final: Tensor | None, coef: Tensor | None,
-        moments: Tensor | None, count: int, dtype: torch.dtype | None, needs: int,
+        moments: Tensor | None, count: int, dtype: torch.dtype | None, needs: int, owner: Any = None,
+        room: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        """The seven outputs of ``lif_backward``; what is not needed is None."""
+        """The seven outputs of ``lif_backward``; what is not needed is None.
+
+        Args:
+            owner: the context of a Function whose gradient of x may leave out the steps to which nothing comes, where
+                someone looks for those (``_first_rows``).
+            room: for the gradient of x.
+        """
+        if owner is not None and owner.first is not None and needs & ~GIVEN_H in (NEED_X, NEED_X + NEED_V0):
+            steps = owner.first.steps(len(x), gs, gv, gv_final)
+            if steps < len(x):
+                few, whole = partial(_few, steps), owner.first.room(owner, partial(layout.empty, x))
+                _, *others = self.first(x[:steps]).backward(
+                    x[:steps], v0, params, affine, few(residual), self.edges(edges, steps), few(gs), few(gv), None,
+                    coef, moments, count, dtype, needs, room=whole.rows(steps),
+                )  # fmt: skip
+                return whole.whole, *others
         inputs = self.inputs(x, v0, params, affine, residual, bool(needs & GIVEN_H))
         if gs is not None:
             gs = layout.aligned(gs, *layout.pooled_shape(x), x.dtype, x) if self.pool else layout.alike(gs, x)
@@ -123,7 +156,7 @@ class Prepared:
         if gv_final is not None:
             gv_final = layout.aligned_state(gv_final, x)
         grads = LIFGrads(gs, gv, gv_final, coef)
-        out = _allocate_backward(x, self.token, params, affine, needs)
+        out = _allocate_backward(x, self.token, params, affine, needs, room)
         norm = _finished(affine, moments, needs, count, dtype)
         if edges is not None and not edges.numel():
             edges = None
@@ -155,6 +188,10 @@ def prepared_for(
         found = Prepared(x, scalars, token, inner, pool, backend)
         remember(kind, found)
     return found
+
+
+def _few(steps: int, t: Tensor | None) -> Tensor | None:
+    return None if t is None else t[:steps]
 
 
 def _channels(affine: Tensor | None) -> int | None:
@@ -267,12 +304,14 @@ lif_forward = define(
 )
 
 
-def _allocate_backward(x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int) -> LIFBackward:
+def _allocate_backward(
+    x: Tensor, token: str, params: Tensor | None, affine: Tensor | None, needs: int, room: Tensor | None = None
+) -> LIFBackward:
     sums = None
     if needs & NEED_SUMS and affine is not None:
         sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
     return LIFBackward(
-        x=layout.empty(x) if needs & (NEED_X | NEED_Y) else None,
+        x=None if not needs & (NEED_X | NEED_Y) else layout.empty(x) if room is None else room,
         v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
         params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
         sums=sums,

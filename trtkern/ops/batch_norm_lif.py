@@ -12,7 +12,7 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose, sizes
 from trtkern.backends.base import Finish
-from trtkern.ops import _norm, _tangent, checks, layout
+from trtkern.ops import _first_rows, _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._known import known, recall, remember
 from trtkern.ops._lazy import Lazy, read
@@ -348,6 +348,7 @@ class Normed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         y, residual, v0, weight, bias, params, _, var, _, _, _, words, _, ctx.fixed, ctx.make, *source = inputs
+        ctx.first = _first_rows.recording
         ctx.set_materialize_grads(False)
         if ctx.make is not None:
             ctx.y = Layout.of(y)
@@ -395,16 +396,16 @@ class Normed(torch.autograd.Function):
         needs = tuple(ctx.needs_input_grad[:6])
         told = (gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, ctx.fixed, ctx.dtype, needs)
         if once(gs, gv, gv_final, y, residual, v0, params):
-            found = NormedBackward.forward(*told, True)
+            found = NormedBackward.forward(*told, ctx)
         else:
-            found = apply(NormedBackward, OP, *told, False)
+            found = apply(NormedBackward, OP, *told, None)
         wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
         return *wanted, *[None] * (9 + len(source))
 
 
 class NormedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs, direct):
+    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs, owner):
         needs_y, needs_residual, needs_v0, needs_weight, needs_bias, needs_params = needs
         dtype = dtype if needs_weight or needs_bias else None
         training, shared = fixed.samples > 0, fixed.group is not None
@@ -423,8 +424,11 @@ class NormedBackward(torch.autograd.Function):
 
         def run(coef: Tensor | None, *finish_and_needs: Any) -> tuple:
             given_to, incoming = (y, v0, params, affine, residual), (edges, gs, gv, gv_final, coef)
-            if direct and fixed.prepared is not None:
-                return fixed.prepared.backward(*given_to, *incoming, *finish_and_needs)
+            if owner is not None and fixed.prepared is not None:
+                # The statistics of a batch tie all steps to each other.
+                return fixed.prepared.backward(
+                    *given_to, *incoming, *finish_and_needs, None if training else owner
+                )  # fmt: skip
             told = (fixed.scalars, fixed.token, fixed.inner, fixed.pool)
             return lif_backward(*given_to, *told, *incoming, *finish_and_needs, fixed.backend)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trtkern import reference
 from trtkern.backends import choose, sizes
 from trtkern.backends.base import PARAMS
-from trtkern.ops import _tangent, checks, layout, spikes
+from trtkern.ops import _first_rows, _tangent, checks, layout, spikes
 from trtkern.ops._beneath import beneath
 from trtkern.ops._known import known, recall, remember
 from trtkern.ops._lazy import Lazy
@@ -319,6 +319,7 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, v0, params, _, ctx.fixed = inputs
+        ctx.first = _first_rows.recording
         ctx.set_materialize_grads(False)
         keep_for_both(ctx, output[3:], x, v0, params, output[3])
 
@@ -339,7 +340,7 @@ class _LIF(torch.autograd.Function):
         needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(fixed.want)
         if fixed.prepared is not None and once(gs, gv, gv_final, x, v0, params):
             gx, gv0, gparams, *_ = fixed.prepared.backward(
-                x, v0, params, None, None, edges, gs, gv, gv_final, None, None, 0, None, needs
+                x, v0, params, None, None, edges, gs, gv, gv_final, None, None, 0, None, needs, ctx
             )
         else:
             gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, x, v0, params, edges, fixed, needs)
