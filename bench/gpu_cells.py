@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,6 +57,22 @@ def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callab
         ops = torch.ops.trtkern
         words = lambda: ops.spikes_pack(spikes, backend)  # noqa: E731
         yield "packing", lambda: torch.equal(ops.spikes_unpack(words(), 0, 5, False, spikes.dtype, backend), spikes)
+    if backend == "triton":
+        yield from layers(torch.device(device), sparse)
+
+
+def layers(device: torch.device, sparse: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The same of layers that multiply packed spikes, each way that there is."""
+    import gpu_spike_conv  # needs Triton
+
+    for layer in gpu_spike_conv.SMALL[:1] if sparse else gpu_spike_conv.SMALL[::2]:
+        given = gpu_spike_conv.Inputs(layer, device)
+        for direction in ("fwd", "bwd"):
+            want = gpu_spike_conv.dense(layer, given, torch.float64, direction)()
+            for name, run, tolerance in gpu_spike_conv.candidates(layer, given, direction):
+                if name.startswith("trtkern"):
+                    test = partial(gpu_spike_conv.wrong, run, want, tolerance)
+                    yield f"{layer.name}, {direction}, {name}", lambda test=test: not test()
 
 
 def judged(name: str, run: Callable[[], Any]) -> bool:

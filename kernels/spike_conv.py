@@ -6,8 +6,8 @@ with i' = stride * i + u - padding and j' alike. A program owns BLOCK_P output p
 of its tile, and BLOCK_K output channels; it walks over taps and channels, and in each step loads a byte for all STEPS
 rows of a pixel and channel (``kernels/spike_conv_operand.py``). A linear layer is a convolution of images of one pixel.
 
-PRECISION says what multiplies: "ieee" float32, "half" the half types as they are, "bf16x3" and "int8x3"
-float32 weights in three parts (``kernels/spike_conv_parts.py``). Sums are float32, of int8 int32.
+PRECISION says what multiplies: "ieee" float32, "half" the half types as they are, "bf16x3" and "int8x3" float32 weights
+in three parts (``kernels/spike_conv_parts.py``). Sums are float32, of int8 int32.
 
 Bytes read for a tile and a step of the walk: BLOCK_P * BLOCK_C of spikes, four times that with POOL, and BLOCK_C *
 BLOCK_K weights, in three parts 3 bytes each of int8 and 6 of bfloat16. ``kernels/spike_conv_launch.py`` chooses all of
@@ -85,14 +85,14 @@ def spike_conv_forward(
     if PRECISION == "int8x3":
         totals = (zero, zero, zero)
     TYPE: tl.constexpr = weight.dtype.element_ty
-    parts = tl.cdiv(C, BLOCK_C).to(tl.int32)
+    groups = tl.cdiv(C, BLOCK_C).to(tl.int32)
     inputs = tl.arange(0, BLOCK_C)
     # What a step of the walk adds to these is one number, so that no step multiplies in 64 bits for each element.
     of_pixels = first[:, None] * C + inputs[None, :]
     of_weights = channels[None, :] * (taps * C) + inputs[:, None]
-    for i in range(0, bound(tl.cast(taps, tl.int32) * parts)):
-        tap = i // parts
-        c0 = (i % parts) * BLOCK_C
+    for i in range(0, bound(tl.cast(taps, tl.int32) * groups)):
+        tap = i // groups
+        c0 = (i % groups) * BLOCK_C
         ahead, inside = tap_pixels(row, column, p < P, tap, image, window, POOL, POINT)
         mask = inside[:, None] & (inputs < C - c0)[None, :]
         x = spikes(packed + (ahead * C + c0), of_pixels, mask, image[2], C, t0 % 8, STEPS, POOL, False, TYPE)

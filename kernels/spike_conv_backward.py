@@ -49,12 +49,12 @@ def spike_conv_weight_gradient(
     )  # fmt: skip
     P = image[0] * window[0] * window[1]
     columns = tl.cdiv(K, BLOCK_K).to(tl.int32)
-    parts = tl.cdiv(C, BLOCK_C).to(tl.int32)
+    groups = tl.cdiv(C, BLOCK_C).to(tl.int32)
     tile = tl.program_id(0)
     channels = (tile % columns).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     tile = tile // columns
-    inputs = (tile % parts).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    tile = tile // parts
+    inputs = (tile % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile = tile // groups
     tap = tile % tl.cast(taps, tl.int32)
     part = tile // tl.cast(taps, tl.int32)
 

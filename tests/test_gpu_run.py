@@ -13,13 +13,15 @@ import pytest
 import torch
 from patience import PATIENCE
 
+from trtkern.bench import rows
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "bench"))
 import gpu  # noqa: E402
 import gpu_bundle  # noqa: E402
 import gpu_only  # noqa: E402
 import gpu_stages  # noqa: E402
-from gpu_stages import CUT, FAILED, OK, SKIPPED, Stage  # noqa: E402
+from gpu_stages import CUT, CUT_MARK, FAILED, OK, SKIPPED, Stage  # noqa: E402
 
 
 def says(words, status=0):
@@ -234,3 +236,29 @@ def test_rows_that_were_left_out_for_want_of_time_are_counted(tmp_path):
     add = f"open({str(path)!r}, 'a').write('library,status,note\\nx,ok,\\ny,skipped,over the budget\\nz,skipped,\\n')"
     (outcome,) = run(tmp_path, Stage("bench", (sys.executable, "-S", "-c", add), 1, rows=path))
     assert outcome.status == CUT and outcome.words.startswith("rows: 1 ok, 2 skipped, 1 of them for want of time")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_layers_on_packed_spikes_leave_rows(tmp_path, monkeypatch, capsys):
+    """Forward and the weight's gradient, each way beside torch's; what ran out of time is named."""
+    gpu_spike_conv = pytest.importorskip("gpu_spike_conv", reason="Triton is not installed")
+    monkeypatch.setattr(gpu_spike_conv, "SMALL", gpu_spike_conv.SMALL[-1:])
+    path = tmp_path / "rows.csv"
+    monkeypatch.setattr(sys, "argv", ["gpu_spike_conv.py", "--small", "--csv", str(path), "--seconds", "4"])
+    assert gpu_spike_conv.main() == 0
+    made = rows.read(path)
+    assert {row.status for row in made} == {"ok"} and all(row.p50_ms > 0 for row in made)
+    names = {direction: [row.candidate for row in made if row.direction == direction] for direction in ("fwd", "bwd")}
+    torchs = ["trtkern bfloat16", "torch float32", "torch bfloat16"]
+    assert names["fwd"] == ["trtkern int8x3", "trtkern ieee", "trtkern bf16x3", *torchs]
+    assert names["bwd"] == ["trtkern ieee", "trtkern bf16x3", *torchs]
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "0"])
+    assert gpu_spike_conv.main() == 0 and f"{CUT_MARK}2 layers" in capsys.readouterr().out
+
+
+def test_a_result_that_is_not_a_number_is_wrong():
+    gpu_spike_conv = pytest.importorskip("gpu_spike_conv", reason="Triton is not installed")
+    want = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert gpu_spike_conv.wrong(lambda: want.float(), want, 1e-6) == ""
+    assert "1.0e-01" in gpu_spike_conv.wrong(lambda: torch.tensor([1.2, 2.0]), want, 1e-2)
+    assert "inf" in gpu_spike_conv.wrong(lambda: torch.tensor([torch.nan, 2.0]), want, 1e-2)

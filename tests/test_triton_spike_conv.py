@@ -44,7 +44,12 @@ LAYERS = [
     (5, 4, 2, False, 16, 1, 2, 20, 0.5),
     (5, 8, 1, True, 2, 2, 19, 6, 0.1),
 ]
-CASES = [(*layer, *way) for layer in LAYERS for way in WAYS]
+# Of large windows, which take the interpreter longest, every second way.
+CASES = [
+    (*layer, *way)
+    for (i, layer), (j, way) in itertools.product(enumerate(LAYERS), enumerate(WAYS))
+    if layer[0] < 3 or (i + j) % 2 == 0
+]
 
 
 @pytest.mark.parametrize("window, side, stride, pooled, T, B, C, K, rate, dtype, precision", CASES, ids=str)
@@ -67,12 +72,12 @@ def test_steps_of_a_program():
 
 
 def test_bits_behind_the_last_step_do_not_matter():
-    spikes, words = drawn(3, 2, 16, 4, 0.5)
-    noisy = words | 0xF8
-    weight, g = torch.randn(16, 16, 3, 3), torch.randn(6, 16, 4, 5)
-    for each in (words, noisy):
-        agrees(forward(each, weight, None, g, padding=1), convolved(spikes, weight.double(), padding=1))
-    assert torch.equal(gradient(words, g, weight, padding=1), gradient(noisy, g, weight, padding=1))
+    spikes, words = drawn(7, 2, 16, 4, 0.5)
+    noisy = words | 0x80
+    weight, g = torch.randn(16, 16, 1, 1), torch.randn(14, 16, 4, 5)
+    for each, precision in itertools.product((words, noisy), ("ieee", "int8x3")):
+        agrees(forward(each, weight, None, g, precision), convolved(spikes, weight.double()))
+    assert torch.equal(gradient(words, g, weight), gradient(noisy, g, weight))
 
 
 @pytest.mark.parametrize("precision", ["ieee", "bf16x3", "int8x3"])
@@ -94,8 +99,8 @@ def test_a_split_sum_is_added_up_in_order(precision, monkeypatch):
     """Of a long sum there are ranges: two runs agree bit for bit, and one range alone agrees with float64 too."""
     from trtkern.kernels import spike_conv_launch
 
-    spikes, words = drawn(4, 8, 16, 8, 0.3)
-    weight, g = torch.randn(24, 16, 1, 1), torch.randn(32, 24, 8, 9)
+    spikes, words = drawn(4, 4, 16, 6, 0.3)
+    weight, g = torch.randn(24, 16, 1, 1), torch.randn(16, 24, 6, 7)
     leaf = weight.double().requires_grad_()
     (want,) = torch.autograd.grad(convolved(spikes, leaf), leaf, g.double())
     launches = spike_conv_launch.weight_gradient_launches(words, last(g).to(DEVICE), weight.to(DEVICE))
