@@ -71,8 +71,8 @@ def steps(rows: Rows) -> tuple[list[str], list[str]]:
         largest = {key: max(float(row[key]) for row in mine) for key in ("kernels", "one_ulp_most")}
         kernels = f"{mine[0]['kernel_forward']} forward, {mine[0]['kernel_weight_grad']} of weights"
         said.append(
-            f"{network}: in {len(mine) - len(beyond)} of {len(mine)} steps the loss with the kernels is no farther from "
-            f"that of the exact run than that of the farthest of {mine[0]['nudges']} runs that were moved by an ulp. "
+            f"{network}: in {len(mine) - len(beyond)} of {len(mine)} steps the loss with the kernels is no farther "
+            f"from that of the exact run than that of the farthest of {mine[0]['nudges']} runs moved by an ulp. "
             f"Over all steps it is {largest['kernels']:.1e} away at the most, and those runs "
             f"{largest['one_ulp_most']:.1e}. Kernels that ran: {kernels}, in {mine[0]['layer_calls']} calls of layers."
         )

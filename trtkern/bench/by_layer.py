@@ -37,15 +37,20 @@ class Verdict(NamedTuple):
     wrong: str
     """The first layer that is wrong, and why; empty where none is."""
     kernels: int
+    """Layers that a kernel computed."""
     layers: int
+    """Those that one might."""
     error: float
     """The largest one, as ``TOLERANCE`` counts it."""
 
 
 def judged(model: nn.Module, run: Callable[[], Any]) -> Verdict:
     """The verdict on a model's layers for packed spikes in the one step that ``run`` makes, gradients included."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, (SpikeConv2d, SpikeLinear))}
+    kinds = (SpikeConv2d, SpikeLinear)
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, kinds) and not each.exact}
     seen: dict[str, _Seen] = {}
+    if not layers:
+        return Verdict("", 0, 0, 0.0)
 
     def watch(name: str, layer: Any) -> Any:
         def hook(module: Any, given: tuple[Any, ...], y: Tensor) -> None:
