@@ -72,8 +72,7 @@ def steps(rows: Rows) -> tuple[list[str], list[str]]:
         kernels = f"{mine[0]['kernel_forward']} forward, {mine[0]['kernel_weight_grad']} of weights"
         said.append(
             f"{network}: in {len(mine) - len(beyond)} of {len(mine)} steps the loss with the kernels is no farther "
-            f"from that of the exact run than that of the farthest of {mine[0]['nudges']} runs that were moved by an "
-            "ulp. "
+            f"from that of the exact run than that of the farthest of {mine[0]['nudges']} runs moved by an ulp. "
             f"Over all steps it is {largest['kernels']:.1e} away at the most, and those runs "
             f"{largest['one_ulp_most']:.1e}. Kernels that ran: {kernels}, in {mine[0]['layer_calls']} calls of layers."
         )

@@ -10,13 +10,14 @@ import typer
 from torch import nn
 
 from trtkern import malloc
-from trtkern.bench import cases, networks, peers, plain, rounds, rows, runner, steps
+from trtkern.bench import by_layer, cases, networks, page, peers, plain, rounds, rows, runner, steps
 from trtkern.bench.cases import Case
 from trtkern.bench.layers import OWN, Layer
 from trtkern.bench.networks import Entry, Network
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
-from trtkern.nn import TRTLoss
+from trtkern.nn import SpikeConv2d, SpikeLinear, Spikes, TRTLoss
+from trtkern.ops.spikes import pack
 
 CPU = torch.device("cpu")
 SMALL = Network("vggsnn", 2, 2, (2, 16, 16))
@@ -48,7 +49,7 @@ def test_rows_are_those_of_the_other_ops(monkeypatch):
     def tiny(features):
         return plain.Plain(plain.Conv(2, 4, pool=nn.AvgPool2d(4)), plain.Flat(), plain.Step(nn.Linear(64, 10)))
 
-    def few(network, device, backends, found):
+    def few(network, device, backends, found, candidates):
         relu, model = (networks.plain_network(network, device, run) for run in (torch.relu, None))
         yield Entry("trtkern auto", "trtkern", model, TRTLoss(model))
         yield Entry("BatchNorm + ReLU", "torch", relu, TRTLoss(relu), judged=False)
@@ -58,8 +59,11 @@ def test_rows_are_those_of_the_other_ops(monkeypatch):
     monkeypatch.setattr(plain, "vggsnn", tiny)
     monkeypatch.setattr(steps, "entries", few)
     monkeypatch.setattr(steps, "DRAWS", 1)
-    call("--op", "step", "--shape", "2,1,2,16,16", *FAST)
-    made = {row.candidate: row for row in rows.read(command.Path(command.ROWS))}
+    call("--op", "step", "--shape", "2,1,2,16,16", "--direction", "each", *FAST)
+    measured = rows.read(command.Path(command.ROWS))
+    ways = [row.direction for row in measured if row.candidate == "trtkern auto" and row.status == "ok"]
+    assert ways == ["train-fwd", "bwd", "both"]
+    made = {row.candidate: row for row in measured if row.direction == "both"}
     assert set(made) == {"trtkern auto", "BatchNorm + ReLU", "off", "gone"}
     ours, relu = made["trtkern auto"], made["BatchNorm + ReLU"]
     assert (ours.case, ours.op, ours.shape) == ("vggsnn step 2x1x2x16x16 float32", "step", "2,1,2,16,16")
@@ -83,42 +87,131 @@ def test_what_is_compared(name, monkeypatch):
     def tiny(*features):
         return plain.Plain(plain.Conv(2, 2))
 
-    monkeypatch.setattr(networks, "vggsnn", lambda shape, backend, checkpoint: nn.Linear(1, 1))
-    monkeypatch.setattr(networks, "resnet19", lambda timesteps, shape, backend, checkpoint: nn.Linear(1, 1))
-    monkeypatch.setattr(networks, "load_reference_weights", lambda model, state: None)
+    monkeypatch.setattr(networks, "_own", lambda network, backend, checkpoint: plain.Plain(plain.Conv(2, 2)))
     monkeypatch.setattr(plain, "vggsnn", tiny)
     monkeypatch.setattr(plain, "resnet19", tiny)
     found = [Peer("spikingjelly", "1", ""), Peer("norse", "2", "")]
     network = Network(name, 2, 2, (2, 16, 16))
     entries = list(networks.entries(network, CPU, ["cpu", "reference"], found))
     assert [entry.name for entry in entries] == [
-        "trtkern cpu", "trtkern reference", "BatchNorm + ReLU, channels_last", "theirs LIFNode m, channels_last",
+        "trtkern cpu", "trtkern reference", "trtkern cpu, exact", "BatchNorm + ReLU, channels_last",
+        "theirs LIFNode m, channels_last",
         "plain torch, channels_last", "trtkern cpu, the captured step without a graph", "BatchNorm + ReLU, contiguous",
         "theirs LIFNode m, contiguous", "plain torch, contiguous", "trtkern cpu, checkpoint",
     ]  # fmt: skip
+    few = [entry.name for entry in networks.entries(network, CPU, ["cpu"], found, cases.candidates("relu,own", "step"))]
+    assert few == ["trtkern cpu", "BatchNorm + ReLU, channels_last", "BatchNorm + ReLU, contiguous"]
     missing = [peers.Peer("spikingjelly", "", "not installed")]
     (gone,) = (each for each in networks.entries(network, CPU, ["cpu"], missing) if not isinstance(each, Entry))
     assert gone == ("spikingjelly", "", "skipped", "not installed")
 
 
-def test_the_shape_names_the_network():
-    resnet, vgg = Case("step", (4, 8, 3, 32, 32)), Case("step", (10, 32, 2, 48, 48))
+@pytest.mark.parametrize("name", ["mlp", "spikformer"])
+def test_the_other_networks_are_those_of_plain_torch(name):
+    """In float64, without what a spike does that falls on the other side."""
+    network = networks.small(networks.of(Case("step", cases.NETWORKS[name].shape, network=name)))
+    mine, plainly = (
+        networks.own(network, CPU, "reference").model.double(),
+        networks.plain_network(network, CPU).double(),
+    )
+    x, y = networks.inputs(network, CPU)
+    found = []
+    for model in (mine, plainly):
+        logits = model(x.double())
+        TRTLoss(model)(logits, y).backward()
+        found.append([logits.detach(), *(p.grad for p in model.parameters())])
+    assert len(found[0]) == len(found[1]) and found[0][0].shape == (2, 2, 10) and found[0][0].std() > 0
+    largest = max(t.abs().max() for t in found[1])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9 * largest.item())
+
+
+def test_relu_is_in_place_of_all_neurons():
+    for name, trained in cases.NETWORKS.items():
+        network = networks.small(networks.of(Case("step", trained.shape, network=name)))
+        model = networks.plain_network(network, CPU, torch.relu)
+        assert not any(isinstance(module, plain.Neurons) for module in model.modules())
+        assert sum(isinstance(module, networks.Swapped) for module in model.modules()) == {
+            "resnet19": 10, "vggsnn": 8, "sew_resnet34": 20, "mlp": 2, "spikformer": 8
+        }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [SpikeConv2d(32, 16, 3, padding=1), SpikeLinear(32, 16)])
+def test_a_layer_is_judged_on_what_it_was_given(layer, monkeypatch):
+    """A right one passes, one with a wrong sum or a wrong gradient does not."""
+    shape = (4, 2, 32, 6, 6) if isinstance(layer, SpikeConv2d) else (4, 16, 32)
+    spikes = (torch.rand(shape) < 0.3).float()
+    monkeypatch.setattr(type(layer), "kernel_for", lambda self, x: "forward: one; the weight's gradient: one")
+
+    def run(off=0.0):
+        layer(Spikes(spikes, pack(spikes))).square().sum().backward()
+        layer.weight.grad[0, 0] += off * layer.weight.grad.abs().max()
+
+    model = nn.Sequential(layer)
+    right = by_layer.judged(model, run)
+    assert right.wrong == "" and (right.kernels, right.layers) == (1, 1) and 0 < right.error < by_layer.TOLERANCE
+    assert "0 is off by" in by_layer.judged(model, lambda: run(1e-4)).wrong
+    handle = layer.register_forward_hook(lambda module, given, y: y * 1.001)
+    assert "0 is off by" in by_layer.judged(model, run).wrong
+    handle.remove()
+    monkeypatch.setattr(type(layer), "kernel_for", lambda self, x: "torch's own: exact is true")
+    assert by_layer.judged(model, run) == by_layer.Verdict("", 0, 1, 0.0)
+
+
+def test_the_network_and_its_shape():
+    resnet = Case("step", (4, 8, 3, 32, 32), network="resnet19")
+    vgg = Case("step", (10, 32, 2, 48, 48), network="vggsnn")
+    assert cases.select("step", ["4,8,3,32,32", "10,32,2,48,48"], "float32", "default") == [resnet, vgg]
+    sew = cases.select("step", ["4,8,3,64,64"], "bfloat16", "default", networks=["sew_resnet34"])
+    assert sew == [Case("step", (4, 8, 3, 64, 64), "bfloat16", network="sew_resnet34")]
+    assert [c.shape for c in cases.select("step", [], "float32", "default", networks=["mlp"])] == [(100, 64, 784)]
     assert networks.of(resnet) == Network("resnet19", 4, 8, (3, 32, 32)) and networks.of(vgg).name == "vggsnn"
     assert networks.of(vgg).features == 512 * 9 and networks.small(networks.of(vgg)).shape == (2, 16, 16)
-    assert [case.network for case in cases.select("step", [], "float32", "default")] == ["resnet19", "vggsnn"]
+    assert [case.network for case in cases.select("step", [], "float32", "default")] == list(cases.NETWORKS)
     assert "step" not in {case.op for case in cases.select("all", [], "float32", "default")}
     assert cases.least_bytes(resnet, "both") == 0 and cases.memory_needed(vgg, CPU) > 2 * 10**9
+
+
+def test_the_page_has_a_table_of_steps_by_threads(tmp_path):
+    """With this project's time over that of the faster ReLU."""
+    given = dict.fromkeys(("date", "commit", "machine", "versions", "malloc", "suite", "note", "command"), "x")
+    same = {**given, "op": "step", "shape": "1", "dtype": "float32", "direction": "both", "rounds": 9, "status": "ok"}
+    made = [
+        rows.Row(
+            **same, case="vggsnn step", threads=threads, candidate=name, library=library, p20_ms=ms, p50_ms=ms,
+            p80_ms=ms, times_ours=ratio, times_ours_low=ratio / 1.25, times_ours_high=ratio * 1.25,
+        )
+        for threads in (2, 1)
+        for name, library, ms, ratio in (
+            ("trtkern cpu", "trtkern", 50.0 * threads, 1.0), ("trtkern cpu, exact", "trtkern", 90.0, 1.8),
+            ("BatchNorm + ReLU, contiguous", "torch", 120.0, 2.4),
+            ("BatchNorm + ReLU, channels_last", "torch", 100.0, 2.0),
+        )
+    ]  # fmt: skip
+    written = page.write(made, tmp_path / "page.md", tmp_path / "rows.csv", "command")
+    text = (tmp_path / "page.md").read_text()
+    assert written == [tmp_path / "page.md"] and "x, 1 threads, malloc: x\nx, 2 threads, malloc: x" in text
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| vggsnn step")]
+    assert [(line[2], line[3], line[5]) for line in table[:2]] == [
+        ("1", "trtkern cpu", "50 (50 to 50)"), ("1", "trtkern cpu, exact", "90 (90 to 90)")
+    ]  # fmt: skip
+    assert [line[7] for line in table] == ["**0.50** (0.40 to 0.62)", *[""] * 4, "**0.50** (0.40 to 0.62)", "", ""]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--shape", "4,8"], "--shape: expected step: T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn); got '4,8'"),
-        (["--shape", "4,8,1,32,32"], "--shape: expected T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn) with H and W of at"),
+        (
+            ["--shape", "4,8"],
+            "--shape: expected resnet19: T,B,3,H,W, H and W at least 8; vggsnn: T,B,2,H,W, H and W at",
+        ),
+        (["--shape", "4,8,1,32,32"], "spikformer: T,B,tokens,D, the last a multiple of 32; got '4,8,1,32,32'"),
+        (["--shape", "4,8,9,48", "--network", "spikformer"], "--shape: expected spikformer: T,B,tokens,D, the last a"),
+        (["--network", "vgg"], "--network: expected one of resnet19, vggsnn, sew_resnet34, mlp, spikformer, got 'vgg'"),
+        (["--candidates", "own,rely"], "--candidates: expected one of own, relu, exact, peers, plain, captured, check"),
         (["--shape", "4,8,2,8,48"], "got '4,8,2,8,48'"),
         (["--dtype", "float16"], "--dtype: expected float32 or bfloat16 with --op step, got float16"),
-        (["--direction", "fwd"], "--direction: expected both with --op step, got fwd"),
-        (["--suite", "long"], "it has no shapes of step; name one with --shape T,B,3,H,W"),
+        (["--suite", "long"], "it has no shapes of step; name one with --shape T,B,3,H,W (resnet19)"),
     ],
 )
 def test_what_is_no_step_is_refused(arguments, said, monkeypatch):

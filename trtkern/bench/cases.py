@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,19 +19,47 @@ OPS = ("lif", "bn-lif", "regularizer", "pack")
 """The kernels, which "all" is; "step" is a whole training step, "overhead" the host's time for a layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
-NETWORKS = {3: "resnet19", 2: "vggsnn"}
-"""The network of a step, by the channels of what it trains on: images in colour, or frames of events."""
+
+
+class Trained(NamedTuple):
+    """A network whose training steps are measured."""
+
+    axes: str
+    """What its shapes say; a number among the letters is the only one that it takes there."""
+    shape: tuple[int, ...]
+    """That of the suite "default"."""
+    least: int
+    """The least height and width; the last number is a multiple of it where there are neither."""
+    neurons: float
+    """Neuron-steps for each number of a shape multiplied out."""
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether it has steps of that shape."""
+        axes = self.axes.split(",")
+        if len(axes) != len(shape) or any(a.isdecimal() and int(a) != n for a, n in zip(axes, shape, strict=True)):
+            return False
+        return min(shape[3:]) >= self.least if axes[-1] == "W" else shape[-1] % self.least == 0
+
+
+NETWORKS = {
+    "resnet19": Trained("T,B,3,H,W", (6, 8, 3, 32, 32), 8, 448.0),
+    "vggsnn": Trained("T,B,2,H,W", (4, 8, 2, 48, 48), 16, 200.0),
+    "sew_resnet34": Trained("T,B,3,H,W", (4, 8, 3, 64, 64), 32, 27.0),
+    "mlp": Trained("T,B,n", (100, 64, 784), 1, 1.4),
+    "spikformer": Trained("T,B,tokens,D", (4, 8, 196, 384), 32, 11.0),
+}
+"""The networks of the op "step"; of those that take a shape that was named alone, the first one trains."""
+CANDIDATES = ("own", "relu", "exact", "peers", "plain", "captured", "checkpoint")
+"""What is compared in a step: this project; ReLU in place of the neurons; this project with torch's own convolutions;
+the neurons of other libraries; plain torch; the step of ``trtkern train``; checkpointed blocks."""
 SHAPES = {
     "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
-    "step": "T,B,3,H,W (resnet19) or T,B,2,H,W (vggsnn)", "overhead": "T,B,C,H,W",
+    "step": ", ".join(f"{each.axes} ({name})" for name, each in NETWORKS.items()), "overhead": "T,B,C,H,W",
 }  # fmt: skip
 AXES = {
-    "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "step": (5,),
-    "overhead": (5,),
+    "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "overhead": (5,),
 }  # fmt: skip
-"""How many numbers the shape of an op may have."""
-LEAST = {"resnet19": 8, "vggsnn": 16}
-"""Height and width that a network takes at the least."""
+"""How many numbers the shape of an op may have; of a step its network says it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +73,8 @@ class Case:
     layout: str = "contiguous"
     neuron: str = "LIF"
     """Of op "lif": a name of ``trtkern.neurons.TABLE``; of "overhead" the layer of ``trtkern.nn`` that a row is of."""
+    network: str = ""
+    """Of a step: the name of what it trains, of ``NETWORKS``."""
 
     @property
     def name(self) -> str:
@@ -51,11 +83,6 @@ class Case:
         named = self.neuron != "LIF" or self.op == "overhead"
         first = f"{self.network} " if self.op == "step" else f"{self.neuron} " if named else ""
         return f"{first}{self.op} {'x'.join(map(str, self.shape))} {self.dtype}{last}"
-
-    @property
-    def network(self) -> str:
-        """Of a step: the name of what it trains."""
-        return NETWORKS[self.shape[2]]
 
     @property
     def timesteps(self) -> int:
@@ -82,8 +109,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("bn-lif", (4, 8, 128, 32, 32), layout="channels_last"),
         Case("regularizer", (6, 12_625_280)),
         Case("pack", (4, 2_097_152)),
-        Case("step", (4, 8, 3, 32, 32)),
-        Case("step", (4, 8, 2, 48, 48)),
+        *(Case("step", each.shape, network=name) for name, each in NETWORKS.items()),
         Case("overhead", (4, 2, 8, 4, 4)),
     ),
     "long": (
@@ -98,13 +124,16 @@ SUITES: dict[str, tuple[Case, ...]] = {
 """By name; the cases of "sizes" are made by ``sizes.cases``, since they are those of the networks' own layers."""
 
 
-def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LIF") -> list[Case]:
+def select(
+    op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LIF", networks: Sequence[str] = ()
+) -> list[Case]:
     """The cases that the command line asks for.
 
     Args:
         op: one of ``OPS``, or "all"; of the Open Neuromorphic suite it is always Linear + LIF.
         neuron: of op "lif", which must then be named if it is another than LIF.
         shapes: "T,N" and so on; each goes to the ops that take so many axes. None: those of the suite.
+        networks: of op "step", names of ``NETWORKS``; none: all of the suite, or the first that takes a shape.
 
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
@@ -119,6 +148,10 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
         )
     if op == "step" and dtype == "float16":
         raise ValueError("--dtype: expected float32 or bfloat16 with --op step, got float16, which needs a scaled loss")
+    for name in networks:
+        one_of("network", name, NETWORKS)
+    if networks and op != "step":
+        raise ValueError(f"--network: expected --op step beside it, got --op {op}")
     linear = suite == "open-neuromorphic"
     if linear and op not in ("all", "lif"):
         raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")
@@ -129,28 +162,40 @@ def select(op: str, shapes: list[str], dtype: str, suite: str, neuron: str = "LI
             raise ValueError(f"--suite sizes: expected no --op, --op lif or --op bn-lif, got {op!r}")
     if not shapes:
         of_suite = [case for case in _of_suite(suite) if case.op in ops]
+        of_suite = [case for case in of_suite if not networks or case.network in networks]
         if not of_suite:
             raise ValueError(f"--suite {suite}: it has no shapes of {op}; name one with --shape {SHAPES[op]}")
-        return [Case(case.op, case.shape, dtype, case.layout, neuron) for case in of_suite]
+        return [replace(case, dtype=dtype, neuron=neuron) for case in of_suite]
     made = []
     for text in shapes:
         shape = parse_shape(text)
+        if op == "step":
+            made += _trained(text, shape, dtype, networks)
+            continue
         fits = [
             Case(each, shape, dtype, layout, neuron)
             for each in ops
             if len(shape) in AXES[each]
             for layout in _layouts(each, shape, suite)
         ]
-        if op == "step" and fits and (shape[2] not in NETWORKS or min(shape[3:]) < LEAST[fits[0].network]):
-            raise ValueError(
-                f"--shape: expected {SHAPES['step']} with H and W of at least {LEAST['resnet19']} or "
-                f"{LEAST['vggsnn']}, got {text!r}"
-            )
         if not fits:
             wanted = "; ".join(f"{each}: {SHAPES.get(each, 'T,B,n')}" for each in ops)
             raise ValueError(f"--shape: expected {wanted}; got {text!r} with {len(shape)} numbers")
         made += fits
     return made
+
+
+def _trained(text: str, shape: tuple[int, ...], dtype: str, networks: Sequence[str]) -> list[Case]:
+    """The steps of a shape, of the networks that were named, or of the first that takes it."""
+    fits = [Case("step", shape, dtype, network=name) for name in networks or NETWORKS if NETWORKS[name].takes(shape)]
+    if not fits or (networks and len(fits) < len(networks)):
+        wanted = "; ".join(
+            f"{name}: {each.axes}, " + (f"H and W at least {each.least}" if each.axes.endswith("W") else
+            f"the last a multiple of {each.least}")
+            for name, each in NETWORKS.items() if name in (networks or NETWORKS)
+        )  # fmt: skip
+        raise ValueError(f"--shape: expected {wanted}; got {text!r}")
+    return fits if networks else fits[:1]
 
 
 def _of_suite(name: str) -> tuple[Case, ...]:
@@ -164,6 +209,20 @@ def _of_suite(name: str) -> tuple[Case, ...]:
 def _layouts(op: str, shape: tuple[int, ...], suite: str) -> tuple[str, ...]:
     """How the tensors of a shape that was named lie in memory: in the suite "sizes" both ways, as all of its images."""
     return LAYOUTS if suite == "sizes" and op == "bn-lif" and len(shape) == 5 else LAYOUTS[:1]
+
+
+def candidates(text: str, op: str) -> tuple[str, ...]:
+    """What "own,relu" names of ``CANDIDATES``, in their order; "all" is all.
+
+    Raises:
+        ValueError: an unknown one, or another op than "step".
+    """
+    if text == "all":
+        return CANDIDATES
+    if op != "step":
+        raise ValueError(f"--candidates: expected --op step beside it, got --op {op}")
+    named = [one_of("candidates", each.strip(), CANDIDATES) for each in text.split(",")]
+    return tuple(each for each in CANDIDATES if each in named)
 
 
 def part(chosen: list[Case], text: str) -> list[Case]:
@@ -229,15 +288,11 @@ def rotations(case: Case, device: torch.device) -> int:
     return max(1, min(16, math.ceil(2 * cache_bytes(device) / max(one, 1))))
 
 
-_STEP = {"resnet19": 1344, "vggsnn": 400}
-"""Neuron-steps of a network for each pixel of its input."""
-
-
 def memory_needed(case: Case, device: torch.device) -> int:
     """Bytes at the peak of a case: inputs, gradients, what an eager loop keeps (9 tensors, measured), the gate's, which
     behind a BatchNorm is 14 in float64. Of a step what the plain network keeps, and the weights of all networks."""
     if case.op == "step":
-        return case.elements // case.shape[2] * _STEP[case.network] * 4 * 14 + (3 << 30)
+        return round(case.elements * NETWORKS[case.network].neurons) * 4 * 14 + (3 << 30)
     tensors = 2 * rotations(case, device) + 12
     exact = 112 if case.op == "bn-lif" else 8
     weights = 12 * case.shape[-1] ** 2 if case.op == "linear-lif" else 0

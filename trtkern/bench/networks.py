@@ -11,41 +11,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trtkern.bench import peers, plain, rows
-from trtkern.bench.cases import Case
+from trtkern.bench import peers, plain, rows, spikformer
+from trtkern.bench.cases import CANDIDATES, NETWORKS, Case
 from trtkern.bench.layers import Layer, Where
-from trtkern.models import load_reference_weights, resnet19, vggsnn
-from trtkern.nn import TRTLoss
+from trtkern.models import SpikingNetwork, from_topology, load_reference_weights, resnet19, sew_resnet34, vggsnn
+from trtkern.nn import TRTLoss, exact_convolutions
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+SPIKES = 0.2
+"""The rate of the spikes that the network of fully connected layers is given."""
 
 
 class Network(NamedTuple):
     """A network and what it trains on."""
 
     name: str
-    """ "resnet19", on images, or "vggsnn", on frames."""
+    """Of ``cases.NETWORKS``."""
     timesteps: int
     batch: int
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
+    shape: tuple[int, ...]
+    """(C, H, W) of an image or frame; of "mlp" (n, 1, 1), of "spikformer" (tokens, D)."""
 
     @property
     def features(self) -> int:
         """What VGGSNN's classifier takes: 512 channels, four times halved."""
         return 512 * (self.shape[1] // 16) * (self.shape[2] // 16)
 
+    @property
+    def layouts(self) -> dict[str, torch.memory_format]:
+        """The memory layouts of what it computes; where there are no images there is one."""
+        return LAYOUTS if self.name not in ("mlp", "spikformer") else {"contiguous": torch.contiguous_format}
+
 
 def of(case: Case) -> Network:
     """The network of a case of the op "step"."""
-    steps, batch, channels, height, width = case.shape
-    return Network(case.network, steps, batch, (channels, height, width))
+    steps, batch, *shape = case.shape
+    return Network(case.network, steps, batch, (*shape, 1, 1) if case.network == "mlp" else tuple(shape))
 
 
 def small(network: Network) -> Network:
-    """The same layers with fewer pixels and steps, which is what the gate looks at."""
-    side = 8 if network.name == "resnet19" else 16
-    return Network(network.name, 2, 2, (network.shape[0], side, side))
+    """The same layers with fewer pixels, tokens, channels and steps, which is what the gate looks at."""
+    least = NETWORKS[network.name].least
+    shapes = {"mlp": network.shape, "spikformer": (16, 2 * least)}
+    return Network(network.name, 2, 2, shapes.get(network.name, (network.shape[0], least, least)))
 
 
 class Swapped(nn.Module):
@@ -85,10 +93,14 @@ class LeftOut(NamedTuple):
 
 
 def inputs(network: Network, device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W], or frames [T, B, C, H, W], and labels; the same in every process."""
+    """Images [B, C, H, W], or frames [T, B, ...], and labels; the same in every process."""
     draw, batch = torch.Generator().manual_seed(seed), network.batch
-    shape = (batch, *network.shape) if network.name == "resnet19" else (network.timesteps, batch, *network.shape)
-    return torch.rand(shape, generator=draw).to(device), torch.randint(10, (batch,), generator=draw).to(device)
+    images = network.name in ("resnet19", "sew_resnet34")
+    shape = (batch, *network.shape) if images else (network.timesteps, batch, *network.shape)
+    x = torch.rand(shape, generator=draw)
+    if network.name == "mlp":
+        x = (x < SPIKES).float()
+    return x.to(device), torch.randint(10, (batch,), generator=draw).to(device)
 
 
 def plain_network(
@@ -97,30 +109,71 @@ def plain_network(
 ) -> nn.Module:  # fmt: skip
     """The plain network, always of the same weights, with a function in place of its neurons."""
     torch.manual_seed(0)
-    made = plain.resnet19() if network.name == "resnet19" else plain.vggsnn(network.features)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "resnet19": plain.resnet19,
+        "vggsnn": lambda: plain.vggsnn(network.features),
+        "sew_resnet34": lambda: plain.resnet34(plain.SEW, 1.0, 10),
+        "mlp": lambda: plain.mlp(network.shape[0]),
+        "spikformer": lambda: spikformer.in_plain_torch(network.shape[-1]),
+    }
+    made: Any = makers[network.name]()
     made.timesteps = network.timesteps
     if run is not None:
         for module in list(made.modules()):
             for name, child in module.named_children():
                 if isinstance(child, plain.Neurons):
                     setattr(module, name, Swapped(run))
-    return made.to(device, memory_format=form)  # type: ignore[call-overload]
+    return made.to(device, memory_format=form)
 
 
 def entries(
-    network: Network, device: torch.device, backends: Sequence[str], found: Sequence[peers.Peer]
-) -> Iterator[Entry | LeftOut]:
-    """The networks, and what cannot be built. Of the other libraries SpikingJelly alone, whose neurons are here in
-    place of the plain ones."""
+    network: Network, device: torch.device, backends: Sequence[str], found: Sequence[peers.Peer],
+    candidates: Sequence[str] = CANDIDATES,
+) -> Iterator[Entry | LeftOut]:  # fmt: skip
+    """The networks of the kinds in ``candidates``, and what cannot be built. Of the other libraries SpikingJelly alone,
+    whose neurons are here in place of the plain ones."""
     names = list(backends)
     if "triton" in names and device.type == "cpu" and network.name != "resnet19":
         names.remove("triton")
         why = "minutes in Triton's interpreter; resnet19 has a layer of it"
         yield LeftOut("trtkern triton", "trtkern", "skipped", why)
-    for backend in names:
-        yield own(network, device, backend)
-    where = Where(device, torch.float32, network.timesteps, math.prod(network.shape), False)
+    compiled = [name for name in names if name != "triton" or device.type == "cuda"]
+    if "own" in candidates:
+        yield from (own(network, device, backend) for backend in names)
+    if "exact" in candidates and device.type == "cpu":  # a GPU's convolutions are torch's own in any case
+        yield from (own(network, device, backend, exact=True) for backend in compiled[:1])
     theirs: list[tuple[peers.Peer, Layer]] = []
+    if "peers" in candidates:
+        for each in _neurons(network, device, found):
+            if isinstance(each, LeftOut):
+                yield each
+            else:
+                theirs.append(each)
+    library = f"torch {torch.__version__}"
+    for layout, form in network.layouts.items():
+        made = partial(plain_network, network, device, form=form)
+        if "relu" in candidates:
+            relu = made(functional.relu)
+            name = "ReLU" if network.name == "mlp" else "BatchNorm + ReLU"
+            yield Entry(f"{name}, {layout}", library, relu, TRTLoss(relu), judged=False)
+        for peer, layer in theirs:
+            swapped = made(layer.run)
+            yield Entry(f"{layer.name}, {layout}", f"{peer.name} {peer.version}", swapped, TRTLoss(swapped), layer)
+        if "plain" in candidates:
+            yield Entry(f"plain torch, {layout}", library, made(), None)
+        # After what it is compared with: a capture that fails may leave the GPU unfit.
+        if "captured" in candidates and form is next(iter(network.layouts.values())):
+            graphs = names if device.type == "cuda" else names[:1]
+            yield from (own(network, device, backend, captured=True) for backend in graphs)
+    if "checkpoint" in candidates and network.name != "mlp":  # which has no block that could be
+        yield from (own(network, device, backend, checkpoint=True) for backend in compiled[:1])
+
+
+def _neurons(
+    network: Network, device: torch.device, found: Sequence[peers.Peer]
+) -> Iterator[tuple[peers.Peer, Layer] | LeftOut]:
+    """SpikingJelly's neurons in each implementation, or why there are none."""
+    where = Where(device, torch.float32, network.timesteps, math.prod(network.shape), False)
     for peer in found:
         if peer.name != "spikingjelly":
             continue
@@ -128,41 +181,43 @@ def entries(
             yield LeftOut(peer.name, "", "skipped", peer.missing)
             continue
         try:
-            theirs += [(peer, layer) for layer in peer.layers(where) if " LIFNode m" in layer.name]
+            yield from [(peer, layer) for layer in peer.layers(where) if " LIFNode m" in layer.name]
         except Exception as error:  # of whatever kind: the others are measured
             yield LeftOut(peer.name, peer.version, "failed", rows.words(error))
-    library = f"torch {torch.__version__}"
-    for layout, form in LAYOUTS.items():
-        made = partial(plain_network, network, device, form=form)
-        relu = made(functional.relu)
-        yield Entry(f"BatchNorm + ReLU, {layout}", library, relu, TRTLoss(relu), judged=False)
-        for peer, layer in theirs:
-            swapped = made(layer.run)
-            yield Entry(f"{layer.name}, {layout}", f"{peer.name} {peer.version}", swapped, TRTLoss(swapped), layer)
-        yield Entry(f"plain torch, {layout}", library, made(), None)
-        if form is torch.channels_last:  # after what it is compared with: a capture that fails may leave the GPU unfit
-            graphs = names if device.type == "cuda" else names[:1]
-            yield from (own(network, device, backend, captured=True) for backend in graphs)
-    compiled = [name for name in names if name != "triton" or device.type == "cuda"]
-    yield from (own(network, device, backend, checkpoint=True) for backend in compiled[:1])
 
 
 def own(
-    network: Network, device: torch.device, backend: str, captured: bool = False, checkpoint: bool = False
-) -> Entry:
+    network: Network, device: torch.device, backend: str, *, captured: bool = False, checkpoint: bool = False,
+    exact: bool = False,
+) -> Entry:  # fmt: skip
     """This project's network, of the plain network's weights. In Triton's interpreter, where a step of the whole would
     take minutes, only the neurons of its first layer are on the backend triton."""
     interpreted = backend == "triton" and device.type == "cpu"
-    options: dict[str, Any] = {
-        "shape": network.shape, "backend": "auto" if interpreted else backend, "checkpoint": checkpoint
-    }  # fmt: skip
-    model = resnet19(timesteps=network.timesteps, **options) if network.name == "resnet19" else vggsnn(**options)
+    model = _own(network, "auto" if interpreted else backend, checkpoint)
     if interpreted:
         first: Any = next(module for module in model.modules() if hasattr(module, "backend"))
         first.backend = backend
-    load_reference_weights(model, plain_network(network, torch.device("cpu")).state_dict())
+    weights = plain_network(network, torch.device("cpu")).state_dict()
+    if isinstance(model, SpikingNetwork):
+        load_reference_weights(model, weights)
+    else:
+        model.load_state_dict(weights)
+    exact_convolutions(model, exact)
     model.to(device)
-    form = ", checkpoint" if checkpoint else " in one layer, interpreted" if interpreted else ""
+    form = ", checkpoint" if checkpoint else " in one layer, interpreted" if interpreted else ", exact" if exact else ""
     if captured:
         form += ", CUDA graph" if device.type == "cuda" else ", the captured step without a graph"
     return Entry(f"trtkern {backend}{form}", "trtkern", model, TRTLoss(model), captured=captured)
+
+
+def _own(network: Network, backend: str, checkpoint: bool) -> nn.Module:
+    options: dict[str, Any] = {"shape": network.shape, "backend": backend, "checkpoint": checkpoint}
+    if network.name == "spikformer":
+        return spikformer.own(network.shape[-1], backend=backend, checkpoint=checkpoint)
+    if network.name == "vggsnn":
+        return vggsnn(**options)
+    if network.name == "mlp":
+        return from_topology("FC-512_FC-512_L-10", **options)
+    return {"resnet19": resnet19, "sew_resnet34": sew_resnet34}[network.name](
+        10, timesteps=network.timesteps, **options
+    )

@@ -23,6 +23,7 @@ peers/bin/trtkern bench --op lif
 peers/bin/trtkern bench --suite open-neuromorphic --budget 300
 peers/bin/trtkern bench --suite sizes --peers snntorch,spikingjelly --budget 5400
 peers/bin/trtkern bench --op overhead
+peers/bin/trtkern bench --op step --direction each --candidates own,exact,relu
 ```
 
 Times are medians of interleaved rounds, in milliseconds, with the 20th and 80th percentile; on a CPU a call of less
@@ -52,6 +53,13 @@ kernels are compiled as they are for a GPU and everything before a launch is don
 launches nothing, and what the driver's own launcher takes is not in it."""
 
 
+STEPS = """Whole training steps: forward, the TRT loss, backward and Adam. "Backward" ends with Adam's new weights.
+"trtkern cpu, exact" leaves all convolutions and matrix products to torch; without it what has packed spikes is computed
+from the bits, where a kernel takes its size. "x ReLU" is the time of this project over that of the same network with
+ReLU in place of the neurons, in the memory layout in which that is faster: the median of paired ratios with its 90 %
+interval, below 1 where the spiking network is faster."""
+
+
 def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[Path]:
     """Write the page and the pictures of each machine beside it; what was written.
 
@@ -65,7 +73,8 @@ def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[P
     made = [path]
     for name, mine in machines.items():
         kinds = _kinds(mine)
-        parts.append(_head(name, [groups(kind) for kind in kinds.values()]))
+        apart = [part for kind, of in kinds.items() for part in (_by_threads(of) if kind == "steps" else [of])]
+        parts.append(_head(name, [groups(part) for part in apart]))
         for kind, found in kinds.items():
             text, file = _SECTIONS[kind](found, path.with_name(f"{path.stem}-{slug(name)}.png"))
             parts.append(text)
@@ -78,7 +87,8 @@ def _kinds(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows by the section that shows them, those that are there."""
     made: dict[str, list[Row]] = {kind: [] for kind in _SECTIONS}
     for row in rows:
-        made["sizes" if row.suite == "sizes" else "overhead" if row.op == "overhead" else "cases"].append(row)
+        own = {"overhead": "overhead", "step": "steps"}.get(row.op, "cases")
+        made["sizes" if row.suite == "sizes" else own].append(row)
     return {kind: found for kind, found in made.items() if found}
 
 
@@ -129,8 +139,43 @@ def _overhead(rows: list[Row], file: Path) -> tuple[str, Path | None]:
     return "\n".join([*parts, ""]), None
 
 
+def _by_threads(rows: list[Row]) -> list[list[Row]]:
+    """The rows of each number of threads, which are cases of their own."""
+    return [[row for row in rows if row.threads == count] for count in sorted({row.threads for row in rows})]
+
+
+def _steps(rows: list[Row], file: Path) -> tuple[str, Path | None]:
+    """One table of all networks, directions and numbers of threads."""
+    parts = ["### Whole steps\n", STEPS, ""]
+    parts.append(
+        "| case | part | threads | candidate | library | ms (p20 to p80) | x trtkern (90 %) | x ReLU (90 %) | peak MiB "
+        "| rounds | note |"
+    )
+    parts.append("|---" * 11 + "|")
+    for group in (group for part in _by_threads(rows) for group in groups(part).values()):
+        first = next((row for row in group if row.library == "trtkern" and row.status == "ok"), None)
+        relu = min((row for row in group if "ReLU" in row.candidate), key=lambda row: row.p50_ms, default=None)
+        for row in ordered(group):
+            said = f"| {row.case} | {DIRECTIONS[row.direction]} | {row.threads} | {row.candidate} | {row.library} |"
+            if row.status != "ok":
+                parts.append(f"{said} {row.status}: {row.note} | | | | | |")
+                continue
+            low, middle, high = map(three, (row.p20_ms, row.p50_ms, row.p80_ms))
+            beside = "" if row is not first or relu is None else _inverse(relu)
+            peak = f"{row.peak_bytes / 2**20:.1f}" if row.peak_bytes >= 0 else ""
+            parts.append(
+                f"{said} {middle} ({low} to {high}) | {_ratio(row)} | {beside} | {peak} | {row.rounds} | {row.note} |"
+            )
+    return "\n".join([*parts, ""]), None
+
+
+def _inverse(row: Row) -> str:
+    """This project's time over that of a row."""
+    return f"**{1 / row.times_ours:.2f}** ({1 / row.times_ours_high:.2f} to {1 / row.times_ours_low:.2f})"
+
+
 _SECTIONS: dict[str, Callable[[list[Row], Path], tuple[str, Path | None]]] = {
-    "cases": _cases, "sizes": _sizes, "overhead": _overhead,
+    "cases": _cases, "sizes": _sizes, "steps": _steps, "overhead": _overhead,
 }  # fmt: skip
 
 

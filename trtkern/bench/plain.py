@@ -1,4 +1,5 @@
-"""The networks of the TRT paper in plain torch, written out layer by layer, with the state-dict keys of its code.
+"""The networks of the TRT paper in plain torch, written out layer by layer, with the state-dict keys of its code; and a
+plain one of fully connected layers.
 
 What tests and ``trtkern bench --op step`` compare with: nothing of trtkern is in it.
 """
@@ -28,17 +29,17 @@ class Triangle(torch.autograd.Function):
 
 
 class Neurons(nn.Module):
-    """u_t = decay * v_{t-1} + x_t, a spike above 1, v_t = (1 - s_t) u_t with the gradient of s_t."""
+    """u_t = decay * v_{t-1} + x_t, a spike above the threshold, v_t = (1 - s_t) u_t with the gradient of s_t."""
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, threshold: float = 1.0) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.threshold = decay, threshold
 
     def forward(self, x: Tensor) -> Tensor:
         v, spikes = torch.zeros_like(x[0]), []
         for current in x.unbind(0):
             u = self.decay * v + current
-            spike = Triangle.apply(u - 1)
+            spike = Triangle.apply(u - self.threshold)
             v = (1 - spike) * u
             spikes.append(spike)
         return torch.stack(spikes)
@@ -189,6 +190,11 @@ def resnet34(block: type[Residual | SEW], decay: float, classes: int = 100, widt
             layers.append(block(channels, out, 2 if i == 0 and out > width else 1, decay))
             channels = out
     return Plain(*layers, Average(), Step(nn.Linear(channels, classes)))
+
+
+def mlp(features: int, width: int = 512, classes: int = 10) -> Plain:
+    """Linear, LIF | Linear, LIF | Linear."""
+    return Plain(Flat(), Full(features, width), Full(width, width), Step(nn.Linear(width, classes)))
 
 
 def trt_loss(

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from trtkern.bench import contest, measure, memory, rows
-from trtkern.bench.cases import DTYPES, Case, least_bytes, rotations
+from trtkern.bench.cases import CANDIDATES, DTYPES, Case, least_bytes, rotations
 from trtkern.bench.measure import Candidate
 
-DIRECTIONS = ("fwd", "bwd", "both")
+DIRECTIONS = ("fwd", "bwd", "both", "each")
+EACH = ("train-fwd", "bwd", "both")
+"""What "each" is, in turn: forward with a graph, backward, and both."""
 SETTLED = 0.1
 """Seconds: on a CPU a call that takes less has one before it that is not timed."""
 
@@ -33,6 +35,8 @@ class Options:
     """Seconds of all cases together, compiling and checking included."""
     peers: str = "all"
     compiled: bool = True
+    candidates: tuple[str, ...] = CANDIDATES
+    """Of a step: what is compared."""
     malloc: str = "default"
     command: tuple[str, ...] = ()
 

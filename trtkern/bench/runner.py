@@ -33,7 +33,7 @@ def run(cases: list[Case], options: Options, sink: Callable[[list[rows.Row]], No
     found = peers.choose(options.peers)
     for case in cases:
         _backends(case, options)
-        if case.op in ("step", "overhead") and options.direction != "both":
+        if case.op == "overhead" and options.direction != "both":
             raise ValueError(f"--direction: expected both with --op {case.op}, got {options.direction}")
     measure.compile_apart()
     begin = time.monotonic()
@@ -56,7 +56,9 @@ def _one(bench: Bench, found: list[peers.Peer], sink: Callable[[list[rows.Row]],
         for made in overhead.tables(bench.case, options):
             sink(made)
         return
-    directions = ("train-fwd", "bwd") if bench.case.op == "linear-lif" else (options.direction,)
+    directions: tuple[str, ...] = rounds.EACH if options.direction == "each" else (options.direction,)
+    if bench.case.op == "linear-lif":
+        directions = rounds.EACH[:2]
     for who, library in _contestants(bench, found):
         _admit(bench, who, library)
     for at, direction in enumerate(directions):
@@ -86,7 +88,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         )
         return
     if case.op == "step":
-        for each in steps.steps(case, options.device, names, found):
+        for each in steps.steps(case, options.device, names, found, options.candidates):
             if isinstance(each, LeftOut):
                 bench.left_out.append(each)
             else:

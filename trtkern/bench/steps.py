@@ -1,11 +1,12 @@
-"""Whole training steps of the paper's networks: what ``trtkern bench --op step`` measures of them.
+"""Whole training steps of networks: what ``trtkern bench --op step`` measures of them.
 
 A step is forward, the TRT loss, backward and a fused Adam; bfloat16 is autocast. Compared are this project on each
-backend, replayed from a CUDA graph and with checkpointed blocks, SpikingJelly's neurons in each implementation that it
-offers here, the plain network (neurons over unbind, a penalty that loops over T and the weights), and the network with
-ReLU in place of the neurons, the last three in both memory layouts. SpikingJelly's and the ReLU network have this
-project's penalty: what differs is the neuron. Each network with neurons is compared with the plain one first, in
-float32 at few pixels; a graph is made of other images, then replayed on these.
+backend, with torch's own convolutions, replayed from a CUDA graph and with checkpointed blocks, SpikingJelly's neurons
+in each implementation that it offers here, the plain network (neurons over unbind, a penalty that loops over T and the
+weights), and the network with ReLU in place of the neurons, the last three in both memory layouts. SpikingJelly's and
+the ReLU network have this project's penalty: what differs is the neuron. Each network with neurons is compared with the
+plain one first, in float32 at few pixels; a graph is made of other images, then replayed on these. Of the network
+itself, as it is timed, each layer that a kernel computes from packed spikes is compared with float64 (``by_layer``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trtkern import reference
-from trtkern.bench import memory, peers, plain, rows
-from trtkern.bench.cases import DTYPES, Case
+from trtkern.bench import by_layer, memory, peers, plain, rows
+from trtkern.bench.cases import CANDIDATES, DTYPES, Case
 from trtkern.bench.contest import Contestant
 from trtkern.bench.gate import Verdict
 from trtkern.bench.measure import Candidate
@@ -36,12 +37,13 @@ and T = 6 the two memory layouts of plain torch have a cosine of 0.03. So few pi
 
 
 def steps(
-    case: Case, device: torch.device, backends: Sequence[str], found: Sequence[peers.Peer]
-) -> Iterator[tuple[Contestant, str] | LeftOut]:
+    case: Case, device: torch.device, backends: Sequence[str], found: Sequence[peers.Peer],
+    candidates: Sequence[str] = CANDIDATES,
+) -> Iterator[tuple[Contestant, str] | LeftOut]:  # fmt: skip
     """The training steps of a case, each with the library that it is of."""
     network = of(case)
-    twins = entries(small(network), device, backends, found)
-    for twin, entry in zip(twins, entries(network, device, backends, found), strict=True):
+    twins = entries(small(network), device, backends, found, candidates)
+    for twin, entry in zip(twins, entries(network, device, backends, found, candidates), strict=True):
         if isinstance(entry, LeftOut):
             yield entry
         else:
@@ -83,6 +85,12 @@ class _Eager:
             self.entry.loss.add_grad_()
         self.optimizer.step()
 
+    def gradients(self) -> None:
+        """Forward and backward alone: those of the loss without its penalty."""
+        with self.autocast():
+            logits = self.entry.model(self.x)
+        self.loss(logits).backward()
+
     def release(self) -> None:
         """Lets go of the graph."""
         self.total = None
@@ -108,17 +116,25 @@ def _contestant(entry: Entry, twin: Entry, network: Network, device: torch.devic
     x, y = inputs(network, device)
     eager = _Eager(entry, x, y, dtype)
     made = Contestant(
-        entry.name, eager.inference, eager.forward, eager.backward, lambda: Verdict(True, ""), eager.release,
-        directions=("both",),
-    )  # fmt: skip
+        entry.name, eager.inference, eager.forward, eager.backward, lambda: Verdict(True, ""), eager.release
+    )
     if entry.captured:
+        made.directions = ("both",)
         made.forward, made.backward = partial(captured_step(entry, dtype, 1e-4), x, y), lambda: None
 
     def check() -> Verdict:
         if entry.judged and (why := differs(twin, small(network), device)):
             return Verdict(False, why)
+        found = by_layer.judged(entry.model, eager.gradients)
+        if found.wrong:
+            return Verdict(False, found.wrong)
         made.check = lambda: Verdict(True, "")  # lets go of the twin
         said = "" if entry.judged else "no neuron"
+        if found.kernels:
+            said = (
+                f"{found.kernels} of {found.layers} layers from packed spikes, each off by {found.error:.1e} of its "
+                f"sums in float64 at the most"
+            )
         if entry.against is not None:
             said = "ATan(2), not the triangle"
         if not entry.captured:

@@ -30,20 +30,37 @@ def bench(
         str,
         typer.Option(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
-            "(spikes to bits), all of these; or step (whole training steps of ResNet-19 and VGGSNN), overhead (the "
-            "host's time for a small layer beside ReLU, with one thread; of the GPU backends without a GPU)."
+            "(spikes to bits), all of these; or step (whole training steps of networks), overhead (the host's "
+            "time for a small layer beside ReLU, with one thread; of the GPU backends without a GPU)."
         ),
     ] = "all",
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="T,N",
-            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for step "
-            "T,B,3,H,W of ResNet-19 or T,B,2,H,W of VGGSNN; for overhead T,B,C,H,W. May be given again.",
+            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for step what its network "
+            "takes, such as T,B,2,H,W of vggsnn; for overhead T,B,C,H,W. May be given again.",
             show_default="those of --suite",
         ),
     ] = None,
     neuron: Annotated[str, typer.Option(metavar="NAME", help=f"Of --op lif: {', '.join(neurons.TABLE)}.")] = "LIF",
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="all of --suite, or the first that takes --shape",
+            help="Of --op step: resnet19, vggsnn, sew_resnet34, mlp (three Linear layers) or spikformer (a block). May "
+            "be given again.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            help="Of --op step, what is compared: all, or a list of own (this project), relu (ReLU in place of the "
+            "neurons), exact (this project with torch's own convolutions), peers (neurons of --peers), plain (plain "
+            "torch), captured (the step of `trtkern train`), checkpoint (checkpointed blocks)."
+        ),
+    ] = "all",
     dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",
     backend: Annotated[
         str, typer.Option(help=f"Which kernels of this package: all, {', '.join(names.BACKENDS)}.")
@@ -51,7 +68,8 @@ def bench(
     direction: Annotated[
         str,
         typer.Option(
-            help="fwd (forward, without autograd), bwd (backward), both (in one, as a training step has them)."
+            help="fwd (forward, without autograd), bwd (backward; of a step with the update of the weights), both (in "
+            "one, as a training step has them), each (forward with autograd, bwd and both, in turn)."
         ),
     ] = "both",
     suite: Annotated[
@@ -124,7 +142,8 @@ def bench(
         names.one_of("direction", direction, timing.DIRECTIONS)
         where = torch.device("cpu" if op == "overhead" and device == "auto" else resolve_device(device))
         libraries.choose(peers)
-        wanted = cases.select(op, shape or [], dtype, suite, neuron)
+        wanted = cases.select(op, shape or [], dtype, suite, neuron, network or [])
+        compared = cases.candidates(candidates, op)
         chosen = _fitting(wanted if part is None else cases.part(wanted, part), where, bool(shape))
         rows.check_writable(csv)
         if threads is not None or op == "overhead":
@@ -135,7 +154,8 @@ def bench(
 
             malloc = "keeps pages" if allocator.keep_pages() else "default"
         options = timing.Options(
-            where, backend, direction, suite, rounds, math.inf if budget is None else budget, peers, compiled, malloc,
+            where, backend, direction, suite, rounds, math.inf if budget is None else budget, peers, compiled, compared,
+            malloc,
             ("trtkern", *_arguments()),
         )  # fmt: skip
     found = _run(chosen, options, csv)
