@@ -265,7 +265,7 @@ def _fused(
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
     made = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
     lazy = want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend)
-    if lazy and (ready.direct or (undisturbed() and bare(tensors))):
+    if lazy and (ready.direct or (undisturbed() and bare(t for t in tensors if not isinstance(t, Lazy)))):
         made += WANT_LAZY
     fixed = ready.fixed.get(made)
     # The settings of the norm are the caller's to change; all else that is fixed is part of what the call is known by.

@@ -18,6 +18,7 @@ from trtkern.ops._beneath import is_mapped, transformed
 from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import define, undisturbed
 from trtkern.ops._mapped import Fold
+from trtkern.ops._saved import Layout
 
 
 class Spikes(NamedTuple):
@@ -119,8 +120,8 @@ class Unwritten(NamedTuple):
             if spikes.stride() == self.stride:
                 return spikes
             # The words may lie otherwise; and the strides of an axis with one element may be any.
-            spikes = layout.aligned(spikes, self.shape, self.stride, self.dtype, spikes)
-            return spikes.as_strided(self.shape, self.stride)
+            laid = Layout(self.shape, self.stride, self.dtype, spikes.device).restore(spikes)
+            return laid.as_strided(self.shape, self.stride)
 
 
 MOST_ADDENDS = 8
