@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch.nn import functional
 
 from trtkern.analysis import fisher
 from trtkern.bench import rows
-from trtkern.bench.measure import ROOT, Candidate, append, interleave, median_ratio, warm_up
+from trtkern.bench.measure import ROOT, Candidate, append, interleave, median_ratio, on_processor, warm_up
 from trtkern.malloc import keep_pages
 from trtkern.models import vggsnn
 from trtkern.models.build import build
@@ -89,19 +88,12 @@ def candidates(name: str, backend: str) -> list[Candidate]:
     ]
 
 
-def processor(run: Callable[[], object]) -> float:
-    """Seconds of processor time."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def measured(case: str, backend: str, rounds: int, malloc: str) -> list[dict[str, Any]]:
     """A row for each candidate."""
     both = candidates(case, backend)
     for candidate in both:
         warm_up(candidate, 5)
-    times = interleave(both, [rounds] * 2, case, timer=processor)
+    times = interleave(both, [rounds] * 2, case, timer=on_processor)
     made = []
     for candidate in both:
         mine = times[candidate.name]
