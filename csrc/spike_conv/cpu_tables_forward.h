@@ -90,6 +90,7 @@ struct TablesForward {
         if (!own.count[tap]) continue;
         const int64_t c = chunk * kSpikeChunk, n = least(kSpikeChunk, a.C - c), groups = parts(n, kNibble);
         read_weight(k, tap, c, n, own.weight);
+        tap + 1 < taps(a) ? prefetch_weight(k, tap + 1, c) : prefetch_weight(k, 0, c + kSpikeChunk);
         unusual += make_tables(own.weight, groups, own.tables);
         const auto* nibbles = (const uint8_t*)memory.shared + chunk * in_rows * kChunkNibbles;
         const Run* runs = own.runs + tap * most_runs();
@@ -127,10 +128,21 @@ struct TablesForward {
     for (int64_t i = 0; i < count; ++i) __builtin_memcpy(sums + i * kTableOutputs, bias, sizeof bias);
   }
 
+  TK_INLINE const float* weight_at(int64_t k, int64_t tap, int64_t c) const {
+    return (const float*)a.weight + k * a.weight_k + tap / a.kernel_w * a.weight_h + tap % a.kernel_w * a.weight_w +
+           c * a.weight_c;
+  }
+
+  // Asks for what read_weight reads next: rows that lie too far apart for the processor to foresee.
+  TK_INLINE void prefetch_weight(int64_t k, int64_t tap, int64_t c) const {
+    constexpr int64_t kLine = 16;
+    for (int64_t i = 0; i < kTableOutputs && a.weight_c == 1; ++i)
+      for (int64_t j = 0; j < kSpikeChunk; j += kLine) prefetch(weight_at(k + i, tap, c + j));
+  }
+
   // The weights of a tap and n channels, [channels, outputs]; what is not there is 0.
   void read_weight(int64_t k, int64_t tap, int64_t c, int64_t n, float* to) const {
-    const float* from = (const float*)a.weight + k * a.weight_k + tap / a.kernel_w * a.weight_h +
-                        tap % a.kernel_w * a.weight_w + c * a.weight_c;
+    const float* from = weight_at(k, tap, c);
     const int64_t outputs = least(kTableOutputs, a.K - k);
     if (n == kSpikeChunk && outputs == kTableOutputs && a.weight_c == 1) {
       for (int64_t i = 0; i < kTableOutputs; i += kLanes)
