@@ -16,7 +16,9 @@ from trtkern.ops.spikes import Spikes, add, pack, unwritten
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason="the CPU extension is not built")
 isa = cpu._extension().isa() if cpu.missing() is None else ""
-fast = pytest.mark.skipif(isa not in _spike_kernels.TABLE, reason=f"{isa} has no kernels for packed spikes")
+fast = pytest.mark.skipif(
+    not isa or _spike_kernels.row(cpu._extension()) is None, reason=f"{isa} has no kernels for packed spikes"
+)
 
 
 def spikes(T=4, B=2, C=64, H=8, W=8, *, rate=0.2, last=True, pooled=False, seed=0):
@@ -80,7 +82,7 @@ def test_layers_compute_on_words(case):
         return noise
 
     assert "torch's own: exact is true" in theirs.kernel_for(x)
-    assert "forward: " in layer.kernel_for(x) and (isa != "amx" or layer.kernel_for(x).count("tiles") == 2)
+    assert "forward: " in layer.kernel_for(x) and layer.kernel_for(x).count("torch's own") < 2
     # Nothing looks at the dense spikes, which are not there.
     blind = Spikes(torch.full_like(x.spikes, float("nan")).requires_grad_(), x.words)
     y, mine = gradients(layer, blind, g)

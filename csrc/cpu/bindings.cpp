@@ -32,6 +32,7 @@ PYBIND11_MODULE(_cpu, m) {
       py::arg("eps"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"));
   m.def("isas", &cpu_isas, "Instruction sets that this processor runs, best first ('wide' is for tests, of float32).");
   m.def("isa", &cpu_isa, "The instruction set in use.");
+  m.def("maker", &cpu_maker, "Who made the processor: 'amd', 'intel', or ''.");
   m.def("stream_from", &cpu_stream_from, py::arg("bytes"),
         "Outputs from this size on are written past the caches (default 4 MiB); for tests.");
   m.def("use_isa", &cpu_use_isa, py::arg("name"), "Use that instruction set; '' is the best.");

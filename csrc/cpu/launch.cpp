@@ -171,6 +171,15 @@ std::vector<std::string> cpu_isas() {
 
 std::string cpu_isa() { return cpu_kernels().name; }
 
+std::string cpu_maker() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("amd")) return "amd";
+  if (__builtin_cpu_is("intel")) return "intel";
+#endif
+  return "";
+}
+
 void cpu_use_isa(const std::string& name) {
   std::string choices;
   for (const Kernels* k : runnable()) {

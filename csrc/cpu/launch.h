@@ -10,6 +10,7 @@ namespace trtkern {
 
 std::vector<std::string> cpu_isas();        // what this processor runs, best first
 std::string cpu_isa();                      // the one in use
+std::string cpu_maker();                    // "amd", "intel", or "" for others
 void cpu_use_isa(const std::string& name);  // "": the best; std::invalid_argument for one that does not run here
 void cpu_stream_from(int64_t bytes);        // outputs from this size on bypass the caches (default 4 MiB)
 

@@ -18,26 +18,50 @@ class Choice(NamedTuple):
     """The firing rate below which the lists of active inputs are faster than that."""
 
 
+OWN = "torch's own"
 LEAST_WORK = 2**24
 """Products of spikes and weights (T B out_h out_w K C kernel_h kernel_w) below which torch's own kernels run: what is
 done around a kernel takes longer than it saves there."""
 
-# By the instruction set in use; for single spikes, then for 2x2 averages and sums of spikes. Forward, then the weight's
-# gradient. The measurements: bench/spike_thresholds.csv.
-TABLE: dict[str, tuple[tuple[Choice, Choice], tuple[Choice, Choice]]] = {
-    "amx": (
-        (Choice("tiles", 0.0), Choice("tiles", 0.0)),
+# By the instruction set in use, and who made the processor where that matters; for single spikes, then for 2x2 averages
+# and sums of spikes. Forward, then the weight's gradient. The measurements: bench/spike_thresholds.csv.
+TABLE: dict[tuple[str, str], tuple[tuple[Choice, Choice], tuple[Choice, Choice]]] = {
+    ("amx", ""): (
+        (Choice("tiles", 0.15), Choice("tiles", 0.15)),
         (Choice("tiles", 0.0), Choice("tiles", 0.0)),
     ),
-    "avx512": (
+    # One permutation of 512 bits a clock: a table in a register is slower than one in the L1 cache.
+    ("avx512", ""): (
+        (Choice("tables", 0.25), Choice("tables", 0.25)),
+        (Choice(None, 0.2), Choice(None, 0.2)),
+    ),
+    ("avx512", "amd"): (
         (Choice("registers", 0.12), Choice("registers", 0.1)),
         (Choice(None, 0.2), Choice(None, 0.2)),
     ),
-    "avx2": (
+    ("avx2", ""): (
         (Choice("tables", 0.3), Choice("tables", 0.3)),
         (Choice(None, 0.2), Choice(None, 0.2)),
     ),
 }
+
+
+def row(extension: ModuleType) -> tuple[str, str] | None:
+    """The row of the table for this machine, or None."""
+    isa, maker = extension.isa(), extension.maker()
+    return next((key for key in ((isa, maker), (isa, "")) if key in TABLE), None)
+
+
+def described(extension: ModuleType) -> str:
+    """What the row of this machine says, in one line."""
+    key = row(extension)
+    if key is None:
+        return f"packed spikes: torch's own kernels, {extension.isa()} has none that are faster"
+    said = []
+    for what, choice in zip(("forward", "weight gradient"), TABLE[key][0], strict=True):
+        lists = f"lists below a firing rate of {choice.lists_below:g}, else " if choice.lists_below else ""
+        said.append(f"{what} {lists}{choice.dense or OWN}")
+    return f"packed spikes ({' '.join(filter(None, key))}): {', '.join(said)}"
 
 
 def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str | None, str]:
@@ -45,17 +69,17 @@ def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str 
     work = args.T * args.B * args.out_h * args.out_w * args.K * args.C * args.kernel_h * args.kernel_w
     if work < LEAST_WORK:
         return None, f"{work} products of spikes and weights are fewer than {LEAST_WORK}"
-    isa = extension.isa()
-    if isa not in TABLE:
+    isa, key = extension.isa(), row(extension)
+    if key is None:
         return None, f"{isa} has no kernel that computes on packed spikes faster than torch"
     single = args.pool == 1 and args.addends == 1
-    choice = TABLE[isa][0 if single else 1][weight_grad]
+    choice = TABLE[key][0 if single else 1][weight_grad]
     if choice.lists_below > 0 and _takes(extension, args, "lists", weight_grad):
         rate = _rate(extension, args)
         if rate < choice.lists_below:
-            return "lists", f"{rate:.3f} of the spikes is below {choice.lists_below:g} with {isa}"
+            return "lists", f"with {isa}, for a firing rate of {rate:.3f}, below {choice.lists_below:g}"
     if choice.dense is not None and _takes(extension, args, choice.dense, weight_grad):
-        return choice.dense, f"the fastest with {isa} that does not depend on the firing rate"
+        return choice.dense, f"with {isa}, the fastest that does not depend on the firing rate"
     return None, f"no kernel of {isa} takes these sizes at this firing rate"
 
 

@@ -171,6 +171,21 @@ def spike_conv_kernel(conv: SpikeConvolution, weight: Tensor, *, weight_grad: bo
     return _spike_kernels.choose(_extension(), args, weight_grad=weight_grad)
 
 
+def spike_conv_kernels(conv: SpikeConvolution, weight: Tensor) -> list[str]:
+    """The kernels of the instruction set in use that take these sizes in both directions."""
+    found = []
+    for kernel in _extension().SPIKE_KERNELS:
+        args = _spike_conv(conv, weight, conv.output(weight.shape[2:]), kernel)
+        if all(_extension().spike_conv_takes(args, weight_grad) for weight_grad in (False, True)):
+            found.append(kernel)
+    return found
+
+
+def spike_conv_described() -> str:
+    """Which kernels compute on packed spikes on this machine."""
+    return _spike_kernels.described(_extension())
+
+
 def regularizer(
     weights: list[Tensor],
     spec: RegularizerSpec,

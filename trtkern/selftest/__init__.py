@@ -12,6 +12,7 @@ from trtkern.backends.base import Backend, Case, RegularizerSpec
 from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare, worst
 from trtkern.selftest.norm import NormCell, NormErrors, compare_norm, norm_cells
 from trtkern.selftest.regularizer import REGULARIZER_TOLERANCE, compare_regularizer
+from trtkern.selftest.spike_conv import compare_spike_conv, spike_kernels
 from trtkern.spec import LIFSpec
 
 __all__ = [
@@ -68,7 +69,7 @@ def _row(backend: Backend) -> Row:
             errors = compare(backend.name, cell, device)
             if not errors.within(cell.dtype):
                 return Row(backend.name, False, f"{cell} on {device}: {errors}")
-        detail = f"{len(trial)} LIF cells, {len(others)} of other neurons"
+        tried = [f"{len(trial)} LIF cells", f"{len(others)} of other neurons"]
         if backend.holds("batch_norm_lif"):
             normed = [
                 NormCell(residual="packed", learnable="channel", shape=(2, 3, 11)),
@@ -79,12 +80,19 @@ def _row(backend: Backend) -> Row:
                 found = compare_norm(backend.name, cell, device)
                 if not found.within(cell.dtype):
                     return Row(backend.name, False, f"{cell} on {device}: {found}")
-            detail += f", {len(normed)} of BatchNorm + LIF"
+            tried.append(f"{len(normed)} of BatchNorm + LIF")
         if backend.holds("regularizer"):
             worst = compare_regularizer(backend.name, RegularizerSpec(6, 1e-5, 0.25, 1e-5), device)
             if not worst <= REGULARIZER_TOLERANCE:
                 return Row(backend.name, False, f"regularizer on {device}: relative error {worst:.1e}")
-            detail += " and the regulariser"
+            tried.append("the regulariser")
+        if backend.name == "cpu":
+            kernels, wrong = compare_spike_conv()
+            if wrong:
+                return Row(backend.name, False, f"convolutions of packed spikes: {wrong}")
+            tried.append(f"convolutions of packed spikes ({', '.join(kernels)})")
     except Exception as error:  # a backend that cannot even run is what the doctor is for
         return Row(backend.name, False, f"{type(error).__name__} on {device}: {error}")
-    return Row(backend.name, True, f"{detail} agree with float64 on {device}")
+    detail = f"{', '.join(tried[:-1])} and {tried[-1]}"
+    said = f"{detail} agree with float64 on {device}"
+    return Row(backend.name, True, f"{said}; {spike_kernels()}" if backend.name == "cpu" else said)
