@@ -75,7 +75,7 @@ def strides(x: Tensor) -> tuple[int, ...]:
 def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A dense tensor of x's shape in its storage order."""
     if x.is_contiguous():
-        return torch.empty_strided(x.shape, x.stride(), dtype=dtype or x.dtype, device=x.device)
+        return torch.empty_like(x, dtype=dtype)  # in x's strides, at half the price of naming them
     return torch.empty_strided(x.shape, strides(x), dtype=dtype or x.dtype, device=x.device)
 
 
