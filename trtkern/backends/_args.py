@@ -65,13 +65,13 @@ def _at(extension: ModuleType, inp: LIFInputs, before: bool, *others: Tensor | N
     """The arguments of a launch with the addresses of its tensors, ``others`` being those that one direction alone has,
     in the order of ``csrc/lif/fields.h``. What is no address is made once for all calls of the kind."""
     x, v0, params, _, _, _, norm, _, _, held = inp
-    args = None if held is None else held.get("args")
-    if args is None:
-        args = _sizes(extension, inp)
+    fixed = None if held is None else held.get("args")
+    if fixed is None:
+        fixed = _sizes(extension, inp)
         if held is not None:
-            held["args"] = args
+            held["args"] = fixed
     affine, residual = (None, None) if norm is None else norm
-    args = args.at((x, v0, params, affine, residual, *others))
+    args = fixed.at((x, v0, params, affine, residual, *others))
     if before:
         args.before = True
     return args
