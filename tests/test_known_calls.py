@@ -91,6 +91,18 @@ def test_no_check_is_lost(asked, bad):
             step(x, **bad)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_a_tensor_without_strides_is_not_the_one_of_a_known_call(asked):
+    """A sparse tensor says that its strides are 0, as those of an expanded one are; a nested one has no shape."""
+    x = torch.zeros(()).expand(4, 2, 3)
+    step(x)
+    sparse, nested = x.to_sparse(), torch.nested.nested_tensor([torch.zeros(2, 3)] * 4)
+    assert sparse.shape == x.shape and sparse.stride() == x.stride()
+    for bad in (sparse, nested):
+        with pytest.raises((TypeError, ValueError), match=r"got a (sparse_coo|nested) tensor"):
+            step(bad)
+
+
 def test_a_value_is_looked_at_each_time(asked):
     """The memory of a parameter may hold anything at the next call."""
     x, decay = torch.randn(4, 2, 3, 4, 4), torch.tensor(0.5)

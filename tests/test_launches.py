@@ -135,4 +135,5 @@ def test_the_count_sees_an_operation_and_a_launch(backend):
     (forward, first), _ = both(twice, x * 1.0, launches)
     assert first in (None, 2)
     (more, _), _ = both(nn.Sequential(LIF(backend=name), nn.ReLU()), x * 1.0, launches)
-    assert name == "triton" or (len(forward) == 2 and not set(more) <= ALLOCATIONS)
+    # An empty_like is counted with the empty_strided in it.
+    assert name == "triton" or (len(forward) == 4 and not set(more) <= ALLOCATIONS)

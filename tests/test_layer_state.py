@@ -222,3 +222,28 @@ def test_the_oracle_takes_the_same_half_precision_values():
     want = reference.lif(x.double(), None, (decay, 1.0, (1 - decay) * 0.7, 1.0, 1.0, 0.0), LIFSpec())
     _, v = layer(x, return_v=True)
     torch.testing.assert_close(v.double(), want.v, rtol=1e-5, atol=1e-6)
+
+
+class _Twice(nn.Module):
+    def forward(self, w):
+        return 2 * w
+
+
+def test_a_norm_whose_weight_is_no_parameter_of_its_own():
+    """torch takes a parametrized weight out of the layer's parameters, as users do who put a tensor in its place."""
+    y = torch.randn(4, 2, 3, 5, 5)
+    want = snn.BatchNormLIF(3)
+    with torch.no_grad():
+        want.weight.fill_(2.0)
+    made, placed = snn.BatchNormLIF(3), snn.BatchNormLIF(3)
+    nn.utils.parametrize.register_parametrization(made, "weight", _Twice())
+    del placed.weight
+    placed.weight = torch.full((3,), 2.0, requires_grad=True)
+    exact = want(y)
+    assert exact.any() and not torch.equal(exact, snn.BatchNormLIF(3)(y))
+    for layer in (made, placed):
+        assert torch.equal(layer(y), exact)
+        assert torch.equal(layer.running_var, want.running_var)
+    g = torch.randn_like(exact)
+    grads = [torch.autograd.grad(layer(y), layer.weight, g)[0] for layer in (want, placed)]
+    assert torch.equal(*grads) and grads[0].any()

@@ -61,40 +61,32 @@ def _sizes(extension: ModuleType, inp: LIFInputs) -> Any:
     return args
 
 
-def _kept(extension: ModuleType, inp: LIFInputs) -> Any:
-    """The same, made once for all calls of the kind."""
-    held = inp.held
-    if held is None:
-        return _sizes(extension, inp)
-    args = held.get("args")
-    if args is None:
-        args = held["args"] = _sizes(extension, inp)
+def _at(extension: ModuleType, inp: LIFInputs, before: bool, *others: Tensor | None) -> Any:
+    """The arguments of a launch with the addresses of its tensors, ``others`` being those that one direction alone has,
+    in the order of ``csrc/lif/fields.h``. What is no address is made once for all calls of the kind."""
+    x, v0, params, _, _, _, norm, _, _, held = inp
+    fixed = None if held is None else held.get("args")
+    if fixed is None:
+        fixed = _sizes(extension, inp)
+        if held is not None:
+            held["args"] = fixed
+    affine, residual = (None, None) if norm is None else norm
+    args = fixed.at((x, v0, params, affine, residual, *others))
+    if before:
+        args.before = True
     return args
-
-
-def _read(inp: LIFInputs) -> tuple[Tensor | None, ...]:
-    """The tensors that both directions read, in the order of ``csrc/lif/fields.h``."""
-    norm = inp.norm
-    if norm is None:
-        return inp.x, inp.v0, inp.params, None, None
-    return inp.x, inp.v0, inp.params, norm.affine, norm.residual
 
 
 def forward(extension: ModuleType, inp: LIFInputs, out: LIFForward) -> Any:
     """The arguments of a forward launch."""
     s, v, v_final, edges, flag, packed = out
-    args = _kept(extension, inp).at((*_read(inp), s, v, v_final, edges, packed, flag))
-    if inp.before and v is not None:
-        args.before = True
-    return args
+    return _at(extension, inp, inp.before and v is not None, s, v, v_final, edges, packed, flag)
 
 
 def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads: LIFGrads, out: LIFBackward) -> Any:
     """The arguments of a backward launch."""
-    args = _kept(extension, inp).at((*_read(inp), None, None, None, edges, None, None, *grads, *out))
-    if inp.before and grads.v is not None:
-        args.before = True
-    return args
+    before = inp.before and grads.v is not None
+    return _at(extension, inp, before, None, None, None, edges, None, None, *grads, *out)
 
 
 def sequence(extension: ModuleType, x: Tensor, channels: int = 1, inner: int = 1) -> Any:

@@ -6,11 +6,13 @@ Importing this file does not import Triton.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import os
 from contextlib import AbstractContextManager
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -87,6 +89,12 @@ def _refuses_surrogate(name: str) -> str | None:
     return None
 
 
+@cache
+def _kernels(name: str) -> ModuleType:
+    """A file of ``trtkern.kernels``, whose import takes Triton's; an import statement in every call has its price."""
+    return importlib.import_module(f"trtkern.kernels.{name}")
+
+
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Launches go to the tensor's own device; Triton takes the current stream of that device."""
     if tensor.is_cuda:
@@ -99,11 +107,9 @@ def _on(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
     """Fills ``out``: one launch."""
-    from trtkern.kernels.lif_launch import forward_launch
-
     if inp.x.numel():
         with _on(inp.x):
-            forward_launch(inp, out)()
+            _kernels("lif_launch").forward_launch(inp, out)()
 
 
 def lif_backward(
@@ -111,8 +117,6 @@ def lif_backward(
 ) -> None:
     """Fills ``out``: one launch, and one that adds up the parameters' gradients and the sums of the norm, and fills
     ``norm`` from the latter."""
-    from trtkern.kernels.lif_launch import backward_launches
-
     if out.sums is None:
         norm = None
     if not inp.x.numel():
@@ -123,70 +127,56 @@ def lif_backward(
             batch_norm_lif_coefficients(out.sums, None, norm)
         return
     with _on(inp.x):
-        for launch in backward_launches(inp, edges, grads, out, norm):
+        for launch in _kernels("lif_launch").backward_launches(inp, edges, grads, out, norm):
             launch()
 
 
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
     """stats [2, channels] float64: mean and sum of squared deviations of each channel of x [T, N]; two launches."""
-    from trtkern.kernels.batch_norm import statistics_launches
-
     with _on(x):
-        for launch in statistics_launches(x, channels, inner, stats):
+        for launch in _kernels("batch_norm").statistics_launches(x, channels, inner, stats):
             launch()
 
 
 def batch_norm_lif_affine(x: Tensor, inner: int, norm: Finish, out: Finished) -> None:
     """The statistics of each channel of x [T, N], finished: fills ``out``, moves the running ones; two launches."""
-    from trtkern.kernels.batch_norm import affine_launches
-
     with _on(x):
-        for launch in affine_launches(x, inner, norm, out):
+        for launch in _kernels("batch_norm").affine_launches(x, inner, norm, out):
             launch()
 
 
 def batch_norm_lif_finish(mean: Tensor, var: Tensor, norm: Finish, out: Finished) -> None:
     """The same from a mean and a variance that are known, [C] each: one launch."""
-    from trtkern.kernels.batch_norm_finish import known_launch
-
     with _on(mean):
-        known_launch(mean, var, norm, out)()
+        _kernels("batch_norm_finish").known_launch(mean, var, norm, out)()
 
 
 def batch_norm_lif_coefficients(sums: Tensor, own: Tensor | None, norm: NormGrads) -> None:
     """Fills ``norm`` from sums, float64 [2, C]; ``own``: those of this process, where ``sums`` are those of all: one
     launch."""
-    from trtkern.kernels.batch_norm_finish import coefficients_launch
-
     with _on(sums):
-        coefficients_launch(sums, own, norm)()
+        _kernels("batch_norm_finish").coefficients_launch(sums, own, norm)()
 
 
 def batch_norm_lif_input_grad(gx: Tensor, x: Tensor, affine: Tensor, coef: Tensor, inner: int, out: Tensor) -> None:
     """out = coef[0] * gx + coef[1] * (x - center) + coef[2]: one launch."""
-    from trtkern.kernels.batch_norm import input_gradient_launch
-
     if gx.numel():
         with _on(gx):
-            input_gradient_launch(gx, x, affine, coef, inner, out)()
+            _kernels("batch_norm").input_gradient_launch(gx, x, affine, coef, inner, out)()
 
 
 def spikes_pack(s: Tensor, words: Tensor) -> None:
     """words [ceil(T / 8), N] uint8, bit t % 8 of plane t // 8 being s[t] != 0: one launch."""
-    from trtkern.kernels.spikes import pack_launch
-
     if s.numel():
         with _on(s):
-            pack_launch(s, words)()
+            _kernels("spikes").pack_launch(s, words)()
 
 
 def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
     """The spikes of the steps from ``start`` on, or their averages over 2 x 2 neurons: one launch."""
-    from trtkern.kernels.spikes import unpack_launch
-
     if out.numel():
         with _on(out):
-            unpack_launch(words, start, pool, out)()
+            _kernels("spikes").unpack_launch(words, start, pool, out)()
 
 
 def regularizer(
@@ -198,13 +188,11 @@ def regularizer(
     scale: float,
 ) -> None:
     """Fills ``value`` with R(weights); writes scale * dR/dw to ``grads``, or adds it: one launch and one sum."""
-    from trtkern.kernels.regularizer import regularizer_launch
-
     if not any(w.numel() for w in weights):
         value.zero_()
         return
     with _on(weights[0]):
-        launch, partial = regularizer_launch(weights, spec, grads, accumulate, scale)
+        launch, partial = _kernels("regularizer").regularizer_launch(weights, spec, grads, accumulate, scale)
         launch()
         torch.sum(partial, 0, out=value)
 

@@ -27,8 +27,11 @@ class Leaf(nn.Module):
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tracer = _tracer((*args, *kwargs.values()))
-        return super().__call__(*args, **kwargs) if tracer is None else self._record(tracer, args, kwargs)
+        if kwargs or len(args) != 1 or type(args[0]) is not Tensor:  # one tensor, the common call, is no Proxy
+            tracer = _tracer((*args, *kwargs.values()))
+            if tracer is not None:
+                return self._record(tracer, args, kwargs)
+        return nn.Module.__call__(self, *args, **kwargs)
 
     def _record(self, tracer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call as a node of the tracer's graph; hooks run when the graph does."""
@@ -49,7 +52,7 @@ class Leaf(nn.Module):
 
 def is_proxy(value: object) -> bool:
     """Whether it stands for a value, or for ``Spikes``, in what torch.fx traces."""
-    return _tracer((value,)) is not None
+    return type(value) is not Tensor and _tracer((value,)) is not None
 
 
 def _tracer(values: Iterable[Any]) -> Any:

@@ -131,10 +131,10 @@ class Neuron(Leaf):
 
     def _run(self, x: Tensor, v0: AnyState, want: int, on_equal: bool = False) -> LIFOutput:
         """Call the op on x with its time axis moved first, and move it back in what comes out."""
-        name = type(self).__name__
         if not isinstance(x, Tensor):
-            checks.sequence(name, x)
-        warn_of_one_step(name, x)
+            checks.sequence(type(self).__name__, x)
+        if x.dim() < 3:
+            warn_of_one_step(type(self).__name__, x)
         time, channel = (0, self.channel_dim) if self.time_dim == 0 else self.axes(x)
         if time != 0:
             x = x.movedim(time, 0)
@@ -175,16 +175,21 @@ class Neuron(Leaf):
 
     def values(self) -> dict[str, Number]:
         """The numbers and tensors of the next call by name, as ``trtkern.ops.lif.neuron`` takes them."""
-        row, found, numbers = self.spec.row, {}, self.__dict__
-        for name in row.params:
+        params, found, numbers = self.spec.row.params, {}, self.__dict__
+        for name in params:
             if name != "bias":
                 # What is in no other place is a number.
                 found[name] = numbers[name] if name in numbers else self._value(name)
         for name, decay in self.complements:
             if found[name] is None:
                 found[name] = 1 - wide(found[decay])
-        if "bias" in row.params:
-            found["bias"] = self._bias(found["decay"])
+        if "bias" in params:
+            found["bias"] = 0.0 if numbers.get("v_leak") == 0.0 else self._bias(found["decay"])
+        # With the soft reset that has no potential, and an amount only where it was given.
+        if found["reset_amount"] is None:
+            found["reset_amount"] = found["v_threshold"]
+        if "v_reset" in found and found["v_reset"] is None:
+            found["v_reset"] = 0.0
         return found
 
     def _value(self, name: str) -> Any:
@@ -194,11 +199,7 @@ class Neuron(Leaf):
 
     def _bias(self, decay: Number) -> Number:
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
-        v_leak = self.__dict__.get("v_leak")
-        if v_leak == 0.0:
-            return 0.0
-        v_leak = self._value("v_leak")
-        return (1 - wide(decay)) * wide(v_leak)
+        return (1 - wide(decay)) * wide(self._value("v_leak"))
 
     def backend_for(self, x: Tensor) -> str:
         """The backend that runs this layer on x; for "auto" also why the ones before it do not."""
@@ -288,15 +289,6 @@ class Spiking(Neuron):
         made = tuple(each for each in (spikes_of(out), self.named_state(out.state), out.v, out.h) if each is not None)
         return made
 
-    def values(self) -> dict[str, Number]:
-        """The neuron's parameters by name: what the row of ``trtkern.neurons.TABLE`` has."""
-        found = super().values()
-        if found["reset_amount"] is None:
-            found["reset_amount"] = found["v_threshold"]
-        if found.get("v_reset", 0.0) is None:
-            found["v_reset"] = 0.0
-        return found
-
     def _settings(self) -> dict[str, object]:
         names = (*self._own, "v_threshold", "v_reset", "reset_amount")
         spec = self.spec
@@ -361,8 +353,8 @@ def one_step(op: str, x: Tensor, time_dim: int) -> Tensor:
 
 
 def warn_of_one_step(name: str, x: Tensor) -> None:
-    """A UserWarning, once a place of the caller's code, where x has too few axes for a sequence [T, B, C]."""
-    if x.dim() not in (1, 2) or torch.compiler.is_compiling():
+    """A UserWarning, once a place of the caller's code: x has too few axes for a sequence [T, B, C]."""
+    if x.dim() == 0 or torch.compiler.is_compiling():
         return
     # The caller's own line: layers of torch and of this package stand between.
     frame, level = inspect.currentframe(), 1

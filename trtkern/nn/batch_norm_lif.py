@@ -21,6 +21,9 @@ from trtkern.ops.spikes import Spikes, dense, packing
 fx.wrap("dense")
 fx.wrap("one_step")
 
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""What a BatchNorm holds, in the order of ``BatchNorm``."""
+
 
 class BatchNormLIF(Leaf):
     """BatchNorm over time, batch and space together, a residual, LIF neurons and a 2x2 average, as one op.
@@ -109,18 +112,23 @@ class BatchNormLIF(Leaf):
 
     def norm(self) -> BatchNorm:
         """The normalisation of the next call."""
-        training = self.training or self.running_mean is None
-        group = None
+        weight, bias, running_mean, running_var, batches = self._tensors()
+        training, group = self.training or running_mean is None, None
         if self.sync and self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             group = torch.distributed.group.WORLD
-        tracked = (self.running_mean, self.running_var, self.num_batches_tracked)
-        return BatchNorm(self.weight, self.bias, *tracked, self.eps, self.momentum, training, group)
+        return BatchNorm(weight, bias, running_mean, running_var, batches, self.eps, self.momentum, training, group)
+
+    def _tensors(self) -> list[Any]:
+        """``NORM_TENSORS`` as they are now, at a third of the price of five attributes; what torch has put in the place
+        of a parameter (``parametrize``) is an attribute."""
+        held = {**self._parameters, **self._buffers}
+        return [held[name] if name in held else getattr(self, name) for name in NORM_TENSORS]
 
     def neuron(self, *, state: bool = False) -> Neuron:
         """What follows the normalisation in the next call."""
-        lif = self.lif
+        lif, held = self.lif, self._buffers.get("running_mean")
         want = wanted(True, False, state, packing(self.packed))
-        held = self.weight if self.running_mean is None else self.running_mean
+        held = self.weight if held is None else held
         flag = lif.nonfinite if held is None else lif.flag_for(held)
         return Neuron(lif.values(), lif.spec, self.pool == 2, want, flag, lif.backend, lif.fire_on_equal)
 
@@ -144,11 +152,10 @@ class BatchNormLIF(Leaf):
         """
         if is_proxy(y):
             return self(y, residual, v0, return_state=return_state)
-        if isinstance(y, Tensor):
+        if isinstance(y, Tensor) and y.dim() < 3:
             warn_of_one_step(type(self).__name__, y)
-        out = batch_norm_lif(
-            y, self.norm(), self.neuron(state=return_state), residual, self.lif.stacked(y, v0), self.channel_dim
-        )
+        state = None if v0 is None else self.lif.stacked(y, v0)
+        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, state, self.channel_dim)
         return (spikes_of(out), self.lif.named_state(out.state)) if return_state else spikes_of(out)
 
     def step(self, y: Tensor, residual: Tensor | Spikes | None = None, v: AnyState = None) -> tuple[Tensor, Any]:

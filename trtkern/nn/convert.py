@@ -18,15 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from trtkern.nn._neuron import Spiking
-from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.batch_norm_lif import NORM_TENSORS, BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.time import OverTime, TimeSequential
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF, bare
 
 NORMS = {nn.BatchNorm1d: None, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
 """The BatchNorms that are fused, with their axes of space where there is but one number of them."""
-
-LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
@@ -211,9 +209,9 @@ def _neuron(layer: BatchNormLIF) -> Any:
 
 def _share(source: Any, target: Any) -> None:
     """The same Parameters and buffers, and the mode that belongs to them."""
-    for name in LEAVES[:2]:
+    for name in NORM_TENSORS[:2]:
         target.register_parameter(name, source._parameters[name])
-    for name in LEAVES[2:]:
+    for name in NORM_TENSORS[2:]:
         target.register_buffer(name, source._buffers[name])
     target.affine, target.track_running_stats = source.affine, source.track_running_stats
     target.training = source.training
@@ -372,7 +370,7 @@ def unlike(norm: Any) -> str | None:
     kind = type(norm).__name__
     if type(norm) not in NORMS:
         return f"expected one of {', '.join(known.__name__ for known in NORMS)}, got {kind}"
-    missing = [norm._buffers[name] is None for name in LEAVES[2:]]
+    missing = [norm._buffers[name] is None for name in NORM_TENSORS[2:]]
     if any(missing) != all(missing) or norm.track_running_stats == all(missing):
         return f"{kind} keeps running statistics without using them, or in part"
     if norm.weight is None and norm.bias is not None:

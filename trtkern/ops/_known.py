@@ -9,9 +9,13 @@ import os
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+from torch import Tensor, strided
+from torch.nn import Parameter
+
 from trtkern import backends
 from trtkern.ops import checks
-from trtkern.ops._library import kinds, plain
+from trtkern.ops._lazy import Lazy
+from trtkern.ops._library import left_behind, plain
 
 MOST = 4096
 """Calls that are remembered; beyond, all are forgotten and checked again."""
@@ -40,8 +44,8 @@ def remember(call: Hashable, what: Any) -> None:
 def known(settings: tuple[Any, ...], values: Iterable[Any]) -> Hashable:
     """By what a call is known: the settings and kinds of its values, and what chooses among the backends.
 
-    None where it has to be checked each time: somebody compiles, records, transforms or debugs, or a value is of a kind
-    of its own.
+    None where it has to be checked each time: somebody compiles, records, transforms or debugs, one of the tensors is
+    of a kind of its own, or a number is no plain float.
 
     Args:
         settings: where a check may tell True from 1, with its type: to a dict they are one.
@@ -49,7 +53,28 @@ def known(settings: tuple[Any, ...], values: Iterable[Any]) -> Hashable:
     """
     if not plain() or checks.debugging():
         return None
-    found = kinds(values)
-    if found is None:
+    found: list[Any] = []
+    try:
+        for value in values:
+            if value is None:
+                found.append(None)
+                continue
+            kind = type(value)
+            if kind is float:
+                # To a dictionary 0.0 and -0.0 are one.
+                found.append(value or str(value))
+            elif kind is Tensor or kind is Parameter or kind is Lazy:
+                if value.layout is not strided or value.is_neg() or left_behind(value):
+                    return None
+                found += (value.shape, value.stride(), value.dtype, value.device)
+                if kind is Lazy:
+                    found.append(Lazy)
+            else:
+                return None
+    except RuntimeError:  # a nested tensor, which has no shape
         return None
-    return settings, found, os.environ.get("TRITON_INTERPRET")
+    return settings, tuple(found), _environment.get(_INTERPRET)
+
+
+# os.environ.get raises and catches a KeyError where there is no such variable, at ten times the price.
+_environment, _INTERPRET = os.environ._data, os.environ.encodekey("TRITON_INTERPRET")  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 
 from trtkern._torch import exporting, recording, within
 from trtkern.ops._beneath import has_tangent, is_mapped
-from trtkern.ops._lazy import Lazy
 from trtkern.ops._saved import keep
 
 LIBRARY = torch.library.Library("trtkern", "DEF")
@@ -77,7 +76,7 @@ def undisturbed() -> bool:
 _transforms, _modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
 _profiled, _tracing = torch.autograd._profiler_enabled, torch._C._is_tracing
 _included = torch._C._dispatch_tls_is_dispatch_key_included
-_left_behind = torch._C._functorch.is_functorch_wrapped_tensor
+left_behind = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 @contextmanager
@@ -101,36 +100,11 @@ def bare(arguments: Iterable[Any]) -> bool:
     for argument in arguments:
         kind = type(argument)
         if kind is Tensor or kind is _Parameter:
-            if argument.is_neg() or _left_behind(argument):
+            if argument.is_neg() or left_behind(argument):
                 return False
         elif kind not in _PLAIN_ARGUMENTS:
             return False
     return True
-
-
-def kinds(values: Iterable[Any]) -> tuple | None:
-    """What the checks of tensors and numbers look at, to know a call by that was checked before; None where one of the
-    tensors is of a kind of its own, or a number is no plain float."""
-    found: list[Any] = []
-    for value in values:
-        kind = type(value)
-        if kind is float:
-            # To a dictionary 0.0 and -0.0 are one.
-            found.append(value or str(value))
-        elif value is None:
-            found.append(None)
-        elif kind is Tensor or kind is _Parameter or kind is Lazy:
-            if value.layout is not _strided or value.is_nested or value.is_neg() or _left_behind(value):
-                return None
-            found += (value.shape, value.stride(), value.dtype, value.device)
-            if kind is Lazy:
-                found.append(Lazy)
-        else:
-            return None
-    return tuple(found)
-
-
-_strided = torch.strided
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -215,18 +189,19 @@ def pushed(op: str, *tensors: Tensor | None) -> bool:
     return _forward_mode()
 
 
-def keep_for_both(ctx: Any, constants: tuple[Tensor | None, ...], *tensors: Tensor | None) -> None:
+def keep_for_both(
+    ctx: Any, constants: tuple[Tensor | None, ...], *tensors: Tensor | None, held: dict[str, Any] | None = None
+) -> None:
     """``keep`` the tensors for the backward pass, and where tangents may come for them too; both find the same ones.
 
     The outputs ``constants`` are marked as not differentiable. Where tangents may come they are not, for beneath
     torch.vmap torch forgets the mark: their tangents are zeros there.
     """
-    keep(ctx, *tensors)
-    if torch.compiler.is_compiling() or not _forward_mode():
-        if there := [t for t in constants if t is not None]:
-            ctx.mark_non_differentiable(*there)
-    else:
+    keep(ctx, *tensors, held=held)
+    if _forward_mode() and not torch.compiler.is_compiling():
         ctx.save_for_forward(*tensors)
+    elif there := [t for t in constants if t is not None]:
+        ctx.mark_non_differentiable(*there)
 
 
 def refuse_duals(op: str, where: str, instead: str, *tensors: object) -> None:
@@ -260,14 +235,18 @@ def apply(function: type[torch.autograd.Function], op: str, *arguments: Any) -> 
 
 
 @cache
-def alone(function: type[torch.autograd.Function]) -> Any:
+def alone(function: type[torch.autograd.Function], shown: Callable[[tuple], tuple] | None = None) -> Any:
     """The Function for calls that no transform looks into: in one method, for which torch does not take the signature
-    of ``forward`` apart at every call."""
+    of ``forward`` apart at every call.
+
+    Each output has its price, and so those are none of it that are only kept for the backward pass: ``shown`` picks
+    what the caller sees out of what ``forward`` gives.
+    """
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = function.forward(*arguments)
         function.setup_context(ctx, arguments, output)
-        return output
+        return output if shown is None else shown(output)
 
     names = {
         "forward": staticmethod(forward),

@@ -67,19 +67,21 @@ class Prepared:
     """
 
     __slots__ = (
-        "_backend", "_firsts", "_halves", "_held", "_scalars", "_spec", "empty", "inner", "pool", "run", "token",
-        "unwritten",
+        "_backend", "_firsts", "_halves", "_scalars", "_spec", "empty", "held", "inner", "pool", "run", "static",
+        "token", "unwritten",
     )  # fmt: skip
 
     def __init__(self, x: Tensor, scalars: Sequence[float], token: str, inner: int, pool: bool, backend: str) -> None:
-        if not (layout.is_dense(x) or layout.is_static(x)):
+        self.static = layout.is_static(x)
+        if not (self.static or layout.is_dense(x)):
             raise RuntimeError(f"lif: expected x to be dense with time outermost, got {checks.describe(x)}")
         if pool and (x.shape[-2] % 2 or x.shape[-1] % 2):
             raise RuntimeError(f"lif: expected images with even sides to pool, got {checks.describe(x)}")
         self.token, self.run, self.empty = token, named(backend).ops, not x.numel()
         self._scalars, self._spec, self.inner, self.pool = tuple(scalars), LIFSpec.from_token(token), inner, pool
         self._halves = Pool(x.stride(-2), x.stride(-1)) if pool else None
-        self._held: dict[Any, Any] = {}
+        # What backends and Functions make once for all calls of the kind; no tensor.
+        self.held: dict[str, Any] = {}
         self.unwritten = _unwritten(x, pool)
         self._backend, self._firsts = backend, dict[int, Prepared]()
 
@@ -106,20 +108,20 @@ class Prepared:
         norm = None
         if affine is not None:
             norm = Norm(affine, residual if residual is None else layout.alike(residual, x))
-        spec, inner, held = self._spec, self.inner, self._held
+        spec, inner, held = self._spec, self.inner, self.held
         return LIFInputs(x, v0, params, self._scalars, spec, inner, norm, self._halves, before, held)
 
-    def look(self, params: Tensor | None) -> None:
+    def look(self, params: Tensor) -> None:
         """What the parameters hold; a ValueError where a neuron cannot have it."""
-        if params is not None:
-            checks.parameter_values(self._spec.neuron.lower(), params, self._spec.row.params)
+        checks.parameter_values(self._spec.neuron.lower(), params, self._spec.row.params)
 
     def forward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
         flag: Tensor | None, want: int,
     ) -> LIFForward:  # fmt: skip
         """The outputs that are wanted, filled; the others are None."""
-        self.look(params)
+        if params is not None:
+            self.look(params)
         inputs = self.inputs(x, v0, params, affine, residual, bool(want & WANT_H))
         out = allocate(x, self.token, self.pool, want, flag)
         if not self.empty:
@@ -155,7 +157,6 @@ class Prepared:
             gv = layout.alike(gv, x)
         if gv_final is not None:
             gv_final = layout.aligned_state(gv_final, x)
-        grads = LIFGrads(gs, gv, gv_final, coef)
         out = _allocate_backward(x, self.token, params, affine, needs, room)
         norm = _finished(affine, moments, needs, count, dtype)
         if edges is not None and not edges.numel():
@@ -167,10 +168,11 @@ class Prepared:
             if norm is not None:
                 self.run["batch_norm_lif_coefficients"](out.sums, None, norm)
         else:
-            run = self.run["lif_backward"]
-            run(inputs, edges, grads, out._replace(x=None) if needs & NEED_Y else out, norm)
-            if needs & NEED_Y and norm is not None:
-                run(inputs, edges, grads._replace(coef=norm.coef), LIFBackward(out.x, None, None), None)
+            run, twice = self.run["lif_backward"], needs & NEED_Y
+            first = LIFBackward(None, *out[1:]) if twice else out
+            run(inputs, edges, LIFGrads(gs, gv, gv_final, coef), first, norm)
+            if twice and norm is not None:
+                run(inputs, edges, LIFGrads(gs, gv, gv_final, norm.coef), LIFBackward(out.x, None, None), None)
         return *out, *((None, None, None) if norm is None else norm[3:])
 
 
@@ -309,12 +311,12 @@ def _allocate_backward(
 ) -> LIFBackward:
     sums = None
     if needs & NEED_SUMS and affine is not None:
-        sums = torch.empty((2, affine.shape[1]), dtype=torch.float64, device=x.device)
+        sums = torch.empty(2, affine.shape[1], dtype=torch.float64, device=x.device)
     return LIFBackward(
-        x=None if not needs & (NEED_X | NEED_Y) else layout.empty(x) if room is None else room,
-        v0=layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
-        params=torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
-        sums=sums,
+        None if not needs & (NEED_X | NEED_Y) else layout.empty(x) if room is None else room,
+        layout.empty_state(x, _states(token)) if needs & NEED_V0 else None,
+        torch.empty_like(params) if needs & NEED_PARAMS and params is not None else None,
+        sums,
     )
 
 

@@ -12,9 +12,9 @@ def finished(like: Tensor, channels: int, coef: bool) -> Finished:
     """Room for what statistics are finished into, on the device of ``like``; ``coef``: with that."""
     device = like.device
     return Finished(
-        torch.empty((3, channels), dtype=torch.float32, device=device),
-        torch.empty((2, channels), dtype=torch.float64, device=device),
-        torch.empty((3, channels), dtype=torch.float32, device=device) if coef else None,
+        torch.empty(3, channels, dtype=torch.float32, device=device),
+        torch.empty(2, channels, dtype=torch.float64, device=device),
+        torch.empty(3, channels, dtype=torch.float32, device=device) if coef else None,
     )
 
 
@@ -26,7 +26,7 @@ def norm_grads(affine: Tensor, moments: Tensor, count: int, coef: bool, dtype: t
         affine,
         moments,
         count,
-        torch.empty((3, C), dtype=torch.float32, device=device) if coef else None,
+        torch.empty_like(affine) if coef else None,
         None if dtype is None else torch.empty(C, dtype=dtype, device=device),
         None if dtype is None else torch.empty(C, dtype=dtype, device=device),
     )

@@ -6,6 +6,7 @@ that offload return a contiguous copy. Kernels index memory, so the strides belo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -39,19 +40,31 @@ class Layout(NamedTuple):
         return aligned(once, once.shape, self.stride, self.dtype, once).expand(self.shape)
 
 
-def keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """``ctx.save_for_backward``, and with it the layout of each tensor."""
+def keep(ctx: Any, *tensors: Tensor | None, held: dict[str, Any] | None = None) -> None:
+    """``ctx.save_for_backward``, and with it the layout of each tensor.
+
+    ``held``: what calls share whose tensors have the same layouts, which are then asked for once.
+    """
     if not torch.compiler.is_compiling():  # which would hold T and the batch to those of the first call
-        ctx.layouts = [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        ctx.layouts = _layouts(tensors) if held is None else held.get("layouts")
+        if ctx.layouts is None and held is not None:
+            ctx.layouts = held["layouts"] = _layouts(tensors)
     ctx.save_for_backward(*tensors)
+
+
+def _layouts(tensors: Iterable[Tensor | None]) -> list[Any]:
+    return [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
 
 
 def kept(ctx: Any) -> tuple[Any, ...]:
     """``ctx.saved_tensors`` as they were; in compiled code, whose layouts the compiler settles, as they come."""
     if torch.compiler.is_compiling():
         return ctx.saved_tensors
-    found = list(ctx.saved_tensors)
-    for i, layout in enumerate(ctx.layouts):
-        if layout is not None and layout != ((t := found[i]).shape, t.stride(), t.dtype, t.device):
-            found[i] = Layout(*layout).restore(t)
-    return tuple(found)
+    found, layouts = ctx.saved_tensors, ctx.layouts
+    now = _layouts(found)
+    if now == layouts:
+        return found
+    return tuple(
+        Layout(*then).restore(t) if then is not None and then != other else t
+        for t, then, other in zip(found, layouts, now, strict=True)
+    )

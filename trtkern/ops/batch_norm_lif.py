@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +52,10 @@ from trtkern.ops._prepared import (
 from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
-from trtkern.ops.lif import LIFOutput, from_trace, given, perform, wanted_grads
+from trtkern.ops.lif import LIFOutput, from_trace, given, perform, shown, wanted_grads
 from trtkern.ops.lif import returned as as_output
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
-from trtkern.ops.spikes import Spikes, current, lazily, unpack
+from trtkern.ops.spikes import Spikes, current, lazily, listening, unpack
 from trtkern.spec import LIFSpec
 
 
@@ -143,12 +142,15 @@ def batch_norm_lif(
         output, statistics = run(y, norm, neuron, residual, v0, ready, want, flag, source)
         return output
 
-    before = _norm.copies(norm) if checks.debugging() else None
-    try:
-        output = perform(OP, y, neuron.want, neuron.flag, run)
-    except RuntimeError:
-        _norm.put_back(norm, before)
-        raise
+    if ready.laid and not (neuron.want & WANT_PACKED or listening()):
+        output = run(neuron.want, neuron.flag)
+    else:
+        before = _norm.copies(norm) if checks.debugging() else None
+        try:
+            output = perform(OP, y, neuron.want, neuron.flag, run)
+        except RuntimeError:
+            _norm.put_back(norm, before)
+            raise
     if statistics is not None:
         _norm.update(norm, *statistics)
     if new:
@@ -171,6 +173,8 @@ class _Ready(NamedTuple):
     """y is as the kernel reads it."""
     in_place: bool
     """The kernel can move the running statistics."""
+    together: bool
+    """It can read weight and bias as they are."""
     numbers: tuple[float, ...] | None
     """The neuron's parameters; None where one is a tensor."""
     fixed: dict[int, Fixed]
@@ -193,7 +197,8 @@ def _checked(
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     laid = direct and not isinstance(y, Lazy) and (layout.poolable(y) if inside else layout.dense(y)) is y
-    return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), numbers, {})
+    as_read = all(a is b for a, b in zip((norm.weight, norm.bias), _together(norm.weight, norm.bias), strict=True))
+    return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), as_read, numbers, {})
 
 
 def _parameters(y: Tensor, neuron: Neuron, axis: int, dtype: torch.dtype) -> tuple[dict[str, Number], Tensor | None]:
@@ -245,7 +250,7 @@ def _fused(
         params = None if params is None else params.expand(-1, channels).contiguous()
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
-    weight, bias = _together(norm.weight, norm.bias)
+    weight, bias = (norm.weight, norm.bias) if ready.together else _together(norm.weight, norm.bias)
     tensors = (y, dense, v0, weight, bias, params)
     tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     dual = not ready.direct and pushed(OP, *tensors, *tracked[:2])
@@ -263,28 +268,30 @@ def _fused(
     if apart or not norm.batch_statistics:
         tracked = (None, None, None)
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
-    made = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
+    asked = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
     lazy = want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend)
     if lazy and (ready.direct or (undisturbed() and bare(t for t in tensors if not isinstance(t, Lazy)))):
-        made += WANT_LAZY
-    fixed = ready.fixed.get(made)
+        asked += WANT_LAZY
+    fixed = ready.fixed.get(asked)
     # The settings of the norm are the caller's to change; all else that is fixed is part of what the call is known by.
     if fixed is None or fixed.eps != norm.eps or fixed.momentum != norm.momentum or count != fixed.samples:
         numbers, token = ready.numbers or (0.0,) * len(neuron.spec.row.params), neuron.spec.token
         prepared = Prepared(y, numbers, token, inner, ready.pool, ready.backend) if ready.laid else None
         fixed = Fixed(
-            numbers, token, ready.axis, inner, ready.pool, made, ready.backend, count, norm.group, dual, channels,
+            numbers, token, ready.axis, inner, ready.pool, asked, ready.backend, count, norm.group, dual, channels,
             norm.eps, norm.momentum, prepared,
         )  # fmt: skip
         if ready.laid and norm.group is None:
-            ready.fixed[made] = fixed
-    run = Normed.forward
-    if differentiable or dual:
-        run = alone(Normed).apply if ready.direct else partial(apply, Normed, OP)
+            ready.fixed[asked] = fixed
     # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
     again = (None,) if source is None or dual else (source.make, *source.tensors)
     words = None if dual else words
-    s, v, v_final, _, packed, *_ = run(*tensors, mean, var, *tracked, words, flag, fixed, *again)
+    told = (*tensors, mean, var, *tracked, words, flag, fixed, *again)
+    if ready.direct and differentiable:
+        made = alone(Normed, shown).apply(*told)
+    else:
+        made = shown(apply(Normed, OP, *told) if differentiable or dual else Normed.forward(*told))
+    s, v, v_final, packed = made
     if neuron.pool and not ready.pool:
         s = reference.average_pool(s)
     return as_output(s, v_final, v, packed, want), left
@@ -347,8 +354,8 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        y, residual, v0, weight, bias, params, _, var, _, _, _, words, _, ctx.fixed, ctx.make, *source = inputs
-        ctx.first = _first_rows.recording
+        y, residual, v0, weight, bias, params, _, var, _, _, _, words, _, fixed, ctx.make, *source = inputs
+        ctx.fixed, ctx.first = fixed, _first_rows.recording
         ctx.set_materialize_grads(False)
         if ctx.make is not None:
             ctx.y = Layout.of(y)
@@ -356,13 +363,13 @@ class Normed(torch.autograd.Function):
         kept_residual = residual if words is None else None
         kept_y = y if ctx.make is None else None
         # No gradient needs them.
-        kept_bias, kept_var = (bias, var) if ctx.fixed.dual else (None, None)
+        kept_weight, kept_bias, kept_var = (weight, bias, var) if fixed.dual else (None, None, None)
         there = bias if weight is None else weight
         ctx.dtype = None if there is None else there.dtype
         keep_for_both(
             ctx, output[3:],
-            kept_y, kept_residual, v0, weight if ctx.fixed.dual else None, kept_bias, params, kept_var, words,
-            output[3], *output[5:], *source,
+            kept_y, kept_residual, v0, kept_weight, kept_bias, params, kept_var, words, output[3], *output[5:], *source,
+            held=None if fixed.prepared is None or ctx.make is not None else fixed.prepared.held,
         )  # fmt: skip
 
     @staticmethod
@@ -399,7 +406,7 @@ class Normed(torch.autograd.Function):
             found = NormedBackward.forward(*told, ctx)
         else:
             found = apply(NormedBackward, OP, *told, None)
-        wanted = (grad if needed else None for grad, needed in zip(found, needs, strict=True))
+        wanted = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
         return *wanted, *[None] * (9 + len(source))
 
 
@@ -461,12 +468,13 @@ def _normed(
     want,
 ):  # fmt: skip
     """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
-    prepared.look(params)
+    if params is not None:
+        prepared.look(params)
     made, room = allocate(y, prepared.token, prepared.pool, want, flag), finished(y, channels, False)
     inputs = prepared.inputs(y, v0, params, room.affine, residual, bool(want & WANT_H))
     norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
     # The statistics of T equal steps are those of one.
-    prepared.run["batch_norm_lif_affine"](y[:1] if layout.is_static(y) else y, prepared.inner, norm, room)
+    prepared.run["batch_norm_lif_affine"](y[:1] if prepared.static else y, prepared.inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
     prepared.run["lif_forward"](inputs, made)
     return *outputs(made), room.affine, room.moments

@@ -253,13 +253,13 @@ def _fused(
         fixed = _Fixed(numbers, spec.token, Channels(axis, inner), made, backend, prepared)
         if ready.plain:
             ready.fixed[made] = fixed
-    if not (differentiable or dual):
-        found = _LIF.forward(x, v0, params, flag, fixed)
-    elif ready.plain:
-        found = alone(_LIF).apply(x, v0, params, flag, fixed)
+    if ready.plain and differentiable:
+        found = alone(_LIF, shown).apply(x, v0, params, flag, fixed)
+    elif differentiable or dual:
+        found = shown(apply(_LIF, "lif", x, v0, params, flag, fixed))
     else:
-        found = apply(_LIF, "lif", x, v0, params, flag, fixed)
-    s, v, v_final, _, packed = found
+        found = shown(_LIF.forward(x, v0, params, flag, fixed))
+    s, v, v_final, packed = found
     return returned(s, v_final, v, packed, want)
 
 
@@ -305,6 +305,11 @@ def from_trace(trace: reference.Trace, x: Tensor, want: int, flag: Tensor | None
     return returned(trace.s.to(x.dtype), trace.state, v, packed, want)
 
 
+def shown(made: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """s, v, v_final and the words, of what a Function makes: the rest is kept for its backward pass."""
+    return made[0], made[1], made[2], made[4]
+
+
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(x, v0, params, flag, fixed):
@@ -318,10 +323,11 @@ class _LIF(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, v0, params, _, ctx.fixed = inputs
-        ctx.first = _first_rows.recording
+        x, v0, params, _, fixed = inputs
+        ctx.fixed, ctx.first = fixed, _first_rows.recording
         ctx.set_materialize_grads(False)
-        keep_for_both(ctx, output[3:], x, v0, params, output[3])
+        held = None if fixed.prepared is None else fixed.prepared.held
+        keep_for_both(ctx, output[3:], x, v0, params, output[3], held=held)
 
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
