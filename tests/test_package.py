@@ -38,7 +38,7 @@ def test_importing_loads_little_no_kernel_and_says_nothing():
     )
     said, count = python(code, TRITON_INTERPRET="0").splitlines()
     assert said == "[] True"  # beside torch, nothing but Python code of this package
-    assert int(count) <= 50
+    assert int(count) <= 51
 
 
 def test_the_public_names():
