@@ -179,11 +179,10 @@ TK_INLINE int64_t write_items(uint64_t bits, int64_t row, const uint8_t* counts,
 #endif
 }
 
-// The items of image `image`'s place for n channels (at most kListRows) from c; returns how many.
+// The items of a step and sample's place for n channels (at most kListRows) from c; returns how many.
 template <bool kCounts>
-TK_INLINE int64_t list_place(const SpikeConvArgs& a, int64_t image, int64_t row, int64_t column, int64_t c, int64_t n,
-                             uint16_t* items) {
-  const int64_t t = image / a.B, b = image % a.B;
+TK_INLINE int64_t list_place(const SpikeConvArgs& a, int64_t t, int64_t b, int64_t row, int64_t column, int64_t c,
+                             int64_t n, uint16_t* items) {
   alignas(64) uint8_t counts[kSpikeChunk];
   int64_t count = 0;
   for (int64_t at = 0; at < n; at += kSpikeChunk) {

@@ -22,7 +22,8 @@ struct ForwardSplit {
   int64_t images, rows, columns;                 // tiles in each direction
   int64_t most_images, most_rows, most_columns;  // of a tile
   int64_t most_places;                           // input places in the reach of a tile
-  int64_t blocks;                                // of at most kListRows channels
+  int64_t blocks;                                // of channels
+  int64_t channels;                              // of a block, at most kListRows; the last may have fewer
   int64_t outputs;                               // blocks of kListOutputs outputs
   int64_t groups;                                // items of a tile: each takes some of those
 };
@@ -36,7 +37,7 @@ TK_INLINE int64_t reached(const SpikeConvArgs& a, int64_t of_class, int64_t rows
 
 TK_INLINE ForwardSplit forward_split(const SpikeConvArgs& a) {
   ForwardSplit s{};
-  s.blocks = parts(a.C, kListRows), s.outputs = parts(a.K, kListOutputs);
+  s.blocks = parts(a.C, kListRows), s.channels = parts(a.C, s.blocks), s.outputs = parts(a.K, kListOutputs);
   const int64_t places = greater(32, lesser(kTilePlaces, kTileItems / a.C)), images = a.T * a.B;
   s.columns = parts(a.out_w, places), s.most_columns = parts(a.out_w, s.columns);
   s.rows = parts(a.out_h, lesser(a.out_h, greater(1, places / s.most_columns))), s.most_rows = parts(a.out_h, s.rows);
@@ -54,45 +55,60 @@ TK_INLINE ForwardSplit forward_split(const SpikeConvArgs& a) {
   return s;
 }
 
+// Lists of input places with where those are: their row and column of the tile before a tap's shift.
+struct PlaceLists {
+  SpikeList* lists;
+  int32_t *rows, *columns;
+};
+
 // The memory of an item.
 struct ForwardRoom {
   float *sums, *factors;
-  int32_t (*places)[3];  // of each input place of a class: row and column of the tile, and output place, without shift
-  SpikeList* lists;      // [blocks, places of a class]
-  uint16_t* order;       // of a block's lists
-  int64_t* jobs_count;   // [blocks, taps]
-  SpikeList* jobs;       // [blocks, taps, places of the tile]: the lists that a tap adds
+  PlaceLists places;    // of a class, its lists [blocks, places]; a target is the output place before a tap's shift
+  PlaceLists in_order;  // those of a block, by their length
+  uint16_t* order;
+  int64_t* jobs_count;  // [blocks, taps]
+  SpikeList* jobs;      // [blocks, taps, places of the tile]: the lists that a tap adds
   uint16_t* items;
-  int64_t places_of_tile, bytes;
+  int64_t jobs_size, bytes;
 };
 
 TK_INLINE ForwardRoom forward_room(const SpikeConvArgs& a, const ForwardSplit& s, char* memory) {
   ForwardRoom r;
   Room room{memory};
-  r.places_of_tile = s.most_images * s.most_rows * s.most_columns;
-  r.sums = room.take<float>(r.places_of_tile * kListOutputs), r.factors = room.take<float>(kListCounts);
-  r.places = (int32_t (*)[3])room.take<int32_t>(3 * s.most_places);
-  r.lists = room.take<SpikeList>(s.blocks * s.most_places);
+  const int64_t places = s.most_images * s.most_rows * s.most_columns;
+  r.jobs_size = places + kLanes;  // a vector more may be written
+  r.sums = room.take<float>(places * kListOutputs), r.factors = room.take<float>(kListCounts);
+  int64_t blocks = s.blocks;
+  PlaceLists* both[] = {&r.places, &r.in_order};
+  for (PlaceLists* of : both) {
+    of->lists = room.take<SpikeList>(blocks * s.most_places + kLanes);
+    of->rows = room.take<int32_t>(s.most_places + kLanes), of->columns = room.take<int32_t>(s.most_places + kLanes);
+    blocks = 1;
+  }
   r.order = room.take<uint16_t>(s.most_places);
   r.jobs_count = room.take<int64_t>(s.blocks * tap_count(a));
-  r.jobs = room.take<SpikeList>(s.blocks * tap_count(a) * r.places_of_tile);
+  r.jobs = room.take<SpikeList>(s.blocks * tap_count(a) * r.jobs_size);
   r.items = room.take<uint16_t>(s.most_places * a.C + kListSlack);
   r.bytes = room.at - memory;
   return r;
 }
 
+TK_INLINE int64_t block_channels(const SpikeConvArgs& a, const ForwardSplit& s, int64_t block) {
+  return lesser(s.channels, a.C - block * s.channels);
+}
+
 // Rows of the weight before a block of outputs, a block of channels and a tap.
 TK_INLINE int64_t weight_row(const SpikeConvArgs& a, const ForwardSplit& s, int64_t output, int64_t block,
                              int64_t tap) {
-  const int64_t c = part_begin(a.C, s.blocks, block), channels = part_begin(a.C, s.blocks, block + 1) - c;
-  return output * tap_count(a) * a.C + c * tap_count(a) + tap * channels;
+  return (output * a.C + block * s.channels) * tap_count(a) + tap * block_channels(a, s, block);
 }
 
 TK_INLINE void copy_weight(const SpikeConvArgs& a, const ForwardSplit& s, int64_t item, const SpikeMemory& memory) {
-  const int64_t output = item / s.blocks, block = item % s.blocks, c = part_begin(a.C, s.blocks, block);
+  const int64_t output = item / s.blocks, block = item % s.blocks, c = block * s.channels;
   WeightPart part;
   part.outputs = lesser(kListOutputs, a.K - output * kListOutputs);
-  part.channels = part.tap_rows = part_begin(a.C, s.blocks, block + 1) - c;
+  part.channels = part.tap_rows = block_channels(a, s, block);
   part.weight = (float*)a.weight + output * kListOutputs * a.weight_k + c * a.weight_c;
   part.rows = (float*)memory.shared + weight_row(a, s, output, block, 0) * kListOutputs;
   if (part.outputs < kListOutputs) __builtin_memset(part.rows, 0, tap_count(a) * part.channels * kListOutputs * 4);
@@ -108,36 +124,61 @@ TK_INLINE int64_t list_class(const SpikeConvArgs& a, const ForwardSplit& s, cons
   const int64_t i0 = greater(0, tile.row + high.least), i1 = lesser(high.size, tile.row + tile.rows + high.most);
   const int64_t j0 = greater(0, tile.column + wide.least),
                 j1 = lesser(wide.size, tile.column + tile.columns + wide.most);
-  int64_t n = 0;
-  for (int64_t image = 0; image < tile.images; ++image)
+  int64_t n = 0, t = tile.image / a.B, b = tile.image % a.B;
+  for (int64_t image = 0; image < tile.images; ++image) {
     for (int64_t i = i0; i < i1; ++i)
       for (int64_t j = j0; j < j1; ++j, ++n) {
-        r.places[n][0] = (int32_t)(i - tile.row), r.places[n][1] = (int32_t)(j - tile.column);
-        r.places[n][2] = (int32_t)((image * tile.rows + i - tile.row) * tile.columns + j - tile.column);
+        const int64_t place = (image * tile.rows + i - tile.row) * tile.columns + j - tile.column;
+        r.places.rows[n] = (int32_t)(i - tile.row), r.places.columns[n] = (int32_t)(j - tile.column);
         const int64_t row = of_class / a.stride_w + i * a.stride_h, column = of_class % a.stride_w + j * a.stride_w;
         for (int64_t block = 0; block < s.blocks; ++block) {
-          const int64_t c = part_begin(a.C, s.blocks, block), channels = part_begin(a.C, s.blocks, block + 1) - c;
-          const int64_t count = list_place<kCounts>(a, tile.image + image, row, column, c, channels, r.items + used);
-          r.lists[block * s.most_places + n] = {(uint32_t)used, (uint16_t)count, 0};
+          const int64_t count = list_place<kCounts>(a, t, b, row, column, block * s.channels,
+                                                    block_channels(a, s, block), r.items + used);
+          r.places.lists[block * s.most_places + n] = {(uint32_t)used, (uint16_t)count, (uint16_t)place};
           used += count;
         }
       }
+    if (++b == a.B) b = 0, ++t;
+  }
   return n;
 }
 
-// The lists that a tap adds, of `n` in order, and where to; returns how many.
-TK_INLINE int64_t tap_jobs(const SpikeConvArgs& a, const OutputTile& tile, int64_t tap, const ForwardRoom& r,
-                           const SpikeList* lists, int64_t n, SpikeList* jobs) {
-  const int32_t high = (int32_t)tap_row(a, tap).shift, wide = (int32_t)tap_column(a, tap).shift;
-  const int32_t shift = high * (int32_t)tile.columns + wide;
-  const uint32_t rows = (uint32_t)tile.rows, columns = (uint32_t)tile.columns;
-  int64_t found = 0;
+// Those of a block that are not empty, by their length; returns how many there are.
+TK_INLINE int64_t put_in_order(const ForwardSplit& s, const ForwardRoom& r, int64_t block, int64_t places) {
+  const SpikeList* lists = r.places.lists + block * s.most_places;
+  const int64_t n = by_length(lists, places, r.order);
   for (int64_t i = 0; i < n; ++i) {
-    const uint16_t place = r.order[i];
-    const bool inside =
-        ((uint32_t)(r.places[place][0] - high) < rows) & ((uint32_t)(r.places[place][1] - wide) < columns);
-    if (found < r.places_of_tile)
-      jobs[found] = {lists[place].first, lists[place].count, (uint16_t)(r.places[place][2] - shift)};
+    const int64_t place = r.order[i];
+    r.in_order.lists[i] = lists[place];
+    r.in_order.rows[i] = r.places.rows[place], r.in_order.columns[i] = r.places.columns[place];
+  }
+  return n;
+}
+
+// The lists that a tap adds, of n in order, and where to; returns how many.
+TK_INLINE int64_t tap_jobs(const SpikeConvArgs& a, const OutputTile& tile, int64_t tap, const PlaceLists& of, int64_t n,
+                           SpikeList* jobs) {
+  const int32_t high = (int32_t)tap_row(a, tap).shift, wide = (int32_t)tap_column(a, tap).shift;
+  const uint16_t shift = (uint16_t)(high * (int32_t)tile.columns + wide);
+  const uint32_t rows = (uint32_t)tile.rows, columns = (uint32_t)tile.columns;
+  int64_t found = 0, i = 0;
+#if TK_WIDTH == 16 && defined(__AVX512VL__)
+  const __m512i back = _mm512_set1_epi64((int64_t)((uint64_t)shift << 48));
+  for (; i < n; i += 8) {
+    const __m256i row = _mm256_sub_epi32(load_as<__m256i>(of.rows + i), _mm256_set1_epi32(high));
+    const __m256i column = _mm256_sub_epi32(load_as<__m256i>(of.columns + i), _mm256_set1_epi32(wide));
+    __mmask8 inside = _mm256_cmplt_epu32_mask(row, _mm256_set1_epi32((int)rows));
+    inside = _mm256_mask_cmplt_epu32_mask(inside, column, _mm256_set1_epi32((int)columns));
+    if (n - i < 8) inside &= (__mmask8)((1 << (n - i)) - 1);
+    const __m512i lists = _mm512_sub_epi64(load_as<__m512i>(of.lists + i), back);
+    _mm512_storeu_si512(jobs + found, _mm512_maskz_compress_epi64(inside, lists));
+    found += __builtin_popcount(inside);
+  }
+#endif
+  for (; i < n; ++i) {
+    const bool inside = ((uint32_t)(of.rows[i] - high) < rows) & ((uint32_t)(of.columns[i] - wide) < columns);
+    jobs[found] = of.lists[i];
+    jobs[found].target -= shift;
     found += inside;
   }
   return found;
@@ -150,12 +191,11 @@ TK_INLINE void list_tile(const SpikeConvArgs& a, const ForwardSplit& s, const Ou
   for (int64_t k = 0; k < class_count(a); ++k) {
     const int64_t places = list_class<kCounts>(a, s, tile, k, r, used);
     for (int64_t block = 0; block < s.blocks; ++block) {
-      const SpikeList* lists = r.lists + block * s.most_places;
-      const int64_t n = by_length(lists, places, r.order);
+      const int64_t n = put_in_order(s, r, block, places);
       for (int64_t tap = 0; tap < taps; ++tap)
         if (tap_class(a, tap) == k) {
           const int64_t at = block * taps + tap;
-          r.jobs_count[at] = tap_jobs(a, tile, tap, r, lists, n, r.jobs + at * r.places_of_tile);
+          r.jobs_count[at] = tap_jobs(a, tile, tap, r.in_order, n, r.jobs + at * r.jobs_size);
         }
     }
   }
@@ -206,7 +246,7 @@ TK_NOINLINE void forward_tile(const SpikeConvArgs& a, const ForwardSplit& s, int
       for (int64_t tap = 0; tap < taps; ++tap) {
         const int64_t at = block * taps + tap;
         const float* rows = (const float*)memory.shared + weight_row(a, s, output, block, tap) * kListOutputs;
-        add_lists<kCounts>(r.jobs + at * r.places_of_tile, r.jobs_count[at], r.items, rows, r.factors, r.sums);
+        add_lists<kCounts>(r.jobs + at * r.jobs_size, r.jobs_count[at], r.items, rows, r.factors, r.sums);
       }
     write_tile(a, tile, output, r.sums);
   }

@@ -174,13 +174,14 @@ TK_INLINE int64_t list_channels(const SpikeConvArgs& a, const ImageGroup& group,
   int64_t place = 0;
   for (int64_t j = 0; j < run.columns; ++j) {
     const int64_t column = run.of_class % a.stride_w + (run.column + j) * a.stride_w;
-    for (int64_t image = group.first; image < group.first + group.count; ++image, ++place) {
-      const int64_t t = image / a.B, b = image % a.B;
+    int64_t t = group.first / a.B, b = group.first % a.B;
+    for (int64_t image = 0; image < group.count; ++image, ++place) {
       uint64_t bits = kCounts ? counts_of(a, t, b, row, column, c, n, counts) : bits_of(a, t, b, row, column, c, n);
       for (; bits; bits &= bits - 1) {
         const int i = __builtin_ctzll(bits);
         own.items[i][found[i]++] = (uint16_t)(place << 8 | (kCounts ? counts[i] : 0));
       }
+      if (++b == a.B) b = 0, ++t;
     }
   }
   for (int64_t i = 0; i < n; ++i) {

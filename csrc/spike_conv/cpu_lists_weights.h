@@ -5,6 +5,7 @@
 
 namespace trtkern::TK_ISA {
 
+constexpr int64_t kLine = 16;  // floats of a cache line
 typedef float vfour __attribute__((vector_size(16)));
 
 TK_INLINE void transpose_four(vfour& a, vfour& b, vfour& c, vfour& d) {
@@ -36,33 +37,26 @@ TK_INLINE WeightRun weight_run(const SpikeConvArgs& a, int64_t channels) {
   return {taps, channels, false};
 }
 
-// The place of a run's element: its row of outputs.
-TK_INLINE float* run_row(const SpikeConvArgs& a, const WeightPart& part, const WeightRun& run, int64_t at, int64_t i) {
-  const int64_t taps = tap_count(a);
-  const int64_t tap = run.taps_last ? i % taps : at, channel = run.taps_last ? i / taps : i;
-  return part.rows + (tap * part.tap_rows + channel) * kListOutputs;
-}
-
-// Sixteen elements of a run of four outputs, or less of both; a sum that is NaN once one is not finite.
+// Sixteen elements, four of a run of four outputs, or less of both; a sum that is NaN once one is not finite.
 template <bool kBack>
-TK_INLINE vfour move_square(float* weight, int64_t step_k, int64_t step_c, int64_t outputs, int64_t n,
-                            float* const* rows, vfour watch) {
-  if (outputs == 4 && n == 4 && step_c == 1) {
+TK_INLINE vfour move_square(float* weight, int64_t step_k, int64_t step, int64_t outputs, int64_t n, float* const* rows,
+                            int64_t k, vfour watch) {
+  if (outputs == 4 && n == 4 && step == 1) {
     vfour at[4];
-    for (int i = 0; i < 4; ++i) at[i] = load_as<vfour>(kBack ? rows[i] : weight + i * step_k);
+    for (int i = 0; i < 4; ++i) at[i] = load_as<vfour>(kBack ? rows[i] + k : weight + i * step_k);
     if (!kBack)
       for (int i = 0; i < 4; ++i) watch += at[i] * 0.0f;
     transpose_four(at[0], at[1], at[2], at[3]);
-    for (int i = 0; i < 4; ++i) __builtin_memcpy(kBack ? weight + i * step_k : rows[i], &at[i], sizeof at[i]);
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(kBack ? weight + i * step_k : rows[i] + k, &at[i], sizeof at[i]);
     return watch;
   }
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < outputs; ++k) {
-      float& value = weight[k * step_k + i * step_c];
+    for (int64_t j = 0; j < outputs; ++j) {
+      float& value = weight[j * step_k + i * step];
       if (kBack) {
-        value = rows[i][k];
+        value = rows[i][k + j];
       } else {
-        rows[i][k] = value;
+        rows[i][k + j] = value;
         watch[0] += value * 0.0f;
       }
     }
@@ -73,22 +67,26 @@ TK_INLINE vfour move_square(float* weight, int64_t step_k, int64_t step_c, int64
 template <bool kBack>
 TK_NOINLINE bool move_weights(const SpikeConvArgs& a, const WeightPart& part) {
   const WeightRun run = weight_run(a, part.channels);
-  const int64_t step = run.taps_last ? 1 : a.weight_c;
+  const int64_t step = run.taps_last ? 1 : a.weight_c, taps = run.taps_last ? tap_count(a) : 1;
   vfour watch = {};
   for (int64_t at = 0; at < run.runs; ++at) {
-    float* from = part.weight;
-    if (!run.taps_last) from += at / a.kernel_w * a.weight_h + at % a.kernel_w * a.weight_w;
-    for (int64_t i = 0; i < run.length; i += 16) {  // a line of each output
-      float* rows[16];
-      const int64_t n = lesser(16, run.length - i);
-      for (int64_t j = 0; j < n; ++j) rows[j] = run_row(a, part, run, at, i + j);
-      for (int64_t k = 0; k < part.outputs; k += 4)
-        for (int64_t j = 0; j < n; j += 4) {
-          float* at_k[4];
-          for (int64_t r = 0; r < 4; ++r) at_k[r] = j + r < n ? rows[j + r] + k : nullptr;
-          watch = move_square<kBack>(from + k * a.weight_k + (i + j) * step, a.weight_k, step,
-                                     lesser(4, part.outputs - k), lesser(4, n - j), at_k, watch);
+    float *weight = part.weight, *first = part.rows + at * part.tap_rows * kListOutputs;
+    if (!run.taps_last) weight += at / a.kernel_w * a.weight_h + at % a.kernel_w * a.weight_w;
+    for (int64_t k = 0; k < part.outputs; k += kLine) {  // the lines of so many outputs side by side
+      const int64_t end = lesser(part.outputs, k + kLine);
+      int64_t tap = 0, channel = 0;
+      for (int64_t i = 0; i < run.length; i += kLine) {
+        float* rows[kLine];
+        const int64_t n = lesser(kLine, run.length - i);
+        for (int64_t j = 0; j < n; ++j) {
+          rows[j] = first + (tap * part.tap_rows + channel) * kListOutputs;
+          if (++tap == taps) tap = 0, ++channel;
         }
+        for (int64_t kk = k; kk < end; kk += 4)
+          for (int64_t j = 0; j < n; j += 4)
+            watch = move_square<kBack>(weight + kk * a.weight_k + (i + j) * step, a.weight_k, step, lesser(4, end - kk),
+                                       lesser(4, n - j), rows + j, kk, watch);
+      }
     }
   }
   return watch[0] == 0.0f && watch[1] == 0.0f && watch[2] == 0.0f && watch[3] == 0.0f;
