@@ -154,8 +154,11 @@ def test_a_layer_is_judged_on_what_it_was_given(layer, monkeypatch):
     handle = layer.register_forward_hook(lambda module, given, y: y * 1.001)
     assert "0 is off by" in by_layer.judged(model, run).wrong
     handle.remove()
-    monkeypatch.setattr(type(layer), "kernel_for", lambda self, x: "torch's own: exact is true")
-    assert by_layer.judged(model, run) == by_layer.Verdict("", 0, 1, 0.0)
+    for said in ("torch's own: groups=2", "forward: torch's own (few); the weight's gradient: torch's own (few)"):
+        monkeypatch.setattr(type(layer), "kernel_for", lambda self, x, said=said: said)
+        assert by_layer.judged(model, run) == by_layer.Verdict("", 0, 1, 0.0)
+    layer.exact = True
+    assert by_layer.judged(model, run) == by_layer.Verdict("", 0, 0, 0.0)
 
 
 def test_the_network_and_its_shape():

@@ -56,8 +56,8 @@ class Trainer(Kept):
     Args:
         model: what takes a batch and gives logits [T, B, C], for ``loss="mse"`` any outputs [T, B, ...]: a module,
             whose weights stay as they are at first; a function or class that makes one, called under the seed with
-            ``model_options``, and with ``timesteps``, ``classes``, ``shape`` and ``backend`` if it has parameters of
-            these names; the name of one, "module:function"; or a name of ``trtkern.models.build``.
+            ``model_options``, and with ``timesteps``, ``classes``, ``shape``, ``backend`` and ``exact_convolutions`` if
+            it has parameters of these names; the name of one, "module:function"; or a name of ``trtkern.models.build``.
         data: pairs of a sample and its target: a pair of tensors, a torch Dataset with a length, a DataLoader, with its
             order and batches, or (train, test) of these; a function that gives such a thing, called with
             ``data_options``, or its name; a folder of files by class, "folder:DIR"; a name of
