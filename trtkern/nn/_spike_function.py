@@ -36,18 +36,23 @@ def over_words(layer: nn.Conv2d | nn.Linear, x: Spikes, function: Convolution | 
     return apply(_SpikeFunction, WHO, spikes, x.words, layer.weight, layer.bias, function, kept, lower, chosen, direct)
 
 
-def kernels_of(layer: Any, x: Tensor | Spikes, function: Convolution | Product) -> str:
-    """What computes the layer of x, in one line."""
-    if not isinstance(x, Spikes):
-        return f"{OWN}: the input has no words"
-    if why := _objection(layer, x, function):
+def kernels_of(layer: Any, x: Tensor | Spikes, function: Convolution | Product) -> list[tuple[str | None, str]]:
+    """What computes the layer of x, forward and for the weight's gradient: a kernel's name, None for torch's own; and
+    why."""
+    why = _objection(layer, x, function) if isinstance(x, Spikes) else "the input has no words"
+    if why is not None or not isinstance(x, Spikes):
+        return [(None, why or "")] * 2
+    kept = _Kept.of(x, function, None)
+    return [_chosen(function, x.words, layer.weight, kept, weight_grad=grad) for grad in (False, True)]
+
+
+def told(kernels: list[tuple[str | None, str]]) -> str:
+    """That in one line."""
+    (first, why), (second, _) = kernels
+    if first is None and second is None and kernels[0] == kernels[1]:
         return f"{OWN}: {why}"
-    kept, said = _Kept.of(x, function, None), []
-    for weight_grad in (False, True):
-        chosen, why = _chosen(function, x.words, layer.weight, kept, weight_grad=weight_grad)
-        what = "the weight's gradient" if weight_grad else "forward"
-        said.append(f"{what}: {chosen or OWN} ({why})")
-    return "; ".join(said)
+    forward, gradient = (f"{name or OWN} ({why})" for name, why in kernels)
+    return f"forward: {forward}; the weight's gradient: {gradient}"
 
 
 def _objection(layer: Any, x: Spikes, function: Convolution | Product) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._spike_function import Convolution, Product, kernels_of, over_words
+from trtkern.nn._spike_function import Convolution, Product, kernels_of, over_words, told
 from trtkern.ops import checks, layout
 from trtkern.ops.spikes import Spikes, current
 
@@ -69,9 +69,13 @@ class SpikeConv2d(Leaf, nn.Conv2d):
     def kernel_for(self, x: Tensor | Spikes) -> str:
         """What computes this layer of x, forward and for the gradient of the weight: a kernel that takes packed spikes,
         or torch's own; each with the reason, in one line."""
+        return told(self.kernels(x))
+
+    def kernels(self, x: Tensor | Spikes) -> list[tuple[str | None, str]]:
+        """The same as names, forward and for the gradient of the weight, None for torch's own; each with the reason."""
         x = _expect(type(self).__name__, x)
         if self.padding_mode != "zeros":
-            return f"torch's own: padding_mode={self.padding_mode!r}"
+            return [(None, f"padding_mode={self.padding_mode!r}")] * 2
         return kernels_of(self, x, self._convolution())
 
     def _convolution(self) -> Convolution:
@@ -132,6 +136,10 @@ class SpikeLinear(Leaf, nn.Linear):
 
     def kernel_for(self, x: Tensor | Spikes) -> str:
         """As ``SpikeConv2d.kernel_for``."""
+        return told(self.kernels(x))
+
+    def kernels(self, x: Tensor | Spikes) -> list[tuple[str | None, str]]:
+        """As ``SpikeConv2d.kernels``."""
         x = _expect(type(self).__name__, x)
         return kernels_of(self, x, Product(self._first(x)))
 

@@ -181,8 +181,8 @@ def _unpacked(call: Call, before: bool = False) -> float:
     x = call.given(0, "x")
     if not isinstance(call.module, (SpikeConv2d, SpikeLinear)) or not isinstance(x, Spikes):
         return 0.0
-    if before and not _unwritten(x):
-        return 0.0
+    if (before and not _unwritten(x)) or call.module.kernels(x)[0 if before else 1][0] is not None:
+        return 0.0  # they are there, or nobody asks for them
     steps = x.spikes.shape[0]
     terms = traffic.spikes_unpack(x.spikes.element_size(), steps, pool=x.pooled)
     return traffic.moved(terms) * steps * x.bits
