@@ -380,3 +380,10 @@ input_grad = define(
     lambda gx, y, affine, coef, inner, backend: layout.empty(y),
     _input_grad_mapped,
 )
+
+
+def together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias as a kernel reads them: dense, and of one type."""
+    if weight is None or bias is None:
+        return weight if weight is None else weight.contiguous(), bias if bias is None else bias.contiguous()
+    return weight.contiguous(), (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()

@@ -197,7 +197,7 @@ def _checked(
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
     laid = direct and not isinstance(y, Lazy) and (layout.poolable(y) if inside else layout.dense(y)) is y
-    as_read = all(a is b for a, b in zip((norm.weight, norm.bias), _together(norm.weight, norm.bias), strict=True))
+    as_read = all(a is b for a, b in zip((norm.weight, norm.bias), _norm.together(norm.weight, norm.bias), strict=True))
     return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), as_read, numbers, {})
 
 
@@ -250,7 +250,7 @@ def _fused(
         params = None if params is None else params.expand(-1, channels).contiguous()
     words = residual.words if isinstance(residual, Spikes) else None
     dense = residual.spikes if isinstance(residual, Spikes) else residual
-    weight, bias = (norm.weight, norm.bias) if ready.together else _together(norm.weight, norm.bias)
+    weight, bias = (norm.weight, norm.bias) if ready.together else _norm.together(norm.weight, norm.bias)
     tensors = (y, dense, v0, weight, bias, params)
     tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     dual = not ready.direct and pushed(OP, *tensors, *tracked[:2])
@@ -295,13 +295,6 @@ def _fused(
     if neuron.pool and not ready.pool:
         s = reference.average_pool(s)
     return as_output(s, v_final, v, packed, want), left
-
-
-def _together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias as a kernel reads them: dense, and of one type."""
-    if weight is None or bias is None:
-        return weight if weight is None else weight.contiguous(), bias if bias is None else bias.contiguous()
-    return weight.contiguous(), (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
 
 
 class Fixed(NamedTuple):
