@@ -23,27 +23,54 @@ LEAST_WORK = 2**24
 """Products of spikes and weights (T B out_h out_w K C kernel_h kernel_w) below which torch's own kernels run: what is
 done around a kernel takes longer than it saves there."""
 
-# By the instruction set in use, and who made the processor where that matters; for single spikes, then for 2x2 averages
-# and sums of spikes. Forward, then the weight's gradient. The measurements: bench/spike_thresholds.csv.
-TABLE: dict[tuple[str, str], tuple[tuple[Choice, Choice], tuple[Choice, Choice]]] = {
-    ("amx", ""): (
-        (Choice("tiles", 0.15), Choice("tiles", 0.15)),
-        (Choice("tiles", 0.0), Choice("tiles", 0.0)),
+Choices = tuple[Choice, Choice]
+"""Forward, and for the weight's gradient."""
+
+
+class Row(NamedTuple):
+    """What an instruction set does for the classes of convolutions."""
+
+    windows: Choices
+    """Kernels of more than one place that move place by place: the taps of neighbours read the same spikes."""
+    places: Choices
+    """Matrix products, kernels of one place, and strides."""
+    counts: Choices
+    """2x2 averages and sums of spikes."""
+
+
+# By the instruction set in use, and who made the processor where that matters. The measurements are in
+# bench/spike_thresholds.csv; bench/spike_thresholds.py prints the rates at which lists and the others meet.
+TABLE: dict[tuple[str, str], Row] = {
+    ("amx", ""): Row(
+        windows=(Choice("tiles", 0.15), Choice("tiles", 0.15)),
+        places=(Choice("tiles", 0.25), Choice("tiles", 0.22)),
+        counts=(Choice("tiles", 0.0), Choice("tiles", 0.0)),
     ),
     # One permutation of 512 bits a clock: a table in a register is slower than one in the L1 cache.
-    ("avx512", ""): (
-        (Choice("tables", 0.25), Choice("tables", 0.25)),
-        (Choice(None, 0.2), Choice(None, 0.2)),
+    ("avx512", ""): Row(
+        windows=(Choice("tables", 0.25), Choice("registers", 0.25)),
+        places=(Choice("tables", 0.25), Choice("registers", 0.25)),
+        counts=(Choice(None, 0.15), Choice(None, 0.15)),
     ),
-    ("avx512", "amd"): (
-        (Choice("registers", 0.12), Choice("registers", 0.1)),
-        (Choice(None, 0.2), Choice(None, 0.2)),
+    ("avx512", "amd"): Row(
+        windows=(Choice("registers", 0.12), Choice("registers", 0.1)),
+        places=(Choice("registers", 0.12), Choice("registers", 0.1)),
+        counts=(Choice(None, 0.2), Choice(None, 0.2)),
     ),
-    ("avx2", ""): (
-        (Choice("tables", 0.3), Choice("tables", 0.3)),
-        (Choice(None, 0.2), Choice(None, 0.2)),
+    ("avx2", ""): Row(
+        windows=(Choice("tables", 0.3), Choice("tables", 0.3)),
+        places=(Choice("tables", 0.3), Choice("tables", 0.3)),
+        counts=(Choice(None, 0.2), Choice(None, 0.2)),
     ),
 }
+
+
+def class_of(args: Any) -> str:
+    """The class of a convolution, a field of ``Row``."""
+    if args.pool != 1 or args.addends != 1:
+        return "counts"
+    moves = args.stride_h == args.stride_w == 1 and args.out_h * args.out_w > 1
+    return "windows" if moves and args.kernel_h * args.kernel_w > 1 else "places"
 
 
 def row(extension: ModuleType) -> tuple[str, str] | None:
@@ -58,10 +85,13 @@ def described(extension: ModuleType) -> str:
     if key is None:
         return f"packed spikes: torch's own kernels, {extension.isa()} has none that are faster"
     said = []
-    for what, choice in zip(("forward", "weight gradient"), TABLE[key][0], strict=True):
-        lists = f"lists below a firing rate of {choice.lists_below:g}, else " if choice.lists_below else ""
-        said.append(f"{what} {lists}{choice.dense or OWN}")
-    return f"packed spikes ({' '.join(filter(None, key))}): {', '.join(said)}"
+    for name, choices in TABLE[key]._asdict().items():
+        both = []
+        for choice in choices:
+            lists = f"lists below {choice.lists_below:g}, else " if choice.lists_below else ""
+            both.append(f"{lists}{choice.dense or OWN}")
+        said.append(f"{name} {both[0] if both[0] == both[1] else ' and '.join(both)}")
+    return f"packed spikes ({' '.join(filter(None, key))}), by firing rate: {'; '.join(said)}"
 
 
 def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str | None, str]:
@@ -72,8 +102,7 @@ def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str 
     isa, key = extension.isa(), row(extension)
     if key is None:
         return None, f"{isa} has no kernel that computes on packed spikes faster than torch"
-    single = args.pool == 1 and args.addends == 1
-    choice = TABLE[key][0 if single else 1][weight_grad]
+    choice = getattr(TABLE[key], class_of(args))[weight_grad]
     if choice.lists_below > 0 and _takes(extension, args, "lists", weight_grad):
         rate = _rate(extension, args)
         if rate < choice.lists_below:
