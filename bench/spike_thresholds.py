@@ -11,7 +11,8 @@ the instruction set has no other kernel).
 
 torch convolves the same spikes as dense float32, channels last. Kernels include all that they prepare. With one thread
 times are processor time, which other work on the machine changes less, with more they are time on the clock.
-TRTKERN_CPU_ISA chooses the instruction set of the kernels, ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA those of torch.
+TRTKERN_CPU_ISA chooses the instruction set of the kernels; ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and
+MKL_ENABLE_INSTRUCTIONS those of torch.
 """
 
 from __future__ import annotations

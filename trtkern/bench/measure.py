@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
 
 
-ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 """What in the environment asks for an instruction set: of this project's kernels, of torch's, compiled ones too, and of
-the convolutions that torch leaves to oneDNN."""
+the convolutions that torch leaves to oneDNN, and of the matrix products that it leaves to MKL."""
 
 Timer = Callable[[Callable[[], object]], float]
 """Calls a function; returns the seconds that it took."""
