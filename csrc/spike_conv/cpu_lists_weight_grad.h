@@ -10,7 +10,7 @@
 
 namespace trtkern::TK_ISA {
 
-constexpr int64_t kSlab = 8 << 20;
+constexpr int64_t kSlab = 4 << 20;
 constexpr int64_t kSumChannels = 512;  // channels whose sums an item keeps in L2
 
 // How the images are split, and the work on a slab.
@@ -43,6 +43,18 @@ TK_INLINE void split_work(const SpikeConvArgs& a, GradSplit& s) {
   s.channel_blocks = greater(s.channel_blocks, blocks);
 }
 
+// So many images of at most `fit` that chunks have the most places.
+TK_INLINE int64_t group_images(const SpikeConvArgs& a, int64_t fit) {
+  const int64_t images = a.T * a.B, columns = parts(a.W, a.stride_w);
+  int64_t best = 1, most = 0;
+  for (int64_t n = lesser(fit, images); n >= 1; --n) {
+    const int64_t even = parts(images, parts(images, n));
+    const int64_t places = n * parts(columns, parts(columns, kListRows / n));
+    if (even == n && places > most) best = n, most = places;
+  }
+  return best;
+}
+
 TK_INLINE GradSplit grad_split(const SpikeConvArgs& a) {
   GradSplit s{};
   split_work(a, s);
@@ -57,8 +69,9 @@ TK_INLINE GradSplit grad_split(const SpikeConvArgs& a) {
   const int64_t images = a.T * a.B;
   const int64_t bytes = s.outputs * a.out_h * s.columns * kListOutputs * 4 + places * a.C * 2;
   const int64_t fit = greater(1, kSlab / bytes);
-  s.groups = parts(images, lesser(kListRows, fit)), s.most_images = images ? parts(images, s.groups) : 1;
-  s.slabs = parts(s.groups, greater(1, fit / s.most_images)), s.most_groups = s.slabs ? parts(s.groups, s.slabs) : 0;
+  s.groups = parts(images, group_images(a, lesser(kListRows, fit)));
+  s.most_images = parts(images, s.groups);
+  s.slabs = parts(s.groups, greater(1, fit / s.most_images)), s.most_groups = parts(s.groups, s.slabs);
   s.run = kListRows / s.most_images;
   for (int64_t k = 0; k < class_count(a); ++k) s.chunks += rows_of_class(a, k) * chunks_of_row(a, s, k);
   return s;
@@ -327,8 +340,8 @@ TK_INLINE void grad_run(const SpikeConvArgs& a, int64_t phase, int64_t item, con
 }
 
 TK_INLINE SpikePlan lists_weight_grad(const SpikeConvArgs& a) {
+  if (!counts_fit(a) || a.T * a.B == 0) return {};
   const GradSplit s = grad_split(a);
-  if (!counts_fit(a) || !s.slabs) return {};
   SpikePlan plan;
   plan.shared = grad_room(a, s, nullptr).bytes;
   plan.own = list_room(a, nullptr).bytes;
