@@ -5,10 +5,10 @@
 
 namespace trtkern::TK_ISA {
 
-constexpr int64_t kNibble = 4;                              // spikes in a nibble
+constexpr int64_t kNibble = 4;                            // spikes in a nibble
 constexpr int64_t kSubsets = 16;                               // of the subsets of four numbers
-constexpr int64_t kChunkNibbles = kSpikeChunk / kNibble;    // of a chunk of channels
-constexpr int64_t kLargeOutput = 4 << 20;                   // bytes from which on an output bypasses the caches
+constexpr int64_t kChunkNibbles = kSpikeChunk / kNibble;  // of a chunk of channels
+constexpr int64_t kLargeOutput = 4 << 20;                // bytes from which on an output bypasses the caches
 
 TK_INLINE int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 TK_INLINE int64_t whole(int64_t n, int64_t size) { return parts(n, size) * size; }
@@ -23,6 +23,23 @@ TK_INLINE int64_t place_under(const SpikeConvArgs& a, int64_t out_row, int64_t o
   const int64_t row = out_row * a.stride_h + tap / a.kernel_w - a.padding_h;
   const int64_t column = out_column * a.stride_w + tap % a.kernel_w - a.padding_w;
   return row >= 0 && row < a.H && column >= 0 && column < a.W ? row * a.W + column : -1;
+}
+
+// An output place, counted from the first of some, and the place of the image that a tap sees there.
+struct Seen {
+  int64_t out, place;
+};
+
+// Of n output places from `first` on, those at which the tap sees the image. How many.
+inline int64_t list_seen(const SpikeConvArgs& a, int64_t tap, int64_t first, int64_t n, Seen* seen) {
+  Seen* next = seen;
+  int64_t row = first / a.out_w, column = first % a.out_w;
+  for (int64_t out = 0; out < n; ++out) {
+    const int64_t place = place_under(a, row, column, tap);
+    if (place >= 0) *next++ = {out, place};
+    if (++column == a.out_w) column = 0, ++row;
+  }
+  return next - seen;
 }
 
 #if defined(__AVX2__)
