@@ -24,6 +24,23 @@ TK_INLINE int64_t place_under(const SpikeConvArgs& a, int64_t out_row, int64_t o
   return row >= 0 && row < a.H && column >= 0 && column < a.W ? row * a.W + column : -1;
 }
 
+// An output place, counted from the first of some, and the place of the image that a tap sees there.
+struct Seen {
+  int64_t out, place;
+};
+
+// Of n output places from `first` on, those at which the tap sees the image. How many.
+inline int64_t list_seen(const SpikeConvArgs& a, int64_t tap, int64_t first, int64_t n, Seen* unusual) {
+  Seen* next = unusual;
+  int64_t row = first / a.out_w, column = first % a.out_w;
+  for (int64_t out = 0; out < n; ++out) {
+    const int64_t place = place_under(a, row, column, tap);
+    if (place >= 0) *next++ = {out, place};
+    if (++column == a.out_w) column = 0, ++row;
+  }
+  return next - unusual;
+}
+
 #if defined(__AVX2__)
 // Bits as nibbles: byte i holds bits 4 i to 4 i + 3.
 TK_INLINE __m128i nibbles_of_bits(uint64_t bits) {

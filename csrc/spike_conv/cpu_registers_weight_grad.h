@@ -44,19 +44,14 @@ struct RegistersWeightGrad {
   }
 
  private:
-  // A place that a tap sees: where its nibbles and its tables lie, bytes and elements.
-  struct Job {
-    int64_t nibbles, tables;
-  };
-
   struct Own {
-    Job* jobs;       // [taps, chunk]
+    Seen* unusual;   // [taps, chunk]
     int64_t* count;  // [taps]
     float* g;        // [together * kNibble images, chunk, kOutputLine]
     float* tables;   // [chunk, together, kOutputs, kSubsets]
     float* sums;     // [kOutputParts, taps, block, kOutputs, kLanes]
     Own(const RegistersWeightGrad& self, Cut& cut)
-        : jobs(cut.take<Job>(taps(self.a) * self.chunk)),
+        : unusual(cut.take<Seen>(taps(self.a) * self.chunk)),
           count(cut.take<int64_t>(taps(self.a))),
           g(cut.take<float>(self.together * kNibble * self.chunk * kOutputLine)),
           tables(cut.take<float>(self.chunk * self.together * kTableFloats)),
@@ -106,20 +101,21 @@ struct RegistersWeightGrad {
     const Own own(*this, cut);
     for (int64_t i = 0; i < kOutputParts * part_floats(); i += kLanes) store(own.sums + i, vfloat{});
     const auto* nibbles = (const uint8_t*)memory.shared + vector * kQuadBytes;
-    vuint unusual = {};
+    vuint all = {};
     for (int64_t group = 0; group < groups; group += together)
       for (int64_t out = 0; out < outs; out += chunk) {
         const int64_t some = least(together, groups - group), n = least(chunk, outs - out);
         copy_gradients(group * kNibble, some * kNibble, out, n, k, own.g);
-        list_jobs(out, n, some, own);
+        for (int64_t tap = 0; tap < taps(a); ++tap)
+          own.count[tap] = list_seen(a, tap, out, n, own.unusual + tap * chunk);
         for (int64_t part = 0; part < kOutputParts; ++part) {
-          unusual |= make_tables(own.g + part * kOutputs, n, some, own.tables);
+          all |= make_tables(own.g + part * kOutputs, n, some, own.tables);
           for (int64_t tap = 0; tap < taps(a); ++tap)
-            add_tap(own.jobs + tap * chunk, own.count[tap], nibbles + group / kLaneBytes * vectors * kQuadBytes, some,
-                    here, own.tables, own.sums + part * part_floats() + tap * block * kOutputs * kLanes);
+            add_tap(own.unusual + tap * chunk, own.count[tap], nibbles + group / kLaneBytes * vectors * kQuadBytes,
+                    some, here, own.tables, own.sums + part * part_floats() + tap * block * kOutputs * kLanes);
         }
       }
-    if (first_is_not_0(unusual)) say_nonfinite(memory);
+    if (first_is_not_0(all)) say_nonfinite(memory);
     write(k, vector, here, own.sums);
   }
 
@@ -136,54 +132,41 @@ struct RegistersWeightGrad {
     }
   }
 
-  void list_jobs(int64_t out, int64_t n, int64_t some, const Own& own) const {
-    for (int64_t tap = 0; tap < taps(a); ++tap) {
-      Job* job = own.jobs + tap * chunk;
-      int64_t row = out / a.out_w, column = out % a.out_w;
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t place = place_under(a, row, column, tap);
-        if (place >= 0) *job++ = {place * quads * vectors * kQuadBytes, i * some * kTableFloats};
-        if (++column == a.out_w) column = 0, ++row;
-      }
-      own.count[tap] = job - (own.jobs + tap * chunk);
-    }
-  }
-
   // The tables of kOutputs outputs, and all their bits, to see whether a gradient is not finite.
   TK_INLINE vuint make_tables(const float* g, int64_t n, int64_t some, float* tables) const {
-    vuint unusual = {};
+    vuint all = {};
     for (int64_t place = 0; place < n; ++place)
       for (int64_t group = 0; group < some; ++group, tables += kTableFloats)
         for (int64_t i = 0; i < kOutputs; ++i) {
           const float* four = g + (group * kNibble * chunk + place) * kOutputLine + i;
           const vfloat sums = sums_of_four(four, chunk * kOutputLine);
-          unusual |= (vuint)sums;
+          all |= (vuint)sums;
           store(tables + i * kSubsets, sums);
         }
-    return unusual;
+    return all;
   }
 
   // Adds what a tap sees to its sums, [vectors of channels, kOutputs, kLanes].
-  void add_tap(const Job* jobs, int64_t count, const uint8_t* nibbles, int64_t some, int64_t channels,
+  void add_tap(const Seen* unusual, int64_t count, const uint8_t* nibbles, int64_t some, int64_t channels,
                const float* tables, float* sums) const {
     int64_t i = 0;
     for (; i + kSide <= channels; i += kSide)
-      add_vectors<kSide>(jobs, count, nibbles + i * kQuadBytes, some, tables, sums + i * kOutputs * kLanes);
+      add_vectors<kSide>(unusual, count, nibbles + i * kQuadBytes, some, tables, sums + i * kOutputs * kLanes);
     for (; i < channels; ++i)
-      add_vectors<1>(jobs, count, nibbles + i * kQuadBytes, some, tables, sums + i * kOutputs * kLanes);
+      add_vectors<1>(unusual, count, nibbles + i * kQuadBytes, some, tables, sums + i * kOutputs * kLanes);
   }
 
   template <int R>
-  TK_INLINE void add_vectors(const Job* jobs, int64_t count, const uint8_t* nibbles, int64_t some, const float* tables,
-                             float* sums) const {
+  TK_INLINE void add_vectors(const Seen* unusual, int64_t count, const uint8_t* nibbles, int64_t some,
+                             const float* tables, float* sums) const {
     const vfloat one = one_in_register();
     vfloat held[R][kOutputs];
     for (int r = 0; r < R; ++r)
       for (int k = 0; k < kOutputs; ++k) held[r][k] = load(sums + (r * kOutputs + k) * kLanes);
     for (int64_t j = 0; j < count; ++j) {
       const uint8_t* from[R];
-      for (int r = 0; r < R; ++r) from[r] = nibbles + jobs[j].nibbles + r * kQuadBytes;
-      add_groups<R>(held, from, vectors * kQuadBytes, some, tables + jobs[j].tables, one);
+      for (int r = 0; r < R; ++r) from[r] = nibbles + (unusual[j].place * quads * vectors + r) * kQuadBytes;
+      add_groups<R>(held, from, vectors * kQuadBytes, some, tables + unusual[j].out * some * kTableFloats, one);
     }
     for (int r = 0; r < R; ++r)
       for (int k = 0; k < kOutputs; ++k) store(sums + (r * kOutputs + k) * kLanes, held[r][k]);

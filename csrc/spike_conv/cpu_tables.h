@@ -13,7 +13,7 @@ constexpr int64_t kTableOutputs = 32;
 constexpr int kTableVectors = kTableOutputs / kLanes;
 constexpr int64_t kTableBytes = kTableOutputs * kSubsets * 4;
 constexpr int64_t kTablesHeld = 16;                 // 32 KiB
-constexpr int kTogether = kLanes == 16 ? 8 : 2;     // rows that are added to together, so that no sum waits for another
+constexpr int kTogether = kLanes == 16 ? 4 : 2;     // rows that are added to together, so that no sum waits for another
 constexpr int kNibbleShift = kLanes == 16 ? 3 : 2;  // a nibble lies as an eighth of the bytes that it moves in a table
 
 static_assert((sizeof(vfloat) >> kNibbleShift) == 8, "an address can multiply by 8");

@@ -45,18 +45,13 @@ struct TablesWeightGrad {
  private:
   static constexpr int64_t kMostTaps = 256;
 
-  // A place that a tap sees: where its nibbles and its tables lie, in bytes.
-  struct Job {
-    int64_t nibbles, tables;
-  };
-
   struct Own {
-    Job* jobs;       // [taps, chunk]
+    Seen* unusual;   // [taps, chunk]
     int64_t* count;  // [taps]
     char* tables;    // [chunk, together]
     float* sums;     // [taps, block, kTableOutputs]
     Own(const TablesWeightGrad& self, Cut& cut)
-        : jobs(cut.take<Job>(taps(self.a) * self.chunk)),
+        : unusual(cut.take<Seen>(taps(self.a) * self.chunk)),
           count(cut.take<int64_t>(taps(self.a))),
           tables(cut.take<char>(kTablesHeld * kTableBytes)),
           sums(cut.take<float>(taps(self.a) * self.block * kTableOutputs)) {}
@@ -83,20 +78,21 @@ struct TablesWeightGrad {
     Cut cut{memory.own};
     const Own own(*this, cut);
     __builtin_memset(own.sums, 0, taps(a) * block * kTableOutputs * sizeof(float));
-    vfloat unusual = {};
+    vfloat all = {};
     for (int64_t group = 0; group < groups; group += together)
       for (int64_t out = 0; out < outs; out += chunk) {
         const int64_t some = least(together, groups - group), n = least(chunk, outs - out);
         for (int64_t i = 0; i < n; ++i)
           for (int64_t g = 0; g < some; ++g)
-            unusual += table_of_images((group + g) * kNibble, out + i, k, own.tables + (i * some + g) * kTableBytes);
-        list_jobs(out, n, some, own);
+            all += table_of_images((group + g) * kNibble, out + i, k, own.tables + (i * some + g) * kTableBytes);
+        for (int64_t tap = 0; tap < taps(a); ++tap)
+          own.count[tap] = list_seen(a, tap, out, n, own.unusual + tap * chunk);
         const auto* nibbles = (const uint8_t*)memory.shared + group * channels + c;
         for (int64_t tap = 0; tap < taps(a); ++tap)
-          add_tap(own.jobs + tap * chunk, own.count[tap], nibbles, some, here, own.tables,
+          add_tap(own.unusual + tap * chunk, own.count[tap], nibbles, some, here, own.tables,
                   own.sums + tap * block * kTableOutputs);
       }
-    if (has_nan(unusual)) say_nonfinite(memory);
+    if (has_nan(all)) say_nonfinite(memory);
     write(k, c, here, own.sums);
   }
 
@@ -111,44 +107,32 @@ struct TablesWeightGrad {
       if (i < count) prefetch(g + chunk * a.K), prefetch(g + chunk * a.K + kTableOutputs / 2);
       if (i < count && outputs < kTableOutputs) __builtin_memcpy(some[i], g, outputs * sizeof(float));
     }
-    vfloat unusual = {};
+    vfloat all = {};
     for (int64_t v = 0; v < kTableVectors; ++v) {
       const int64_t at = v * kLanes;
-      unusual += make_table((float*)table + at * kSubsets, load(four[0] + at), load(four[1] + at), load(four[2] + at),
-                            load(four[3] + at));
+      all += make_table((float*)table + at * kSubsets, load(four[0] + at), load(four[1] + at), load(four[2] + at),
+                        load(four[3] + at));
     }
-    return unusual;
+    return all;
   }
 
-  void list_jobs(int64_t out, int64_t n, int64_t some, const Own& own) const {
-    for (int64_t tap = 0; tap < taps(a); ++tap) {
-      Job *const jobs = own.jobs + tap * chunk, *job = jobs;
-      int64_t row = out / a.out_w, column = out % a.out_w;
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t place = place_under(a, row, column, tap);
-        if (place >= 0) *job++ = {place * groups * channels, i * some * kTableBytes};
-        if (++column == a.out_w) column = 0, ++row;
-      }
-      own.count[tap] = job - jobs;
-    }
-  }
-
-  void add_tap(const Job* jobs, int64_t count, const uint8_t* nibbles, int64_t some, int64_t here, const char* tables,
-               float* sums) const {
+  void add_tap(const Seen* unusual, int64_t count, const uint8_t* nibbles, int64_t some, int64_t here,
+               const char* tables, float* sums) const {
     int64_t c = 0;
     for (; c + kTogether <= here; c += kTogether)
-      add_channels<kTogether>(jobs, count, nibbles + c, some, tables, sums + c * kTableOutputs);
-    for (; c < here; ++c) add_channels<1>(jobs, count, nibbles + c, some, tables, sums + c * kTableOutputs);
+      add_channels<kTogether>(unusual, count, nibbles + c, some, tables, sums + c * kTableOutputs);
+    for (; c < here; ++c) add_channels<1>(unusual, count, nibbles + c, some, tables, sums + c * kTableOutputs);
   }
 
   template <int R>
-  TK_INLINE void add_channels(const Job* jobs, int64_t count, const uint8_t* nibbles, int64_t some, const char* tables,
-                              float* sums) const {
+  TK_INLINE void add_channels(const Seen* unusual, int64_t count, const uint8_t* nibbles, int64_t some,
+                              const char* tables, float* sums) const {
     vfloat rows[R][kTableVectors];
     load_rows<R>(rows, sums);
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < some; ++i)
-        look_up<R>(rows, tables + jobs[j].tables + i * kTableBytes, nibbles + jobs[j].nibbles + i * channels, 1);
+        look_up<R>(rows, tables + (unusual[j].out * some + i) * kTableBytes,
+                   nibbles + (unusual[j].place * groups + i) * channels, 1);
     store_rows<R>(sums, rows);
   }
 
