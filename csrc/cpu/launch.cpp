@@ -60,6 +60,7 @@ const Kernels& amx_kernels() {
     SpikeConvKernels made = kSpikeConvAvx512;
     made.forward[kTiles] = kTilesForward;
     made.weight_grad[kTiles] = kTilesWeightGrad;
+    made.input_grad[kTiles] = kTilesInputGrad;
     return made;
   }();
   static const Kernels kernels = [] {

@@ -30,6 +30,7 @@ constexpr SpikePlanner kRegistersForward = nullptr, kRegistersWeightGrad = nullp
 extern const SpikeConvKernels TK_SPIKE_CONV = {
     .forward = {TK_ISA::lists_forward, kTablesForward, kRegistersForward, nullptr},
     .weight_grad = {TK_ISA::lists_weight_grad, kTablesWeightGrad, kRegistersWeightGrad, nullptr},
+    .input_grad = {},
 };
 
 }  // namespace trtkern

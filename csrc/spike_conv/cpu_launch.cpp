@@ -34,15 +34,17 @@ char* workspace(int64_t bytes) {
   return memory.get();
 }
 
-SpikePlan plan_of(const SpikeConvArgs& a, bool weight_grad) {
+SpikePlan plan_of(const SpikeConvArgs& a, SpikePass pass) {
   if (a.kernel < 0 || a.kernel >= kSpikeKernels) throw std::invalid_argument("spike_conv: no kernel of that number");
   const SpikeConvKernels* kernels = cpu_kernels().spike_conv;
-  const SpikePlanner planner = kernels ? (weight_grad ? kernels->weight_grad : kernels->forward)[a.kernel] : nullptr;
+  if (!kernels) return {};
+  const SpikePlanner* of_pass[] = {kernels->forward, kernels->weight_grad, kernels->input_grad};
+  const SpikePlanner planner = of_pass[pass][a.kernel];
   return planner ? planner(a) : SpikePlan{};
 }
 
-bool run(const SpikeConvArgs& a, bool weight_grad) {
-  const SpikePlan plan = plan_of(a, weight_grad);
+bool run(const SpikeConvArgs& a, SpikePass pass) {
+  const SpikePlan plan = plan_of(a, pass);
   if (!plan.phases)
     throw std::invalid_argument(std::string("spike_conv: ") + kSpikeKernelNames[a.kernel] +
                                 " does not take these sizes with " + cpu_isa());
@@ -66,9 +68,10 @@ bool run(const SpikeConvArgs& a, bool weight_grad) {
 
 }  // namespace
 
-bool cpu_spike_conv_takes(const SpikeConvArgs& a, bool weight_grad) { return plan_of(a, weight_grad).phases > 0; }
-bool cpu_spike_conv_forward(const SpikeConvArgs& a) { return run(a, false); }
-bool cpu_spike_conv_weight_grad(const SpikeConvArgs& a) { return run(a, true); }
+bool cpu_spike_conv_takes(const SpikeConvArgs& a, SpikePass pass) { return plan_of(a, pass).phases > 0; }
+bool cpu_spike_conv_forward(const SpikeConvArgs& a) { return run(a, kForwardPass); }
+bool cpu_spike_conv_weight_grad(const SpikeConvArgs& a) { return run(a, kWeightGradPass); }
+bool cpu_spike_conv_input_grad(const SpikeConvArgs& a) { return run(a, kInputGradPass); }
 
 int64_t cpu_spikes_count(uint64_t words, int64_t bytes, int threads) {
   const auto* from = reinterpret_cast<const uint8_t*>(words);

@@ -9,6 +9,9 @@
 namespace trtkern {
 
 // The memory of an item, aligned to a page; what it holds before the first phase is not known.
+// Forward, and the gradients of the weight and of the image.
+enum SpikePass : int { kForwardPass, kWeightGradPass, kInputGradPass };
+
 struct SpikeMemory {
   char* shared;    // of all items; what a phase wrote is there for the next
   char* own;       // of the thread that runs the item; nothing stays in it from one item to the next
@@ -30,12 +33,13 @@ using SpikePlanner = SpikePlan (*)(const SpikeConvArgs&);
 struct SpikeConvKernels {
   SpikePlanner forward[kSpikeKernels];
   SpikePlanner weight_grad[kSpikeKernels];
+  SpikePlanner input_grad[kSpikeKernels];  // of the image: its spikes are not looked at
 };
 
 extern const SpikeConvKernels kSpikeConvBaseline;
 #if defined(__x86_64__)
 extern const SpikeConvKernels kSpikeConvAvx2, kSpikeConvAvx512;
-extern const SpikePlanner kTilesForward, kTilesWeightGrad;  // with AMX
+extern const SpikePlanner kTilesForward, kTilesWeightGrad, kTilesInputGrad;  // with AMX
 #endif
 
 }  // namespace trtkern

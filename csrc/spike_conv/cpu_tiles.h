@@ -81,6 +81,22 @@ TK_INLINE void transpose(vfloat* rows) {
   for (int i = 0; i < 16; ++i) rows[i] = some[i];
 }
 
+// Rows of sums, of images from `first` on, to `channels` numbers an image of which they are those from `channel` on.
+TK_INLINE void write_rows(const float* sums, float* to, int64_t pitch, int64_t first, int64_t rows, int64_t images,
+                          int64_t channel, int64_t channels, bool streaming) {
+  const int64_t count = images - first < rows ? images - first : rows;
+  const int64_t wide = channels - channel < kColumns ? channels - channel : kColumns;
+  to += first * pitch + channel;
+  for (int64_t n = 0; n < count; ++n, to += pitch, sums += kColumns) {
+    if (streaming) {
+      stream(to, load(sums));
+      stream(to + kTileRows, load(sums + kTileRows));
+    } else {
+      __builtin_memcpy(to, sums, wide * sizeof(float));
+    }
+  }
+}
+
 // The bfloat16 of 32 counts.
 TK_INLINE vpieces values_of(const uint8_t* counts, float scale) {
   vpieces values;

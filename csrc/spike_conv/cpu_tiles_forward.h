@@ -138,18 +138,8 @@ TK_INLINE void compute_place(const SpikeConvArgs& a, const TilesForward& f, int6
     _tile_stored(2, sums + f.rows * kColumns, kPitch);
     _tile_stored(3, sums + f.rows * kColumns + kTileRows, kPitch);
   }
-  const int64_t first = image * f.rows, all = a.T * a.B, k = column * kColumns;
-  const int64_t count = all - first < IMAGES * f.rows ? all - first : IMAGES * f.rows;
-  const int64_t wide = a.K - k < kColumns ? a.K - k : kColumns;
-  for (int64_t n = 0; n < count; ++n) {
-    float* const y = (float*)a.y + ((first + n) * a.out_h * a.out_w + place) * a.K + k;
-    if (streaming) {
-      stream(y, load(sums + n * kColumns));
-      stream(y + kTileRows, load(sums + n * kColumns + kTileRows));
-    } else {
-      __builtin_memcpy(y, sums + n * kColumns, wide * sizeof(float));
-    }
-  }
+  write_rows(sums, (float*)a.y + place * a.K, a.out_h * a.out_w * a.K, image * f.rows, IMAGES * f.rows, a.T * a.B,
+             column * kColumns, a.K, streaming);
 }
 
 inline void run_tiles_forward(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {

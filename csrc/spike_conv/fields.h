@@ -11,8 +11,8 @@
 // is a convolution of images of one place.
 //
 // Shapes, all dense with channels last: words [addends, ceil(T / 8), B, words_h, words_w, C] bytes, bit t % 8 of plane
-// t / 8 being the spike of step t; y and g [T * B, out_h, out_w, K] float32; bias [K] float32. weight and gweight are
-// [K, kernel_h, kernel_w, C] float32 in any dense order, which their strides say.
+// t / 8 being the spike of step t; y and g [T * B, out_h, out_w, K] float32, gx [T * B, H, W, C]; bias [K] float32.
+// weight and gweight are [K, kernel_h, kernel_w, C] float32 in any dense order, which their strides say.
 
 // Forward and the weight's gradient read
 TK_FIELD(uint64_t, words, 0);
@@ -23,6 +23,8 @@ TK_FIELD(uint64_t, y, 0);
 // the weight's gradient reads and writes
 TK_FIELD(uint64_t, g, 0);
 TK_FIELD(uint64_t, gweight, 0);
+// the image's gradient reads g and weight, and writes
+TK_FIELD(uint64_t, gx, 0);
 // sizes
 TK_FIELD(int64_t, T, 0);
 TK_FIELD(int64_t, B, 0);
