@@ -95,6 +95,18 @@ class Convolution:
         a.gweight = gweight.data_ptr()
         return gweight if _cpu.spike_conv_weight_grad(a) else None
 
-    def takes(self, kernel: str, weight_grad: bool) -> bool:
-        """Whether the kernel, with the instruction set in use, takes these sizes."""
-        return _cpu.spike_conv_takes(self.arguments(kernel), weight_grad)
+    def expected_input_grad(self) -> Tensor:
+        """The gradient of what is convolved, in float64."""
+        weight, g = self.weight.double(), self.g.double()
+        return torch.nn.grad.conv2d_input(self.values.shape, weight, g, self.stride, self.padding)
+
+    def input_grad(self, kernel: str, threads: int = 1) -> Tensor | None:
+        """The gradient of what is convolved by the kernel; None where a number is not finite."""
+        gx = torch.full(self.values.shape, float("nan")).contiguous(memory_format=LAST)
+        a = self.arguments(kernel, threads)
+        a.words, a.gx = 0, gx.data_ptr()
+        return gx if _cpu.spike_conv_input_grad(a) else None
+
+    def takes(self, kernel: str, which: int) -> bool:
+        """Whether the kernel, with the instruction set in use, takes these sizes in a pass of SPIKE_PASSES."""
+        return _cpu.spike_conv_takes(self.arguments(kernel), which)

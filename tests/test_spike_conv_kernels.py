@@ -71,6 +71,23 @@ def test_weight_grad(isa, kernel, shape, rate):
     close(case.weight_grad(kernel), case.expected_weight_grad())
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_input_grad(isa, kernel, shape):
+    """No spikes are in it; it is at least as exact as a product of float32."""
+    case = Convolution(**SHAPES[shape])
+    taken(case, kernel, 2)
+    got, expected = case.input_grad(kernel), case.expected_input_grad()
+    close(got, expected)
+    assert (got.double() - expected).abs().max() <= 2e-6 * expected.abs().max()
+    for threads in (2, 3):
+        assert torch.equal(case.input_grad(kernel, threads), got)
+    for read in (case.g, case.weight):
+        read[(-1,) * 4] = float("nan")
+        assert case.input_grad(kernel) is None
+        read[(-1,) * 4] = 0
+
+
 @pytest.mark.parametrize("weight_grad", [False, True])
 @pytest.mark.parametrize("shape", ["usual", "nine steps", "stride", "linear", "pooled", "many channels"])
 @pytest.mark.parametrize("kernel", KERNELS)

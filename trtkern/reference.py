@@ -243,6 +243,16 @@ def spike_conv_weight_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
     return gweight
 
 
+def spike_conv_input_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of what is convolved, [T * B, C, H, W], from that of ``spike_conv``, g [T * B, K, out_h, out_w]."""
+    shape = (g.shape[0], weight.shape[1], *conv.image)
+    images = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+    gx, _, _ = torch.ops.aten.convolution_backward(
+        g, images, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (True, False, False)
+    )
+    return gx
+
+
 def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
     """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
 

@@ -36,6 +36,8 @@ class Row(NamedTuple):
     """Matrix products, kernels of one place, and strides."""
     counts: Choices
     """2x2 averages and sums of spikes."""
+    image: str | None = None
+    """What computes the gradient of the image, which has no spikes in it, where a kernel has several places."""
 
 
 # By the instruction set in use, and who made the processor where that matters. The measurements are in
@@ -45,6 +47,7 @@ TABLE: dict[tuple[str, str], Row] = {
         windows=(Choice("tiles", 0.15), Choice("tiles", 0.15)),
         places=(Choice("tiles", 0.25), Choice("tiles", 0.22)),
         counts=(Choice("tiles", 0.0), Choice("tiles", 0.0)),
+        image="tiles",
     ),
     # One permutation of 512 bits a clock: a table in a register is slower than one in the L1 cache.
     ("avx512", ""): Row(
@@ -85,36 +88,56 @@ def described(extension: ModuleType) -> str:
     if key is None:
         return f"packed spikes: torch's own kernels, {extension.isa()} has none that are faster"
     said = []
-    for name, choices in TABLE[key]._asdict().items():
+    for name in ("windows", "places", "counts"):
+        choices = getattr(TABLE[key], name)
         both = []
         for choice in choices:
             lists = f"lists below {choice.lists_below:g}, else " if choice.lists_below else ""
             both.append(f"{lists}{choice.dense or OWN}")
         said.append(f"{name} {both[0] if both[0] == both[1] else ' and '.join(both)}")
+    said.append(f"gradient of the image {TABLE[key].image or OWN}")
     return f"packed spikes ({' '.join(filter(None, key))}), by firing rate: {'; '.join(said)}"
+
+
+def of_image(extension: ModuleType, args: Any) -> str | None:
+    """The kernel that is to compute the gradient of the image, None for torch's own."""
+    key = row(extension)
+    kernel = None if key is None else TABLE[key].image
+    if kernel is None or _work(args) < LEAST_WORK or args.kernel_h * args.kernel_w < 4:
+        return None
+    return kernel if _takes(extension, args, kernel, INPUT_GRAD) else None
 
 
 def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str | None, str]:
     """The kernel that is to run, None for torch's own, and why."""
-    work = args.T * args.B * args.out_h * args.out_w * args.K * args.C * args.kernel_h * args.kernel_w
+    work = _work(args)
     if work < LEAST_WORK:
         return None, f"{work} products of spikes and weights are fewer than {LEAST_WORK}"
     isa, key = extension.isa(), row(extension)
     if key is None:
         return None, f"{isa} has no kernel that computes on packed spikes faster than torch"
     choice = getattr(TABLE[key], class_of(args))[weight_grad]
-    if choice.lists_below > 0 and _takes(extension, args, "lists", weight_grad):
+    if choice.lists_below > 0 and _takes(extension, args, "lists", int(weight_grad)):
         rate = _rate(extension, args)
         if rate < choice.lists_below:
             return "lists", f"with {isa}, for a firing rate of {rate:.3f}, below {choice.lists_below:g}"
-    if choice.dense is not None and _takes(extension, args, choice.dense, weight_grad):
+    if choice.dense is not None and _takes(extension, args, choice.dense, int(weight_grad)):
         return choice.dense, f"with {isa}, the fastest that does not depend on the firing rate"
     return None, f"no kernel of {isa} takes these sizes at this firing rate"
 
 
-def _takes(extension: ModuleType, args: Any, kernel: str, weight_grad: bool) -> bool:
+def _work(args: Any) -> int:
+    """Products of the image and the weight."""
+    return args.T * args.B * args.out_h * args.out_w * args.K * args.C * args.kernel_h * args.kernel_w
+
+
+FORWARD, WEIGHT_GRAD, INPUT_GRAD = range(3)
+"""The passes, as ``SPIKE_PASSES`` of the extension has them."""
+
+
+def _takes(extension: ModuleType, args: Any, kernel: str, which: int) -> bool:
     args.kernel = extension.SPIKE_KERNELS.index(kernel)
-    return extension.spike_conv_takes(args, weight_grad)
+    return extension.spike_conv_takes(args, which)
 
 
 def _rate(extension: ModuleType, args: Any) -> float:

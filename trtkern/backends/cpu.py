@@ -165,6 +165,19 @@ def spike_conv_weight_grad(conv: SpikeConvolution, g: Tensor, gweight: Tensor, k
     return _extension().spike_conv_weight_grad(args)
 
 
+def spike_conv_input_grad(conv: SpikeConvolution, g: Tensor, weight: Tensor, gx: Tensor, kernel: str) -> bool:
+    """Fill gx [T * B, C, H, W] from g [T * B, K, out_h, out_w], both channels last; False where one of g or of the
+    weights is not finite. The words are not looked at."""
+    args = _spike_conv(conv, weight, g.shape[2:], kernel)
+    args.g, args.weight, args.gx = g.data_ptr(), weight.data_ptr(), gx.data_ptr()
+    return _extension().spike_conv_input_grad(args)
+
+
+def spike_conv_image_kernel(conv: SpikeConvolution, weight: Tensor) -> str | None:
+    """Which kernel is to compute the gradient of the image, or None where torch is."""
+    return _spike_kernels.of_image(_extension(), _spike_conv(conv, weight, conv.output(weight.shape[2:])))
+
+
 def spike_conv_kernel(conv: SpikeConvolution, weight: Tensor, *, weight_grad: bool) -> tuple[str | None, str]:
     """Which kernel is to compute it, or None where torch is; and why."""
     args = _spike_conv(conv, weight, conv.output(weight.shape[2:]))
@@ -176,7 +189,7 @@ def spike_conv_kernels(conv: SpikeConvolution, weight: Tensor) -> list[str]:
     found = []
     for kernel in _extension().SPIKE_KERNELS:
         args = _spike_conv(conv, weight, conv.output(weight.shape[2:]), kernel)
-        if all(_extension().spike_conv_takes(args, weight_grad) for weight_grad in (False, True)):
+        if all(_extension().spike_conv_takes(args, which) for which in range(2)):
             found.append(kernel)
     return found
 
@@ -227,6 +240,7 @@ BACKEND = Backend(
         "spikes_unpack": spikes_unpack,
         "spike_conv_forward": spike_conv_forward,
         "spike_conv_weight_grad": spike_conv_weight_grad,
+        "spike_conv_input_grad": spike_conv_input_grad,
         "regularizer": regularizer,
     },
 )

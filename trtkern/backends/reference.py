@@ -15,6 +15,7 @@ BACKEND = Backend(
         "regularizer": reference.regularizer,
         "spike_conv_forward": reference.spike_conv,
         "spike_conv_weight_grad": reference.spike_conv_weight_grad,
+        "spike_conv_input_grad": reference.spike_conv_input_grad,
         "spikes_pack": reference.spikes_pack,
         "spikes_unpack": reference.spikes_unpack,
     },

@@ -14,7 +14,15 @@ from trtkern.ops import layout
 from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import apply, differentiated, is_dual, undisturbed
 from trtkern.ops._saved import keep, kept
-from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
+from trtkern.ops.spike_conv import (
+    Shape,
+    image_kernel,
+    kernel,
+    objection,
+    spike_conv,
+    spike_conv_input_grad,
+    spike_conv_weight_grad,
+)
 from trtkern.ops.spikes import Spikes, unpack_all
 
 WHO = "SpikeConv2d, SpikeLinear"
@@ -109,6 +117,12 @@ class Convolution(NamedTuple):
         words, weight, shape = self.as_convolution(words, weight, kept)
         return spike_conv_weight_grad(words, g, weight, shape, kernel)
 
+    def input_grad(self, words: Tensor, g: Tensor, weight: Tensor, kept: _Kept) -> Tensor | None:
+        """The gradient of the images, where a kernel computes it; else None."""
+        words, weight, shape = self.as_convolution(words, weight, kept)
+        chosen = image_kernel(words, weight, shape)
+        return None if chosen is None else spike_conv_input_grad(words, g, weight, shape, chosen)
+
     def fold(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shape and strides of [T, B, C, H, W] as images [T * B, C, H, W]."""
         images = (shape[0] * shape[1], *shape[2:])
@@ -160,6 +174,9 @@ class Product(NamedTuple):
         words, kernel_weight, shape = self.as_convolution(words, weight, kept)
         rows = g.reshape(-1, g.shape[-1])[..., None, None]
         return spike_conv_weight_grad(words, rows, kernel_weight, shape, kernel).view(weight.shape)
+
+    def input_grad(self, words: Tensor, g: Tensor, weight: Tensor, kept: _Kept) -> None:
+        """None: torch's own is faster."""
 
     def fold(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shape and strides of [..., C, H, W] as rows [..., C * H * W]."""
@@ -262,10 +279,12 @@ class _SpikeFunctionBackward(torch.autograd.Function):
         of_words = None
         if chosen is not None:
             of_words = function.weight_grad_of_words(words, g, weight, kept, chosen)
-            needs = (needs[0], False, needs[2])
+        of_image = function.input_grad(words, g, weight, kept) if direct and needs[0] else None
+        needs = (needs[0] and of_image is None, needs[1] and of_words is None, needs[2])
         # Only the weight's gradient looks into the spikes; the others need their shape.
         x = kept.unpack(words) if needs[1] else kept.empty(words)
         gx, gweight, gbias = function.backward(g, x, weight.to(_lowered(weight.dtype, lower)), needs)
+        gx = gx if of_image is None else of_image
         if gx is not None:
             gx = gx.reshape(kept.spikes)
         found = (gx, gweight if of_words is None else of_words, gbias)

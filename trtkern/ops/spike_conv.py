@@ -74,6 +74,20 @@ def spike_conv_weight_grad(words: Tensor, g: Tensor, weight: Tensor, shape: Shap
     return _grad_op(words, g, weight, *_listed(shape), kernel)
 
 
+def spike_conv_input_grad(words: Tensor, g: Tensor, weight: Tensor, shape: Shape, kernel: str) -> Tensor:
+    """The gradient of what is convolved, [T * B, C, H, W] with channels last, where that of y is g.
+
+    There are no spikes in it: of the words the shape alone is looked at. A kernel multiplies float32 by float32, each
+    as the sum of three bfloat16; what it leaves out of a product is below 2^-24 of it.
+    """
+    return _image_op(words, g, weight, *_listed(shape), kernel)
+
+
+def image_kernel(words: Tensor, weight: Tensor, shape: Shape) -> str | None:
+    """Which kernel computes that gradient, or None where torch does."""
+    return cpu.spike_conv_image_kernel(SpikeConvolution(words, *shape), weight)
+
+
 def _listed(shape: Shape) -> tuple[int, bool, list[int], list[int]]:
     return shape.timesteps, shape.pooled, list(shape.stride), list(shape.padding)
 
@@ -103,6 +117,18 @@ def _weight_grad(words, g, weight, timesteps, pooled, stride, padding, kernel):
     return gweight if done else gweight.copy_(reference.spike_conv_weight_grad(conv, g, weight))
 
 
+def _empty_gx(words, g, weight, timesteps, pooled, stride, padding, kernel):
+    conv = SpikeConvolution(words, timesteps, pooled, stride, padding)
+    return torch.empty((g.shape[0], weight.shape[1], *conv.image), dtype=g.dtype, device=g.device, memory_format=LAST)
+
+
+def _input_grad(words, g, weight, timesteps, pooled, stride, padding, kernel):
+    conv = SpikeConvolution(words, timesteps, pooled, (stride[0], stride[1]), (padding[0], padding[1]))
+    g, gx = g.contiguous(memory_format=LAST), _empty_gx(words, g, weight, timesteps, pooled, stride, padding, kernel)
+    done = kernel != "reference" and cpu.spike_conv_input_grad(conv, g, weight, gx, kernel)
+    return gx if done else gx.copy_(reference.spike_conv_input_grad(conv, g, weight))
+
+
 _SHAPE = "SymInt timesteps, bool pooled, int[] stride, int[] padding, str kernel"
 _forward_op = define(
     f"spike_conv(Tensor words, Tensor weight, Tensor? bias, {_SHAPE}) -> Tensor", _forward, _empty_y, None
@@ -112,4 +138,7 @@ _grad_op = define(
     _weight_grad,
     lambda words, g, weight, *rest: torch.empty_like(weight),
     None,
+)
+_image_op = define(
+    f"spike_conv_input_grad(Tensor words, Tensor g, Tensor weight, {_SHAPE}) -> Tensor", _input_grad, _empty_gx, None
 )
