@@ -54,7 +54,8 @@ def judged(model: nn.Module, run: Callable[[], Any]) -> Verdict:
 
     def watch(name: str, layer: Any) -> Any:
         def hook(module: Any, given: tuple[Any, ...], y: Tensor) -> None:
-            if isinstance(given[0], Spikes) and _has_kernel(layer.kernel_for(given[0])):
+            # A checkpointed block runs once more, without a graph, in its backward pass.
+            if y.requires_grad and isinstance(given[0], Spikes) and _has_kernel(layer.kernel_for(given[0])):
                 seen[name] = _Seen(layer, given[0].spikes.detach(), y.detach(), [])
                 y.register_hook(seen[name].g.append)
 
