@@ -2,6 +2,8 @@
 
     python bench/exact.py           trains what is missing in bench/exact.csv, takes the steps that are missing in
                                     bench/exact_losses.csv, then writes docs/exact.md
+    python bench/exact.py --part trainings
+                                    those alone, without the page; or --part steps
     python bench/exact.py --page    writes the page anew from the rows
 
 Every training has its row as soon as it is done, so that the same command goes on where it was stopped. Trainings of
@@ -190,6 +192,7 @@ def main() -> None:
     """Train and step what is missing, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="train nothing")
+    parser.add_argument("--part", choices=("all", "steps", "trainings"), default="all", help="what is missing of these")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -198,18 +201,19 @@ def main() -> None:
         malloc.keep_pages()
         done = known(exact_page.LOSSES, ("network",))
         for name in NETWORKS:
-            if (name,) not in done:
+            if options.part != "trainings" and (name,) not in done:
                 append(stepped(name, command), exact_page.LOSSES)
                 print(f"{name}: {STEPS} steps", flush=True)
         done = known(exact_page.ROWS, ("data", "seed", "way"))
         wanted = [(data, seed, way) for data, (seeds, _) in SETUPS.items() for seed in seeds for way in WAYS]
         for data, seed, way in wanted:
-            if (data, str(seed), way) in done:
+            if options.part == "steps" or (data, str(seed), way) in done:
                 continue
             row = trained(data, seed, way, command)
             append([row], exact_page.ROWS)
             print(f"{data}, seed {seed}, {way}: test {row['test']:.2%}, {row['seconds']} s", flush=True)
-    exact_page.PAGE.write_text(exact_page.page(*exact_page.read()), encoding="utf-8")
+    if options.part == "all" or options.page:
+        exact_page.PAGE.write_text(exact_page.page(*exact_page.read()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,24 @@ def test_the_results_are_the_rows(monkeypatch):
     assert controls.PAGE.read_text() == controls.page(runs)
 
 
+def test_the_exact_trainings_are_the_rows(monkeypatch):
+    """The page is what bench/exact.py makes of its rows, of which those with kernels had some, and the others none."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import exact_page
+
+    trained, stepped = exact_page.read()
+    for row in trained:
+        ran = int(row["kernel_forward"]), int(row["kernel_weight_grad"])
+        assert min(ran) > 0 if row["way"] == "kernels" else ran == (0, 0)
+    for data, seeds in {"digits": 5, "fashion-mnist": 3}.items():
+        for way in ("exact", "kernels"):
+            found = [int(row["seed"]) for row in trained if (row["data"], row["way"]) == (data, way)]
+            assert found == list(range(seeds))
+    assert {row["network"] for row in stepped} == {"digits", "vggsnn"}
+    assert all(int(row["kernel_forward"]) > 0 for row in stepped)
+    assert exact_page.PAGE.read_text() == exact_page.page(trained, stepped)
+
+
 def test_the_claims_are_the_rows(monkeypatch):
     """The page is what bench/claims.py makes of bench/claims.csv, several seeds of every way to train."""
     monkeypatch.syspath_prepend(ROOT / "bench")

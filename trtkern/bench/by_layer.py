@@ -53,7 +53,8 @@ def judged(model: nn.Module, run: Callable[[], Any]) -> Verdict:
 
     def watch(name: str, layer: Any) -> Any:
         def hook(module: Any, given: tuple[Any, ...], y: Tensor) -> None:
-            if isinstance(given[0], Spikes) and any(name for name, _ in layer.kernels(given[0])):
+            # A checkpointed block runs once more, without a graph, in its backward pass.
+            if y.requires_grad and isinstance(given[0], Spikes) and _computed(layer, given[0]):
                 seen[name] = _Seen(layer, given[0].spikes.detach(), y.detach(), [])
                 y.register_hook(seen[name].g.append)
 
@@ -73,6 +74,11 @@ def judged(model: nn.Module, run: Callable[[], Any]) -> Verdict:
             return Verdict(f"{name} is off by {error:.1e} of its sums in float64", len(seen), len(layers), error)
         worst = max(worst, error)
     return Verdict("", len(seen), len(layers), worst)
+
+
+def _computed(layer: Any, x: Spikes) -> bool:
+    """Whether a kernel computes the layer of x, forward or for the gradient of the weight."""
+    return any(name for name, _ in layer.kernels(x))
 
 
 def _function(layer: SpikeConv2d | SpikeLinear, x: Tensor, weight: Tensor) -> Tensor:
