@@ -8,6 +8,7 @@
 #pragma once
 #include "spike_conv/cpu_nibbles.h"
 
+#if defined(__AVX512F__)
 namespace trtkern::TK_ISA {
 
 constexpr int64_t kLaneBytes = 4;                    // nibbles of a lane that lie together: a quad
@@ -90,3 +91,4 @@ TK_INLINE int64_t groups_together(int64_t groups) {
 }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX512F__

@@ -5,6 +5,7 @@
 #pragma once
 #include "spike_conv/cpu_registers.h"
 
+#if defined(__AVX512F__)
 namespace trtkern::TK_ISA {
 
 struct RegistersForward {
@@ -217,3 +218,4 @@ struct RegistersForward {
 };
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX512F__

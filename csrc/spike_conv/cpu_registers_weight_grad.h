@@ -5,6 +5,7 @@
 #pragma once
 #include "spike_conv/cpu_registers.h"
 
+#if defined(__AVX512F__)
 namespace trtkern::TK_ISA {
 
 struct RegistersWeightGrad {
@@ -190,3 +191,4 @@ struct RegistersWeightGrad {
 };
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX512F__

@@ -7,6 +7,7 @@
 #pragma once
 #include "spike_conv/cpu_nibbles.h"
 
+#if defined(__AVX2__)
 namespace trtkern::TK_ISA {
 
 constexpr int64_t kTableOutputs = 32;
@@ -58,3 +59,4 @@ TK_INLINE bool has_nan(vfloat a) {
 }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX2__

@@ -5,6 +5,7 @@
 #pragma once
 #include "spike_conv/cpu_tables.h"
 
+#if defined(__AVX2__)
 namespace trtkern::TK_ISA {
 
 struct TablesForward {
@@ -222,3 +223,4 @@ struct TablesForward {
 };
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX2__

@@ -5,6 +5,7 @@
 #pragma once
 #include "spike_conv/cpu_tables.h"
 
+#if defined(__AVX2__)
 namespace trtkern::TK_ISA {
 
 struct TablesWeightGrad {
@@ -146,3 +147,4 @@ struct TablesWeightGrad {
 };
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AVX2__

@@ -9,6 +9,7 @@
 #include "spike_conv/cpu_pass.h"
 #include "spike_conv/cpu_words.h"
 
+#if defined(__AMX_BF16__)
 namespace trtkern::TK_ISA {
 
 constexpr int64_t kTileRows = 16, kPieces = 3;
@@ -111,3 +112,4 @@ TK_INLINE vpieces values_of(const uint8_t* counts, float scale) {
 TK_INLINE vpieces values_of(uint32_t bits) { return (vpieces)_mm512_maskz_set1_epi16(bits, 0x3f80); }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AMX_BF16__

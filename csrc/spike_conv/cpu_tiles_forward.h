@@ -3,6 +3,7 @@
 #pragma once
 #include "spike_conv/cpu_tiles.h"
 
+#if defined(__AMX_BF16__)
 namespace trtkern::TK_ISA {
 
 // Sizes in tiles, and where things lie. Spikes: [H][W][depths][images][rows][32] bfloat16. Weights:
@@ -180,3 +181,4 @@ inline SpikePlan tiles_forward(const SpikeConvArgs& a) {
 }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AMX_BF16__

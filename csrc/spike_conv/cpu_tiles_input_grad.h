@@ -6,6 +6,7 @@
 #pragma once
 #include "spike_conv/cpu_tiles.h"
 
+#if defined(__AMX_BF16__)
 namespace trtkern::TK_ISA {
 
 constexpr int64_t kSlabBytes = 8 << 20;  // of gradients that are laid out at a time
@@ -202,3 +203,4 @@ inline SpikePlan tiles_input_grad(const SpikeConvArgs& a) {
 }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AMX_BF16__

@@ -3,6 +3,7 @@
 #pragma once
 #include "spike_conv/cpu_tiles.h"
 
+#if defined(__AMX_BF16__)
 namespace trtkern::TK_ISA {
 
 constexpr int64_t kRowsPair = 2 * kTileRows;                         // input channels that are computed together
@@ -192,3 +193,4 @@ inline SpikePlan tiles_weight_grad(const SpikeConvArgs& a) {
 }
 
 }  // namespace trtkern::TK_ISA
+#endif  // __AMX_BF16__

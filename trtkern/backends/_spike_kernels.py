@@ -62,9 +62,9 @@ TABLE: dict[tuple[str, str], Row] = {
         counts=(Choice(None, 0.18), Choice(None, 0.18)),
     ),
     ("avx2", ""): Row(
-        windows=(Choice("tables", 0.32), Choice("tables", 0.33)),
-        places=(Choice("tables", 0.3), Choice("tables", 0.3)),
-        counts=(Choice(None, 0.2), Choice(None, 0.2)),
+        windows=(Choice("tables", 0.3), Choice("tables", 0.35)),
+        places=(Choice("tables", 0.3), Choice("tables", 0.37)),
+        counts=(Choice(None, 0.27), Choice(None, 0.3)),
     ),
 }
 
