@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from trtkern import reference
 from trtkern.backends import _spike_kernels, cpu
+from trtkern.models import from_topology
 from trtkern.models._blocks import Convolution, SEWBlock, Style
 from trtkern.nn import LIF, BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear
 from trtkern.ops.spike_conv import Shape, kernel, objection, spike_conv, spike_conv_weight_grad
-from trtkern.ops.spikes import Spikes, add, pack, unwritten
+from trtkern.ops.spikes import Spikes, add, pack, packed_input, unwritten
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason="the CPU extension is not built")
 isa = cpu._extension().isa() if cpu.missing() is None else ""
@@ -298,3 +299,37 @@ def test_spikes_of_a_neuron():
     y = layer(x)
     close(y, F.linear(x.spikes, layer.weight, layer.bias), "y")
     assert "forward: " in layer.kernel_for(x) and reference.spikes_pack(x.spikes).equal(x.words)
+
+
+def test_an_input_of_spikes_is_packed():
+    """What a rate code makes of images goes to the first layer with its words; anything else as it is."""
+    x = (torch.rand(20, 8, 28 * 64) < 0.2).float()
+    found = packed_input(x)
+    assert isinstance(found, Spikes) and found.spikes is x and torch.equal(found.words, reference.spikes_pack(x))
+    assert isinstance(packed_input(torch.where(x == 0, -0.0, x)), Spikes)
+    for value in (0.5, -1.0, 2.0, float("nan"), float("inf"), 1e-45):
+        for place in (0, x.numel() // 2, -1):
+            other = x.clone()
+            other.view(-1)[place] = value
+            assert packed_input(other) is other
+    for other in (x[:2, :2], x.double(), x.transpose(0, 1), x.clone().requires_grad_(), x[:1].expand(20, -1, -1)):
+        assert packed_input(other) is other
+    recorded = []
+    torch.vmap(lambda each: (recorded.append(type(packed_input(each))), each)[1])(x)
+    assert recorded[0] is not Spikes
+
+
+def test_a_fully_connected_network_takes_spikes_as_words():
+    torch.manual_seed(0)
+    x = (torch.rand(20, 8, 1, 28, 64) < 0.2).float()
+    found = []
+    for exact in (False, True):
+        torch.manual_seed(1)
+        net = from_topology("FC-64_L-10", shape=(1, 28, 64), timesteps=20, exact_convolutions=exact)
+        seen = []
+        net.layers[0].linear.register_forward_hook(lambda layer, given, y, seen=seen: seen.append((given[0], y)))
+        net(x).square().sum().backward()
+        assert isinstance(seen[0][0], Spikes)
+        found.append((seen[0][1].detach(), net.layers[0].linear.weight.grad))
+    close(found[0][0], found[1][0], "y")
+    assert found[0][1].isfinite().all() and found[0][1].abs().sum() > 0

@@ -30,6 +30,8 @@ inline void bind_spike_conv(pybind11::module_& m) {
         "Write gx; False: a gradient or a weight is not finite, and gx means nothing.");
   m.def("spikes_count", &cpu_spikes_count, py::arg("words"), py::arg("bytes"), py::arg("threads"), Unlocked(),
         "How many of these bits are 1.");
+  m.def("all_spikes", &cpu_all_spikes, py::arg("x"), py::arg("n"), py::arg("threads"), Unlocked(),
+        "Whether n floats are 0 or 1, all of them.");
 }
 
 }  // namespace trtkern

@@ -86,4 +86,20 @@ int64_t cpu_spikes_count(uint64_t words, int64_t bytes, int threads) {
   return count;
 }
 
+bool cpu_all_spikes(uint64_t x, int64_t n, int threads) {
+  constexpr int64_t kRun = 4096;
+  constexpr uint32_t kOne = 0x3f800000, kMinusZero = 0x80000000;
+  const auto* bits = reinterpret_cast<const uint32_t*>(x);
+  int others = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : others) if (n > 1 << 18)
+  for (int64_t run = 0; run < n; run += kRun) {
+    if (others) continue;
+    const int64_t end = run + kRun < n ? run + kRun : n;
+    uint32_t found = 0;
+    for (int64_t i = run; i < end; ++i) found |= (bits[i] & ~kMinusZero) != 0 && bits[i] != kOne;
+    others |= static_cast<int>(found);
+  }
+  return !others;
+}
+
 }  // namespace trtkern

@@ -123,6 +123,11 @@ def spikes_pack(s: Tensor, words: Tensor) -> None:
     _extension().spikes_pack(args)
 
 
+def all_spikes(x: Tensor) -> bool:
+    """Whether a contiguous float32 x is 0 or 1 everywhere."""
+    return _extension().all_spikes(x.data_ptr(), x.numel(), torch.get_num_threads())
+
+
 def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> None:
     """Steps ``start``, ... of the words into ``out`` [steps, N] as 0 and 1, or with a pool averages [steps, N / 4]."""
     args = _args_of(out)

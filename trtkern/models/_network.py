@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from trtkern.nn import SpikeLinear, Spikes
 from trtkern.nn import exact_convolutions as _exactly
 from trtkern.ops import checks
+from trtkern.ops.spikes import packed_input
 
 
 class SpikingNetwork(nn.Module):
@@ -69,8 +70,9 @@ class SpikingNetwork(nn.Module):
 
 
 @fx.wrap
-def _frames(x: Tensor, timesteps: int, who: str, flat: bool) -> Tensor:
-    """Frames, or an image that is shown at every step: [T, B, C, H, W] in channels_last; flat: [T, B, C * H * W]."""
+def _frames(x: Tensor, timesteps: int, who: str, flat: bool) -> Tensor | Spikes:
+    """Frames, or an image that is shown at every step: [T, B, C, H, W] in channels_last; flat: [T, B, C * H * W], with
+    their words where they are spikes."""
     if not isinstance(x, Tensor) or x.dim() not in (4, 5):
         kind = ValueError if isinstance(x, Tensor) else TypeError
         raise kind(
@@ -78,7 +80,7 @@ def _frames(x: Tensor, timesteps: int, who: str, flat: bool) -> Tensor:
             "image.unsqueeze(0)"
         )
     if flat:
-        return x.flatten(1).expand(timesteps, -1, -1) if x.dim() == 4 else x.flatten(2)
+        return x.flatten(1).expand(timesteps, -1, -1) if x.dim() == 4 else packed_input(x.flatten(2))
     if x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last).expand(timesteps, *x.shape)
     return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])

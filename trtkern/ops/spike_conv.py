@@ -78,7 +78,7 @@ def spike_conv_input_grad(words: Tensor, g: Tensor, weight: Tensor, shape: Shape
     """The gradient of what is convolved, [T * B, C, H, W] with channels last, where that of y is g.
 
     There are no spikes in it: of the words the shape alone is looked at. A kernel multiplies float32 by float32, each
-    as the sum of three bfloat16; what it leaves out of a product is below 2^-24 of it.
+    as the sum of three bfloat16; what it leaves out of a product is below 2^-20 of it.
     """
     return _image_op(words, g, weight, *_listed(shape), kernel)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern._torch import recording
-from trtkern.backends import choose, named
+from trtkern.backends import choose, cpu, named
 from trtkern.backends.base import Pool
 from trtkern.ops import checks, layout
 from trtkern.ops._beneath import is_mapped, transformed
@@ -233,6 +233,23 @@ def pack(spikes: Tensor) -> Tensor:
     chosen = choose("auto", "spikes_pack", spikes.device.type, spikes.dtype)
     remember(spikes)
     return torch.ops.trtkern.spikes_pack(layout.dense(spikes.detach()), chosen)
+
+
+LEAST_PACKED = 2**18
+"""Numbers of an input below which it is not looked at whether they are spikes."""
+
+
+def packed_input(x: Tensor) -> Tensor | Spikes:
+    """x [T, ...] with its words, where all of it is 0 or 1, as what a rate code makes is; else x as it is.
+
+    For inputs in float32 on a CPU, where layers compute on words, and that want no gradient.
+    """
+    if torch.compiler.is_compiling() or recording() or not undisturbed() or x.requires_grad:
+        return x
+    wanted = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= LEAST_PACKED
+    if not wanted or not x.is_contiguous() or cpu.missing() is not None or not cpu.all_spikes(x):
+        return x
+    return Spikes(x, pack(x))
 
 
 def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = False, dtype: torch.dtype) -> Tensor:
