@@ -104,25 +104,26 @@ const Kernels& cpu_kernels() {
   return *chosen;
 }
 
-namespace {
-
-// Memory for one launch, aligned to a cache line; kept by the calling thread, since fresh pages cost more than a
-// launch.
-float* scratch_memory(int64_t floats) {
+char* cpu_scratch(int64_t bytes) {
   struct Free {
-    void operator()(float* p) const { std::free(p); }
+    void operator()(char* p) const { std::free(p); }
   };
-  thread_local std::unique_ptr<float, Free> memory;
+  thread_local std::unique_ptr<char, Free> memory;
   thread_local int64_t capacity = 0;
-  if (capacity < floats) {
+  if (capacity < bytes) {
     memory.reset();
     capacity = 0;
-    memory.reset(static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64)));
+    memory.reset(
+        static_cast<char*>(std::aligned_alloc(kScratchPage, (bytes + kScratchPage - 1) / kScratchPage * kScratchPage)));
     if (!memory) throw std::bad_alloc();
-    capacity = floats;
+    capacity = bytes;
   }
   return memory.get();
 }
+
+namespace {
+
+float* scratch_memory(int64_t floats) { return reinterpret_cast<float*>(cpu_scratch(floats * sizeof(float))); }
 
 // task(i) for i in [0, count), thread i taking task i.
 void on_threads(int count, const std::function<void(int)>& task) {

@@ -12,7 +12,10 @@ std::vector<std::string> cpu_isas();        // what this processor runs, best fi
 std::string cpu_isa();                      // the one in use
 std::string cpu_maker();                    // "amd", "intel", or "" for others
 void cpu_use_isa(const std::string& name);  // "": the best; std::invalid_argument for one that does not run here
-void cpu_stream_from(int64_t bytes);        // outputs from this size on bypass the caches (default 4 MiB)
+// Memory for one launch, aligned to a page; kept by the calling thread, since fresh pages cost more than a launch.
+constexpr int64_t kScratchPage = 4096;
+char* cpu_scratch(int64_t bytes);
+void cpu_stream_from(int64_t bytes);  // outputs from this size on bypass the caches (default 4 MiB)
 
 // Writes s, v, v_final, edges, packed and flag, each unless its address is 0.
 void cpu_lif_forward(const LifArgs& args);

@@ -2,9 +2,6 @@
 
 #include <omp.h>
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -14,25 +11,7 @@
 namespace trtkern {
 namespace {
 
-constexpr int64_t kPage = 4096;
-int64_t whole_pages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
-
-// Memory for one launch, aligned to a page; kept by the calling thread, since fresh pages cost more than they hold.
-char* workspace(int64_t bytes) {
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<char, Free> memory;
-  thread_local int64_t capacity = 0;
-  if (capacity < bytes) {
-    memory.reset();
-    capacity = 0;
-    memory.reset(static_cast<char*>(std::aligned_alloc(kPage, whole_pages(bytes))));
-    if (!memory) throw std::bad_alloc();
-    capacity = bytes;
-  }
-  return memory.get();
-}
+int64_t whole_pages(int64_t bytes) { return (bytes + kScratchPage - 1) / kScratchPage * kScratchPage; }
 
 SpikePlan plan_of(const SpikeConvArgs& a, SpikePass pass) {
   if (a.kernel < 0 || a.kernel >= kSpikeKernels) throw std::invalid_argument("spike_conv: no kernel of that number");
@@ -50,7 +29,7 @@ bool run(const SpikeConvArgs& a, SpikePass pass) {
                                 " does not take these sizes with " + cpu_isa());
   const int threads = a.threads < 1 ? 1 : a.threads;
   const int64_t shared = whole_pages(plan.shared), own = whole_pages(plan.own);
-  char* memory = workspace(shared + threads * own);
+  char* memory = cpu_scratch(shared + threads * own);
   int nonfinite = 0;
   for (int64_t phase = 0; phase < plan.phases; ++phase) {
     const int64_t items = plan.items(a, phase);

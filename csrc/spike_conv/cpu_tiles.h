@@ -82,10 +82,20 @@ TK_INLINE void transpose(vfloat* rows) {
   for (int i = 0; i < 16; ++i) rows[i] = some[i];
 }
 
-// Rows of sums, of images from `first` on, to `channels` numbers an image of which they are those from `channel` on.
-TK_INLINE void write_rows(const float* sums, float* to, int64_t pitch, int64_t first, int64_t rows, int64_t images,
-                          int64_t channel, int64_t channels, bool streaming) {
-  const int64_t count = images - first < rows ? images - first : rows;
+// The results in the tile registers, of `IMAGES` tiles of `rows` images each from tile `image` on, to where an image
+// has `channels` numbers, of which they are those from `channel` on; `pitch` from one image to the next.
+template <int IMAGES>
+TK_INLINE void write_tiles(float* sums, int64_t rows, float* to, int64_t pitch, int64_t image, int64_t images,
+                           int64_t channel, int64_t channels, bool streaming) {
+  constexpr int64_t kSumsPitch = kColumns * sizeof(float);
+  _tile_stored(0, sums, kSumsPitch);
+  _tile_stored(1, sums + kTileRows, kSumsPitch);
+  if constexpr (IMAGES == 2) {
+    _tile_stored(2, sums + rows * kColumns, kSumsPitch);
+    _tile_stored(3, sums + rows * kColumns + kTileRows, kSumsPitch);
+  }
+  const int64_t first = image * rows, all = IMAGES * rows;
+  const int64_t count = images - first < all ? images - first : all;
   const int64_t wide = channels - channel < kColumns ? channels - channel : kColumns;
   to += first * pitch + channel;
   for (int64_t n = 0; n < count; ++n, to += pitch, sums += kColumns) {

@@ -132,15 +132,8 @@ TK_INLINE void compute_place(const SpikeConvArgs& a, const TilesForward& f, int6
       add_products<IMAGES>(spikes + f.spikes_at(row * a.W + at) + image * tile_bytes,
                            weights + f.weights_at(column, i * a.kernel_w + j), f.depths, images_bytes, tile_bytes);
     }
-  constexpr int64_t kPitch = kColumns * sizeof(float);
-  _tile_stored(0, sums, kPitch);
-  _tile_stored(1, sums + kTileRows, kPitch);
-  if constexpr (IMAGES == 2) {
-    _tile_stored(2, sums + f.rows * kColumns, kPitch);
-    _tile_stored(3, sums + f.rows * kColumns + kTileRows, kPitch);
-  }
-  write_rows(sums, (float*)a.y + place * a.K, a.out_h * a.out_w * a.K, image * f.rows, IMAGES * f.rows, a.T * a.B,
-             column * kColumns, a.K, streaming);
+  write_tiles<IMAGES>(sums, f.rows, (float*)a.y + place * a.K, a.out_h * a.out_w * a.K, image, a.T * a.B,
+                      column * kColumns, a.K, streaming);
 }
 
 inline void run_tiles_forward(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {

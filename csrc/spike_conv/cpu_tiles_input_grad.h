@@ -153,15 +153,8 @@ TK_INLINE void compute_gradient(const SpikeConvArgs& a, const TilesInputGrad& f,
           weights + f.weights_at(column, i * a.kernel_w + j), f.depths, piece_bytes, tile_bytes);
     }
   }
-  constexpr int64_t kPitch = kColumns * sizeof(float);
-  _tile_stored(0, sums, kPitch);
-  _tile_stored(1, sums + kTileRows, kPitch);
-  if constexpr (IMAGES == 2) {
-    _tile_stored(2, sums + f.rows * kColumns, kPitch);
-    _tile_stored(3, sums + f.rows * kColumns + kTileRows, kPitch);
-  }
-  write_rows(sums, (float*)a.gx + place * a.C, a.H * a.W * a.C, image * f.rows, IMAGES * f.rows, a.T * a.B,
-             column * kColumns, a.C, streaming);
+  write_tiles<IMAGES>(sums, f.rows, (float*)a.gx + place * a.C, a.H * a.W * a.C, image, a.T * a.B, column * kColumns,
+                      a.C, streaming);
 }
 
 inline void run_tiles_input_grad(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {
