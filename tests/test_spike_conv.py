@@ -61,8 +61,8 @@ CASES = {
     "pooled": (lambda: SpikeConv2d(64, 64, 3, padding=1), lambda: spikes(pooled=True)),
     "nine steps": (lambda: SpikeConv2d(64, 64, 3, padding=1), lambda: spikes(T=9, B=3)),
     "linear": (lambda: SpikeLinear(512, 256), rows),
-    "linear of images": (lambda: SpikeLinear(64 * 64, 256), lambda: spikes(T=8)),
-    "linear of pooled images": (lambda: SpikeLinear(64 * 64, 256, bias=False), lambda: spikes(T=8, pooled=True)),
+    "linear of images": (lambda: SpikeLinear(64 * 64, 256), lambda: spikes(T=16, B=4)),
+    "linear of pooled images": (lambda: SpikeLinear(64 * 64, 256, bias=False), lambda: spikes(T=16, B=4, pooled=True)),
 }
 
 
@@ -294,7 +294,7 @@ def test_layers_compute_on_words_of_sums():
 @fast
 def test_spikes_of_a_neuron():
     lif = LIF(packed=True)
-    x = lif(2 * torch.randn(8, 4, 256))
+    x = lif(2 * torch.randn(16, 4, 256))
     layer = SpikeLinear(256, 2048)
     y = layer(x)
     close(y, F.linear(x.spikes, layer.weight, layer.bias), "y")
@@ -333,3 +333,41 @@ def test_a_fully_connected_network_takes_spikes_as_words():
         found.append((seen[0][1].detach(), net.layers[0].linear.weight.grad))
     close(found[0][0], found[1][0], "y")
     assert found[0][1].isfinite().all() and found[0][1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_sum_that_is_written_to_is_seen(exact):
+    torch.manual_seed(0)
+    with unwritten():
+        both = add(*(LIF(packed=True)(2 * torch.randn(4, 2, 64, 8, 8)) for _ in range(2)))
+    layer = SpikeConv2d(64, 64, 3, padding=1, exact=exact)
+    with torch.no_grad():
+        both.spikes.mul_(0.5)
+    y, want = layer(both), layer(both.spikes.clone())
+    assert torch.equal(y, want)
+    grads = [torch.autograd.grad(each.square().sum(), layer.weight)[0] for each in (y, want)]
+    assert torch.equal(*grads) and grads[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("case", ["conv", "linear"])
+def test_a_parametrized_weight_is_made_once(case, exact):
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            self.calls += 1
+            return weight
+
+    make, given = CASES[case]
+    layer, counted = make(), Counted()
+    layer.exact = exact
+    nn.utils.parametrize.register_parametrization(layer, "weight", counted)
+    counted.calls = 0
+    layer(given()).sum().backward()
+    assert counted.calls == 1
+
+
+def test_few_rows_are_left_to_torch():
+    layer = SpikeLinear(4096, 4096)
+    assert "fewer than 64" in layer.kernel_for(rows(T=4, B=4, features=4096))

@@ -3,7 +3,8 @@
 //
 // A spike, an average k / 4 and a small count are bfloat16 exactly. A float32 is the sum of three of them, exactly: its
 // 24 bits of mantissa, eight at a time. So three products of tiles make what one of float32 would, rounded as float32
-// is where sums are taken, and nowhere else (what is below 2^-126 is taken for 0).
+// is where sums are taken, and nowhere else (what is below 2^-126 is taken for 0). The smallest pieces are added up
+// first: added to a sum of the large ones, 2^8 or 2^16 times as many, they would be lost, all on the same side.
 #pragma once
 #include "cpu/simd.h"
 #include "spike_conv/cpu_pass.h"
@@ -83,10 +84,11 @@ TK_INLINE void transpose(vfloat* rows) {
 }
 
 // The results in the tile registers, of `IMAGES` tiles of `rows` images each from tile `image` on, to where an image
-// has `channels` numbers, of which they are those from `channel` on; `pitch` from one image to the next.
+// has `channels` numbers, of which they are those from `channel` on; `pitch` from one image to the next. `bias`, of
+// those channels, is added at the end.
 template <int IMAGES>
-TK_INLINE void write_tiles(float* sums, int64_t rows, float* to, int64_t pitch, int64_t image, int64_t images,
-                           int64_t channel, int64_t channels, bool streaming) {
+TK_INLINE void write_tiles(float* sums, const float* bias, int64_t rows, float* to, int64_t pitch, int64_t image,
+                           int64_t images, int64_t channel, int64_t channels, bool streaming) {
   constexpr int64_t kSumsPitch = kColumns * sizeof(float);
   _tile_stored(0, sums, kSumsPitch);
   _tile_stored(1, sums + kTileRows, kSumsPitch);
@@ -99,6 +101,7 @@ TK_INLINE void write_tiles(float* sums, int64_t rows, float* to, int64_t pitch, 
   const int64_t wide = channels - channel < kColumns ? channels - channel : kColumns;
   to += first * pitch + channel;
   for (int64_t n = 0; n < count; ++n, to += pitch, sums += kColumns) {
+    for (int64_t i = 0; bias && i < kColumns; i += kTileRows) store(sums + i, load(sums + i) + load(bias + i));
     if (streaming) {
       stream(to, load(sums));
       stream(to + kTileRows, load(sums + kTileRows));

@@ -91,23 +91,22 @@ TK_NOINLINE inline void lay_weights(const SpikeConvArgs& a, const TilesForward& 
   if (any_lane(unusual)) __atomic_store_n(nonfinite, 1, __ATOMIC_RELAXED);
 }
 
-// Adds what `images` tiles of images (1 or 2) at a place give with a tap's weights.
+// Adds what `IMAGES` tiles of images (1 or 2) at a place give with a piece of a tap's weights.
 template <int IMAGES>
 TK_INLINE void add_products(const char* spikes, const char* weights, int64_t depths, int64_t images_bytes,
                             int64_t tile_bytes) {
   for (int64_t depth = 0; depth < depths; ++depth) {
     _tile_loadd(4, spikes, 64);
-    if constexpr (IMAGES == 2) _tile_loadd(5, spikes + tile_bytes, 64);
-#pragma GCC unroll 3
-    for (int64_t p = 0; p < kPieces; ++p) {
-      _tile_loadd(6, weights, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (IMAGES == 2) _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, weights + kTileBytes, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (IMAGES == 2) _tile_dpbf16ps(3, 5, 7);
-      weights += 2 * kTileBytes;
+    _tile_loadd(6, weights, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weights + kTileBytes, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (IMAGES == 2) {
+      _tile_loadd(5, spikes + tile_bytes, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
+    weights += kPieces * 2 * kTileBytes;
     spikes += images_bytes;
   }
 }
@@ -119,20 +118,20 @@ TK_INLINE void compute_place(const SpikeConvArgs& a, const TilesForward& f, int6
                              bool streaming) {
   const int64_t tile_bytes = f.rows * 64, images_bytes = f.images * tile_bytes;
   const int64_t top = place / a.out_w * a.stride_h - a.padding_h, left = place % a.out_w * a.stride_w - a.padding_w;
-  _tile_loadd(0, bias, 0);
-  _tile_loadd(1, bias + kTileRows, 0);
-  if constexpr (IMAGES == 2) {
-    _tile_loadd(2, bias, 0);
-    _tile_loadd(3, bias + kTileRows, 0);
-  }
-  for (int64_t i = 0; i < a.kernel_h; ++i)
-    for (int64_t j = 0; j < a.kernel_w; ++j) {
-      const int64_t row = top + i, at = left + j;
-      if (row < 0 || row >= a.H || at < 0 || at >= a.W) continue;
-      add_products<IMAGES>(spikes + f.spikes_at(row * a.W + at) + image * tile_bytes,
-                           weights + f.weights_at(column, i * a.kernel_w + j), f.depths, images_bytes, tile_bytes);
-    }
-  write_tiles<IMAGES>(sums, f.rows, (float*)a.y + place * a.K, a.out_h * a.out_w * a.K, image, a.T * a.B,
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t piece = kPieces - 1; piece >= 0; --piece)
+    for (int64_t i = 0; i < a.kernel_h; ++i)
+      for (int64_t j = 0; j < a.kernel_w; ++j) {
+        const int64_t row = top + i, at = left + j;
+        if (row < 0 || row >= a.H || at < 0 || at >= a.W) continue;
+        const int64_t of_tap = f.weights_at(column, i * a.kernel_w + j) + piece * 2 * kTileBytes;
+        add_products<IMAGES>(spikes + f.spikes_at(row * a.W + at) + image * tile_bytes, weights + of_tap, f.depths,
+                             images_bytes, tile_bytes);
+      }
+  write_tiles<IMAGES>(sums, bias, f.rows, (float*)a.y + place * a.K, a.out_h * a.out_w * a.K, image, a.T * a.B,
                       column * kColumns, a.K, streaming);
 }
 

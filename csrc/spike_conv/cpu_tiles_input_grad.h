@@ -107,25 +107,23 @@ TK_NOINLINE inline void lay_weights_back(const SpikeConvArgs& a, const TilesInpu
   if (any_lane(unusual)) __atomic_store_n(nonfinite, 1, __ATOMIC_RELAXED);
 }
 
-// Adds what `IMAGES` tiles of gradients (1 or 2) at a place of y give with a tap's weights: the products whose pieces
-// are no smaller, together, than the last of one number.
+// The products of pieces that are taken, the smallest first: of a gradient, of a weight.
+constexpr int kProducts[][2] = {{0, 2}, {1, 1}, {2, 0}, {0, 1}, {1, 0}, {0, 0}};
+
+// Adds what `IMAGES` tiles of gradients (1 or 2) at a place of y give with a tap's weights, a piece of each.
 template <int IMAGES>
 TK_INLINE void add_gradients(const char* gradients, const char* weights, int64_t depths, int64_t piece_bytes,
                              int64_t tile_bytes) {
   for (int64_t depth = 0; depth < depths; ++depth) {
-#pragma GCC unroll 3
-    for (int64_t p = 0; p < kPieces; ++p) {
-      _tile_loadd(4, gradients + p * piece_bytes, 64);
-      if constexpr (IMAGES == 2) _tile_loadd(5, gradients + p * piece_bytes + tile_bytes, 64);
-#pragma GCC unroll 3
-      for (int64_t q = 0; q < kPieces - p; ++q) {
-        _tile_loadd(6, weights + q * 2 * kTileBytes, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (IMAGES == 2) _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, weights + q * 2 * kTileBytes + kTileBytes, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        if constexpr (IMAGES == 2) _tile_dpbf16ps(3, 5, 7);
-      }
+    _tile_loadd(4, gradients, 64);
+    _tile_loadd(6, weights, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weights + kTileBytes, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (IMAGES == 2) {
+      _tile_loadd(5, gradients + tile_bytes, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
     gradients += kPieces * piece_bytes;
     weights += kPieces * 2 * kTileBytes;
@@ -142,19 +140,22 @@ TK_INLINE void compute_gradient(const SpikeConvArgs& a, const TilesInputGrad& f,
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t i = 0; i < a.kernel_h; ++i) {
-    const int64_t down = place / a.W + a.padding_h - i, row = down / a.stride_h;
-    if (down < 0 || down % a.stride_h || row >= a.out_h) continue;
-    for (int64_t j = 0; j < a.kernel_w; ++j) {
-      const int64_t right = place % a.W + a.padding_w - j, at = right / a.stride_w;
-      if (right < 0 || right % a.stride_w || at >= a.out_w) continue;
-      add_gradients<IMAGES>(
-          gradients + (row - first_row) * f.row_bytes + at * f.depths * kPieces * piece_bytes + image * tile_bytes,
-          weights + f.weights_at(column, i * a.kernel_w + j), f.depths, piece_bytes, tile_bytes);
+  for (const auto& [of_gradient, of_weight] : kProducts)
+    for (int64_t i = 0; i < a.kernel_h; ++i) {
+      const int64_t down = place / a.W + a.padding_h - i, row = down / a.stride_h;
+      if (down < 0 || down % a.stride_h || row >= a.out_h) continue;
+      for (int64_t j = 0; j < a.kernel_w; ++j) {
+        const int64_t right = place % a.W + a.padding_w - j, at = right / a.stride_w;
+        if (right < 0 || right % a.stride_w || at >= a.out_w) continue;
+        const int64_t of_place =
+            (row - first_row) * f.row_bytes + (at * f.depths * kPieces + of_gradient) * piece_bytes;
+        const int64_t of_tap = f.weights_at(column, i * a.kernel_w + j) + of_weight * 2 * kTileBytes;
+        add_gradients<IMAGES>(gradients + of_place + image * tile_bytes, weights + of_tap, f.depths, piece_bytes,
+                              tile_bytes);
+      }
     }
-  }
-  write_tiles<IMAGES>(sums, f.rows, (float*)a.gx + place * a.C, a.H * a.W * a.C, image, a.T * a.B, column * kColumns,
-                      a.C, streaming);
+  write_tiles<IMAGES>(sums, nullptr, f.rows, (float*)a.gx + place * a.C, a.H * a.W * a.C, image, a.T * a.B,
+                      column * kColumns, a.C, streaming);
 }
 
 inline void run_tiles_input_grad(const SpikeConvArgs& a, int64_t phase, int64_t item, const SpikeMemory& memory) {

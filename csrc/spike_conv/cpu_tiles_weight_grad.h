@@ -94,32 +94,31 @@ TK_INLINE void lay_gradients(const SpikeConvArgs& a, int64_t place, int64_t dept
     }
 }
 
-// Adds what n positions give to the sums of 32 input by 32 output channels.
-TK_INLINE void add_positions(const char* const* spikes, const char* const* gradients, int64_t n, float* sums) {
+// Adds what n positions give to the sums of 32 input by 32 output channels. `some`: memory of such sums.
+TK_INLINE void add_positions(const char* const* spikes, const char* const* gradients, int64_t n, float* some,
+                             float* sums) {
   constexpr int64_t kPitch = kColumns * sizeof(float);
-  float* const lower = sums + kTileRows * kColumns;
-  _tile_loadd(0, sums, kPitch);
-  _tile_loadd(1, sums + kTileRows, kPitch);
-  _tile_loadd(2, lower, kPitch);
-  _tile_loadd(3, lower + kTileRows, kPitch);
-  for (int64_t i = 0; i < n; ++i) {
-    const char* g = gradients[i];
-    _tile_loadd(4, spikes[i], 64);
-    _tile_loadd(5, spikes[i] + kTileBytes, 64);
-#pragma GCC unroll 3
-    for (int64_t p = 0; p < kPieces; ++p, g += 2 * kTileBytes) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t piece = kPieces - 1; piece >= 0; --piece)
+    for (int64_t i = 0; i < n; ++i) {
+      const char* const g = gradients[i] + piece * 2 * kTileBytes;
+      _tile_loadd(4, spikes[i], 64);
       _tile_loadd(6, g, 64);
       _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, spikes[i] + kTileBytes, 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_loadd(7, g + kTileBytes, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
-  }
-  _tile_stored(0, sums, kPitch);
-  _tile_stored(1, sums + kTileRows, kPitch);
-  _tile_stored(2, lower, kPitch);
-  _tile_stored(3, lower + kTileRows, kPitch);
+  _tile_stored(0, some, kPitch);
+  _tile_stored(1, some + kTileRows, kPitch);
+  _tile_stored(2, some + kTileRows * kColumns, kPitch);
+  _tile_stored(3, some + kTileRows * kColumns + kTileRows, kPitch);
+  for (int64_t i = 0; i < kSums; i += kLanes) store(sums + i, load(sums + i) + load(some + i));
 }
 
 // The sums [kernel_h * kernel_w][rows / 2][32][32] of a block of output channels, to where they belong.
@@ -150,7 +149,8 @@ inline void run_tiles_weight_grad(const SpikeConvArgs& a, int64_t phase, int64_t
   char* const spikes = memory.shared;
   if (phase == 0) return lay_channels(a, f, item / f.depths, item % f.depths, spikes);
   char* const laid = memory.own;
-  float* const sums = (float*)(laid + f.at_once * kGradientBytes);
+  float* const some = (float*)(laid + f.at_once * kGradientBytes);
+  float* const sums = some + kSums;
   const int64_t pairs = f.rows / 2;
   __builtin_memset(sums, 0, f.taps * pairs * kSums * sizeof(float));
   vint unusual = {};
@@ -171,7 +171,7 @@ inline void run_tiles_weight_grad(const SpikeConvArgs& a, int64_t phase, int64_t
         gradients[n++] = laid + i * kGradientBytes;
       }
       for (int64_t pair = 0; n && pair < pairs; ++pair) {
-        add_positions(at, gradients, n, sums + (tap * pairs + pair) * kSums);
+        add_positions(at, gradients, n, some, sums + (tap * pairs + pair) * kSums);
         for (int64_t i = 0; i < n; ++i) at[i] += 2 * kTileBytes;
       }
     }
@@ -189,7 +189,8 @@ inline int64_t tiles_weight_grad_items(const SpikeConvArgs& a, int64_t phase) {
 inline SpikePlan tiles_weight_grad(const SpikeConvArgs& a) {
   const TilesWeightGrad f(a);
   const int64_t sums = f.taps * (f.rows / 2) * kSums * (int64_t)sizeof(float);
-  return {f.spikes, f.at_once * kGradientBytes + sums, 2, tiles_weight_grad_items, run_tiles_weight_grad};
+  return {f.spikes, f.at_once * kGradientBytes + kSums * (int64_t)sizeof(float) + sums, 2, tiles_weight_grad_items,
+          run_tiles_weight_grad};
 }
 
 }  // namespace trtkern::TK_ISA

@@ -100,6 +100,10 @@ def described(extension: ModuleType) -> str:
     return f"packed spikes ({' '.join(filter(None, key))}), by firing rate: {'; '.join(said)}"
 
 
+LEAST_ROWS = 64
+"""Images times places of y below which torch's own kernels run: a kernel lays out all weights for them."""
+
+
 def of_image(extension: ModuleType, args: Any) -> str | None:
     """The kernel that is to compute the gradient of the image, None for torch's own."""
     key = row(extension)
@@ -114,6 +118,9 @@ def choose(extension: ModuleType, args: Any, *, weight_grad: bool) -> tuple[str 
     work = _work(args)
     if work < LEAST_WORK:
         return None, f"{work} products of spikes and weights are fewer than {LEAST_WORK}"
+    rows = args.T * args.B * args.out_h * args.out_w
+    if rows < LEAST_ROWS:
+        return None, f"{rows} places of all images together are fewer than {LEAST_ROWS}"
     isa, key = extension.isa(), row(extension)
     if key is None:
         return None, f"{isa} has no kernel that computes on packed spikes faster than torch"

@@ -29,29 +29,35 @@ WHO = "SpikeConv2d, SpikeLinear"
 OWN = "torch's own"
 
 
-def over_words(layer: nn.Conv2d | nn.Linear, x: Spikes, function: Convolution | Product) -> Tensor | None:
-    """The layer's function of packed spikes; None where torch computes it and keeps what torch keeps."""
+def over_words(
+    layer: nn.Conv2d | nn.Linear, x: Spikes, function: Convolution | Product, weight: Tensor, bias: Tensor | None
+) -> Tensor | None:
+    """The layer's function of packed spikes; None where torch computes it and keeps what torch keeps.
+
+    ``weight`` and ``bias`` are the layer's, which a parametrization makes anew whenever they are read.
+    """
     spikes, lower = x.spikes, _lower(x.spikes)
     kept = _Kept.of(x, function, lower)
-    direct = _objection(layer, x, function) is None
-    chosen = _chosen(function, x.words, layer.weight, kept, weight_grad=False)[0] if direct else None
-    if not differentiated(spikes, layer.weight, layer.bias) or is_dual(spikes, layer.weight, layer.bias):
+    direct = _objection(layer, x, function, weight, bias) is None
+    chosen = _chosen(function, x.words, weight, kept, weight_grad=False)[0] if direct else None
+    if not differentiated(spikes, weight, bias) or is_dual(spikes, weight, bias):
         # Tangents (forward mode) are left to torch, which has formulas for them.
         if chosen is not None:
-            return function.of_words(x.words, layer.weight, layer.bias, kept, chosen)
+            return function.of_words(x.words, weight, bias, kept, chosen)
         if not (isinstance(spikes, Lazy) and not spikes.is_made and undisturbed()):
             return None  # else the words are all that there is, and the spikes stay unwritten
-    return apply(_SpikeFunction, WHO, spikes, x.words, layer.weight, layer.bias, function, kept, lower, chosen, direct)
+    return apply(_SpikeFunction, WHO, spikes, x.words, weight, bias, function, kept, lower, chosen, direct)
 
 
 def kernels_of(layer: Any, x: Tensor | Spikes, function: Convolution | Product) -> list[tuple[str | None, str]]:
     """What computes the layer of x, forward and for the weight's gradient: a kernel's name, None for torch's own; and
     why."""
-    why = _objection(layer, x, function) if isinstance(x, Spikes) else "the input has no words"
+    weight, bias = layer.weight, layer.bias
+    why = _objection(layer, x, function, weight, bias) if isinstance(x, Spikes) else "the input has no words"
     if why is not None or not isinstance(x, Spikes):
         return [(None, why or "")] * 2
     kept = _Kept.of(x, function, None)
-    return [_chosen(function, x.words, layer.weight, kept, weight_grad=grad) for grad in (False, True)]
+    return [_chosen(function, x.words, weight, kept, weight_grad=grad) for grad in (False, True)]
 
 
 def told(kernels: list[tuple[str | None, str]]) -> str:
@@ -63,11 +69,13 @@ def told(kernels: list[tuple[str | None, str]]) -> str:
     return f"forward: {forward}; the weight's gradient: {gradient}"
 
 
-def _objection(layer: Any, x: Spikes, function: Convolution | Product) -> str | None:
+def _objection(
+    layer: Any, x: Spikes, function: Convolution | Product, weight: Tensor, bias: Tensor | None
+) -> str | None:
     """Why torch computes the layer, whatever the sizes, or None."""
     if layer.exact:
         return "exact is true"
-    return function.objection() or objection(x.words, layer.weight, layer.bias, x.spikes.dtype)
+    return function.objection() or objection(x.words, weight, bias, x.spikes.dtype)
 
 
 def _chosen(function: Any, words: Tensor, weight: Tensor, kept: _Kept, *, weight_grad: bool) -> tuple[str | None, str]:

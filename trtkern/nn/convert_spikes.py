@@ -55,6 +55,9 @@ def convert_spike_layers(model: nn.Module, report: SpikeLayersReport | None = No
         trtkern.nn.convert_spike_layers(trtkern.nn.convert_norm_lif(model), report)
         print(report)  # what became what; each convolution and Linear that did not, and why
 
+    Code that calls the layers one by one, or looks into what a neuron gives, gets ``Spikes`` where it got a tensor:
+    ``.spikes`` has it.
+
     Args:
         model: changed, and returned.
         report: filled.

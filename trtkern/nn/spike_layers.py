@@ -20,8 +20,9 @@ class SpikeConv2d(Leaf, nn.Conv2d):
     Constructor, parameters and state dict are those of ``torch.nn.Conv2d``. Of a dense tensor the results are those of
     ``torch.nn.Conv2d``, bit for bit. Of ``Spikes`` in float32 on a CPU a kernel adds up the weights of what fired,
     where that is faster (``kernel_for`` says which one, or why none): the same sums in another order, so that results
-    differ by what float32 rounds. The gradient of the weight likewise. With ``exact`` true, results and gradients of
-    ``Spikes`` are torch's bit for bit too. A padding mode other than "zeros" saves the padded spikes, as torch does.
+    differ by what float32 rounds, and y has channels last. So is the gradient of the weight; with AMX that of the
+    spikes comes from a kernel too. With ``exact`` true, results and gradients of ``Spikes`` are torch's bit for bit. A
+    padding mode other than "zeros" saves the padded spikes, as torch does.
     Differentiable once when the input is packed.
 
     Args:
@@ -61,9 +62,10 @@ class SpikeConv2d(Leaf, nn.Conv2d):
             y = super().forward(spikes[0])
             return y.expand(spikes.shape[0], *y.shape)
         if isinstance(x, Spikes) and self.padding_mode == "zeros":
-            found = over_words(self, x, self._convolution())
-            if found is not None:
-                return found.unflatten(0, spikes.shape[:2])
+            weight, bias = self.weight, self.bias
+            found = over_words(self, x, self._convolution(), weight, bias)
+            y = self._conv_forward(spikes.flatten(0, 1), weight, bias) if found is None else found
+            return y.unflatten(0, spikes.shape[:2])
         return super().forward(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 
     def kernel_for(self, x: Tensor | Spikes) -> str:
@@ -129,9 +131,9 @@ class SpikeLinear(Leaf, nn.Linear):
             y = super().forward(spikes[0].flatten(first - 1))
             return y.expand(spikes.shape[0], *y.shape)
         if isinstance(x, Spikes):
-            found = over_words(self, x, Product(first))
-            if found is not None:
-                return found
+            weight, bias = self.weight, self.bias
+            found = over_words(self, x, Product(first), weight, bias)
+            return nn.functional.linear(spikes.flatten(first), weight, bias) if found is None else found
         return super().forward(spikes.flatten(first))
 
     def kernel_for(self, x: Tensor | Spikes) -> str:

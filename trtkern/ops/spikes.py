@@ -142,7 +142,9 @@ def add(s: Spikes, i: Spikes) -> Spikes | None:
     stride = (first.numel(), *layout.strides(first))
     words = first.new_empty_strided((count, *first.shape), stride)
     words[: s.addends], words[s.addends :] = s.words, i.words
-    return Spikes(_Sum.apply(*both, words, like), words)
+    spikes = _Sum.apply(*both, words, like)
+    remember(spikes)
+    return Spikes(spikes, words)
 
 
 class _Sum(torch.autograd.Function):
