@@ -119,7 +119,7 @@ def _numbers(kind: str, fields: dict[str, np.ndarray], wishes: Wishes) -> dict[s
             found["decay"] = np.ones_like(found["gain"])
         return found
     found["decay"] = clock.decay(fields["tau_mem" if kind.startswith("Cuba") else "tau"])
-    found["gain"] = fields["r"] * (1.0 - found["decay"])
+    found["gain"] = fields["r"] * (1.0 if kind == "LI" and dialect.plain_leak else 1.0 - found["decay"])
     if kind.startswith("Cuba"):
         found["decay_syn"] = clock.decay(fields["tau_syn"])
         w_in = fields.get("w_in", np.ones(()))
