@@ -25,6 +25,7 @@ class Dialect:
     Args:
         method: how it makes steps of tau dv/dt = (v_leak - v) + r I.
         soft: its reader resets softly: the threshold is subtracted, whatever ``v_reset`` says.
+        delayed: its soft reset comes a step later, behind the decay: what is subtracted is the threshold / decay.
         on_equal: it fires where v >= v_threshold; NIR fires where v > v_threshold.
         steps: its times are numbers of steps.
         squared: its writer multiplies each time by the step, which its reader does not undo.
@@ -42,6 +43,7 @@ class Dialect:
 
     method: str = "euler"
     soft: bool = False
+    delayed: bool = False
     on_equal: bool = False
     steps: bool = False
     squared: bool = False
@@ -67,7 +69,7 @@ DIALECTS: dict[str, Dialect] = {
         reads=frozenset((*_SHARED, "Linear", "Conv1d", "AvgPool2d", "IF", "CubaLIF")),
     ),
     "snntorch": Dialect(
-        gain="one", any_leak="zero", any_reset=False, fixed=1e-4,
+        delayed=True, gain="one", any_leak="zero", any_reset=False, fixed=1e-4,
         reads=frozenset((*_SHARED, "Linear", "AvgPool2d", "CubaLIF")),
     ),
     "norse": Dialect(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trtkern.interop.nir.layers import Delay
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn.time import over_time, takes_time
+from trtkern.nn.time import TimeSequential, over_time, takes_time
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -165,14 +165,16 @@ def has_state(layer: nn.Module) -> bool:
 
 
 def keys_of(names: Sequence[str]) -> dict[str, str]:
-    """A key for each name that torch takes as the name of a submodule."""
+    """A key for each name that torch takes as the name of a submodule: no dots, no attribute of a container."""
     keys: dict[str, str] = {}
+    taken = {*dir(nn.ModuleDict()), *dir(TimeSequential())}
     for name in names:
         key = base = name.replace(".", "_") or "_"
         count = 1
-        while key in keys.values():
+        while key in taken:
             key, count = f"{base}_{count}", count + 1
         keys[name] = key
+        taken.add(key)
     return keys
 
 
