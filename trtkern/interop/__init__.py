@@ -11,19 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtkern.interop.adapters import Adapter, CannotConvert, adapters, register
+    from trtkern.interop.adapters import Adapter, CannotConvert, register
     from trtkern.interop.comparison import Comparison, check
     from trtkern.interop.conversion import ConvertReport, convert
     from trtkern.interop.stepping import OverTimeNetwork, Stepping, over_time
 
 _PLACES = {
-    "Adapter": "adapters", "CannotConvert": "adapters", "adapters": "adapters", "register": "adapters",
+    "Adapter": "adapters", "CannotConvert": "adapters", "register": "adapters",
     "Comparison": "comparison", "check": "comparison", "ConvertReport": "conversion", "convert": "conversion",
     "OverTimeNetwork": "stepping", "Stepping": "stepping", "over_time": "stepping",
 }  # fmt: skip
 
 __all__ = [
-    "Adapter", "CannotConvert", "Comparison", "ConvertReport", "OverTimeNetwork", "Stepping", "adapters", "check",
+    "Adapter", "CannotConvert", "Comparison", "ConvertReport", "OverTimeNetwork", "Stepping", "check",
     "convert", "over_time", "register",
 ]  # fmt: skip
 
