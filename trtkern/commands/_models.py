@@ -42,7 +42,7 @@ def load(model: nn.Module, path: Path) -> None:
     import torch
 
     if path.suffix == ".safetensors":
-        need("train", "safetensors")
+        need("interop", "safetensors")
         from safetensors.torch import load_file
 
         held: Any = load_file(path)
