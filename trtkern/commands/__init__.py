@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, evaluate, inspect, profile, report, train
+from trtkern.commands import analyze, bench, convert, evaluate, inspect, profile, report, train
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(report.report)
 app.command()(bench.bench)
 app.command()(profile.profile)
 app.command()(inspect.inspect)
+app.command()(convert.convert)
 app.command("doctor")(doctor.main)
 
 

@@ -11,13 +11,12 @@ import typer
 from rich.text import Text
 
 from trtkern import names
+from trtkern.commands import _models
 from trtkern.commands._common import FAILURE, USER, need, quits, user_errors
 from trtkern.output.console import console
 from trtkern.training import recipes
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from trtkern.profiling.step.report import StepProfile
     from trtkern.profiling.step.subject import Subject
 
@@ -123,7 +122,7 @@ def profile(
             raise ValueError("--input: expected with a network or module:function only, got it with a recipe")
         if kind != "recipe" and (changes or data_dir is not None):
             raise ValueError(f"--set, --data-dir: expected with a recipe only, got them with {model}")
-        sizes = None if input is None else _sizes(input)
+        sizes = None if input is None else _models.sizes(input)
         if kind == "network":
             sizes = _network_sizes(model, sizes, batch_size, timesteps)
         elif kind == "factory" and (sizes is None or batch_size is not None or timesteps is not None):
@@ -169,19 +168,6 @@ def _kind(model: str) -> str:
     if ":" in model:
         return "factory"
     raise names.unknown("profile", model, (*NETWORKS, *recipes.names()), ", a recipe's .toml file or module:function")
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """The numbers of --input."""
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"--input: expected sizes of at least 1 with commas between, such as 4,8,2,48,48, got {text!r}"
-        )
-    return sizes
 
 
 def _network_sizes(
@@ -261,18 +247,10 @@ def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
     from trtkern.training.step import DTYPES
 
     torch.manual_seed(0)
-    made = _made(name).to(chosen["device"])
+    made = _models.made(name, "profile").to(chosen["device"])
     weights = [weight for weight in made.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True) if weights and backward else None
     low = None if chosen["amp"] in (None, "none") else DTYPES[chosen["amp"]]
     step = ModelStep(made, torch.rand(sizes, device=chosen["device"]), None, optimizer, backward, low)
     step.title = name
     return step
-
-
-def _made(name: str) -> nn.Module:
-    """What module:function gives."""
-    from trtkern import own
-    from trtkern.training.build import module
-
-    return module(own.called(own.imported(name, "profile"), name, "profile"), name)

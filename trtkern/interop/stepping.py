@@ -1,0 +1,248 @@
+"""Networks that were written for one time step: their neurons, and ``over_time``, which runs all steps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from trtkern.nn._neuron import Neuron
+from trtkern.nn.convert import join
+from trtkern.nn.time import takes_time
+from trtkern.ops import checks
+
+_FOLDED: ContextVar[int | None] = ContextVar("_FOLDED", default=None)
+
+
+def folded() -> int | None:
+    """T, where an ``over_time`` network runs: the first axis of every tensor in it is T * B; None elsewhere."""
+    return _FOLDED.get()
+
+
+class Stepping(nn.Module):
+    """A neuron that takes one step [B, C, ...] a call and keeps its state between calls, as loops over time expect it.
+
+    Inside of ``over_time`` it takes all T steps in one call, begins them anew and keeps nothing.
+
+    Args:
+        neuron: the layer over sequences [T, B, C, ...] that computes it.
+        start: the potential before the first step (SpikingJelly's is v_reset).
+    """
+
+    def __init__(self, neuron: Neuron, start: float = 0.0) -> None:
+        super().__init__()
+        self.neuron, self.start = neuron, float(start)
+        self.state: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The spikes (of a readout the potential) of one step, in x's shape; of all T within ``over_time``."""
+        if steps := folded():
+            sequence = unfold(x, steps)
+            return self.neuron(sequence, begin(self.neuron, sequence[0], self.start)).flatten(0, 1)
+        if self.state is None:
+            self.state = begin(self.neuron, x, self.start)
+        y, self.state = self.neuron.step(x, self.state)
+        return y
+
+    def reset(self) -> None:
+        """Forget the state: the next call is a first step."""
+        self.state = None
+
+    def detach(self) -> None:
+        """Let no gradient through the state to the steps before."""
+        if isinstance(self.state, tuple):
+            self.state = type(self.state)(*(part.detach() for part in self.state))
+        elif self.state is not None:
+            self.state = self.state.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy and a file hold the network, not what one of its sequences has left.
+        return {**self.__dict__, "state": None}
+
+    def extra_repr(self) -> str:
+        """Where the potential starts, if that is not 0."""
+        return "" if self.start == 0.0 else f"start={self.start:g}"
+
+
+def begin(neuron: Neuron, x: Tensor, start: float) -> Any:
+    """The state before the first step for x [B, C, ...]: None where all of it is 0, else the potential at ``start``."""
+    if start == 0.0:
+        return None
+    v = torch.full_like(x, start, dtype=torch.promote_types(x.dtype, torch.float32))
+    if neuron.State is None:
+        return v
+    return neuron.State(*(v if name == "v" else torch.zeros_like(v) for name in neuron.state_names))
+
+
+class FromStart(nn.Module):
+    """A neuron over sequences whose potential is ``start``, not 0, before the first step.
+
+    Args:
+        neuron: the layer over sequences.
+        start: the potential.
+    """
+
+    takes_time = True
+
+    def __init__(self, neuron: Neuron, start: float) -> None:
+        super().__init__()
+        self.neuron, self.start = neuron, float(start)
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        """What the neuron gives for x [T, B, C, ...]; ``options`` are the neuron's."""
+        return self.neuron(x, begin(self.neuron, x.movedim(self.neuron.time_dim, 0)[0], self.start), **options)
+
+    def extra_repr(self) -> str:
+        """The potential."""
+        return f"start={self.start:g}"
+
+
+def unfold(x: Tensor, steps: int) -> Tensor:
+    """[T, B, ...] of x [T * B, ...].
+
+    Raises:
+        ValueError: the rows are no multiple of T.
+    """
+    if x.dim() < 1 or x.shape[0] % steps:
+        raise ValueError(
+            f"over_time: expected [T * B, ...] with T={steps} at a neuron, got {checks.describe(x)}; what runs before "
+            "it must keep the first axis"
+        )
+    return x.unflatten(0, (steps, -1))
+
+
+def over_time(net: nn.Module, timesteps: int | None = None) -> OverTimeNetwork:
+    """A network that was written for one step, x_t [B, ...], over whole sequences [T, B, ...], with fused neurons.
+
+    It takes the place of the loop
+
+        outputs = torch.stack([net(x_t) for x_t in x])  # and of net's reset before it
+
+    and gives the same. The forward of ``net`` runs once, on T * B rows, and its neurons (``Stepping``, which
+    ``convert`` makes) take their T steps in one pass. So whatever stands between them has to treat each row by
+    itself, as convolutions, Linears, poolings, activations and residual sums do. Two kinds of layers that do not are
+    taken care of: a BatchNorm in training takes its statistics step by step, as in the loop, and a Dropout draws a
+    mask a step.
+
+    Args:
+        net: the network; the same Parameter objects.
+        timesteps: T, if the input is one step [B, ...] that is shown T times.
+
+    Raises:
+        TypeError: net is no module.
+        ValueError: it has a layer that takes sequences itself, or a BatchNorm whose momentum is None, by its path.
+    """
+    return OverTimeNetwork(net, timesteps)
+
+
+class OverTimeNetwork(nn.Module):
+    """What ``over_time`` makes: [T, B, ...] -> what ``net`` gives, with a time axis in front of each tensor of it.
+
+    The state dict has net's keys under "net.".
+    """
+
+    takes_time = True
+
+    def __init__(self, net: nn.Module, timesteps: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"over_time: expected an nn.Module, got {type(net).__name__}")
+        if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
+            raise ValueError(f"over_time: expected timesteps to be None or an int >= 1, got {timesteps!r}")
+        if not any(getattr(each, "folds", isinstance(each, Stepping)) for each in net.modules()):
+            raise ValueError(
+                "over_time: expected a network with neurons that take one step a call, got none; "
+                "trtkern.interop.convert makes them of another library's"
+            )
+        for path, layer in _outer(net, ""):
+            if takes_time(layer) and not isinstance(layer, OverTimeNetwork):
+                raise ValueError(
+                    f"over_time: expected layers that take one step [B, ...], got {path!r} ({type(layer).__name__}), "
+                    "which takes sequences; trtkern.nn.TimeSequential runs such layers"
+                )
+            if isinstance(layer, _BatchNorm) and layer.momentum is None and layer.track_running_stats:
+                raise ValueError(
+                    f"over_time: expected a BatchNorm with a momentum, got {path!r} with momentum=None, whose mean "
+                    "over all calls would count a sequence once"
+                )
+        self.net, self.timesteps = net, timesteps
+
+    def forward(self, x: Tensor) -> Any:
+        """Every tensor of what ``net`` returns, [T, ...], for x [T, B, ...] ([B, ...] with ``timesteps``).
+
+        Raises:
+            TypeError, ValueError: x is no tensor, has no time axis, or no step.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"over_time: expected a tensor, got {checks.describe(x)}")
+        if self.timesteps is not None:
+            x = x.expand(self.timesteps, *x.shape)
+        if x.dim() < 2 or x.shape[0] < 1:
+            raise ValueError(f"over_time: expected x [T, B, ...], got {checks.describe(x)}; one step is x.unsqueeze(0)")
+        steps = x.shape[0]
+        with _folding(steps), _StepByStep(steps):
+            y = self.net(x.flatten(0, 1))
+        for layer in self.net.modules():
+            if isinstance(layer, _BatchNorm) and layer.training and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.add_(steps - 1)
+        return _each(y, lambda tensor: tensor.unflatten(0, (steps, -1)))
+
+    def extra_repr(self) -> str:
+        """timesteps, where given."""
+        return "" if self.timesteps is None else f"timesteps={self.timesteps}"
+
+
+def _outer(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """All layers but what is inside of neurons that take one step."""
+    for name, child in layer._modules.items():
+        if child is None or getattr(child, "folds", isinstance(child, Stepping)):
+            continue
+        if not child._modules or isinstance(child, Neuron):
+            yield join(path, name), child
+        yield from _outer(child, join(path, name))
+
+
+def _each(made: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """function of every tensor in a result, which keeps its form."""
+    if isinstance(made, Tensor):
+        return function(made)
+    if isinstance(made, dict):
+        return {key: _each(value, function) for key, value in made.items()}
+    if isinstance(made, (list, tuple)):
+        parts = [_each(part, function) for part in made]
+        return type(made)(*parts) if hasattr(made, "_fields") else type(made)(parts)
+    return made
+
+
+@contextmanager
+def _folding(steps: int) -> Iterator[None]:
+    token = _FOLDED.set(steps)
+    try:
+        yield
+    finally:
+        _FOLDED.reset(token)
+
+
+class _StepByStep(TorchFunctionMode):
+    """Batch normalisation in training, step by step: the statistics of a step are those of its own B rows."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is functional.batch_norm:
+            training = args[5] if len(args) > 5 else kwargs.get("training", False)
+            x = args[0] if args else kwargs["input"]
+            if training:
+                rest = {key: value for key, value in kwargs.items() if key != "input"}
+                return torch.cat([function(part, *args[1:], **rest) for part in x.chunk(self.steps)])
+        return function(*args, **kwargs)
