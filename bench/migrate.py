@@ -1,0 +1,192 @@
+"""Models of other libraries before and after ``trtkern.interop.convert``: outputs, gradients, and the time of a step.
+
+    python bench/migrate.py                        every case whose library is installed; rows go to bench/migrate.csv
+    python bench/migrate.py --only spikingjelly    the cases whose name starts so
+    python bench/migrate.py --page                 the table of docs/migrate.md, from the rows
+
+A case is a network of the library's own, as its tutorials use it. Outputs and gradients are compared in float64, where
+the two differ by rounding alone. Times are of forward and backward in float32, the two in turn, the median of five; a
+network of one step is looped over in Python before, as its library has it, and runs all steps at once after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from trtkern import interop  # noqa: E402
+from trtkern.bench import rows  # noqa: E402
+from trtkern.bench.measure import append  # noqa: E402
+from trtkern.malloc import keep_pages  # noqa: E402
+
+CSV, PAGE = ROOT / "bench" / "migrate.csv", ROOT / "docs" / "migrate.md"
+BEGIN, END = "<!-- bench/migrate.py --page writes from here -->", "<!-- to here -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network of a library, and how it is called."""
+
+    library: str
+    """The name of its package."""
+    title: str
+    """What the page calls it."""
+    make: Callable[[], nn.Module]
+    """The network, with random weights; the seed is set before."""
+    shape: tuple[int, ...]
+    """Of the input, [T, B, ...], drawn between 0 and ``scale``."""
+    scale: float = 1.0
+    run: Callable[[nn.Module, Tensor], Any] | None = None
+    """(network, x) -> outputs [T, ...] as the library runs it; None calls it with x. ``loop`` calls it step by step."""
+    run_after: Callable[[nn.Module, Tensor], Any] | None = None
+    """The same of the converted network; where ``run`` is ``loop`` that is ``over_time``."""
+    fuse: bool = False
+
+
+def loop(net: nn.Module, x: Tensor) -> Tensor:
+    """A network of one step, step by step."""
+    return torch.stack([net(step) for step in x])
+
+
+def spikingjelly_model(name: str) -> ModuleType:
+    """A file of spikingjelly.activation_based.model; three of them import torchvision for weights to download."""
+    if importlib.util.find_spec("torchvision") is None:
+        for path in ("torchvision", "torchvision.models", "torchvision.models.utils"):
+            sys.modules.setdefault(path, ModuleType(path))
+        sys.modules["torchvision.models.utils"].load_state_dict_from_url = None  # type: ignore[attr-defined]
+    return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+
+
+def sew_resnet18(step_mode: str) -> nn.Module:
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    net = spikingjelly_model("sew_resnet").sew_resnet18(
+        spiking_neuron=neuron.IFNode, surrogate_function=surrogate.ATan(), detach_reset=True, cnf="ADD", num_classes=10
+    )
+    functional.set_step_mode(net, step_mode)
+    return net
+
+
+def dvs_gesture_net() -> nn.Module:
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    net = spikingjelly_model("parametric_lif_net").DVSGestureNet(
+        32, neuron.ParametricLIFNode, surrogate_function=surrogate.ATan(), detach_reset=True
+    )
+    functional.set_step_mode(net, "m")
+    return net
+
+
+CASES = {
+    "spikingjelly-sew-resnet18": Case(
+        "spikingjelly", "`sew_resnet18`, IF, step mode m", lambda: sew_resnet18("m"), (4, 8, 3, 64, 64), 4.0
+    ),
+    "spikingjelly-sew-resnet18-s": Case(
+        "spikingjelly", "`sew_resnet18`, IF, step mode s", lambda: sew_resnet18("s"), (4, 8, 3, 64, 64), 4.0, loop
+    ),
+    "spikingjelly-dvs-gesture": Case(
+        "spikingjelly", "`DVSGestureNet`, 32 channels, PLIF", dvs_gesture_net, (8, 2, 2, 128, 128), 4.0, fuse=True
+    ),
+}  # fmt: skip
+"""By a name that begins with that of the library."""
+
+
+def measured(name: str, case: Case) -> dict[str, Any]:
+    """A row."""
+    torch.manual_seed(0)
+    before, report = case.make(), interop.ConvertReport()
+    after = interop.convert(copy.deepcopy(before), report, fuse=case.fuse)
+    options: dict[str, Any] = {"run": case.run, "run_after": case.run_after}
+    if case.run is loop and case.run_after is None:
+        after, options["run_after"] = interop.over_time(after), lambda net, x: net(x)
+    x = case.scale * torch.rand(case.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = interop.check(copy.deepcopy(before).double(), copy.deepcopy(after).double(), x, **options)
+    seconds = interop.check(before, after, x.float(), timed=True, **options).seconds
+    assert seconds is not None
+    origin = rows.origin(torch.device("cpu"))
+    origin["versions"] += f", {case.library} {importlib.metadata.version(case.library)}"
+    return origin | {
+        "case": name,
+        "shape": "x".join(map(str, case.shape)),
+        "converted": len(report.converted),
+        "left": len(report.left),
+        "fused": 0 if report.norms is None else len(report.norms.fused),
+        "outputs": f"{exact.outputs:.1e}",
+        "gradients": f"{max(exact.gradients.values()):.1e}",
+        "fired": round(exact.fired, 4),
+        "before_ms": round(1e3 * seconds[0], 2),
+        "after_ms": round(1e3 * seconds[1], 2),
+        "command": f"python bench/migrate.py --only {name}",
+    }
+
+
+def table(found: list[dict[str, str]]) -> str:
+    """The table of the page: the last row of each case."""
+    last = {row["case"]: row for row in found}
+    lines = [
+        "| library | network | input | before | after | | outputs, gradients apart (float64) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        if name in last:
+            row = last[name]
+            times = float(row["before_ms"]), float(row["after_ms"])
+            fused = ", BatchNorms fused" if case.fuse else ""
+            lines.append(
+                f"| {case.library} | {case.title}{fused} | {row['shape'].replace('x', ' x ')} | {times[0]:.0f} ms | "
+                f"{times[1]:.0f} ms | {times[0] / times[1]:.1f} times | {row['outputs']}, {row['gradients']} |"
+            )
+    machines = sorted(
+        {(last[name]["machine"], last[name]["versions"].split(", ")[1]) for name in CASES if name in last}
+    )
+    lines += ["", "Measured on " + "; ".join(f"{machine}, {torch_}" for machine, torch_ in machines) + "."]
+    return "\n".join(lines)
+
+
+def page(text: str, found: list[dict[str, str]]) -> str:
+    """The page with its table made anew."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}"
+
+
+def read() -> list[dict[str, str]]:
+    """The rows that there are."""
+    with CSV.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="the cases whose name starts so")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/migrate.md and measure nothing")
+    options = parser.parse_args()
+    if options.page:
+        PAGE.write_text(page(PAGE.read_text(), read()))
+        return 0
+    keep_pages()
+    for name, case in CASES.items():
+        if not name.startswith(options.only) or importlib.util.find_spec(case.library) is None:
+            continue
+        row = measured(name, case)
+        append([row], CSV)
+        print(f"{name}: {row['before_ms']} ms, {row['after_ms']} ms; apart {row['outputs']}, {row['gradients']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
