@@ -138,7 +138,8 @@ def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport
             raise CannotConvert(objection)
         made = row.make(layer)
     except ValueError as error:  # CannotConvert, or a number that a layer of this project does not take
-        report.left[path] = f"{was}: {error}"
+        if row.neuron:  # a container may stay: what is in it is what counts
+            report.left[path] = f"{was}: {error}"
         return None
     if not row.neuron:
         made.training = layer.training
