@@ -110,18 +110,22 @@ def test_a_neuron_gives_the_same_with_the_same_gradients(double, name, run):
 def test_in_float32_spikes_differ_only_where_rounding_decides(name, run):
     torch.manual_seed(0)
     before = NODES[name]()
-    twin = copy.deepcopy(before)
+    twin, exact = copy.deepcopy(before), copy.deepcopy(before).double()
     parameters = list(twin.parameters())
     after = interop.convert(twin, strict=True)
     x = 1.5 * torch.randn(T, B, C) + 0.4
-    exact = looped(copy.deepcopy(before).double(), x.double())
-    if len(exact) > 1:
-        assert (exact[-1] - before.threshold.double()).abs().min() > 1e-6  # else another seed is needed
     made, grads = differentiated(looped, before, x, list(before.parameters()))
     again, others = differentiated(run, after, x, parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda self: self.to(torch.float64))
+        truth, wanted = differentiated(looped, exact, x.double(), list(exact.parameters()))
+    if len(truth) > 1:
+        assert (truth[-1] - exact.threshold).abs().min() > 1e-6  # else another seed is needed
     assert torch.equal(made[0], again[0])
-    for each, other in zip((*made[1:], *grads), (*again[1:], *others), strict=True):
-        assert (each - other).abs().max() <= 1e-5 * each.abs().max()
+    for old, new, true in zip((*made[1:], *grads), (*again[1:], *others), (*truth[1:], *wanted), strict=True):
+        # A gradient that is the difference of large numbers is rounded in the library too.
+        allowed = max(1e-5 * true.abs().max(), 4 * (old - true).abs().max())
+        assert (new - true).abs().max() <= allowed
 
 
 def test_values_along_the_channels_of_images(double):
@@ -130,6 +134,7 @@ def test_values_along_the_channels_of_images(double):
     before = snntorch.Leaky(vector(C, 1, 1), threshold=vector(C, 1, 1)).double()
     after = interop.convert(copy.deepcopy(before), strict=True)
     for run in (looped, folded):
+        before.reset_mem()
         made, grads = differentiated(looped, before, x, [])
         again, others = differentiated(run, after, x, [])
         assert torch.equal(made[0], again[0]) and torch.allclose(made[1], again[1], 1e-12, 1e-12)
@@ -153,7 +158,7 @@ SURROGATES = {
     "sigmoid": lambda: surrogate.sigmoid(4),
     "straight_through_estimator": surrogate.straight_through_estimator,
     "heaviside": surrogate.heaviside,
-    "triangular": lambda: surrogate.triangular(0.7),
+    "triangular": lambda: surrogate.triangular(0.75),
     "spike_rate_escape": lambda: surrogate.spike_rate_escape(2, 3),
     "SFS": lambda: surrogate.SFS(5, 0.2),
 }
@@ -162,12 +167,11 @@ SURROGATES = {
 @pytest.mark.parametrize("name", SURROGATES)
 def test_a_surrogate_is_the_library_s(double, name):
     made = SURROGATES[name]()
-    u = torch.linspace(-3, 3, 601, dtype=torch.float64).requires_grad_()
-    assert (u == 0).any()
+    u = (torch.arange(-300, 301, dtype=torch.float64) / 100).requires_grad_()
     (wanted,) = torch.autograd.grad(made(u).sum(), u)
     neuron = interop.convert(snntorch.Leaky(0.9, spike_grad=made)).neuron
     found = reference.surrogate_derivative(u.detach(), neuron.spec.surrogate, neuron.spec.alpha)
-    assert torch.allclose(torch.as_tensor(found).expand_as(wanted), wanted, 1e-13, 1e-14)
+    assert torch.allclose(found.to(wanted), wanted, 1e-13, 1e-14)
 
 
 def own_surrogate(u):
@@ -341,6 +345,7 @@ def test_utils_reset_begins_anew_and_cuts_the_graph():
             assert torch.equal(y, first)
             y.sum().backward()
     assert isinstance(net[1], snntorch.Leaky)
+    net(x[0])
     net[1].detach_hidden()
     assert net[1].mem.abs().sum() > 0 and not net[1].mem.requires_grad
     net(x[0])
@@ -363,6 +368,7 @@ class Holder(nn.Module):
 
 def test_the_library_s_list_holds_no_dead_layer():
     node = interop.convert(snntorch.Leaky(0.9))
+    gc.collect()
     before = len(snntorch.Leaky.instances)
     node(torch.rand(B, C))
     node(torch.rand(B, C))
@@ -393,7 +399,7 @@ def test_a_learned_beta_is_clamped_as_the_library_clamps_it(double, sign):
     """Also past the ends of its range."""
     before = snntorch.Leaky(0.9, learn_beta=True).double()
     twin = copy.deepcopy(before)
-    optimisers = [torch.optim.SGD([node.beta], lr=1e-3) for node in (before, twin)]
+    optimisers = [torch.optim.SGD([node.beta], lr=4e-3) for node in (before, twin)]
     betas = [before.beta, twin.beta]
     after = interop.convert(twin)
     x, found = torch.rand(T, B, C, dtype=torch.float64), []

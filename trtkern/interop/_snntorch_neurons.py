@@ -68,7 +68,7 @@ class _Membrane(Stepping):
             self._enlist()
             held = [given.get(name, getattr(self, name)) for name in self.names]
             held = [each if each.shape == input_.shape else torch.zeros_like(input_) for each in held]
-            found = [each.squeeze(0) for each in self._shaped(input_.unsqueeze(0), held)]
+            found = [_alone(each) for each in self._shaped(input_.unsqueeze(0), held)]
             for name, value in zip(self.names, found[1:], strict=True):
                 setattr(self, name, value)
         return tuple(found) if self.output or not self.init_hidden else found[0]
@@ -203,6 +203,11 @@ class _Kernel(_Membrane):
             tau = tau.reshape(-1, *[1] * (-self.neuron.channel_dim - 1))
         mem = tau * (exc + inh)
         return [self.neuron(mem), exc, inh, mem]
+
+
+def _alone(sequence: Tensor) -> Tensor:
+    """The only step of a sequence; no view of it, since the library detaches states in place."""
+    return torch.ops.aten._unsafe_view(sequence, sequence.shape[1:])
 
 
 def _wide(state: Tensor) -> Tensor:
