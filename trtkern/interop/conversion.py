@@ -99,7 +99,7 @@ def convert(
         )
     for _, layer, parent, name in places:
         if parent is not None and id(layer) in made:
-            made.get(id(parent), parent)._modules[name] = made[id(layer)]
+            _place(made.get(id(parent), parent), name, made[id(layer)])
     model = made.get(id(model), model)
     report.stepping += list(_stepping(model, ""))
     if fuse:
@@ -155,6 +155,14 @@ def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport
     note = f" (its surrogate is none of the built-in ones: it runs on {' and '.join(OWN_SURROGATES)})" if apart else ""
     report.converted[path] = f"{was} -> {shown}{note}"
     return made
+
+
+def _place(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Makes a layer a child of that name; Rockpool's modules keep theirs a second time."""
+    parent._modules[name] = layer
+    children = vars(parent).get("_ModuleBase__modules", {})
+    if name in children:
+        children[name] = [layer, type(layer).__name__]
 
 
 def _tensors_of(layer: nn.Module) -> Iterator[Tensor]:

@@ -43,9 +43,8 @@ class _Sinabs(Neuron):
         return self._decay("mem")
 
     def _decay(self, of: str) -> Number:
-        alpha, tau = self._parameters.get(f"alpha_{of}"), self._parameters.get(f"tau_{of}")
-        if tau is not None:
-            alpha = torch.exp(-1.0 / wide(tau))
+        tau = self._parameters.get(f"tau_{of}")
+        alpha = self._parameters.get(f"alpha_{of}") if tau is None else torch.exp(-1.0 / wide(tau))
         return 1.0 if alpha is None else alpha if alpha.dim() < 2 else alpha.flatten()
 
     def forward(self, x: Tensor, v0: AnyState = None, **options: Any) -> Any:
@@ -83,7 +82,7 @@ class _Sinabs(Neuron):
         return dense(out).squeeze(self.time_dim), state
 
     def _settings(self) -> dict[str, object]:
-        held = {name: self._parameters[name] for name in TIME_CONSTANTS if name in self._parameters}
+        held = {name: value for name, value in self.named_parameters() if name in TIME_CONSTANTS}
         shown = {name: value.item() if value.numel() == 1 else value for name, value in held.items()}
         rows = {} if self.rows is None else {"rows": self.rows}
         return {**shown, "gain": "1 - decay" if self.gain is None else self.gain, **super()._settings(), **rows}
@@ -213,10 +212,8 @@ def _surrogate(what: str, function: Any, threshold: Any) -> dict[str, Any]:
     scale = float(getattr(function, "grad_scale", 1.0))
     if name == "SingleExponential":
         width = threshold * function.grad_width
-        return {
-            "surrogate": "exponential" if plain else surrogate("exponential", height=scale / width),
-            "alpha": 1 / width,
-        }
+        own = "exponential" if scale == 1.0 else surrogate("exponential", height=scale / width)
+        return {"surrogate": own, "alpha": 1 / width}
     if name == "Heaviside":
         return {"surrogate": surrogate("above", height=1 / threshold, window=function.window)}
     if name in ("Gaussian", "MultiGaussian"):
