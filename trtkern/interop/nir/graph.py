@@ -64,7 +64,7 @@ class NodeGraph(Leaf):
         self._keys = keys_of(self.names)
         self.nodes = nn.ModuleDict({self._keys[name]: layer for name, layer in nodes.items()})
         self._into = {name: [a for a, b in self.edges if b == name] for name in [*self.names, OUTPUT]}
-        lines = [name for name, layer in nodes.items() if isinstance(layer, Delay) and layer._different[0] > 0]
+        lines = [name for name, layer in nodes.items() if isinstance(layer, Delay) and layer.shortest > 0]
         self.parts = parts_of(self.names, self._into, set(lines))
         self._late = {name for name in lines if any(p.cyclic and name in p.names for p in self.parts)}
 

@@ -66,8 +66,9 @@ class Delay(Leaf):
             raise TypeError(f"Delay: expected steps to be integers, got {checks.describe(steps)}; round them first")
         if held.numel() == 0 or int(held.min()) < 0:
             raise ValueError(f"Delay: expected steps >= 0, got {checks.describe(steps)}; a delay reads the past only")
-        self.register_buffer("steps", held.to(torch.int64).clone())
-        self.longest = int(held.max())
+        # Like the size of a kernel it is no part of a state dict.
+        self.register_buffer("steps", held.to(torch.int64).clone(), persistent=False)
+        self.longest, self.shortest = int(held.max()), int(held.min())
         self._different = sorted({int(n) for n in held.flatten().tolist()})
 
     def forward(self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False) -> Any:
@@ -97,14 +98,9 @@ class Delay(Leaf):
         y, state = self(one_step("Delay", x, 0), v, return_state=True)
         return y.squeeze(0), state
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *others)
-        self._different = sorted({int(n) for n in self.steps.flatten().tolist()})
-        self.longest = self._different[-1]
-
     def extra_repr(self) -> str:
         """The steps: one number, or the least and the greatest."""
-        first, last = self._different[0], self._different[-1]
+        first, last = self.shortest, self.longest
         return f"steps={first}" if first == last else f"steps={first} to {last}, shape={list(self.steps.shape)}"
 
 
