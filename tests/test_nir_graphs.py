@@ -253,6 +253,17 @@ def test_a_static_image_and_unfused_layers(tmp_path):
         assert torch.equal(back(image.expand(5, -1, -1, -1, -1)), each(image)) and each(image).std() > 0
 
 
+def test_a_stream_carries_graphs_of_neurons_and_refuses_what_else_has_a_state():
+    edges = [("input", "a"), ("input", "b"), ("a", "b"), ("b", "output")]
+    model, x = NodeGraph({"a": snn.LIF(0.9), "b": snn.CUBALIF(v_threshold=0.2)}, edges), torch.rand(9, 2, 3)
+    stream = snn.stream(model)
+    assert torch.equal(torch.cat([stream.chunk(x[:4]), stream.chunk(x[4:])]), model(x)) and model(x).sum() > 0
+    with pytest.raises(RuntimeError, match="got a cycle, which has one that a stream does not carry"):
+        snn.stream(recurrent()).step(torch.rand(2, 6))
+    with pytest.raises(RuntimeError, match="got a Delay"):
+        snn.stream(snn.TimeSequential(Delay(1), snn.LIF())).step(torch.rand(2, 6))
+
+
 def test_a_graph_is_recorded_whole_by_torch_fx():
     model = nn.Sequential(nn.Linear(3, 6), recurrent())
     x = torch.rand(5, 2, 3)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trtkern.interop.nir.layers import Delay
+from trtkern.interop.nir.layers import Delay, alone
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.time import TimeSequential, over_time, takes_time
 from trtkern.ops import checks
@@ -111,6 +111,7 @@ class NodeGraph(Leaf):
 
     def _steps(self, part: Part, values: dict[str, Tensor], state: GraphState) -> None:
         """Run a cycle over the sequence, and leave what each of its nodes gives in ``values``."""
+        alone("cycle")
         own = {name: [a for a in self._into[name] if a in part.names] for name in part.names}
         given = {name: [values[a] for a in self._into[name] if a not in part.names] for name in part.names}
         # What comes from outside as steps: unbind has one backward for all of them, an index one each.

@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from trtkern.nn import LIF
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, Neuron, one_step
+from trtkern.nn._neuron import AnyState, Neuron, carrier, one_step
 from trtkern.ops import checks
+
+
+def alone(kind: str) -> None:
+    """A RuntimeError within a ``trtkern.nn.Stream``, which carries the states of neurons and of nothing else."""
+    if carrier() is not None:
+        raise RuntimeError(
+            f"stream: expected states of neurons only, got a {kind}, which has one that a stream does not carry; make "
+            "the model a NodeGraph, and pass its state: y, state = model(x, state, return_state=True)"
+        )
 
 
 class Scale(Leaf):
@@ -78,6 +87,8 @@ class Delay(Leaf):
             return self(x, v0, return_state=return_state)
         if not isinstance(x, Tensor) or x.dim() < 2:
             raise ValueError(f"Delay: expected x [T, B, ...], got {checks.describe(x)}; give it a sequence")
+        if self.longest:
+            alone("Delay")
         past = (self.longest, *x.shape[1:])
         if v0 is None:
             v0 = x.new_zeros(past)
