@@ -264,14 +264,16 @@ def parts_of(names: Sequence[str], into: Mapping[str, Sequence[str]], lines: set
     inner = {name: [a for a in into[name] if a != INPUT] for name in names}
     found = []
     for component in components(names, inner):
-        members = [name for name in names if name in component]
+        # By name: a file does not keep the order of nodes.
+        members = sorted(component)
         cyclic = len(members) > 1 or members[0] in inner[members[0]]
         found.append(Part(tuple(_order(members, into, lines) if cyclic else members), cyclic))
     return found
 
 
 def _order(members: Sequence[str], into: Mapping[str, Sequence[str]], lines: set[str]) -> list[str]:
-    """Nodes of a cycle: after what they need, as far as that goes; a cycle is opened where something comes in."""
+    """Nodes of a cycle: after what they need, as far as that goes; a cycle is opened where something comes in, at the
+    first such node of ``members``."""
     done: list[str] = []
     while len(done) < len(members):
         rest = [name for name in members if name not in done]
