@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NETWORKS: dict[str, tuple[int, ...]] = {
     "vggsnn": (2, 48, 48), "resnet19": (3, 32, 32), "sew_resnet34": (3, 224, 224), "spiking_resnet34": (3, 224, 224),
+    "spikformer": (3, 32, 32), "spike_driven_transformer": (3, 32, 32),
 }  # fmt: skip
 """(C, H, W) of what each network by name is profiled on; vggsnn takes frames, the others images."""
 BATCH, TIMESTEPS = 8, 4

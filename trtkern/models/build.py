@@ -12,6 +12,8 @@ from trtkern.models._blocks import Style, neuron_of
 from trtkern.models._network import SpikingNetwork
 from trtkern.models.conv import ConvSNN, vggsnn
 from trtkern.models.resnet import resnet19, sew_resnet34, spiking_resnet34
+from trtkern.models.spike_driven import SpikeDrivenTransformer
+from trtkern.models.spikformer import Spikformer
 from trtkern.models.topology import from_topology, with_readout
 from trtkern.names import unknown
 from trtkern.nn import LIF
@@ -44,6 +46,8 @@ BUILDERS: dict[str, Callable[..., SpikingNetwork]] = {
     "resnet19": resnet19,
     "sew_resnet34": sew_resnet34,
     "spiking_resnet34": spiking_resnet34,
+    "spikformer": Spikformer,
+    "spike_driven_transformer": SpikeDrivenTransformer,
 }
 
 
