@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from trtkern import interop
 from trtkern import nn as snn
 from trtkern.interop.nir import Delay, NodeGraph, Scale, from_nir, to_nir
 from trtkern.models import ConvSNN, from_topology, resnet19, vggsnn
@@ -276,6 +277,29 @@ def test_what_a_user_writes(tmp_path):
     back, graph = back_from_a_file(model, (4, 4, 4), tmp_path)
     torch.testing.assert_close(back(x), model(x), rtol=1e-5, atol=1e-6)
     assert {"blocks.0.norm.lif", "head", "readout"} <= set(graph.nodes) and model(x).std() > 0
+
+
+def test_networks_for_one_step_at_a_time(tmp_path):
+    """What ``convert`` makes of another library's model, in a loop and over time."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.first = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), interop.Stepping(snn.LIF())
+            self.head, self.second = nn.Linear(144, 5), interop.Stepping(snn.CUBALIF(v_threshold=0.25))
+
+        def forward(self, x):
+            return self.second(self.head(self.first(self.norm(self.conv(x))).flatten(1)))
+
+    net = dyadic(Network())
+    x = torch.randint(0, 3, (7, 2, 1, 8, 8)) / 2
+    loop = torch.stack([net(x_t) for x_t in x])
+    assert 0 < loop.mean() < 1
+    for model in (net, interop.over_time(net)):
+        back, _ = back_from_a_file(model, (1, 8, 8), tmp_path)
+        assert torch.equal(back(x), loop)
+    with pytest.raises(ValueError, match=r"a potential of 0 before the first step, got start=0.5"):
+        to_nir(interop.Stepping(snn.LIF(), start=0.5), 3, dt=DT)
 
 
 def test_a_static_image_and_unfused_layers(tmp_path):
