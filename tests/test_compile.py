@@ -5,7 +5,7 @@ import torch
 
 from trtkern import lif, nn
 from trtkern.backends import named
-from trtkern.ops.lif import WANT_EDGES, WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
+from trtkern.ops._prepared import WANT_EDGES, WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
 from trtkern.spec import LIFSpec
 
 

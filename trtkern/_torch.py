@@ -80,6 +80,7 @@ NAMES: dict[str, Use] = {
     "Module._backward_hooks": Use("whether a layer has hooks, which fusing would lose"),
     "Module._backward_pre_hooks": Use("whether a layer has hooks, which fusing would lose"),
     "Module._buffers": Use("a module's own buffers, None among them"),
+    "Module._compiled_call_impl": Use("whether Module.compile() compiled it", TWO),
     "Module._forward_hooks": Use("whether a layer has hooks, which fusing would lose"),
     "Module._forward_pre_hooks": Use("whether a layer has hooks, which fusing would lose"),
     "Module._modules": Use("a container's layers by name, to put others in their places"),

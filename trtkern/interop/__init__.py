@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from trtkern.interop.adapters import Adapter, CannotConvert, register
     from trtkern.interop.comparison import Comparison, check
     from trtkern.interop.conversion import ConvertReport, convert
+    from trtkern.interop.nir import from_nir, to_nir
     from trtkern.interop.stepping import OverTimeNetwork, Stepping, over_time
 
 _PLACES = {
     "Adapter": "adapters", "CannotConvert": "adapters", "register": "adapters",
     "Comparison": "comparison", "check": "comparison", "ConvertReport": "conversion", "convert": "conversion",
+    "from_nir": "nir", "to_nir": "nir",
     "OverTimeNetwork": "stepping", "Stepping": "stepping", "over_time": "stepping",
 }  # fmt: skip
 
 __all__ = [
     "Adapter", "CannotConvert", "Comparison", "ConvertReport", "OverTimeNetwork", "Stepping", "check",
-    "convert", "over_time", "register",
+    "convert", "from_nir", "over_time", "register", "to_nir",
 ]  # fmt: skip
 
 

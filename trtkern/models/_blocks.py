@@ -118,11 +118,34 @@ class Style:
         """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
         return self._normed(SpikeLinear(features, out, bias=False), out)
 
-    def _normed(self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
-        norm = BatchNormLIF(
-            out, pool=pool, sync=self.sync, packed=self.packed and packed, neuron=self.neuron, **self.lif
-        )
+    def tokens(self, features: int, out: int, *, bias: bool) -> ConvBatchNormLIF:
+        """Linear, BatchNorm, LIF over tokens: [T, B, L, features] -> [T, B, L, out]."""
+        return self._normed(SpikeLinear(features, out, bias=bias), out, channel_dim=-1)
+
+    def token_norm(self, channels: int) -> BatchNormLIF:
+        """BatchNorm and LIF over tokens [T, B, L, channels]."""
+        return self._norm(channels, channel_dim=-1)
+
+    def neurons(self, **own: Any) -> Spiking:
+        """LIF alone, with some settings of its own."""
+        return self.neuron(packed=self.packed, **{**self.lif, **own})
+
+    def _normed(
+        self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int = 2
+    ) -> ConvBatchNormLIF:
+        norm = self._norm(out, pool=pool, packed=packed, channel_dim=channel_dim)
         return ConvBatchNormLIF(layer, norm, checkpoint=self.checkpoint)
+
+    def _norm(self, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int) -> BatchNormLIF:
+        return BatchNormLIF(
+            out,
+            channel_dim=channel_dim,
+            pool=pool,
+            sync=self.sync,
+            packed=self.packed and packed,
+            neuron=self.neuron,
+            **self.lif,
+        )
 
     def shortcut(self, conv: Convolution) -> TimeSequential:
         """Convolution and BatchNorm over time, batch and space, without neurons."""
@@ -260,7 +283,7 @@ class LinearLIF(nn.Module):
     def __init__(self, features: int, out: int, style: Style) -> None:
         super().__init__()
         self.linear = SpikeLinear(features, out)
-        self.lif = style.neuron(packed=style.packed, **style.lif)
+        self.lif = style.neurons()
 
     def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from trtkern.nn import SpikeLinear, Spikes
+from trtkern.nn import SpikeLinear, Spikes, Stream
 from trtkern.nn import exact_convolutions as _exactly
+from trtkern.nn._neuron import carrier
 from trtkern.ops import checks
 from trtkern.ops.spikes import packed_input
 
@@ -63,6 +64,11 @@ class SpikingNetwork(nn.Module):
         spikes: Tensor | Spikes = self.layers(_frames(x, self.timesteps, type(self).__name__, self.flat))
         return self.classifier(spikes)
 
+    def stream(self) -> Stream:
+        """This network over sequences that come in parts: ``step`` takes images or frames [B, C, H, W], ``chunk``
+        frames [T, B, C, H, W] (``trtkern.nn.Stream``)."""
+        return Stream(self)
+
     def extra_repr(self) -> str:
         """T, and the topology where there is one."""
         shown = "" if self.topology is None else f", topology={self.topology!r}"
@@ -78,6 +84,11 @@ def _frames(x: Tensor, timesteps: int, who: str, flat: bool) -> Tensor | Spikes:
         raise kind(
             f"{who}: expected images [B, C, H, W] or frames [T, B, C, H, W], got {checks.describe(x)}; one image needs "
             "image.unsqueeze(0)"
+        )
+    if x.dim() == 4 and carrier() is not None:
+        raise ValueError(
+            f"{who}: expected frames [T, B, C, H, W] in a stream, got {checks.describe(x)}; an image that is shown at "
+            "every step goes to step(image), at each of them"
         )
     if flat:
         return x.flatten(1).expand(timesteps, -1, -1) if x.dim() == 4 else packed_input(x.flatten(2))

@@ -1,5 +1,9 @@
 """Layers and losses: drop them into any PyTorch model."""
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from trtkern.nn.batch_norm_lif import BatchNormLIF, BatchNormNeuron
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.bounded import Bounded
@@ -15,11 +19,27 @@ from trtkern.nn.timed import EIF, QIF, Izhikevich
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 from trtkern.ops.spikes import Spikes
 
+if _TYPE_CHECKING:
+    from trtkern.nn.streams import Stream, stream
+
 __all__ = [
     "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF", "BatchNormLIF",
     "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "OverTime",
-    "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes", "TETLoss", "TRTLoss",
-    "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_spike_layers",
-    "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms", "packed_activations", "unfuse",
-    "update_norms",
+    "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes", "Stream", "TETLoss",
+    "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif", "convert_spike_layers",
+    "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms", "packed_activations", "stream",
+    "unfuse", "update_norms",
 ]  # fmt: skip
+
+_LATER = {"Stream": "streams", "stream": "streams"}
+"""What is imported when it is asked for, by the file that has it."""
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,8 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,7 @@ from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import checks
+from trtkern.ops._prepared import WANT_STATE
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, wanted
 from trtkern.ops.lif import neuron as run_neuron
@@ -29,6 +31,25 @@ fx.wrap("dense")
 
 AnyState = Tensor | tuple[Tensor, ...] | None
 """What a layer returns as its state and takes as ``v0``: the potential, or several states; None is zero."""
+
+
+class Carrier(Protocol):
+    """Holds the states of a model's neurons from one call of the model to the next (``trtkern.nn.streams``)."""
+
+    def start(self, layer: Neuron, x: Tensor, v0: AnyState) -> AnyState:
+        """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""
+
+    def end(self, layer: Neuron, state: AnyState) -> None:
+        """Where that call ended."""
+
+
+carriers: ContextVar[Carrier | None] = ContextVar("carriers", default=None)
+"""Set while a stream calls its model."""
+
+
+def carrier() -> Carrier | None:
+    """Who holds the states of the call that this one is part of; None: its caller does, as ever."""
+    return None if torch.compiler.is_compiling() else carriers.get()
 
 
 class Neuron(Leaf):
@@ -138,8 +159,16 @@ class Neuron(Leaf):
         time, channel = (0, self.channel_dim) if self.time_dim == 0 else self.axes(x)
         if time != 0:
             x = x.movedim(time, 0)
+        held = carrier()
+        asked = want
+        if held is not None:
+            v0, asked = held.start(self, x, v0), want | WANT_STATE
         state, flag = None if v0 is None else self.stacked(x, v0), self.flag_for(x)
-        out = run_neuron(x, state, self.values(), self.spec, want, self.backend, channel, on_equal, flag)
+        out = run_neuron(x, state, self.values(), self.spec, asked, self.backend, channel, on_equal, flag)
+        if held is not None:
+            last = self.named_state(out.state)
+            held.end(self, last)
+            out = out._replace(state=last if want & WANT_STATE else None)  # type: ignore[arg-type]
         if time == 0:
             return out
         moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from trtkern.backends import explain, resolve, sizes
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, Spiking, one_step, spikes_of, warn_of_one_step
+from trtkern.nn._neuron import AnyState, Spiking, carrier, one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF
 from trtkern.ops import checks
 from trtkern.ops._norm import BatchNorm
-from trtkern.ops.batch_norm_lif import OP, Neuron, batch_norm_lif
+from trtkern.ops.batch_norm_lif import OP, Neuron, Source, batch_norm_lif
 from trtkern.ops.lif import wanted
 from trtkern.ops.spikes import Spikes, dense, packing
 
@@ -154,9 +154,21 @@ class BatchNormLIF(Leaf):
             return self(y, residual, v0, return_state=return_state)
         if isinstance(y, Tensor) and y.dim() < 3:
             warn_of_one_step(type(self).__name__, y)
-        state = None if v0 is None else self.lif.stacked(y, v0)
-        out = batch_norm_lif(y, self.norm(), self.neuron(state=return_state), residual, state, self.channel_dim)
-        return (spikes_of(out), self.lif.named_state(out.state)) if return_state else spikes_of(out)
+        return self.run(y, residual, v0, return_state, None)
+
+    def run(
+        self, y: Tensor, residual: Tensor | Spikes | None, v0: AnyState, return_state: bool, source: Source | None
+    ) -> Tensor | Spikes | tuple[Any, ...]:
+        """What ``forward`` gives; with a ``source`` y is not kept."""
+        lif, held = self.lif, carrier()
+        if held is not None:
+            v0 = held.start(lif, y, v0)
+        state, neuron = None if v0 is None else lif.stacked(y, v0), self.neuron(state=return_state or held is not None)
+        out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source)
+        last = lif.named_state(out.state)
+        if held is not None:
+            held.end(lif, last)
+        return (spikes_of(out), last) if return_state else spikes_of(out)
 
     def step(self, y: Tensor, residual: Tensor | Spikes | None = None, v: AnyState = None) -> tuple[Tensor, Any]:
         """One step: the same numbers as that step of a sequence, in evaluation.

@@ -12,11 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from trtkern._torch import recording
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, spikes_of
+from trtkern.nn._neuron import AnyState
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops._lazy import Lazy
-from trtkern.ops.batch_norm_lif import Source, batch_norm_lif
+from trtkern.ops.batch_norm_lif import Source
 from trtkern.ops.spikes import Spikes, Unwritten, current
 
 
@@ -67,10 +67,7 @@ class ConvBatchNormLIF(Leaf):
         if isinstance(x, Spikes):
             x = current(x)
         y, source = _repeatable(self.conv, x)
-        norm = self.norm
-        neuron = norm.neuron(state=return_state)
-        out = batch_norm_lif(y, norm.norm(), neuron, residual, norm.lif.stacked(y, v0), norm.channel_dim, source)
-        return (spikes_of(out), norm.lif.named_state(out.state)) if return_state else spikes_of(out)
+        return self.norm.run(y, residual, v0, return_state, source)
 
 
 def _repeatable(conv: nn.Module, x: Tensor | Spikes) -> tuple[Tensor, Source]:

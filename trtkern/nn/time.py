@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,11 +13,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from trtkern._torch import exporting, recording
 from trtkern.nn._leaf import is_proxy
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import Neuron, carrier
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
+
+if TYPE_CHECKING:
+    from trtkern.nn.streams import Stream
 
 # What torch.fx traces is decided by the values that come later: it records these functions, not what they do.
 fx.wrap("dense")
@@ -77,7 +80,9 @@ class TimeSequential(nn.Sequential):
         Raises:
             TypeError, ValueError: x or what a layer made of it is no tensor, has too few axes, another T or batch.
         """
-        steps, begun = self.timesteps, sequence if self.timesteps is None else True
+        # A stream gives sequences, of any T.
+        steps = self.timesteps if carrier() is None else None
+        begun = sequence if self.timesteps is None else True
         if steps is None or is_proxy(x) or sequence or not isinstance(x, Tensor):
             x, steps = _shown(x, steps, sequence), None
         for name, layer in self._modules.items():
@@ -96,6 +101,13 @@ class TimeSequential(nn.Sequential):
                 x, steps = _stateless(f"TimeSequential: layer {name!r}", layer, x, steps)
             begun = True
         return x if steps is None else x.expand(steps, *x.shape)
+
+    def stream(self) -> Stream:
+        """This model over sequences that come in parts (``trtkern.nn.Stream``); ``timesteps`` counts for nothing there:
+        ``step`` takes [B, ...] and ``chunk`` [T, B, ...]."""
+        from trtkern.nn.streams import Stream
+
+        return Stream(self)
 
     def __getitem__(self, index: slice | int) -> Any:
         """A layer, or with a slice a ``TimeSequential`` of the same layers under the same names."""

@@ -24,9 +24,12 @@ from trtkern.ops.spikes import Unwritten
 from trtkern.spec import LIFSpec
 
 WANT_SPIKES, WANT_V, WANT_STATE, WANT_EDGES, WANT_PACKED, WANT_H, WANT_LAZY = 1, 2, 4, 8, 16, 32, 64
+WANT_SPARE = 128
 NEED_V0, NEED_PARAMS, NEED_X, NEED_SUMS, GIVEN_H, NEED_COEF, NEED_Y = 1, 2, 4, 8, 16, 32, 64
 """NEED_Y: in place of gx the gradient of what was normalised with the statistics of a batch: a second pass.
-WANT_LAZY: the spikes that are wanted are not written; they are made of the words if somebody asks for them."""
+WANT_LAZY: the spikes that are wanted are not written; they are made of the words if somebody asks for them.
+WANT_SPARE: outputs of which no axis ever has 0 elements or 1, to which torch.compile would hold T: the edges as one row
+with two numbers to spare, the words with planes to spare (``layout.planes``)."""
 
 
 class Channels(NamedTuple):
@@ -125,8 +128,13 @@ class Prepared:
         inputs = self.inputs(x, v0, params, affine, residual, bool(want & WANT_H))
         out = allocate(x, self.token, self.pool, want, flag)
         if not self.empty:
-            self.run["lif_forward"](inputs, out)
+            self.launch(inputs, out)
         return out
+
+    def launch(self, inputs: LIFInputs, out: LIFForward) -> None:
+        """Fill the outputs; the states of a single chunk, for which compiled code leaves room, are none."""
+        few = out.edges is not None and len(inputs.x) <= self._spec.chunk
+        self.run["lif_forward"](inputs, out._replace(edges=None) if few else out)
 
     def backward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
@@ -159,7 +167,7 @@ class Prepared:
             gv_final = layout.aligned_state(gv_final, x)
         out = _allocate_backward(x, self.token, params, affine, needs, room)
         norm = _finished(affine, moments, needs, count, dtype)
-        if edges is not None and not edges.numel():
+        if edges is not None and len(x) <= self._spec.chunk:
             edges = None
         if self.empty:
             for sums in (out.params, out.sums):
@@ -208,6 +216,17 @@ def _states(token: str) -> int:
     return len(LIFSpec.from_token(token).row.states)
 
 
+def wanted_with(x: Tensor, spec: LIFSpec, want: int, differentiable: bool) -> int:
+    """What is wanted, with what a backward pass wants: the states between chunks.
+
+    Compiled code asks for those of any T: it would be held to the answer.
+    """
+    compiled = torch.compiler.is_compiling()
+    if differentiable and (compiled or x.shape[0] > spec.chunk):
+        want += WANT_EDGES
+    return want + WANT_SPARE if compiled else want
+
+
 def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None = None) -> LIFForward:
     """The outputs of the forward pass, in x's layout; an unwanted one is None."""
     s = v = v_final = edges = packed = None
@@ -219,10 +238,11 @@ def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None =
         v_final = layout.empty_state(x, _states(token))
     if want & WANT_EDGES:
         count = (x.shape[0] - 1) // LIFSpec.from_token(token).chunk
-        edges = torch.empty((count * _states(token), layout.neurons(x)), dtype=torch.float32, device=x.device)
+        rows, each = count * _states(token), layout.neurons(x)
+        size = (rows * each + 2,) if want & WANT_SPARE else (rows, each)
+        edges = torch.empty(size, dtype=torch.float32, device=x.device)
     if want & WANT_PACKED:
-        planes = ((x.shape[0] + 7) // 8, *x.shape[1:])
-        packed = torch.empty_strided(planes, layout.strides(x), dtype=torch.uint8, device=x.device)
+        packed = layout.empty_planes(x, bool(want & WANT_SPARE))
     return LIFForward(s, v, v_final, edges, flag, packed)
 
 
@@ -278,6 +298,7 @@ def _made(*outputs: tuple[bool, Callable[[Tensor], Mapped], Tensor]) -> tuple[tu
 
 def _forward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
     *inputs, flag, want, backend = arguments
+    want &= ~WANT_SPARE
     fold, call = _folded(info.batch_size, dims, Call(*inputs), False)
     # The kernel raises one flag, which is then that of every sample.
     raised = flag if dims[len(inputs)] is None else flag.new_zeros(1)

@@ -36,7 +36,6 @@ from trtkern.ops._prepared import (
     NEED_V0,
     NEED_X,
     NEED_Y,
-    WANT_EDGES,
     WANT_H,
     WANT_LAZY,
     WANT_PACKED,
@@ -47,6 +46,7 @@ from trtkern.ops._prepared import (
     lif_forward,
     outputs,
     prepared_for,
+    wanted_with,
     with_spikes,
 )
 from trtkern.ops._room import finished
@@ -195,7 +195,7 @@ def _checked(
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured)
     numbers = scalars(OP, values, neuron.fire_on_equal, y)
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
-    inside = neuron.pool and y.shape[-1] % 2 == y.shape[-2] % 2 == 0
+    inside = neuron.pool and not (y.shape[-1] % 2 or y.shape[-2] % 2)
     laid = direct and not isinstance(y, Lazy) and (layout.poolable(y) if inside else layout.dense(y)) is y
     as_read = all(a is b for a, b in zip((norm.weight, norm.bias), _norm.together(norm.weight, norm.bias), strict=True))
     return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), as_read, numbers, {})
@@ -268,7 +268,7 @@ def _fused(
     if apart or not norm.batch_statistics:
         tracked = (None, None, None)
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
-    asked = want + WANT_EDGES if differentiable and y.shape[0] > neuron.spec.chunk else want
+    asked = wanted_with(y, neuron.spec, want, differentiable)
     lazy = want & WANT_PACKED and neuron.pool == ready.pool and lazily(y, ready.backend)
     if lazy and (ready.direct or (undisturbed() and bare(t for t in tensors if not isinstance(t, Lazy)))):
         asked += WANT_LAZY
@@ -469,7 +469,7 @@ def _normed(
     # The statistics of T equal steps are those of one.
     prepared.run["batch_norm_lif_affine"](y[:1] if prepared.static else y, prepared.inner, norm, room)
     _norm.moved(running_mean, running_var, batches)
-    prepared.run["lif_forward"](inputs, made)
+    prepared.launch(inputs, made)
     return *outputs(made), room.affine, room.moments
 
 

@@ -13,7 +13,8 @@ from trtkern.ops.checks import describe
 
 def is_dense(x: Tensor) -> bool:
     """Whether x is [T, N] in memory: time outermost, everything after it dense in some order, no overlap."""
-    if x.is_contiguous():
+    # Compiled code would be held to whether the axis of time, or of the planes of words, has one element.
+    if not torch.compiler.is_compiling() and x.is_contiguous():
         return True
     # No sort: torch.compile cannot trace one over symbolic strides.
     axes = [axis for axis in range(1, x.dim()) if x.shape[axis] != 1]
@@ -24,7 +25,7 @@ def is_dense(x: Tensor) -> bool:
             return False
         axes.remove(fastest[0])
         expected = expected * x.shape[fastest[0]]
-    return x.shape[0] == 1 or x.stride(0) == expected
+    return bool(x.stride(0) == expected or x.shape[0] == 1)
 
 
 def is_flat(w: Tensor) -> bool:
@@ -77,6 +78,20 @@ def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     if x.is_contiguous():
         return torch.empty_like(x, dtype=dtype)  # in x's strides, at half the price of naming them
     return torch.empty_strided(x.shape, strides(x), dtype=dtype or x.dtype, device=x.device)
+
+
+def planes(timesteps: int, spare: bool) -> int:
+    """The planes of words; with some to spare there are two at least, so that no compiled code is held to one."""
+    return (timesteps + 14) // 8 if spare else (timesteps + 7) // 8
+
+
+def empty_planes(x: Tensor, spare: bool) -> Tensor:
+    """Room for the words of x; what is spare in it is 0."""
+    count = planes(x.shape[0], spare)
+    made = torch.empty_strided((count, *x.shape[1:]), strides(x), dtype=torch.uint8, device=x.device)
+    if spare:
+        made[-1].zero_()
+    return made
 
 
 def empty_strides(x: Tensor) -> tuple[int, ...]:

@@ -35,7 +35,6 @@ from trtkern.ops._prepared import (
     NEED_PARAMS,
     NEED_V0,
     NEED_X,
-    WANT_EDGES,
     WANT_H,
     WANT_LAZY,
     WANT_PACKED,
@@ -48,6 +47,7 @@ from trtkern.ops._prepared import (
     lif_backward,
     lif_forward,
     outputs,
+    wanted_with,
     with_spikes,
 )
 from trtkern.ops._saved import kept
@@ -242,7 +242,7 @@ def _fused(
     x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
     differentiable = needs_grad(x, v0, params) if ready.plain else differentiated(x, v0, params)
     dual = not ready.plain and pushed(spec.neuron.lower(), x, v0, params)
-    made = want + WANT_EDGES if differentiable and x.shape[0] > spec.chunk else want
+    made = wanted_with(x, spec, want, differentiable)
     lazy = want & WANT_PACKED and want & WANT_SPIKES and spikes.lazily(x, ready.backend)
     if lazy and (ready.plain or (undisturbed() and bare((x, v0, params)))):
         made += WANT_LAZY

@@ -28,8 +28,9 @@ class Spikes(NamedTuple):
     """[T, B, C, ...] in the dtype of the input current; pooled: 2x2 averages, [T, B, C, H // 2, W // 2]. Where the
     neuron left it unwritten (``lazily``) it is made of the words when somebody computes with it."""
     words: Tensor
-    """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t. Of a sum of
-    spikes (``add``) [addends, ceil(T / 8), B, C, ...], the words of each of them."""
+    """[ceil(T / 8), B, C, ...] uint8, never pooled: bit t % 8 of plane t // 8 is the spike of step t. Code that
+    torch.compile compiled makes (T + 14) // 8 planes, of which the last may be spare. Of a sum of spikes (``add``)
+    [addends, ceil(T / 8), B, C, ...], the words of each of them."""
 
     @property
     def addends(self) -> int:
@@ -44,7 +45,7 @@ class Spikes(NamedTuple):
     @property
     def bits(self) -> int:
         """The bits of a step in the words: one for each neuron, and for each addend."""
-        return self.words.numel() // max(1, (self.spikes.shape[0] + 7) // 8)
+        return self.words.numel() // max(1, self.words.shape[-self.spikes.dim()])
 
 
 def dense(x: Tensor | Spikes) -> Tensor:
@@ -81,6 +82,8 @@ def unwritten(enabled: bool = True) -> Iterator[None]:
 def lazily(x: Tensor, backend: str) -> bool:
     """Whether a neuron with x leaves the dense spikes unwritten, where it makes their words and nothing stands between
     the call and its kernel. Whoever listens wants the dense ones, which he knows by their memory."""
+    if torch.compiler.is_compiling():  # whose code would be held to that number
+        return False
     wanted = x.numel() >= LEAST_UNWRITTEN if _unwritten is None else _unwritten
     return wanted and backend == "cpu" and x.dtype == torch.float32 and not _listeners
 
@@ -234,7 +237,7 @@ def pack(spikes: Tensor) -> Tensor:
     checks.sequence("pack", spikes)
     chosen = choose("auto", "spikes_pack", spikes.device.type, spikes.dtype)
     remember(spikes)
-    return torch.ops.trtkern.spikes_pack(layout.dense(spikes.detach()), chosen)
+    return torch.ops.trtkern.spikes_pack(layout.dense(spikes.detach()), chosen, torch.compiler.is_compiling())
 
 
 LEAST_PACKED = 2**18
@@ -288,17 +291,13 @@ def unpack_all(words: Tensor, shape: Sequence[int], *, pooled: bool, dtype: torc
     return total
 
 
-def _empty_words(spikes: Tensor) -> Tensor:
-    planes = ((spikes.shape[0] + 7) // 8, *spikes.shape[1:])
-    return spikes.new_empty_strided(planes, layout.strides(spikes), dtype=torch.uint8)
-
-
-def _pack(spikes: Tensor, backend: str) -> Tensor:
-    words = _empty_words(spikes)
+def _pack(spikes: Tensor, backend: str, spare: bool = False) -> Tensor:
+    words = layout.empty_planes(spikes, spare)
+    filled = words[: layout.planes(spikes.shape[0], False)]
     if backend == "reference" or layout.is_static(spikes):
-        words.copy_(reference.spikes_pack(spikes))
+        filled.copy_(reference.spikes_pack(spikes))
     elif spikes.numel():
-        named(backend).ops["spikes_pack"](spikes, words)
+        named(backend).ops["spikes_pack"](spikes, filled)
     return words
 
 
@@ -321,9 +320,9 @@ def _unpack(words: Tensor, start: int, steps: int, pooled: bool, dtype: torch.dt
     return out
 
 
-def _pack_mapped(info, dims, spikes, backend):
+def _pack_mapped(info, dims, spikes, backend, spare=False):
     fold = Fold(spikes, dims[0], info.batch_size)
-    return fold.out_steps(torch.ops.trtkern.spikes_pack(fold.steps(spikes, dims[0]), backend))
+    return fold.out_steps(torch.ops.trtkern.spikes_pack(fold.steps(spikes, dims[0]), backend, spare))
 
 
 def _unpack_mapped(info, dims, words, start, steps, pooled, dtype, backend):
@@ -333,9 +332,9 @@ def _unpack_mapped(info, dims, words, start, steps, pooled, dtype, backend):
 
 
 define(
-    "spikes_pack(Tensor spikes, str backend) -> Tensor",
+    "spikes_pack(Tensor spikes, str backend, bool spare=False) -> Tensor",
     _pack,
-    lambda spikes, backend: _empty_words(spikes),
+    lambda spikes, backend, spare=False: layout.empty_planes(spikes, spare),
     _pack_mapped,
 )
 define(
