@@ -10,7 +10,6 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose, sizes
-from trtkern.backends.base import Finish
 from trtkern.ops import _first_rows, _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._known import known, recall, remember
@@ -19,7 +18,6 @@ from trtkern.ops._library import (
     alone,
     apply,
     bare,
-    define,
     differentiated,
     keep_for_both,
     needs_grad,
@@ -38,20 +36,16 @@ from trtkern.ops._prepared import (
     NEED_X,
     NEED_Y,
     WANT_EDGES,
-    WANT_H,
     WANT_LAZY,
     WANT_PACKED,
     Call,
     Prepared,
-    allocate,
     lif_backward,
     lif_forward,
     outputs,
-    prepared_for,
     refuse_lengths,
     with_spikes,
 )
-from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, from_trace, given, perform, shown, wanted_grads
@@ -355,9 +349,9 @@ class Normed(torch.autograd.Function):
         if mean is None:
             norm = (fixed.eps, fixed.momentum, fixed.channels)
             if prepared is not None:
-                made = _normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want)
+                made = _norm.normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want)
             else:
-                made = _forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend)
+                made = _norm.forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend)
             return *with_spikes(made, fixed.want, y, fixed.pool, prepared), None
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
         affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
@@ -483,49 +477,3 @@ class NormedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         refuse_second_derivative(OP)
-
-
-def _normed(
-    prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, flag,
-    want,
-):  # fmt: skip
-    """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
-    if params is not None:
-        prepared.look(params)
-    made, room = allocate(y, prepared.token, prepared.pool, want, flag), finished(y, channels, False)
-    inputs = prepared.inputs(y, v0, params, room.affine, residual, None, bool(want & WANT_H))
-    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
-    # The statistics of T equal steps are those of one.
-    prepared.run["batch_norm_lif_affine"](y[:1] if prepared.static else y, prepared.inner, norm, room)
-    _norm.moved(running_mean, running_var, batches)
-    prepared.run["lif_forward"](inputs, made)
-    return *outputs(made), room.affine, room.moments
-
-
-def _run_forward(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
-    inner, pool, flag, want, backend,
-):  # fmt: skip
-    prepared = prepared_for(y, params, channels, scalars, spec, inner, pool, backend)
-    return _normed(
-        prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels,
-        flag, want,
-    )  # fmt: skip
-
-
-def _run_forward_fake(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
-    inner, pool, flag, want, backend,
-):  # fmt: skip
-    return *outputs(allocate(y, spec, pool, want)), *finished(y, channels, False)[:2]
-
-
-_forward = define(
-    "batch_norm_lif_forward(Tensor y, Tensor? v0, Tensor? params, Tensor? residual, Tensor? weight, Tensor? bias, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float eps, float? momentum, "
-    "SymInt channels, float[] scalars, str spec, SymInt inner, bool pool, Tensor(d!)? flag, int want, str backend) "
-    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed, Tensor affine, Tensor moments)",
-    _run_forward,
-    _run_forward_fake,
-    None,
-)
