@@ -1,16 +1,21 @@
 """NIR: every node against its equation, and every layer through a file and back, with equal spikes."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from trtkern import nn as snn
-from trtkern.interop.nir import Delay, PerNeuron, Scale, Threshold, from_nir, to_nir
+from trtkern.interop.nir import Delay, NodeGraph, PerNeuron, Scale, Threshold, from_nir, to_nir
+from trtkern.interop.nir.dialects import DIALECTS
 
 nir = pytest.importorskip("nir")
 
 DT = 1e-3
+PAGE = Path(__file__).parents[1] / "docs" / "nir.md"
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +287,22 @@ def test_soft_resets_and_equal_potentials_go_through_the_metadata(tmp_path):
         assert not torch.equal(hard(x), out)
         # What the metadata say holds in every dialect.
         assert torch.equal(from_nir(graph, dt=DT)(x), out)
+
+
+def test_the_code_on_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE):
+        exec(compile(block, PAGE.name, "exec"), names)
+    assert "(1): LIF(decay=0.8" in capsys.readouterr().out
+    learned = [name for name, _ in names["again"][1].named_parameters()]
+    assert learned == ["v_threshold.raw", "decay.raw"] and isinstance(names["recurrent"], NodeGraph)
+
+
+def test_the_page_names_every_node_dialect_and_argument():
+    page = PAGE.read_text()
+    wanted = [*DIALECTS, *(name for name in nir.ir.__all__ if name[0].isupper() and name != "NIRNode"), "round_delays"]
+    assert [name for name in wanted if name not in page] == []
 
 
 def test_the_model_stays_as_it_was():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from trtkern import interop
 from trtkern import nn as snn
 from trtkern.interop.nir import Delay, NodeGraph, Scale, from_nir, to_nir
 from trtkern.models import ConvSNN, from_topology, resnet19, vggsnn
@@ -96,6 +97,43 @@ def test_two_cycles_that_meet(tmp_path):
     model, x = NodeGraph(layers, edges), torch.rand(12, 3, 4) * 2
     back, _ = back_from_a_file(model, (4,), tmp_path)
     assert torch.equal(back(x), model(x)) and 0 < model(x).mean() < 2
+
+
+def any_graph(seed):
+    """Some nodes with random edges: each has one from a node before it, some have one from a node behind it."""
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+
+    def draw(high):
+        return int(torch.randint(high, (), generator=random))
+
+    layers, edges = {}, []
+    for i in range(6):
+        name = f"{'dbface'[i]}{i}"
+        made = [
+            lambda: snn.LIF(0.8, 0.6),
+            lambda: nn.Linear(3, 3),
+            lambda: Delay(draw(3)),
+            lambda: snn.CUBALIF(v_threshold=0.2),
+        ]
+        layers[name] = made[0]() if i in (0, 3) else made[draw(4)]()
+        before = ["input", *list(layers)[:-1]]
+        edges += {(before[draw(len(before))], name) for _ in range(3)}
+    names = list(layers)
+    # Every way back leads to a neuron, so that every cycle has a state.
+    edges += [(names[draw(3) + 3], names[0]), (names[5], names[3])]
+    return NodeGraph(layers, [*edges, *((name, "output") for name in names)])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_graph_goes_and_comes_back_and_runs_in_parts(seed, tmp_path):
+    """A file keeps the order of edges, not that of nodes."""
+    model, x = any_graph(seed), torch.rand(9, 2, 3) * 2
+    assert any(part.cyclic for part in model.parts)
+    back, _ = back_from_a_file(model, (3,), tmp_path)
+    assert torch.equal(back(x), model(x)) and model(x).std() > 0
+    first, state = model(x[:4], return_state=True)
+    torch.testing.assert_close(torch.cat([first, model(x[4:], state)]), model(x), rtol=1e-6, atol=1e-6)
 
 
 def test_a_graph_in_a_model_is_a_graph_in_the_graph(tmp_path):
@@ -241,6 +279,29 @@ def test_what_a_user_writes(tmp_path):
     assert {"blocks.0.norm.lif", "head", "readout"} <= set(graph.nodes) and model(x).std() > 0
 
 
+def test_networks_for_one_step_at_a_time(tmp_path):
+    """What ``convert`` makes of another library's model, in a loop and over time."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.first = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), interop.Stepping(snn.LIF())
+            self.head, self.second = nn.Linear(144, 5), interop.Stepping(snn.CUBALIF(v_threshold=0.25))
+
+        def forward(self, x):
+            return self.second(self.head(self.first(self.norm(self.conv(x))).flatten(1)))
+
+    net = dyadic(Network())
+    x = torch.randint(0, 3, (7, 2, 1, 8, 8)) / 2
+    loop = torch.stack([net(x_t) for x_t in x])
+    assert 0 < loop.mean() < 1
+    for model in (net, interop.over_time(net)):
+        back, _ = back_from_a_file(model, (1, 8, 8), tmp_path)
+        assert torch.equal(back(x), loop)
+    with pytest.raises(ValueError, match=r"a potential of 0 before the first step, got start=0.5"):
+        to_nir(interop.Stepping(snn.LIF(), start=0.5), 3, dt=DT)
+
+
 def test_a_static_image_and_unfused_layers(tmp_path):
     model = snn.TimeSequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), snn.LIF(), nn.Flatten(), nn.Linear(144, 3), timesteps=5
@@ -251,6 +312,17 @@ def test_a_static_image_and_unfused_layers(tmp_path):
     for each in (model, fused, snn.unfuse(fused)):
         back, _ = back_from_a_file(each, (1, 8, 8), tmp_path)
         assert torch.equal(back(image.expand(5, -1, -1, -1, -1)), each(image)) and each(image).std() > 0
+
+
+def test_a_stream_carries_graphs_of_neurons_and_refuses_what_else_has_a_state():
+    edges = [("input", "a"), ("input", "b"), ("a", "b"), ("b", "output")]
+    model, x = NodeGraph({"a": snn.LIF(0.9), "b": snn.CUBALIF(v_threshold=0.2)}, edges), torch.rand(9, 2, 3)
+    stream = snn.stream(model)
+    assert torch.equal(torch.cat([stream.chunk(x[:4]), stream.chunk(x[4:])]), model(x)) and model(x).sum() > 0
+    with pytest.raises(RuntimeError, match="got a cycle, which has one that a stream does not carry"):
+        snn.stream(recurrent()).step(torch.rand(2, 6))
+    with pytest.raises(RuntimeError, match="got a Delay"):
+        snn.stream(snn.TimeSequential(Delay(1), snn.LIF())).step(torch.rand(2, 6))
 
 
 def test_a_graph_is_recorded_whole_by_torch_fx():

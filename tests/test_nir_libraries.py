@@ -351,3 +351,37 @@ def test_sinabs_reads_a_readout(tmp_path):
     nir.write(tmp_path / "ours.nir", to_nir(model, 4, dt=1e-3, dialect="sinabs"))
     there = exchange.from_nir(nir.read(tmp_path / "ours.nir"), batch_size=B).float()
     torch.testing.assert_close(batch_first(there, x), model(x), rtol=1e-5, atol=1e-6)
+
+
+# What docs/nir.md says that they do
+
+
+def test_snntorch_wants_numbers_for_each_neuron_and_reads_if_with_a_leak():
+    theirs, write, read = snntorch()
+    with pytest.raises(ValueError, match="type mismatch"):
+        write(nn.Sequential(nn.Linear(4, 3), theirs.Leaky(beta=0.8, **ZERO)), torch.rand(2, 4), ignore_dims=[0])
+    graph = to_nir(snn.TimeSequential(nn.Linear(4, 3), snn.IF()), 4, dt=1e-4)
+    graph.nodes["1"].r[:] = 1.0
+    assert [m.beta.item() for m in read(graph).modules() if hasattr(m, "beta")] == [pytest.approx(0.9)]
+
+
+def test_sinabs_fires_more_than_once_and_holds_the_potential():
+    layers, exchange, *_ = sinabs()
+    graph = to_nir(snn.IF(v_reset=None), 3, dt=1e-3, dialect="sinabs")
+    there = next(m for m in exchange.from_nir(graph, batch_size=1).modules() if isinstance(m, layers.IAFSqueeze))
+    assert there(torch.full((1, 3), 2.5)).tolist() == [[2.0] * 3]
+    assert (there.v_mem >= -1).all() and there(torch.full((1, 3), -9.0)).sum() == 0 and (there.v_mem == -1).all()
+
+
+def test_nir_checks_kernels_as_squares_and_knows_no_groups():
+    import numpy as np
+
+    wide = nir.Conv2d((8, 8), np.ones((2, 2, 3, 5)), 1, 0, 1, 1, np.ones(2))
+    assert wide.output_type["output"].tolist() == [2, 6, 6]  # [2, 6, 4]
+    grouped = nir.Conv2d((8, 8), np.ones((4, 1, 3, 3)), 1, 1, 1, 4, np.ones(4))
+    assert grouped.input_type["input"].tolist() == [1, 8, 8]  # [4, 8, 8]
+    nodes = {"input": nir.Input(np.array([4, 8, 8])), "conv": grouped, "output": nir.Output(np.array([4, 8, 8]))}
+    graph = nir.NIRGraph(nodes, [("input", "conv"), ("conv", "output")], type_check=False)
+    x = torch.rand(2, 1, 4, 8, 8)
+    expected = nn.functional.conv2d(x.flatten(0, 1), torch.ones(4, 1, 3, 3), torch.ones(4), padding=1, groups=4)
+    assert torch.equal(from_nir(graph, dt=1e-3)(x).flatten(0, 1), expected)

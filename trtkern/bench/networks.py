@@ -31,7 +31,12 @@ TRANSFORMERS: dict[str, Callable[..., SpikingNetwork]] = {
     "spikformer_4_384": Spikformer,
     "sdt_2_512": SpikeDrivenTransformer,
 }
-PAPERS_NEURON = {
+FEW: dict[str, dict[str, Any]] = {
+    "spikformer_4_384": {"dim": 64, "depth": 1, "heads": 2},
+    "sdt_2_512": {"dim": 64, "depth": 1},
+}
+"""What the gate looks at: of all their channels, in float32, some spike is always near its threshold."""
+PAPERS_NEURON: dict[str, Any] = {
     "gain": 1.0, "surrogate": "triangle", "detach_reset": False, "fire_on_equal": False
 }  # fmt: skip
 """The neuron of the TRT paper, which all networks are compared with, in place of that of the transformers' papers."""
@@ -48,6 +53,8 @@ class Network(NamedTuple):
     batch: int
     shape: tuple[int, ...]
     """(C, H, W) of an image or frame; of "mlp" (n, 1, 1), of "spikformer" (tokens, D)."""
+    whole: bool = True
+    """False: of a transformer ``FEW`` channels and blocks."""
 
     @property
     def features(self) -> int:
@@ -70,7 +77,8 @@ def small(network: Network) -> Network:
     """The same layers with fewer pixels, tokens, channels and steps, which is what the gate looks at."""
     least = NETWORKS[network.name].least
     shapes = {"mlp": network.shape, "spikformer": (16, 2 * least)}
-    return Network(network.name, 2, 2, shapes.get(network.name, (network.shape[0], least, least)))
+    shape = shapes.get(network.name, (network.shape[0], least, least))
+    return Network(network.name, 2, 2, shape, whole=network.name not in FEW)
 
 
 class Swapped(nn.Module):
@@ -128,14 +136,15 @@ def plain_network(
 ) -> nn.Module:  # fmt: skip
     """The plain network, always of the same weights, with a function in place of its neurons."""
     torch.manual_seed(0)
+    sizes = {} if network.whole else FEW[network.name]
     makers: dict[str, Callable[[], nn.Module]] = {
         "resnet19": plain.resnet19,
         "vggsnn": lambda: plain.vggsnn(network.features),
         "sew_resnet34": lambda: plain.resnet34(plain.SEW, 1.0, 10),
         "mlp": lambda: plain.mlp(network.shape[0]),
         "spikformer": lambda: transformers.plain_block(network.shape[-1]),
-        "spikformer_4_384": transformers.spikformer,
-        "sdt_2_512": transformers.spike_driven,
+        "spikformer_4_384": lambda: transformers.spikformer(**sizes),
+        "sdt_2_512": lambda: transformers.spike_driven(**sizes),
     }
     made: Any = makers[network.name]()
     made.timesteps = network.timesteps
@@ -263,5 +272,6 @@ def _own(network: Network, backend: str, checkpoint: bool, plainly: nn.Module) -
         return from_topology("FC-512_FC-512_L-10", **options)
     options["timesteps"] = network.timesteps
     if network.name in TRANSFORMERS:
-        return TRANSFORMERS[network.name](10, **PAPERS_NEURON, **options)
+        sizes = {} if network.whole else FEW[network.name]
+        return TRANSFORMERS[network.name](10, **PAPERS_NEURON, **sizes, **options)
     return {"resnet19": resnet19, "sew_resnet34": sew_resnet34}[network.name](10, **options)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trtkern.interop.parameters import along
 from trtkern.interop.stepping import Stepping, folded, unfold
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import LI, AdLIF
@@ -119,10 +120,7 @@ class _Membrane(Stepping):
 
     def _along(self, name: str) -> Number:
         """A parameter of the neuron as it broadcasts with one step."""
-        value = self.neuron._value(name)
-        if not isinstance(value, Tensor) or value.numel() == 1:
-            return value
-        return value.reshape(-1, *[1] * (-self.neuron.channel_dim - 1))
+        return along(self.neuron._value(name), self.neuron.channel_dim)
 
     def reset(self) -> None:
         """Forget the state: the next call is a first step."""
@@ -198,10 +196,7 @@ class _Kernel(_Membrane):
         exc, inh = self.excitatory(x, first), self.inhibitory(-x, second)
         decays = (each._value("decay") for each in (self.excitatory, self.inhibitory))
         fast, slow = (torch.as_tensor(decay, dtype=torch.float64).log() for decay in decays)
-        tau = (fast / (slow - fast) + 1).to(x)
-        if tau.numel() > 1:
-            tau = tau.reshape(-1, *[1] * (-self.neuron.channel_dim - 1))
-        mem = tau * (exc + inh)
+        mem = along((fast / (slow - fast) + 1).to(x), self.neuron.channel_dim) * (exc + inh)
         return [self.neuron(mem), exc, inh, mem]
 
 

@@ -180,7 +180,8 @@ def _all_step(container: nn.Module, path: str, made: dict[int, nn.Module], repor
     if any(left.startswith(join(path, "")) for left in report.left):
         return False
     inner = [made[id(layer)] for layer in container.modules() if id(layer) in made and layer is not container]
-    return bool(inner) and all(folds(layer) for layer in inner)
+    enough = bool(inner) or getattr(made[id(container)], "without_neurons", False)
+    return enough and all(folds(layer) for layer in inner)
 
 
 def _stepping(layer: nn.Module, path: str) -> Iterator[str]:

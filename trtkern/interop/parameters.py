@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trtkern.interop.adapters import CannotConvert
@@ -31,8 +30,9 @@ class Channels:
             CannotConvert: values along several axes, along another axis than those of another parameter, or a
                 Parameter of another form than [] or [C].
         """
+        if not isinstance(value, Tensor):
+            return float(value)
         learned = isinstance(value, nn.Parameter)
-        value = torch.as_tensor(value)
         if value.numel() == 1 and not learned:
             return float(value)
         axes = [axis - value.dim() for axis, size in enumerate(value.shape) if size > 1]
@@ -45,6 +45,13 @@ class Channels:
         if axes:
             self.dim, self._named = axes[0], name
         return value if learned else value.detach().reshape(-1)
+
+
+def along(value: Number, channel_dim: int) -> Number:
+    """A parameter as it broadcasts with one step: a tensor [C] along ``channel_dim``, counted from the last axis."""
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        return value
+    return value.reshape(-1, *[1] * (-channel_dim - 1))
 
 
 class Clamped(Bounded):

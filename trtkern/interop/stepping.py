@@ -236,6 +236,8 @@ def uncountable(path: str, layer: nn.Module) -> str | None:
 
 def _outer(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """All layers but what is inside of neurons that take one step."""
+    if folds(layer):
+        return
     for name, child in layer._modules.items():
         if child is None or folds(child):
             continue

@@ -195,7 +195,7 @@ class ResidualBlock(nn.Module):
     State-dict prefixes: first, second, shortcut, each with conv and norm.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(
@@ -212,10 +212,11 @@ class ResidualBlock(nn.Module):
         self.second = style.block(second, packed=packed)
         self.shortcut = None if shortcut is None else style.shortcut(shortcut)
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, C', H', W'] of x [T, B, C, H, W]."""
-        residual = _unpooled(x) if self.shortcut is None else self.shortcut(x)
-        return self.second(self.first(x), residual)
+        more = {} if lengths is None else {"lengths": lengths}
+        residual = _unpooled(x) if self.shortcut is None else self.shortcut(x, **more)
+        return self.second(self.first(x, **more), residual, **more)
 
 
 class SEWBlock(nn.Module):
@@ -233,7 +234,7 @@ class SEWBlock(nn.Module):
     State-dict prefixes: first, second, shortcut, each with conv and norm.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(
@@ -247,10 +248,11 @@ class SEWBlock(nn.Module):
         self.shortcut = None if shortcut is None else style.block(shortcut, packed=connect == "ADD")
         self.connect = connect
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """[T, B, C', H', W'] of x [T, B, C, H, W]."""
-        s = self.second(self.first(x))
-        i = x if self.shortcut is None else self.shortcut(x)
+        more = {} if lengths is None else {"lengths": lengths}
+        s = self.second(self.first(x, **more), **more)
+        i = x if self.shortcut is None else self.shortcut(x, **more)
         return _connected(s, i, self.connect)
 
     def extra_repr(self) -> str:
@@ -277,7 +279,7 @@ CONNECT = {
 class LinearLIF(nn.Module):
     """LIF(W x + b): [T, B, ...] with ``features`` numbers behind the batch axis -> spikes [T, B, out]."""
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(self, features: int, out: int, style: Style) -> None:
@@ -285,6 +287,6 @@ class LinearLIF(nn.Module):
         self.linear = SpikeLinear(features, out)
         self.lif = style.neurons()
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""
-        return self.lif(self.linear(x))
+        return self.lif(self.linear(x), **({} if lengths is None else {"lengths": lengths}))
