@@ -92,6 +92,42 @@ def dvs_gesture_net() -> nn.Module:
     return net
 
 
+def in_its_type(net: nn.Module, x: Tensor) -> Tensor:
+    """A network of sinabs or Rockpool, whose spikes are float32 by themselves, in the type of x."""
+    double, default = torch.Tensor.float, torch.get_default_dtype()
+    if x.dtype == torch.float64:
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+        torch.set_default_dtype(torch.float64)
+    try:
+        made = net(x)
+    finally:
+        torch.Tensor.float = double  # type: ignore[method-assign]
+        torch.set_default_dtype(default)
+    return made[0] if isinstance(made, tuple) else made
+
+
+def nmnist_quickstart() -> nn.Module:
+    """The network of sinabs' quickstart, with the settings that have an equal here."""
+    from sinabs import activation, layers
+
+    iaf: dict[str, Any] = {"batch_size": 8, "spike_fn": activation.SingleSpike, "spike_threshold": torch.tensor(0.25)}
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, bias=False), layers.IAFSqueeze(**iaf), nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False), layers.IAFSqueeze(**iaf), nn.AvgPool2d(2),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False), layers.IAFSqueeze(**iaf),
+        nn.Flatten(), nn.Linear(16 * 4 * 4, 10, bias=False), layers.IAFSqueeze(**iaf),
+    )  # fmt: skip
+
+
+def synnet(threshold: float) -> nn.Module:
+    from rockpool.nn.networks import SynNet
+
+    return SynNet(
+        10, 64, size_hidden_layers=[128, 128], time_constants_per_layer=[4, 4], max_spikes_per_dt=1,
+        threshold=threshold,
+    )  # fmt: skip
+
+
 CASES = {
     "spikingjelly-sew-resnet18": Case(
         "spikingjelly", "`sew_resnet18`, IF, step mode m", lambda: sew_resnet18("m"), (4, 8, 3, 64, 64), 4.0
@@ -101,6 +137,13 @@ CASES = {
     ),
     "spikingjelly-dvs-gesture": Case(
         "spikingjelly", "`DVSGestureNet`, 32 channels, PLIF", dvs_gesture_net, (8, 2, 2, 128, 128), 4.0, fuse=True
+    ),
+    "sinabs-nmnist-quickstart": Case(
+        "sinabs", "N-MNIST quickstart, IAFSqueeze, SingleSpike", nmnist_quickstart, (8 * 20, 2, 34, 34), 1.0,
+        in_its_type,
+    ),
+    "rockpool-synnet-half": Case(
+        "rockpool", "`SynNet`, one spike a step, threshold 0.5", lambda: synnet(0.5), (16, 100, 64), 1.0, in_its_type
     ),
 }  # fmt: skip
 """By a name that begins with that of the library."""
