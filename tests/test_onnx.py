@@ -1,6 +1,8 @@
 """``trtkern.interop.to_onnx``: ONNX Runtime on the CPU gives what the models give, at other batch sizes and lengths."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +89,14 @@ def test_what_is_refused_is_named(tmp_path, monkeypatch):
         interop.to_onnx(layer, x, path)
     with pytest.raises(ImportError, match=r"run_onnx: onnxruntime not installed; type: pip install 'trtkern\[interop"):
         interop.run_onnx(path, x)
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parent.parent / "docs" / "export.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/export.md", "exec"), names)
+    assert len(blocks) == 3 and {each.name for each in tmp_path.iterdir()} == {"net.onnx", "net.pt2", "plain.pt2"}
