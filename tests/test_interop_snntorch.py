@@ -256,6 +256,42 @@ def test_states_are_given_and_kept_as_the_library_does_it():
         interop.over_time(Passing(after))(x)
 
 
+@pytest.mark.parametrize("name", ["leaky subtract", "leaky zero", "leaky subtract learned", "synaptic learned"])
+def test_a_state_that_the_caller_has_changed_or_cut_is_the_caller_s(double, name):
+    """In place or not: the next step goes on from what mem is then."""
+
+    def unrolled(node, x):
+        out, made = node(x[0]), []
+        for index, step in enumerate(x[1:]):
+            state = list(out[1:])
+            if index == 1:
+                state[-1] = state[-1] * 1.5
+            if index == 3:
+                with torch.no_grad():
+                    state[-1].mul_(0.5)
+            if index == 4:
+                state[-1].detach_()
+            if index == 5:
+                state[-1] = state[-1].detach()
+            if index == 6:
+                node.detach_hidden()
+                state = []
+            out = node(step, *state)
+            made.append(out)
+        return [torch.stack(each) for each in zip(*made, strict=True)]
+
+    torch.manual_seed(0)
+    before = NODES[name]().double()
+    twin = copy.deepcopy(before)
+    parameters = list(twin.parameters())
+    after = interop.convert(twin)
+    x = 1.5 * torch.randn(12, B, C, dtype=torch.float64) + 0.4
+    made, grads = differentiated(unrolled, before, x, list(before.parameters()))
+    again, others = differentiated(unrolled, after, x, parameters)
+    for each, other in zip((*made, *grads), (*again, *others), strict=True):
+        assert torch.allclose(each, other, 1e-10, 1e-12)
+
+
 class Passing(nn.Module):
     def __init__(self, node):
         super().__init__()
