@@ -3,6 +3,9 @@
 import copy
 import gc
 import pickle
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -454,3 +457,11 @@ def test_the_settings_of_the_library_s_object_are_there():
     after = interop.convert(snntorch.Leaky(0.9, init_hidden=True, output=True))
     assert after.init_hidden and after.output and after.reset_mechanism == "subtract" and after.reset_delay
     assert _surrogate(snntorch.Leaky(0.9)) == ("atan", 2.0)
+
+
+def test_the_example_runs(capsys):
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "from_snntorch.py"))
+    said = capsys.readouterr().out
+    before, after = (re.search(rf"{name}: ([0-9.-]+)", said)[1] for name in ("snnTorch", "trtkern"))
+    assert float(before) == pytest.approx(float(after), rel=1e-3) and float(before) != 0
+    assert float(said.split()[-1]) < 1e-3
