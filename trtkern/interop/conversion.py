@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trtkern import surrogates
 from trtkern.interop.adapters import CannotConvert, adapter_for, objection_to
@@ -99,7 +99,7 @@ def convert(
         )
     for _, layer, parent, name in places:
         if parent is not None and id(layer) in made:
-            made.get(id(parent), parent)._modules[name] = made[id(layer)]
+            _place(made.get(id(parent), parent), name, made[id(layer)])
     model = made.get(id(model), model)
     report.stepping += list(_stepping(model, ""))
     if fuse:
@@ -146,15 +146,28 @@ def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport
         report.converted[path] = f"{was} -> {type(made).__name__}"
         return made
     made.train(layer.training)
-    device = next((t.device for held in (layer, holder) for t in chain(held.parameters(), held.buffers())), None)
+    device = next((t.device for held in (layer, holder) for t in _tensors_of(held)), None)
     if device is not None:
         made.to(device)
     shown = " ".join(repr(made).split())
-    own = [each.spec.surrogate for each in made.modules() if isinstance(each, Neuron) and each.spec.surrogate]
+    own = [each.spec.surrogate for each in nn.Module.modules(made) if isinstance(each, Neuron) and each.spec.surrogate]
     apart = [name for name in own if not surrogates.lookup(str(name)).builtin]
     note = f" (its surrogate is none of the built-in ones: it runs on {' and '.join(OWN_SURROGATES)})" if apart else ""
     report.converted[path] = f"{was} -> {shown}{note}"
     return made
+
+
+def _place(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Makes a layer a child of that name; Rockpool's modules keep theirs a second time."""
+    parent._modules[name] = layer
+    children = vars(parent).get("_ModuleBase__modules", {})
+    if name in children:
+        children[name] = [layer, type(layer).__name__]
+
+
+def _tensors_of(layer: nn.Module) -> Iterator[Tensor]:
+    """Its Parameters and buffers; Rockpool's ``parameters()`` gives other things."""
+    return chain(nn.Module.parameters(layer), nn.Module.buffers(layer))
 
 
 def _is_container(layer: nn.Module) -> bool:
