@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from twins import compare, varied
 
 from trtkern import nn as snn
@@ -331,3 +331,10 @@ def test_a_norm_of_tokens_is_torchs_of_rows(training, rows):
     for other in found[1:]:
         for mine, theirs in zip(found[0], other, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_torch_fx_traces_it(name):
+    net = made(name, backend="reference").double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(fx.symbolic_trace(net)(x), net(x))

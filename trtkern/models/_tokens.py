@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from trtkern.models._blocks import Convolution, Pool, Style
 from trtkern.nn import SpikeLinear, Spikes, TimeSequential
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -91,11 +92,13 @@ class LinearNorm(TimeSequential):
         super().__init__(OrderedDict(conv=SpikeLinear(features, out, bias=bias), norm=norm))
 
 
-class _TokensLast(nn.Module):
+class _TokensLast(Leaf):
     """A BatchNorm of tokens [N, L, C], whose channels come last."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, L, C]: as images [N, C, L, 1] with channels last, which is the same memory."""
+        if is_proxy(x):
+            return self(x)
         return super().forward(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
 
 
