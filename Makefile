@@ -43,11 +43,13 @@ $(VENV)/installed: $(BUILT)
 	@touch $@
 
 # Of what reads events the tests need three packages, without what those ask for; curvlinops is an oracle of curvature.
+# The other libraries of spiking networks are what the conversions are compared with.
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt-einsum scipy tqdm
 
-$(VENV)/installed-dev: $(BUILT)
-	$(INSTALL) --editable ".[train,triton,tensorboard,dev]"
+$(VENV)/installed-dev: $(BUILT) bench/peers.txt
+	$(INSTALL) --editable ".[train,interop,triton,tensorboard,dev]"
 	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE)
+	$(INSTALL) --no-deps --requirement bench/peers.txt
 	@touch $@
 
 demo: $(VENV)/installed

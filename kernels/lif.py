@@ -55,6 +55,16 @@ def load_rows(
 
 
 @inline
+def ends(lengths, offsets, sample, mask, T):
+    """The steps of each neuron: T, or those of its sample."""
+    steps = T
+    if lengths is not None:
+        own = tl.load(lengths + offsets // sample, mask=mask, other=0)
+        steps = tl.minimum(tl.cast(own, tl.int64), T)
+    return steps
+
+
+@inline
 def load_states(
     pointer, first, shape, mask, N, NEURON: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr, LANES: tl.constexpr,
@@ -96,10 +106,11 @@ def _chunk(
     watch is NaN once a number of a trace, or a v as it is written, was not finite; counts holds a digit of four bits a
     step, one number for eight steps.
     """
-    x, residual = inputs
+    x, residual, lengths, sample = inputs
     s, v_all, packed = outputs
-    rows = load_rows(x, offsets, mask, t0, T, N, 0, STEPS, STATIC)
-    added = load_rows(residual, offsets, mask, t0, T, N, 0, STEPS)
+    end = ends(lengths, offsets, sample, mask, T)
+    rows = load_rows(x, offsets, mask, t0, end, N, 0, STEPS, STATIC)
+    added = load_rows(residual, offsets, mask, t0, end, N, 0, STEPS)
     after = ()
     for byte in tl.static_range((STEPS + 7) // 8):
         word = tl.zeros(watch.shape, tl.int32)
@@ -107,23 +118,29 @@ def _chunk(
         if POOLED:
             digits = counts[byte]
         for i in tl.static_range(byte * 8, min(STEPS, byte * 8 + 8)):
-            live = t0 + i < T
+            inside = t0 + i < T
+            live = t0 + i < end
             current = input_current(rows[i], added[i] if residual is not None else None, a, AFFINE)
             trace = NEURON.charge(current, state, p)
             new, fired = settled(trace, p, NEURON)
             state = chosen(live, new, state, NEURON.states)
+            if lengths is not None:
+                fired = fired & live
             for k in tl.static_range(NEURON.traces):
                 watch = tl.where(live, fma(trace[k], 0.0, watch), watch)
             if POOLED:
                 digits += tl.where(fired, 1 << (4 * (i % 8)), 0)
             elif s is not None:
                 spike = tl.where(fired, 1.0, 0.0).to(s.dtype.element_ty)
-                tl.store(s + (t0 + i) * N + offsets, spike, mask=mask & live)
+                tl.store(s + (t0 + i) * N + offsets, spike, mask=mask & inside)
             if packed is not None:
                 word += tl.where(fired & live, 1 << (i % 8), 0)
             if v_all is not None:
-                shown = narrow(trace[NEURON.h] if BEFORE else state[NEURON.v], v_all.dtype.element_ty)
-                tl.store(v_all + (t0 + i) * N + offsets, shown, mask=mask & live)
+                potential = trace[NEURON.h] if BEFORE else state[NEURON.v]
+                if lengths is not None:
+                    potential = tl.where(live, potential, 0.0)
+                shown = narrow(potential, v_all.dtype.element_ty)
+                tl.store(v_all + (t0 + i) * N + offsets, shown, mask=mask & inside)
                 watch = tl.where(live, fma(widen(shown), 0.0, watch), watch)
         if packed is not None:
             plane = packed + (t0 // 8 + byte) * N
@@ -180,8 +197,8 @@ def _all_positions(
 
 
 def lif_forward(
-    x, v0, param_rows, affine, residual, s, v_all, v_final, edges, packed, flag,
-    T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64,
+    x, v0, param_rows, affine, residual, lengths, s, v_all, v_final, edges, packed, flag,
+    T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, sample: tl.int64,
     scalars: tl.tuple,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, STATIC: tl.constexpr, STEPS: tl.constexpr, LOOP: tl.constexpr,
     POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
@@ -191,7 +208,8 @@ def lif_forward(
     BEFORE: v_all is h, before the reset. NEURON: ``kernels/neurons.py``; S is its states.
 
     x [T, N], with STATIC [N]; v0 [S, N]; param_rows: the parameters [P, C] float32, or None for the scalars;
-    affine: None, or [3, C] float32; residual: None or [T, N]. With POOL s is [T, N / 4], and half, side and inner are
+    affine: None, or [3, C] float32; residual: None or [T, N]; lengths: None, or the steps of each sample, of which one
+    has `sample` neurons side by side. With POOL s is [T, N / 4], and half, side and inner are
     those of ``pooling.py``.
     """
     T = tl.cast(T, tl.int64)
@@ -206,7 +224,7 @@ def lif_forward(
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     states = load_states(v0, first, shape, mask, N, NEURON, POOL, ALIGNED, BLOCK, LANES)
     watch = tl.zeros([BLOCK], tl.float32)
-    inputs = (x, residual)
+    inputs = (x, residual, lengths, tl.cast(sample, tl.int64))
     outputs = (s, v_all, packed)
     if LOOP:
         for t0 in range(0, bound(T), STEPS):

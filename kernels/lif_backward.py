@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from trtkern.kernels.channels import channel, combined, input_current, vectors
-from trtkern.kernels.lif import load_rows, load_states, parameters, store_states
+from trtkern.kernels.lif import ends, load_rows, load_states, parameters, store_states
 from trtkern.kernels.neurons import added, chosen, nothing, settled
 from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
 from trtkern.kernels.pooling import first_neuron, neurons, place, pooled_lanes, positions, spread
@@ -20,19 +20,20 @@ from trtkern.kernels.pooling import first_neuron, neurons, place, pooled_lanes, 
 
 @inline
 def _group(
-    streams, vectors, again, alpha, start, rows, traces, given, state, offsets, mask, t0, T, N,
+    streams, vectors, again, alpha, start, rows, traces, given, state, offsets, mask, t0, T, end, N,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, START: tl.constexpr,
     POOL: tl.constexpr, LEARN: tl.constexpr, MOMENTS: tl.constexpr, AFFINE: tl.constexpr, COEF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Four steps, t0 + START + 3 down to t0 + START, with their gs and gv (BEFORE: of h); returns the new state."""
-    _x, residual, gs, gv, gx = streams
+    _x, residual, gs, gv, gx, lengths, _sample = streams
     p, a, coef = vectors
     x_rows, residual_rows = rows
     spikes, potentials = given
     carry, sums, moments = state
     for k in tl.static_range(3, -1, -1):
-        live = t0 + (START + k) < T
+        inside = t0 + (START + k) < T
+        live = t0 + (START + k) < end
         trace = traces[START + k]
         x = x_rows[START + k]
         g = carry
@@ -55,7 +56,9 @@ def _group(
         gradient, back, summed = NEURON.charge_back(current, before, p, g, learned)
         if gx is not None:
             written = combined(gradient, x, a, coef) if COEF else gradient
-            tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & live)
+            if lengths is not None:
+                written = tl.where(live, written, 0.0)
+            tl.store(gx + (t0 + (START + k)) * N + offsets, narrow(written, gx.dtype.element_ty), mask=mask & inside)
         if MOMENTS:
             moments = (
                 tl.where(live, moments[0] + gradient, moments[0]),
@@ -71,14 +74,14 @@ def _group(
 
 
 @inline
-def _incoming(streams, held, offsets, mask, t0, T, N, START: tl.constexpr, POOL: tl.constexpr):
+def _incoming(streams, held, offsets, mask, t0, end, N, START: tl.constexpr, POOL: tl.constexpr):
     """gs and gv of the four steps from t0 + START on; held: gs of all steps with pooling."""
-    _x, _residual, gs, gv, _gx = streams
+    _x, _residual, gs, gv, _gx, _lengths, _sample = streams
     if POOL == "none" or gs is None:
-        spikes = load_rows(gs, offsets, mask, t0, T, N, START, 4)
+        spikes = load_rows(gs, offsets, mask, t0, end, N, START, 4)
     else:
         spikes = (held[START], held[START + 1], held[START + 2], held[START + 3])
-    return spikes, load_rows(gv, offsets, mask, t0, T, N, START, 4)
+    return spikes, load_rows(gv, offsets, mask, t0, end, N, START, 4)
 
 
 @inline
@@ -93,9 +96,10 @@ def _chunk(
     state is the gradient of the neuron's state, then the sums of the parameters, then those of gx and of
     gx * (x - center).
     """
-    x, residual, _gs, gv, _gx = streams
+    x, residual, _gs, gv, _gx, lengths, sample = streams
     p, a, _coef = vectors
     t0 = j * STEPS
+    end = ends(lengths, offsets, sample, mask, T)
     if LOOP:
         edge = ()
         for k in tl.static_range(NEURON.states):
@@ -103,9 +107,9 @@ def _chunk(
             edge = edge + (tl.load(row + offsets, mask=mask & (j > 0), other=0.0),)  # noqa: RUF005
         start = chosen(j > 0, edge, start, NEURON.states)
     N_first = tl.where(t0 < T, N, 0)  # opaque
-    rows = load_rows(x, offsets, mask, t0, T, N_first, 0, STEPS, STATIC)
-    more = load_rows(residual, offsets, mask, t0, T, N_first, 0, STEPS)
-    ahead = _incoming(streams, held, offsets, mask, t0, T, N_first, STEPS - 4, POOL)
+    rows = load_rows(x, offsets, mask, t0, end, N_first, 0, STEPS, STATIC)
+    more = load_rows(residual, offsets, mask, t0, end, N_first, 0, STEPS)
+    ahead = _incoming(streams, held, offsets, mask, t0, end, N_first, STEPS - 4, POOL)
     traces = ()
     u = start
     for i in tl.static_range(STEPS):
@@ -120,13 +124,13 @@ def _chunk(
     for group in tl.static_range(STEPS // 4 - 1, -1, -1):
         given = ahead
         if LEARN and gv is not None:  # no room to look ahead
-            given = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4, POOL)
+            given = _incoming(streams, held, offsets, mask, t0, end, N_again, group * 4, POOL)
         elif group > 0:
-            ahead = _incoming(streams, held, offsets, mask, t0, T, N_again, group * 4 - 4, POOL)
+            ahead = _incoming(streams, held, offsets, mask, t0, end, N_again, group * 4 - 4, POOL)
         if t0 + group * 4 < T:
             state = _group(
                 streams, vectors, again, alpha, start, (rows, more), traces, given, state, offsets, mask, t0, T,
-                N_again,
+                end, N_again,
                 NEURON, BEFORE, SURROGATE, group * 4, POOL, LEARN, MOMENTS, AFFINE, COEF, BLOCK,
             )  # fmt: skip
     return state
@@ -211,8 +215,9 @@ def _store_sums(
 
 
 def lif_backward(
-    x, v0, param_rows, affine, residual, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
-    T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, columns: tl.int64,
+    x, v0, param_rows, affine, residual, lengths, edges, gs, gv, gv_final, coef, gx, gv0, partial, partial_moments,
+    T: tl.int64, n: tl.int64, C: tl.int64, inner: tl.int64, half: tl.int64, side: tl.int64, sample: tl.int64,
+    columns: tl.int64,
     scalars: tl.tuple, alpha: tl.float32,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, STATIC: tl.constexpr,
     STEPS: tl.constexpr, LOOP: tl.constexpr, POOL: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
@@ -220,8 +225,9 @@ def lif_backward(
 ):  # fmt: skip
     """Writes gx [T, N], gv0 [S, N] and partial sums, unless None, from x, v0, edges and the gradients gs, gv, gv_final.
 
-    affine, residual, half and side as in the forward pass; BEFORE: gv is the gradient of h, before the reset; with POOL
-    gs is [T, N / 4]; coef: None, or [3, C] float32, and gx is then coef[0] * gx + coef[1] * (x - center) + coef[2].
+    affine, residual, lengths, half, side and sample as in the forward pass; BEFORE: gv is the gradient of h, before the
+    reset; with POOL gs is [T, N / 4]; coef: None, or [3, C] float32, and gx is then coef[0] * gx +
+    coef[1] * (x - center) + coef[2].
     partial, partial_moments: None, or the sums of the parameters' gradients, and of gx and gx * (x - center):
     [P, programs], [2, programs] when there is one channel, else [P, columns], [2, columns], where one column is the sum
     over the lanes `columns` apart (LANES columns together where they share the channel); columns divides the number of
@@ -239,7 +245,7 @@ def lif_backward(
     p = parameters(scalars, param_rows, c, C, NEURON.params, CHANNELS, BLOCK, LANES)
     a = vectors(affine, c, C, 3, CHANNELS, BLOCK, LANES)
     k_rows = vectors(coef, c, C, 3, CHANNELS, BLOCK, LANES)
-    streams = (x, residual, gs, gv, gx)
+    streams = (x, residual, gs, gv, gx, lengths, tl.cast(sample, tl.int64))
     zero = tl.zeros([BLOCK], tl.float32)
     sums = nothing(zero, NEURON.params)
     moments = (zero, zero)

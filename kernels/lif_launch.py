@@ -123,6 +123,11 @@ def _plan(
     return _Plan(wide, block, lanes, N // POSITIONS[image.kind], channels, sizes, constants, chosen)
 
 
+def _sample(inp: LIFInputs, N: int) -> int:
+    """Neurons of a sample, where those have lengths."""
+    return 0 if inp.lengths is None else N // inp.lengths.numel()
+
+
 def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     """The forward pass: reads x, writes what ``out`` holds."""
     x = inp.x
@@ -135,9 +140,9 @@ def forward_launch(inp: LIFInputs, out: LIFForward) -> Launch:
     load = _LOADS[affine is not None]
     plan = _plan("lif_forward", T, inp.spec.chunk, N, x.element_size(), even, C, inp.inner, inp.pool, load, warp_size())
     args = (
-        x, inp.v0, inp.params, affine, residual, out.s, out.v, out.v_final, out.edges, out.packed, out.flag,
-        T, *plan.sizes, inp.scalars, steps(inp.spec), inp.before and out.v is not None, T > 1 and x.stride(0) == 0,
-        *plan.constants,
+        x, inp.v0, inp.params, affine, residual, inp.lengths, out.s, out.v, out.v_final, out.edges, out.packed,
+        out.flag, T, *plan.sizes, _sample(inp, N), inp.scalars, steps(inp.spec), inp.before and out.v is not None,
+        T > 1 and x.stride(0) == 0, *plan.constants,
     )  # fmt: skip
     return Launch(_FORWARD[plan.wide], (-(-plan.total // plan.block),), args, plan.options)
 
@@ -174,8 +179,8 @@ def backward_launches(
         if load.sums:
             summed = partial_sums(x, 2, columns, plan.block, C, inner, merged)
     args = (
-        x, inp.v0, inp.params, affine, residual, edges, grads.s, grads.v, grads.v_final, grads.coef, out.x, out.v0,
-        learned, summed, T, *plan.sizes, columns // 16 if plan.wide else columns,
+        x, inp.v0, inp.params, affine, residual, inp.lengths, edges, grads.s, grads.v, grads.v_final, grads.coef,
+        out.x, out.v0, learned, summed, T, *plan.sizes, _sample(inp, N), columns // 16 if plan.wide else columns,
         inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
         derivative(spec.surrogate),
         T > 1 and x.stride(0) == 0, *plan.constants,

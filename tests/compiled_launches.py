@@ -71,13 +71,15 @@ def some_launches() -> Iterator[tuple[str, Launch]]:
         yield f"backward {channels} channels", launches.backward(4, 1024, f32, channels=channels)
     first = launches.forward(4, 1024, f32)
     yield "forward options", first._replace(options=options(8))
-    yield "forward flag", first._replace(args=tuple(None if a is first.args[10] else a for a in first.args))
+    yield "forward flag", first._replace(args=tuple(None if a is first.args[11] else a for a in first.args))
     # Both may be there or not without another constant: of one the alignment selects code, of the other nothing else.
     yield "forward state", first._replace(args=(first.args[0], torch.empty(1024), *first.args[2:]))
     yield "forward parameters", first._replace(args=(*first.args[:2], torch.empty(6, 1), *first.args[3:]))
+    ends = torch.zeros(4, dtype=torch.int32)
+    yield "forward lengths", first._replace(args=(*first.args[:5], ends, *first.args[6:]))
     odd = torch.empty(4 * 1024 + 1)[1:].view(4, 1024)  # as no launch of ours has it: one pointer alone is not aligned
     yield "forward one pointer", first._replace(args=(odd, *first.args[1:]))
-    yield "forward scalars", first._replace(args=(*first.args[:17], (0.5,) * 5 + (1,), *first.args[18:]))
+    yield "forward scalars", first._replace(args=(*first.args[:19], (0.5,) * 5 + (1,), *first.args[20:]))
     for residual, pool in itertools.product((False, True), ("none", "rows", "places")):
         yield f"norm {residual} {pool}", launches.norm_sums(4, 65536, f32, residual=residual, pool=pool)
         yield f"norm forward {residual} {pool}", launches.norm_forward(4, 65536, f32, residual=residual, pool=pool)

@@ -87,7 +87,7 @@ def test_what_is_compared(name, monkeypatch):
     def tiny(*features):
         return plain.Plain(plain.Conv(2, 2))
 
-    monkeypatch.setattr(networks, "_own", lambda network, backend, checkpoint: plain.Plain(plain.Conv(2, 2)))
+    monkeypatch.setattr(networks, "_own", lambda network, backend, checkpoint, plainly: plain.Plain(plain.Conv(2, 2)))
     monkeypatch.setattr(plain, "vggsnn", tiny)
     monkeypatch.setattr(plain, "resnet19", tiny)
     found = [Peer("spikingjelly", "1", ""), Peer("norse", "2", "")]
@@ -106,7 +106,7 @@ def test_what_is_compared(name, monkeypatch):
     assert gone == ("spikingjelly", "", "skipped", "not installed")
 
 
-@pytest.mark.parametrize("name", ["mlp", "spikformer"])
+@pytest.mark.parametrize("name", ["mlp", "spikformer", "spikformer_4_384", "sdt_2_512"])
 def test_the_other_networks_are_those_of_plain_torch(name):
     """In float64, without what a spike does that falls on the other side."""
     network = networks.small(networks.of(Case("step", cases.NETWORKS[name].shape, network=name)))
@@ -132,7 +132,8 @@ def test_relu_is_in_place_of_all_neurons():
         model = networks.plain_network(network, CPU, torch.relu)
         assert not any(isinstance(module, plain.Neurons) for module in model.modules())
         assert sum(isinstance(module, networks.Swapped) for module in model.modules()) == {
-            "resnet19": 10, "vggsnn": 8, "sew_resnet34": 20, "mlp": 2, "spikformer": 8
+            "resnet19": 10, "vggsnn": 8, "sew_resnet34": 20, "mlp": 2, "spikformer": 8, "spikformer_4_384": 12,
+            "sdt_2_512": 12,
         }[name]  # fmt: skip
 
 
@@ -209,9 +210,12 @@ def test_the_page_has_a_table_of_steps_by_threads(tmp_path):
             ["--shape", "4,8"],
             "--shape: expected resnet19: T,B,3,H,W, H and W at least 8; vggsnn: T,B,2,H,W, H and W at",
         ),
-        (["--shape", "4,8,1,32,32"], "spikformer: T,B,tokens,D, the last a multiple of 32; got '4,8,1,32,32'"),
+        (
+            ["--shape", "4,8,1,32,32"],
+            "spikformer: T,B,tokens,D, the last a multiple of 32; spikformer_4_384: T,B,3,H",
+        ),
         (["--shape", "4,8,9,48", "--network", "spikformer"], "--shape: expected spikformer: T,B,tokens,D, the last a"),
-        (["--network", "vgg"], "--network: expected one of resnet19, vggsnn, sew_resnet34, mlp, spikformer, got 'vgg'"),
+        (["--network", "vgg"], "--network: expected one of resnet19, vggsnn, sew_resnet34, mlp, spikformer, spikf"),
         (["--candidates", "own,rely"], "--candidates: expected one of own, relu, exact, peers, plain, captured, check"),
         (["--shape", "4,8,2,8,48"], "got '4,8,2,8,48'"),
         (["--dtype", "float16"], "--dtype: expected float32 or bfloat16 with --op step, got float16"),

@@ -24,14 +24,20 @@ def test_opcheck_of_the_private_ops(backend, device):
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     token = LIFSpec("soft", "atan").token
     want = WANT_SPIKES + WANT_V + WANT_STATE + WANT_EDGES + WANT_PACKED
-    call = (x, v0, params, None, None, SCALARS, token, 5, False)
+    call = (x, v0, params, None, None, None, SCALARS, token, 5, False)
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*call, flag, want, backend))
-    plain = (x, None, None, None, None, SCALARS, token, 1, False)
+    plain = (x, None, None, None, None, None, SCALARS, token, 1, False)
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES, backend))
     torch.library.opcheck(torch.ops.trtkern.lif_forward, (*plain, None, WANT_SPIKES + WANT_H, backend))
     edges = torch.ops.trtkern.lif_forward(*call, flag, want, backend)[3]
     grads = (torch.randn_like(x), None, torch.randn_like(v0), None)
     torch.library.opcheck(torch.ops.trtkern.lif_backward, (*call, edges, *grads, None, 0, None, 7, backend))
+    lengths = torch.tensor(
+        [16, 3], dtype=torch.int32, device=device
+    )  # T of one chunk: edges behind an end are nobody's
+    ended, few = (x[:16], *call[1:5], lengths, *call[6:]), (grads[0][:16], *grads[1:])
+    torch.library.opcheck(torch.ops.trtkern.lif_forward, (*ended, flag, want - WANT_EDGES, backend))
+    torch.library.opcheck(torch.ops.trtkern.lif_backward, (*ended, None, *few, None, 0, None, 7, backend))
 
 
 def test_opcheck_of_batch_norm_and_of_packing(backend, device):
@@ -39,7 +45,7 @@ def test_opcheck_of_batch_norm_and_of_packing(backend, device):
     y = torch.randn(4, 2, 3, 4, 6, device=device)
     affine, coef = torch.rand(3, 3, device=device), torch.rand(3, 3, device=device)
     token = LIFSpec().token
-    call = (y, None, None, affine, torch.randn_like(y), SCALARS, token, 24, True)
+    call = (y, None, None, affine, torch.randn_like(y), None, SCALARS, token, 24, True)
     ops, moments = torch.ops.trtkern, torch.rand(2, 3, device=device, dtype=torch.float64)
     weight, bias, mean, var, sums = (*torch.rand(4, 3, device=device), moments.clone())
     held = (weight, bias, mean, var, torch.tensor(1, device=device))

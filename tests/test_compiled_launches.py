@@ -38,7 +38,20 @@ def test_triton_is_asked_once_for_each_launch_of_its_kind(report):
 
 @pytest.mark.parametrize(
     "change",
-    ["dtype", "alignment", "size", "stride", "steps", "edges", "neuron", "options", "flag", "state", "parameters"],
+    [
+        "dtype",
+        "alignment",
+        "size",
+        "stride",
+        "steps",
+        "edges",
+        "neuron",
+        "options",
+        "flag",
+        "state",
+        "parameters",
+        "lengths",
+    ],
 )
 def test_what_selects_code_is_another_kernel(report, change):
     kernels = report["kernels"]

@@ -115,7 +115,8 @@ def test_an_exact_network_is_torchs_bit_for_bit():
     for mine, theirs in zip(results["exact"], results["dense"], strict=True):
         assert torch.equal(mine, theirs)
     if not kernels["kernels"].startswith(("torch's own", "forward: torch's own")):
-        assert not torch.equal(results["kernels"][2], results["exact"][2]), "no kernel ran: this test says nothing"
+        same = [torch.equal(a, b) for a, b in zip(results["kernels"], results["exact"], strict=True)]
+        assert not all(same), "no kernel ran: this test says nothing"
 
 
 def test_checkpointed_networks_train_the_same():

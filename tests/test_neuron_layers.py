@@ -179,6 +179,15 @@ def test_what_a_layer_shares(name):
     assert layer.nonfinite.item() == 0
 
 
+@pytest.mark.parametrize("name", ["QIF", "EIF", "Izhikevich"])
+def test_lanes_beside_the_neurons_raise_no_flag(name, backend, device):
+    """A step divides by tau and by delta_t, each a number a channel here; vectors are wider than what is left."""
+    for width in (1, 3, 5, 16, 17):
+        layer = getattr(snn, name)(backend=backend, tau=nn.Parameter(torch.tensor([2.0, 3.0, 4.0]))).to(device)
+        layer(torch.rand(2, 1, 3, width, device=device))
+        assert layer.nonfinite.item() == 0
+
+
 def test_the_readout():
     own = {key: nn.Parameter(torch.tensor(v)) for key, v in sources("CUBALIF").items()}
     layer, x = snn.CUBALI(**own, backend="reference"), current(T, B, C)

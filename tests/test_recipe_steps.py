@@ -32,11 +32,19 @@ PARAMETERS = {
     "shd": 250_388,
     "shd-adlif": 109_076,
     "shd-cubalif": 109_076,
+    "spikformer-cifar10": 9_324_730,
+    "spikformer-cifar100": 155_458,
+    "spikformer-imagenet100": 29_689_384 - 998 * 513,
+    "sdt-cifar10": 10_233_418,
+    "sdt-cifar100": 97_282,
 }
 SMALLER = {
     "cifar100": ["model.width=16"],
     "imagenet": ["model.width=16"],
     "imagenet100": ["augment=[{name='resized_crop', size=64}, {name='flip'}]"],
+    "spikformer-cifar100": ["model.dim=48"],
+    "spikformer-imagenet100": ["augment=[{name='resized_crop', size=64}, {name='flip'}]", "accumulate=1"],
+    "sdt-cifar100": ["model.dim=48"],
 }
 
 

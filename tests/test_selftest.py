@@ -20,6 +20,7 @@ UNWRITTEN = 0xA5  # of integers; of the others NaN
 CELLS = {
     "lif": Cell(learnable="channel", **SIZES),
     "lif, h": Cell(torch.bfloat16, reset="soft", learnable="scalar", returned="h", **SIZES),
+    "lif, lengths": Cell(learnable="channel", lengths=(4, 18), **SIZES),
     "norm": NormCell(learnable="channel", **SIZES),
     "norm, h": NormCell(reset="soft", learnable="scalar", returned="h", **SIZES),
     "norm, running": NormCell(training=False, **SIZES),

@@ -354,6 +354,10 @@ def test_what_a_stream_does_not_take():
         snn.stream(nn.Sequential(lif, nn.GRU(3, 3)))
     with pytest.raises(TypeError, match=r"'itself' \(OptimizedModule\) expected to be a module that is not compiled"):
         snn.stream(torch.compile(lif))
+    in_place = nn.Sequential(neuron("LIF"), neuron("LI"))
+    in_place[1].compile()
+    with pytest.raises(TypeError, match=r"'1' \(LI\) expected to be a module that is not compiled"):
+        snn.stream(in_place)
     stream = snn.stream(lif)
     with pytest.raises(TypeError, match="expected one step"):
         stream.step([1.0])

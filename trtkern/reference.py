@@ -120,20 +120,37 @@ def spike(u: Tensor, spec: LIFSpec, known: Tensor) -> Tensor:
     return known + (own - own.detach())
 
 
+def live(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which numbers of x [T, B, ...] lie within the steps of their samples, of which there are lengths [B]."""
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths
+    return steps.view(*steps.shape, *[1] * (x.dim() - 2))
+
+
 def _run(
-    x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec
+    x: Tensor,
+    v0: Tensor | None,
+    params: Sequence[Tensor | float],
+    spec: LIFSpec,
+    lengths: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Of every step: potential - threshold, the spikes, the trace and the state after it."""
     row, single = spec.row, len(spec.row.states) == 1
     charge, fire, settle = steps(spec.neuron, spec.reset)
     state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
     spike = _Spike if torch.compiler.is_compiling() else _SpikeInBothModes
-    for current in x.unbind(0):
+    within = None if lengths is None else live(x, lengths)
+    for t, current in enumerate(x.unbind(0)):
+        before = state
+        if within is not None:  # behind the end it runs on zeros, so that nothing there is infinite
+            current, state = _masked(within[t], current), tuple(_masked(within[t], each) for each in state)
         trace = charge(current, state, params)
         potential, threshold = fire(trace, params)
         u = potential - threshold
         s = spike.apply(u, spec.surrogate, spec.alpha)
         state = settle(trace, s > 0 if spec.detach_reset else s, params)
+        if within is not None:
+            s, trace = _masked(within[t], s), tuple(_masked(within[t], each) for each in trace)
+            state = tuple(torch.where(within[t], new, old) for new, old in zip(state, before, strict=True))
         yield u, s, trace, state
 
 
@@ -148,7 +165,17 @@ def advance(
     return fired, trace, settle(trace, fired, params)
 
 
-def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Trace:
+def _masked(condition: Tensor, value: Tensor) -> Tensor:
+    return torch.where(condition, value, torch.zeros_like(value))
+
+
+def lif(
+    x: Tensor,
+    v0: Tensor | None,
+    params: Sequence[Tensor | float],
+    spec: LIFSpec,
+    lengths: Tensor | None = None,
+) -> Trace:
     """The neuron that ``spec`` names, step by step: charge, fire, settle (``trtkern.neurons``).
 
     Args:
@@ -156,18 +183,23 @@ def lif(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LI
         v0: the state before the first step, [...], of a neuron with several states [S, ...]; None is zero.
         params: the neuron's parameters in the order of its row: numbers, or tensors that broadcast with x[0].
         spec: neuron, reset, surrogate, alpha, detach_reset.
+        lengths: [B], the steps of each sample of x [T, B, ...]; None: each has T. Behind them s, v and h are 0, and the
+            state stays as it is.
 
     Returns:
         Trace: s, v, h, each [T, ...], and the last state, in x's dtype.
     """
     row = spec.row
     spikes, potentials, charges = [], [], []
-    for _, s, trace, state in _run(x, v0, params, spec):
+    for _, s, trace, state in _run(x, v0, params, spec, lengths):
         spikes.append(s)
         potentials.append(state[row.membrane])
         charges.append(trace[row.potential])
     last = state[0] if len(row.states) == 1 else torch.stack(state)
-    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges), last)
+    v = torch.stack(potentials)
+    return Trace(
+        torch.stack(spikes), v if lengths is None else _masked(live(x, lengths), v), torch.stack(charges), last
+    )
 
 
 def differences(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Tensor:

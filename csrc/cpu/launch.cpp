@@ -33,6 +33,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -152,7 +153,8 @@ struct Split {
 
 // Whether outputs of so many bytes bypass the caches. They gain from 1 MiB on some processors, from 8 MiB on others.
 bool is_large(int64_t bytes) { return bytes >= stream_from.load(std::memory_order_relaxed); }
-bool is_large(const LifArgs& a) { return is_large(a.T * a.N * (a.dtype == kFloat32 ? 4 : 2)); }
+int64_t element_bytes(const LifArgs& a) { return a.dtype == kFloat32 ? 4 : 2; }
+bool is_large(const LifArgs& a) { return is_large(a.T * a.N * element_bytes(a)); }
 
 // Blocks of neurons on all threads, forward scratch memory each.
 template <class Run>
@@ -161,6 +163,29 @@ void on_neurons(const LifArgs& a, Run run) {
   float* scratch = scratch_memory(split.count * kForwardScratch);
   on_threads(split.count,
              [&](int i) { run(split.begin(i), split.begin(i + 1), scratch + i * kForwardScratch, is_large(a)); });
+}
+
+// run(a, begin, end) for neurons [begin, end); with lengths for one stretch of them after the other whose samples have
+// as many steps, which is T of the `a` that it is given.
+template <class Run>
+void by_length(const LifArgs& a, int64_t begin, int64_t end, Run run) {
+  if (!a.lengths) return run(a, begin, end);
+  const int32_t* const lengths = reinterpret_cast<const int32_t*>(a.lengths);
+  const auto steps_at = [&](int64_t n) { return std::clamp<int64_t>(lengths[n / a.sample], 0, a.T); };
+  LifArgs part = a;
+  while (begin < end) {
+    int64_t to = begin;
+    part.T = steps_at(begin);
+    while (to < end && steps_at(to) == part.T) to = std::min(end, (to / a.sample + 1) * a.sample);
+    run(part, begin, to);
+    begin = to;
+  }
+}
+
+// Zeros in rows [from, to) of a tensor [.., N] of `bytes` an element, for neurons [begin, end).
+void clear_rows(uint64_t tensor, int64_t bytes, int64_t N, int64_t from, int64_t to, int64_t begin, int64_t end) {
+  char* const at = reinterpret_cast<char*>(tensor);
+  for (int64_t t = from; tensor && t < to; ++t) std::memset(at + (t * N + begin) * bytes, 0, (end - begin) * bytes);
 }
 
 }  // namespace
@@ -194,7 +219,15 @@ void cpu_use_isa(const std::string& name) {
 void cpu_stream_from(int64_t bytes) { stream_from.store(bytes); }
 
 void cpu_lif_forward(const LifArgs& a) {
-  on_neurons(a, [&](auto... part) { cpu_kernels().lif_forward(a, part...); });
+  on_neurons(a, [&](int64_t begin, int64_t end, float* scratch, bool streaming) {
+    by_length(a, begin, end, [&](const LifArgs& part, int64_t from, int64_t to) {
+      cpu_kernels().lif_forward(part, from, to, scratch, streaming);
+      const int64_t pooled = a.pool_row ? 4 : 1;
+      clear_rows(a.s, element_bytes(a), a.N / pooled, part.T, a.T, from / pooled, to / pooled);
+      clear_rows(a.v, element_bytes(a), a.N, part.T, a.T, from, to);
+      clear_rows(a.packed, 1, a.N, (part.T + 7) / 8, (a.T + 7) / 8, from, to);
+    });
+  });
 }
 
 void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
@@ -206,7 +239,10 @@ void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
   std::vector<double> totals(split.count * cells);
   on_threads(split.count, [&](int i) {
     double* mine = cells ? totals.data() + i * cells : nullptr;
-    k.lif_backward(a, split.begin(i), split.begin(i + 1), scratch + i * kBackwardScratch, is_large(a), mine);
+    by_length(a, split.begin(i), split.begin(i + 1), [&](const LifArgs& part, int64_t from, int64_t to) {
+      k.lif_backward(part, from, to, scratch + i * kBackwardScratch, is_large(a), mine);
+      clear_rows(a.gx, element_bytes(a), a.N, part.T, a.T, from, to);
+    });
   });
   const int64_t params = a.P * a.C;
   for (int64_t c = 0; c < cells; ++c) {  // in the order of the threads: repeatable at an equal count of them

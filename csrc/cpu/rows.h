@@ -183,7 +183,6 @@ struct ChannelRows {
     kept = b, kept.at = b.at % C;
     for (int k = 0; k < count; ++k) {
       float* row = memory + k * kParameterStride;
-      __builtin_memset(row + b.size(), 0, sizeof(float) * kPad);
       channel_runs(a, b, [&](int64_t i, int64_t channel, int64_t length) {
         if (a.inner == 1) {
           __builtin_memcpy(row + i, from + k * C + channel, sizeof(float) * length);
@@ -192,6 +191,8 @@ struct ChannelRows {
           for (int64_t j = 0; j < length; ++j) row[i + j] = value;
         }
       });
+      // Padding has the numbers of a neuron: with zeros one that divides by them would not be finite.
+      for (int64_t i = 0; i < kPad; ++i) row[b.size() + i] = row[b.size() - 1];
     }
     return rows;
   }

@@ -12,6 +12,9 @@
 // With affine the input current is scale * (x - center) + shift (+ residual), in float32: fma(scale, x - center,
 // shift), then the residual added. With coef, what is written as gx is coef[0] * gx + coef[1] * (x - center) + coef[2].
 //
+// With lengths, sample i (the neurons from i * sample on) has lengths[i] steps: v_final is the state after them,
+// gv_final its gradient, and of the steps behind nothing is read; what is written for them is 0, but for edges.
+//
 // With pool_row, s and gs are [T, N / 4]: averages of 2 x 2 neurons, and their gradients. Neurons are rows of pool_row,
 // rows 2k and 2k + 1 make one row of pool_row / 2; pool_side neurons lie side by side for each place in a row (1, or
 // the number of channels where they come last), places 2j and 2j + 1 make one.
@@ -47,6 +50,8 @@ TK_FIELD(int64_t, N, 0);
 TK_FIELD(int64_t, C, 1);
 TK_FIELD(int64_t, inner, 1);
 TK_FIELD(int64_t, x_stride, 0);  // elements from one step of x to the next: N, or 0 where x is the same at every step
+TK_FIELD(uint64_t, lengths, 0);  // int32, the steps of each sample, at most T; 0: each has T
+TK_FIELD(int64_t, sample, 0);    // neurons of a sample, side by side, where there are lengths
 TK_FIELD(int64_t, pool_row, 0);
 TK_FIELD(int64_t, pool_side, 1);
 // numbers and choices

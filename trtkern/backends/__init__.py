@@ -57,12 +57,14 @@ def choose(
     dtype: torch.dtype,
     token: str | None = None,
     sizes: tuple[int, int, int] = (0, 0, 0),
+    lengths: bool = False,
 ) -> str:
     """``resolve`` by plain values: the name of the backend that runs the op; a constant to torch.compile.
 
     ``sizes``: T, N and processors of the ``Case``.
     """
-    return resolve(name, Case(op, device, dtype, None if token is None else LIFSpec.from_token(token), *sizes)).name
+    spec = None if token is None else LIFSpec.from_token(token)
+    return resolve(name, Case(op, device, dtype, spec, *sizes, lengths)).name
 
 
 # What torch.compiler.assume_constant_result(choose) sets, without its import of torch._dynamo, which takes seconds.

@@ -64,7 +64,7 @@ def _sizes(extension: ModuleType, inp: LIFInputs) -> Any:
 def _at(extension: ModuleType, inp: LIFInputs, before: bool, *others: Tensor | None) -> Any:
     """The arguments of a launch with the addresses of its tensors, ``others`` being those that one direction alone has,
     in the order of ``csrc/lif/fields.h``. What is no address is made once for all calls of the kind."""
-    x, v0, params, _, _, _, norm, _, _, held = inp
+    x, v0, params, _, _, _, norm, _, _, held, lengths = inp
     fixed = None if held is None else held.get("args")
     if fixed is None:
         fixed = _sizes(extension, inp)
@@ -74,6 +74,8 @@ def _at(extension: ModuleType, inp: LIFInputs, before: bool, *others: Tensor | N
     args = fixed.at((x, v0, params, affine, residual, *others))
     if before:
         args.before = True
+    if lengths is not None:
+        args.lengths, args.sample = lengths.data_ptr(), args.N // lengths.numel()
     return args
 
 

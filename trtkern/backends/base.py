@@ -55,6 +55,9 @@ class LIFInputs(NamedTuple):
     """``LIFForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
     held: dict[str, Any] | None = None
     """What a backend keeps for the next launch that differs in addresses alone; None: there is none."""
+    lengths: Tensor | None = None
+    """int32 [B]: the steps of each sample, N / B neurons side by side; of later steps nothing is read, what is written
+    for them is 0, and the state stays that after the last one. None: each has T."""
 
 
 class LIFForward(NamedTuple):
@@ -182,6 +185,8 @@ class Case(NamedTuple):
     """Neurons: the numbers of one step."""
     processors: int = 0
     """Multiprocessors of the GPU; 0: not known."""
+    lengths: bool = False
+    """Whether samples end before T, each at a step of its own."""
 
 
 def _never(case: Case) -> None:

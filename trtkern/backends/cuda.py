@@ -52,6 +52,8 @@ def missing() -> str | None:
 
 def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
+    if case.lengths and case.device == "cuda":
+        return "its kernels know no lengths; use triton"
     return _args.refuses(case, "cuda")
 
 

@@ -32,6 +32,8 @@ class Trained(NamedTuple):
     """The least height and width; the last number is a multiple of it where there are neither."""
     neurons: float
     """Neuron-steps for each number of a shape multiplied out."""
+    images: bool = False
+    """Whether it is shown one image T times, not frames."""
 
     def takes(self, shape: tuple[int, ...]) -> bool:
         """Whether it has steps of that shape."""
@@ -42,13 +44,16 @@ class Trained(NamedTuple):
 
 
 NETWORKS = {
-    "resnet19": Trained("T,B,3,H,W", (6, 8, 3, 32, 32), 8, 448.0),
+    "resnet19": Trained("T,B,3,H,W", (6, 8, 3, 32, 32), 8, 448.0, images=True),
     "vggsnn": Trained("T,B,2,H,W", (4, 8, 2, 48, 48), 16, 200.0),
-    "sew_resnet34": Trained("T,B,3,H,W", (4, 8, 3, 64, 64), 32, 27.0),
+    "sew_resnet34": Trained("T,B,3,H,W", (4, 8, 3, 64, 64), 32, 27.0, images=True),
     "mlp": Trained("T,B,n", (100, 64, 784), 1, 1.4),
     "spikformer": Trained("T,B,tokens,D", (4, 8, 196, 384), 32, 11.0),
+    "spikformer_4_384": Trained("T,B,3,H,W", (4, 8, 3, 32, 32), 8, 472.0, images=True),
+    "sdt_2_512": Trained("T,B,3,H,W", (4, 8, 3, 32, 32), 8, 333.0, images=True),
 }
-"""The networks of the op "step"; of those that take a shape that was named alone, the first one trains."""
+"""The networks of the op "step", of which "spikformer" is a block of one. Of those that take a shape that was named
+alone, the first one trains."""
 CANDIDATES = ("own", "relu", "exact", "peers", "plain", "captured", "checkpoint")
 """What is compared in a step: this project; ReLU in place of the neurons; this project with torch's own convolutions;
 the neurons of other libraries; plain torch; the step of ``trtkern train``; checkpointed blocks."""

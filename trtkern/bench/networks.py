@@ -11,13 +11,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trtkern.bench import peers, plain, rows, spikformer
+from trtkern.bench import peers, plain, rows, transformers
 from trtkern.bench.cases import CANDIDATES, NETWORKS, Case
 from trtkern.bench.layers import Layer, Where
-from trtkern.models import SpikingNetwork, from_topology, load_reference_weights, resnet19, sew_resnet34, vggsnn
+from trtkern.models import (
+    SpikeDrivenTransformer,
+    Spikformer,
+    SpikingNetwork,
+    from_topology,
+    load_reference_weights,
+    resnet19,
+    sew_resnet34,
+    vggsnn,
+)
 from trtkern.nn import TRTLoss, exact_convolutions
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+TRANSFORMERS: dict[str, Callable[..., SpikingNetwork]] = {
+    "spikformer_4_384": Spikformer,
+    "sdt_2_512": SpikeDrivenTransformer,
+}
+FEW: dict[str, dict[str, Any]] = {
+    "spikformer_4_384": {"dim": 64, "depth": 1, "heads": 2},
+    "sdt_2_512": {"dim": 64, "depth": 1},
+}
+"""What the gate looks at: of all their channels, in float32, some spike is always near its threshold."""
+PAPERS_NEURON: dict[str, Any] = {
+    "gain": 1.0, "surrogate": "triangle", "detach_reset": False, "fire_on_equal": False
+}  # fmt: skip
+"""The neuron of the TRT paper, which all networks are compared with, in place of that of the transformers' papers."""
 SPIKES = 0.2
 """The rate of the spikes that the network of fully connected layers is given."""
 
@@ -31,6 +53,8 @@ class Network(NamedTuple):
     batch: int
     shape: tuple[int, ...]
     """(C, H, W) of an image or frame; of "mlp" (n, 1, 1), of "spikformer" (tokens, D)."""
+    whole: bool = True
+    """False: of a transformer ``FEW`` channels and blocks."""
 
     @property
     def features(self) -> int:
@@ -53,7 +77,8 @@ def small(network: Network) -> Network:
     """The same layers with fewer pixels, tokens, channels and steps, which is what the gate looks at."""
     least = NETWORKS[network.name].least
     shapes = {"mlp": network.shape, "spikformer": (16, 2 * least)}
-    return Network(network.name, 2, 2, shapes.get(network.name, (network.shape[0], least, least)))
+    shape = shapes.get(network.name, (network.shape[0], least, least))
+    return Network(network.name, 2, 2, shape, whole=network.name not in FEW)
 
 
 class Swapped(nn.Module):
@@ -79,6 +104,8 @@ class Entry(NamedTuple):
     against: Layer | None = None
     """The neuron that it computes, where it is not the paper's."""
     judged: bool = True
+    note: str = ""
+    """What is to be known of it."""
     captured: bool = False
     """Whether its step is ``training.step.CapturedStep``; without a GPU that step's own eager form."""
 
@@ -95,7 +122,7 @@ class LeftOut(NamedTuple):
 def inputs(network: Network, device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Images [B, C, H, W], or frames [T, B, ...], and labels; the same in every process."""
     draw, batch = torch.Generator().manual_seed(seed), network.batch
-    images = network.name in ("resnet19", "sew_resnet34")
+    images = NETWORKS[network.name].images
     shape = (batch, *network.shape) if images else (network.timesteps, batch, *network.shape)
     x = torch.rand(shape, generator=draw)
     if network.name == "mlp":
@@ -109,12 +136,15 @@ def plain_network(
 ) -> nn.Module:  # fmt: skip
     """The plain network, always of the same weights, with a function in place of its neurons."""
     torch.manual_seed(0)
+    sizes = {} if network.whole else FEW[network.name]
     makers: dict[str, Callable[[], nn.Module]] = {
         "resnet19": plain.resnet19,
         "vggsnn": lambda: plain.vggsnn(network.features),
         "sew_resnet34": lambda: plain.resnet34(plain.SEW, 1.0, 10),
         "mlp": lambda: plain.mlp(network.shape[0]),
-        "spikformer": lambda: spikformer.in_plain_torch(network.shape[-1]),
+        "spikformer": lambda: transformers.plain_block(network.shape[-1]),
+        "spikformer_4_384": lambda: transformers.spikformer(**sizes),
+        "sdt_2_512": lambda: transformers.spike_driven(**sizes),
     }
     made: Any = makers[network.name]()
     made.timesteps = network.timesteps
@@ -159,6 +189,8 @@ def entries(
         for peer, layer in theirs:
             swapped = made(layer.run)
             yield Entry(f"{layer.name}, {layout}", f"{peer.name} {peer.version}", swapped, TRTLoss(swapped), layer)
+        if "peers" in candidates:
+            yield from _whole(network, device, found, layout, form)
         if "plain" in candidates:
             yield Entry(f"plain torch, {layout}", library, made(), None)
         # After what it is compared with: a capture that fails may leave the GPU unfit.
@@ -186,6 +218,27 @@ def _neurons(
             yield LeftOut(peer.name, peer.version, "failed", rows.words(error))
 
 
+def _whole(
+    network: Network, device: torch.device, found: Sequence[peers.Peer], layout: str, form: torch.memory_format
+) -> Iterator[Entry | LeftOut]:
+    """The networks of other libraries that are meant to be this one, as they are there: with their own neurons."""
+    for peer in found:
+        if peer.missing:
+            continue  # which is said of its neurons
+        try:
+            theirs = peer.network(network.name, network.timesteps, network.shape)
+            if theirs is not None:
+                torch.manual_seed(0)
+                model: Any = theirs.make()
+                model = model.to(device, memory_format=form)
+                yield Entry(
+                    f"{theirs.name}, {layout}", f"{peer.name} {peer.version}", model, TRTLoss(model), judged=False,
+                    note=theirs.note,
+                )  # fmt: skip
+        except Exception as error:  # of whatever kind: the others are measured
+            yield LeftOut(f"{peer.name}, its own network", peer.version, "failed", rows.words(error))
+
+
 def own(
     network: Network, device: torch.device, backend: str, *, captured: bool = False, checkpoint: bool = False,
     exact: bool = False,
@@ -193,15 +246,13 @@ def own(
     """This project's network, of the plain network's weights. In Triton's interpreter, where a step of the whole would
     take minutes, only the neurons of its first layer are on the backend triton."""
     interpreted = backend == "triton" and device.type == "cpu"
-    model = _own(network, "auto" if interpreted else backend, checkpoint)
+    plainly = plain_network(network, torch.device("cpu"))
+    model = _own(network, "auto" if interpreted else backend, checkpoint, plainly)
     if interpreted:
         first: Any = next(module for module in model.modules() if hasattr(module, "backend"))
         first.backend = backend
-    weights = plain_network(network, torch.device("cpu")).state_dict()
     if isinstance(model, SpikingNetwork):
-        load_reference_weights(model, weights)
-    else:
-        model.load_state_dict(weights)
+        load_reference_weights(model, plainly.state_dict())
     exact_convolutions(model, exact)
     model.to(device)
     form = ", checkpoint" if checkpoint else " in one layer, interpreted" if interpreted else ", exact" if exact else ""
@@ -210,14 +261,17 @@ def own(
     return Entry(f"trtkern {backend}{form}", "trtkern", model, TRTLoss(model), captured=captured)
 
 
-def _own(network: Network, backend: str, checkpoint: bool) -> nn.Module:
-    options: dict[str, Any] = {"shape": network.shape, "backend": backend, "checkpoint": checkpoint}
-    if network.name == "spikformer":
-        return spikformer.own(network.shape[-1], backend=backend, checkpoint=checkpoint)
+def _own(network: Network, backend: str, checkpoint: bool, plainly: nn.Module) -> nn.Module:
+    options: dict[str, Any] = {"backend": backend, "checkpoint": checkpoint}
+    if isinstance(plainly, transformers.Alone):
+        return transformers.own_block(network.shape[-1], plainly, **options)
+    options["shape"] = network.shape
     if network.name == "vggsnn":
         return vggsnn(**options)
     if network.name == "mlp":
         return from_topology("FC-512_FC-512_L-10", **options)
-    return {"resnet19": resnet19, "sew_resnet34": sew_resnet34}[network.name](
-        10, timesteps=network.timesteps, **options
-    )
+    options["timesteps"] = network.timesteps
+    if network.name in TRANSFORMERS:
+        sizes = {} if network.whole else FEW[network.name]
+        return TRANSFORMERS[network.name](10, **PAPERS_NEURON, **sizes, **options)
+    return {"resnet19": resnet19, "sew_resnet34": sew_resnet34}[network.name](10, **options)

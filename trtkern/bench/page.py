@@ -57,7 +57,9 @@ STEPS = """Whole training steps: forward, the TRT loss, backward and Adam. "Back
 "trtkern cpu, exact" leaves all convolutions and matrix products to torch; without it what has packed spikes is computed
 from the bits, where a kernel takes its size. "x ReLU" is the time of this project over that of the same network with
 ReLU in place of the neurons, in the memory layout in which that is faster: the median of paired ratios with its 90 %
-interval, below 1 where the spiking network is faster."""
+interval, below 1 where the spiking network is faster. "spikformer" is a block of it. A network that another library has
+of its own, such as SpikingJelly's Spikformer, is measured as it is there, with its own neurons; it is another network,
+and its results are not compared."""
 
 
 def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[Path]:

@@ -2,11 +2,12 @@
 
 A step is forward, the TRT loss, backward and a fused Adam; bfloat16 is autocast. Compared are this project on each
 backend, with torch's own convolutions, replayed from a CUDA graph and with checkpointed blocks, SpikingJelly's neurons
-in each implementation that it offers here, the plain network (neurons over unbind, a penalty that loops over T and the
-weights), and the network with ReLU in place of the neurons, the last three in both memory layouts. SpikingJelly's and
-the ReLU network have this project's penalty: what differs is the neuron. Each network with neurons is compared with the
-plain one first, in float32 at few pixels; a graph is made of other images, then replayed on these. Of the network
-itself, as it is timed, each layer that a kernel computes from packed spikes is compared with float64 (``by_layer``).
+in each implementation that it offers here and the networks that it has of its own, the plain network (neurons over
+unbind, a penalty that loops over T and the weights), and the network with ReLU in place of the neurons, the last three
+in both memory layouts. SpikingJelly's and the ReLU network have this project's penalty: what differs is the neuron.
+Each network with neurons is compared with the plain one first, in float32 at few pixels; a graph is made of other
+images, then replayed on these. Of the network itself, as it is timed, each layer that a kernel computes from packed
+spikes is compared with float64 (``by_layer``).
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _contestant(entry: Entry, twin: Entry, network: Network, device: torch.devic
         if found.wrong:
             return Verdict(False, found.wrong)
         made.check = lambda: Verdict(True, "")  # lets go of the twin
-        said = "" if entry.judged else "no neuron"
+        said = entry.note or ("" if entry.judged else "no neuron")
         if found.kernels:
             said = (
                 f"{found.kernels} of {found.layers} layers from packed spikes, each off by {found.error:.1e} of its "

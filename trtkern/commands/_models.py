@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def sizes(text: str) -> tuple[int, ...]:
+def sizes_of(text: str) -> tuple[int, ...]:
     """The numbers of "4,8,3"."""
     try:
         found = tuple(int(part) for part in text.split(","))
@@ -32,7 +32,7 @@ def made(name: str, what: str) -> nn.Module:
         name: the function.
         what: the command, for the messages.
     """
-    from trtkern.training.build import module
+    from trtkern.models.build import module
 
     return module(own.called(own.imported(name, what), name, what), name)
 

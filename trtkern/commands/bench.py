@@ -49,16 +49,16 @@ def bench(
         typer.Option(
             metavar="NAME",
             show_default="all of --suite, or the first that takes --shape",
-            help="Of --op step: resnet19, vggsnn, sew_resnet34, mlp (three Linear layers) or spikformer (a block). May "
-            "be given again.",
+            help="Of --op step: resnet19, vggsnn, sew_resnet34, mlp (three Linear layers), spikformer (a block), "
+            "spikformer_4_384 or sdt_2_512. May be given again.",
         ),
     ] = None,
     candidates: Annotated[
         str,
         typer.Option(
             help="Of --op step, what is compared: all, or a list of own (this project), relu (ReLU in place of the "
-            "neurons), exact (this project with torch's own convolutions), peers (neurons of --peers), plain (plain "
-            "torch), captured (the step of `trtkern train`), checkpoint (checkpointed blocks)."
+            "neurons), exact (this project with torch's own convolutions), peers (neurons and networks of --peers), "
+            "plain (plain torch), captured (the step of `trtkern train`), checkpoint (checkpointed blocks)."
         ),
     ] = "all",
     dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trtkern.commands import _models
 from trtkern.commands._common import FAILURE, USER, Quit, need, user_errors
+from trtkern.commands._models import load, made, sizes_of
 from trtkern.names import OWN
 from trtkern.output.console import console
 
@@ -63,16 +63,16 @@ def convert(
             raise ValueError(f"{'--input' if sizes is not None else '--loop'}: expected --check beside it, got none")
         if check and sizes is None:
             raise ValueError("--check: expected --input with the sizes of the input, such as 4,8,3,32,32, got none")
-        shape = () if sizes is None else _models.sizes(sizes)
+        shape = () if sizes is None else sizes_of(sizes)
         if not scale > 0:
             raise ValueError(f"--scale: expected a number above 0, got {scale}")
         if ":" not in model:
             raise ValueError(f"convert: expected {OWN}, got {model!r}")
         from trtkern import interop
 
-        before = _models.made(model, "convert")
+        before = made(model, "convert")
         if checkpoint is not None:
-            _models.load(before, Path(checkpoint))
+            load(before, Path(checkpoint))
         report = interop.ConvertReport()
         after = interop.convert(copy.deepcopy(before), report, strict=strict, fuse=fuse)
     console().print(str(report), markup=False, highlight=False, soft_wrap=True)

@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from trtkern import names
-from trtkern.commands import _models
 from trtkern.commands._common import FAILURE, USER, need, quits, user_errors
+from trtkern.commands._models import made, sizes_of
 from trtkern.output.console import console
 from trtkern.training import recipes
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NETWORKS: dict[str, tuple[int, ...]] = {
     "vggsnn": (2, 48, 48), "resnet19": (3, 32, 32), "sew_resnet34": (3, 224, 224), "spiking_resnet34": (3, 224, 224),
+    "spikformer": (3, 32, 32), "spike_driven_transformer": (3, 32, 32),
 }  # fmt: skip
 """(C, H, W) of what each network by name is profiled on; vggsnn takes frames, the others images."""
 BATCH, TIMESTEPS = 8, 4
@@ -122,7 +123,7 @@ def profile(
             raise ValueError("--input: expected with a network or module:function only, got it with a recipe")
         if kind != "recipe" and (changes or data_dir is not None):
             raise ValueError(f"--set, --data-dir: expected with a recipe only, got them with {model}")
-        sizes = None if input is None else _models.sizes(input)
+        sizes = None if input is None else sizes_of(input)
         if kind == "network":
             sizes = _network_sizes(model, sizes, batch_size, timesteps)
         elif kind == "factory" and (sizes is None or batch_size is not None or timesteps is not None):
@@ -247,10 +248,10 @@ def _factory(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward
     from trtkern.training.step import DTYPES
 
     torch.manual_seed(0)
-    made = _models.made(name, "profile").to(chosen["device"])
-    weights = [weight for weight in made.parameters() if weight.requires_grad]
+    model = made(name, "profile").to(chosen["device"])
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True) if weights and backward else None
     low = None if chosen["amp"] in (None, "none") else DTYPES[chosen["amp"]]
-    step = ModelStep(made, torch.rand(sizes, device=chosen["device"]), None, optimizer, backward, low)
+    step = ModelStep(model, torch.rand(sizes, device=chosen["device"]), None, optimizer, backward, low)
     step.title = name
     return step

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtkern.interop.comparison import Comparison, check
     from trtkern.interop.conversion import ConvertReport, convert
     from trtkern.interop.decomposition import decompose
+    from trtkern.interop.nir import from_nir, to_nir
     from trtkern.interop.onnx_file import run_onnx, to_onnx
     from trtkern.interop.recording import record
     from trtkern.interop.stepping import OverTimeNetwork, Stepping, over_time
@@ -25,12 +26,13 @@ _PLACES = {
     "Adapter": "adapters", "CannotConvert": "adapters", "register": "adapters",
     "Comparison": "comparison", "check": "comparison", "ConvertReport": "conversion", "convert": "conversion",
     "decompose": "decomposition", "record": "recording", "run_onnx": "onnx_file", "to_onnx": "onnx_file",
+    "from_nir": "nir", "to_nir": "nir",
     "OverTimeNetwork": "stepping", "Stepping": "stepping", "over_time": "stepping",
 }  # fmt: skip
 
 __all__ = [
     "Adapter", "CannotConvert", "Comparison", "ConvertReport", "OverTimeNetwork", "Stepping", "check",
-    "convert", "decompose", "over_time", "record", "register", "run_onnx", "to_onnx",
+    "convert", "decompose", "from_nir", "over_time", "record", "register", "run_onnx", "to_nir", "to_onnx",
 ]  # fmt: skip
 
 

@@ -17,6 +17,8 @@ LIBRARIES = ("spikingjelly", "snntorch", "norse", "sinabs", "rockpool")
 """The packages whose classes have rows, each in the file of its name beside this one."""
 PAPERS = "papers"
 """The file with the classes of papers' code, which are known by their names and fields alone."""
+LIKE_NEURONS = ("v_threshold", "threshold", "thresh", "vth", "v_th", "spike_threshold")
+"""Attributes that neurons of other code have: a class that has one and no row is named in the report."""
 
 
 class CannotConvert(ValueError):
@@ -33,7 +35,9 @@ class Adapter:
         package: the package whose class that is, as in "spikingjelly"; "" takes a class of this name from anywhere, as
             papers' code has it.
         fields: attributes that the object must have to be taken for one of that class.
-        neuron: whether it is a neuron; a container, which is made again around its neurons, is none.
+        neuron: whether it is a neuron. A container is none: ``make`` gives one whose ``_modules`` has the same names,
+            and ``convert`` fills it with what has become of the layers inside; it stays as it was where one of them
+            is no layer of this project that takes one step a call.
     """
 
     name: str
@@ -46,6 +50,10 @@ class Adapter:
         """Whether the object is of that class, by the names of its class and package."""
         kind = type(module)
         return kind.__name__ == self.name and self.package in ("", package_of(module))
+
+    def lacking(self, module: nn.Module) -> list[str]:
+        """The fields that an object has not."""
+        return [name for name in self.fields if not hasattr(module, name)]
 
 
 _REGISTERED: list[Adapter] = []
@@ -93,8 +101,32 @@ def adapters(package: str | None = None) -> tuple[Adapter, ...]:
 
 
 def adapter_for(module: nn.Module) -> Adapter | None:
-    """The row of an object's class; None if there is none."""
-    return next((row for row in adapters(package_of(module)) if row.fits(module)), None)
+    """The row of an object's class, of several the first whose fields it has; None if there is none."""
+    rows = [row for row in adapters(package_of(module)) if row.fits(module)]
+    return next((row for row in rows if not row.lacking(module)), rows[0] if rows else None)
+
+
+def objection_to(layer: nn.Module) -> str | None:
+    """Why a layer without a row stays, if it is a neuron or looks like one, or keeps a state from step to step."""
+    if package_of(layer) in ("trtkern", "torch"):
+        return None
+    for name in LIBRARIES:
+        derived = any(kind.__module__.partition(".")[0] == name for kind in type(layer).__mro__)
+        if derived and library(name).is_neuron(layer):
+            known = {row.name for row in library(name).ADAPTERS}
+            parent = next((base for base in base_names(layer) if base in known), None)
+            if parent is not None:
+                return (
+                    f"expected {parent} itself, got a class derived from it, which may compute something else; "
+                    f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
+                )
+            return "expected a layer with a state that has an equal here, got one that has none"
+    if any(name in vars(layer) or name in layer._parameters or name in layer._buffers for name in LIKE_NEURONS):
+        return (
+            "it has a threshold as a neuron has, but is of no class that is known; "
+            f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
+        )
+    return None
 
 
 def library(name: str) -> Any:

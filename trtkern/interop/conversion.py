@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
-from trtkern.interop.adapters import LIBRARIES, CannotConvert, adapter_for, base_names, library, package_of
-from trtkern.interop.stepping import Stepping
+from trtkern import surrogates
+from trtkern.interop.adapters import CannotConvert, adapter_for, objection_to
+from trtkern.interop.fusing import fuse_norms
+from trtkern.interop.stepping import FoldedSequential, Stepping, folds
 from trtkern.nn._neuron import Neuron
-from trtkern.nn.convert import ConversionReport, convert_norm_lif, hooks_of, join
+from trtkern.nn.convert import ConversionReport, hooks_of, join
 
-LIKE_NEURONS = ("v_threshold", "threshold", "thresh", "vth", "v_th", "spike_threshold")
-"""Attributes that neurons of other code have: a class that has one and no row is named in the report."""
+OWN_SURROGATES = ("reference", "triton")
+"""The backends that run a surrogate that is none of the built-in ones."""
 
 
 @dataclass
@@ -79,31 +82,29 @@ def convert(
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected an nn.Module, got {type(model).__name__}")
     report = ConvertReport() if report is None else report
-    made: dict[int, nn.Module] = {}
-    places: list[tuple[nn.Module, str, nn.Module]] = []
-    for path, layer, parent, name in _walk(model, "", None, "", set()):
-        if id(layer) not in made:
-            other = _other(path, layer, report)
-            if other is None:
-                continue
-            made[id(layer)] = other
-        else:
+    places, made = list(_walk(model, "", None, "", set())), {}
+    for path, layer, parent, _ in places:
+        if id(layer) in made:
             report.converted[path] = "the same layer in another place"
-        if parent is not None:
-            places.append((parent, name, made[id(layer)]))
+        elif (other := _other(path, layer, model if parent is None else parent, report)) is not None:
+            made[id(layer)] = other
+    for path, layer, _, _ in places:
+        if id(layer) in made and _is_container(layer) and not _all_step(layer, path, made, report):
+            del made[id(layer)], report.converted[path]
     if strict and report.left:
         listed = "; ".join(f"{path!r}: {reason}" for path, reason in report.left.items())
         raise ValueError(
             f"convert: expected an equal here for every neuron, got {len(report.left)} without one, and changed "
             f"nothing: {listed}; strict=False leaves them as they are"
         )
-    for parent, name, layer in places:
-        parent._modules[name] = layer
+    for _, layer, parent, name in places:
+        if parent is not None and id(layer) in made:
+            made.get(id(parent), parent)._modules[name] = made[id(layer)]
     model = made.get(id(model), model)
-    report.stepping += [path for path, layer in model.named_modules() if isinstance(layer, Stepping)]
+    report.stepping += list(_stepping(model, ""))
     if fuse:
         report.norms = ConversionReport()
-        model = convert_norm_lif(model, report.norms)
+        model = fuse_norms(model, report.norms)
     return model
 
 
@@ -114,54 +115,67 @@ def _walk(
     if id(layer) in above:
         return
     yield path, layer, parent, name
-    if isinstance(layer, (Neuron, Stepping)) or adapter_for(layer) is not None:
+    row = adapter_for(layer)
+    if isinstance(layer, (Neuron, Stepping)) or (row is not None and row.neuron):
         return
     for inner, child in layer._modules.items():
         if child is not None:
             yield from _walk(child, join(path, inner), layer, inner, above | {id(layer)})
 
 
-def _other(path: str, layer: nn.Module, report: ConvertReport) -> nn.Module | None:
+def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport) -> nn.Module | None:
     """What takes a layer's place; None where it stays, with the reason in the report if it is a neuron."""
     row, kind = adapter_for(layer), type(layer)
     was = f"{kind.__module__}.{kind.__qualname__}"
     if row is None:
-        if reason := _foreign(layer):
+        if reason := objection_to(layer):
             report.left[path] = f"{was}: {reason}"
         return None
     try:
-        if lacking := [name for name in row.fields if not hasattr(layer, name)]:
+        if lacking := row.lacking(layer):
             raise CannotConvert(f"expected a {row.name} with {', '.join(row.fields)}, got none called {lacking[0]!r}")
         if objection := hooks_of(layer):
             raise CannotConvert(objection)
         made = row.make(layer)
-    except CannotConvert as error:
-        report.left[path] = f"{was}: {error}"
+    except ValueError as error:  # CannotConvert, or a number that a layer of this project does not take
+        if row.neuron:  # a container may stay: what is in it is what counts
+            report.left[path] = f"{was}: {error}"
         return None
+    if not row.neuron:
+        made.training = layer.training
+        report.converted[path] = f"{was} -> {type(made).__name__}"
+        return made
     made.train(layer.training)
+    device = next((t.device for held in (layer, holder) for t in chain(held.parameters(), held.buffers())), None)
+    if device is not None:
+        made.to(device)
     shown = " ".join(repr(made).split())
-    report.converted[path] = f"{was} -> {shown}"
+    own = [each.spec.surrogate for each in made.modules() if isinstance(each, Neuron) and each.spec.surrogate]
+    apart = [name for name in own if not surrogates.lookup(str(name)).builtin]
+    note = f" (its surrogate is none of the built-in ones: it runs on {' and '.join(OWN_SURROGATES)})" if apart else ""
+    report.converted[path] = f"{was} -> {shown}{note}"
     return made
 
 
-def _foreign(layer: nn.Module) -> str | None:
-    """Why a layer without a row stays, if it is a neuron or looks like one."""
-    if package_of(layer) == "trtkern":
-        return None
-    for name in LIBRARIES:
-        derived = any(kind.__module__.partition(".")[0] == name for kind in type(layer).__mro__)
-        if derived and library(name).is_neuron(layer):
-            known = {row.name for row in library(name).ADAPTERS}
-            parent = next((base for base in base_names(layer) if base in known), None)
-            if parent is not None:
-                return (
-                    f"expected {parent} itself, got a class derived from it, which may compute something else; "
-                    f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
-                )
-            return "expected a neuron that has an equal here, got one that has none"
-    if any(name in vars(layer) or name in layer._parameters or name in layer._buffers for name in LIKE_NEURONS):
-        return (
-            "it has a threshold as a neuron has, but is of no class that is known; "
-            f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
-        )
-    return None
+def _is_container(layer: nn.Module) -> bool:
+    row = adapter_for(layer)
+    return row is not None and not row.neuron
+
+
+def _all_step(container: nn.Module, path: str, made: dict[int, nn.Module], report: ConvertReport) -> bool:
+    """Whether all steps can be run at once in a container: nothing in it stays, its neurons take one step."""
+    if any(left.startswith(join(path, "")) for left in report.left):
+        return False
+    inner = [made[id(layer)] for layer in container.modules() if id(layer) in made and layer is not container]
+    enough = bool(inner) or getattr(made[id(container)], "without_neurons", False)
+    return enough and all(folds(layer) for layer in inner)
+
+
+def _stepping(layer: nn.Module, path: str) -> Iterator[str]:
+    """The neurons that take one step a call, but for those in containers that run all steps at once."""
+    if isinstance(layer, Stepping):
+        yield path
+    elif not isinstance(layer, FoldedSequential):
+        for name, child in layer._modules.items():
+            if child is not None:
+                yield from _stepping(child, join(path, name))

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from trtkern.interop.adapters import objection_to
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.convert import join
 from trtkern.nn.time import takes_time
@@ -79,6 +80,11 @@ def begin(neuron: Neuron, x: Tensor, start: float) -> Any:
     if neuron.State is None:
         return v
     return neuron.State(*(v if name == "v" else torch.zeros_like(v) for name in neuron.state_names))
+
+
+def folds(layer: nn.Module) -> bool:
+    """Whether a layer takes one step a call, and all of them at once within ``over_time``."""
+    return bool(getattr(layer, "folds", isinstance(layer, Stepping)))
 
 
 class FromStart(nn.Module):
@@ -156,7 +162,7 @@ class OverTimeNetwork(nn.Module):
             raise TypeError(f"over_time: expected an nn.Module, got {type(net).__name__}")
         if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
             raise ValueError(f"over_time: expected timesteps to be None or an int >= 1, got {timesteps!r}")
-        if not any(getattr(each, "folds", isinstance(each, Stepping)) for each in net.modules()):
+        if not any(folds(each) for each in net.modules()):
             raise ValueError(
                 "over_time: expected a network with neurons that take one step a call, got none; "
                 "trtkern.interop.convert makes them of another library's"
@@ -167,10 +173,13 @@ class OverTimeNetwork(nn.Module):
                     f"over_time: expected layers that take one step [B, ...], got {path!r} ({type(layer).__name__}), "
                     "which takes sequences; trtkern.nn.TimeSequential runs such layers"
                 )
-            if isinstance(layer, _BatchNorm) and layer.momentum is None and layer.track_running_stats:
+            if objection := uncountable(path, layer):
+                raise ValueError(f"over_time: {objection}")
+        for path, layer in net.named_modules():
+            if (objection := objection_to(layer)) and getattr(layer, "takes_time", None) is None:
                 raise ValueError(
-                    f"over_time: expected a BatchNorm with a momentum, got {path!r} with momentum=None, whose mean "
-                    "over all calls would count a sequence once"
+                    f"over_time: expected layers that treat each row by itself, got {path!r} ({type(layer).__name__}): "
+                    f"{objection}; one that does says so with takes_time = False"
                 )
         self.net, self.timesteps = net, timesteps
 
@@ -186,23 +195,51 @@ class OverTimeNetwork(nn.Module):
             x = x.expand(self.timesteps, *x.shape)
         if x.dim() < 2 or x.shape[0] < 1:
             raise ValueError(f"over_time: expected x [T, B, ...], got {checks.describe(x)}; one step is x.unsqueeze(0)")
-        steps = x.shape[0]
-        with _folding(steps), _StepByStep(steps):
-            y = self.net(x.flatten(0, 1))
-        for layer in self.net.modules():
-            if isinstance(layer, _BatchNorm) and layer.training and layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.add_(steps - 1)
-        return _each(y, lambda tensor: tensor.unflatten(0, (steps, -1)))
+        return at_once(self.net, self.net, x)
 
     def extra_repr(self) -> str:
         """timesteps, where given."""
         return "" if self.timesteps is None else f"timesteps={self.timesteps}"
 
 
+class FoldedSequential(nn.Sequential):
+    """A container that loops over the steps of a sequence [T, B, ...], without its loop: layers of one step, whose
+    neurons are ``Stepping``, run all steps at once, as in ``over_time``."""
+
+    takes_time = True
+
+    def forward(self, x: Tensor) -> Any:
+        """What the loop gives, stacked [T, ...]."""
+        return at_once(self, super().forward, x)
+
+
+def at_once(net: nn.Module, call: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """``call``, which runs the layers of ``net`` for one step, on all steps of x [T, B, ...]."""
+    steps = x.shape[0]
+    with _folding(steps), _StepByStep(steps):
+        y = call(x.flatten(0, 1))
+    for layer in net.modules():
+        if isinstance(layer, _BatchNorm) and layer.training and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(steps - 1)
+    return _each(y, lambda tensor: tensor.unflatten(0, (steps, -1)))
+
+
+def uncountable(path: str, layer: nn.Module) -> str | None:
+    """Why a BatchNorm cannot take its statistics step by step, or None."""
+    if isinstance(layer, _BatchNorm) and layer.momentum is None and layer.track_running_stats:
+        return (
+            f"expected a BatchNorm with a momentum, got {path!r} with momentum=None, whose mean over all calls would "
+            "count a sequence once"
+        )
+    return None
+
+
 def _outer(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """All layers but what is inside of neurons that take one step."""
+    if folds(layer):
+        return
     for name, child in layer._modules.items():
-        if child is None or getattr(child, "folds", isinstance(child, Stepping)):
+        if child is None or folds(child):
             continue
         if not child._modules or isinstance(child, Neuron):
             yield join(path, name), child

@@ -118,11 +118,34 @@ class Style:
         """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
         return self._normed(SpikeLinear(features, out, bias=False), out)
 
-    def _normed(self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
-        norm = BatchNormLIF(
-            out, pool=pool, sync=self.sync, packed=self.packed and packed, neuron=self.neuron, **self.lif
-        )
+    def tokens(self, features: int, out: int, *, bias: bool) -> ConvBatchNormLIF:
+        """Linear, BatchNorm, LIF over tokens: [T, B, L, features] -> [T, B, L, out]."""
+        return self._normed(SpikeLinear(features, out, bias=bias), out, channel_dim=-1)
+
+    def token_norm(self, channels: int) -> BatchNormLIF:
+        """BatchNorm and LIF over tokens [T, B, L, channels]."""
+        return self._norm(channels, channel_dim=-1)
+
+    def neurons(self, **own: Any) -> Spiking:
+        """LIF alone, with some settings of its own."""
+        return self.neuron(packed=self.packed, **{**self.lif, **own})
+
+    def _normed(
+        self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int = 2
+    ) -> ConvBatchNormLIF:
+        norm = self._norm(out, pool=pool, packed=packed, channel_dim=channel_dim)
         return ConvBatchNormLIF(layer, norm, checkpoint=self.checkpoint)
+
+    def _norm(self, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int) -> BatchNormLIF:
+        return BatchNormLIF(
+            out,
+            channel_dim=channel_dim,
+            pool=pool,
+            sync=self.sync,
+            packed=self.packed and packed,
+            neuron=self.neuron,
+            **self.lif,
+        )
 
     def shortcut(self, conv: Convolution) -> TimeSequential:
         """Convolution and BatchNorm over time, batch and space, without neurons."""
@@ -172,7 +195,7 @@ class ResidualBlock(nn.Module):
     State-dict prefixes: first, second, shortcut, each with conv and norm.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(
@@ -189,10 +212,11 @@ class ResidualBlock(nn.Module):
         self.second = style.block(second, packed=packed)
         self.shortcut = None if shortcut is None else style.shortcut(shortcut)
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, C', H', W'] of x [T, B, C, H, W]."""
-        residual = _unpooled(x) if self.shortcut is None else self.shortcut(x)
-        return self.second(self.first(x), residual)
+        more = {} if lengths is None else {"lengths": lengths}
+        residual = _unpooled(x) if self.shortcut is None else self.shortcut(x, **more)
+        return self.second(self.first(x, **more), residual, **more)
 
 
 class SEWBlock(nn.Module):
@@ -210,7 +234,7 @@ class SEWBlock(nn.Module):
     State-dict prefixes: first, second, shortcut, each with conv and norm.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(
@@ -224,10 +248,11 @@ class SEWBlock(nn.Module):
         self.shortcut = None if shortcut is None else style.block(shortcut, packed=connect == "ADD")
         self.connect = connect
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """[T, B, C', H', W'] of x [T, B, C, H, W]."""
-        s = self.second(self.first(x))
-        i = x if self.shortcut is None else self.shortcut(x)
+        more = {} if lengths is None else {"lengths": lengths}
+        s = self.second(self.first(x, **more), **more)
+        i = x if self.shortcut is None else self.shortcut(x, **more)
         return _connected(s, i, self.connect)
 
     def extra_repr(self) -> str:
@@ -254,14 +279,14 @@ CONNECT = {
 class LinearLIF(nn.Module):
     """LIF(W x + b): [T, B, ...] with ``features`` numbers behind the batch axis -> spikes [T, B, out]."""
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(self, features: int, out: int, style: Style) -> None:
         super().__init__()
         self.linear = SpikeLinear(features, out)
-        self.lif = style.neuron(packed=style.packed, **style.lif)
+        self.lif = style.neurons()
 
-    def forward(self, x: Tensor | Spikes) -> Tensor | Spikes:
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""
-        return self.lif(self.linear(x))
+        return self.lif(self.linear(x), **({} if lengths is None else {"lengths": lengths}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from trtkern.nn import SpikeLinear, Spikes, Stream
 from trtkern.nn import exact_convolutions as _exactly
 from trtkern.nn._neuron import carrier
+from trtkern.nn.time import for_lengths
 from trtkern.ops import checks
 from trtkern.ops.spikes import packed_input
 
@@ -55,14 +57,25 @@ class SpikingNetwork(nn.Module):
         _exactly(self, exact_convolutions)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], or sequences of frames [T, B, C, H, W] -> logits [T, B, classes].
 
+        Args:
+            x: images or frames.
+            lengths: int32 or int64 [B], the frames of each sample; None: each has T. The neurons end there, and the
+                logits of later steps are those of a silent network.
+
         Raises:
-            TypeError, ValueError: no tensor, or one of another rank or number of channels.
+            TypeError, ValueError: no tensor, or one of another rank or number of channels; with lengths, BatchNorms in
+                training.
         """
-        spikes: Tensor | Spikes = self.layers(_frames(x, self.timesteps, type(self).__name__, self.flat))
-        return self.classifier(spikes)
+        made: Any = _frames(x, self.timesteps, type(self).__name__, self.flat)
+        if lengths is None:
+            made = self.layers(made)
+        else:
+            for name, layer in self.layers.named_children():
+                made = layer(made, **for_lengths(f"{type(self).__name__}: layer 'layers.{name}'", layer, lengths))
+        return self.classifier(made)
 
     def stream(self) -> Stream:
         """This network over sequences that come in parts: ``step`` takes images or frames [B, C, H, W], ``chunk``

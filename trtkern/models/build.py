@@ -6,14 +6,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
+
 from trtkern.models._blocks import Style, neuron_of
 from trtkern.models._network import SpikingNetwork
 from trtkern.models.conv import ConvSNN, vggsnn
 from trtkern.models.resnet import resnet19, sew_resnet34, spiking_resnet34
+from trtkern.models.spike_driven import SpikeDrivenTransformer
+from trtkern.models.spikformer import Spikformer
 from trtkern.models.topology import from_topology, with_readout
 from trtkern.names import unknown
 from trtkern.nn import LIF
 from trtkern.nn._neuron import Spiking
+from trtkern.own import OwnError
 
 
 def _conv(classes: int, *, shape: tuple[int, int, int], layers: list[int | str], **options: Any) -> SpikingNetwork:
@@ -41,6 +46,8 @@ BUILDERS: dict[str, Callable[..., SpikingNetwork]] = {
     "resnet19": resnet19,
     "sew_resnet34": sew_resnet34,
     "spiking_resnet34": spiking_resnet34,
+    "spikformer": Spikformer,
+    "spike_driven_transformer": SpikeDrivenTransformer,
 }
 
 
@@ -84,3 +91,20 @@ def _options(name: str, neuron: type[Spiking]) -> list[str]:
 def _named(maker: Callable[..., Any]) -> list[str]:
     """The parameters that it takes by name only."""
     return [p.name for p in inspect.signature(maker).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def module(made: Any, name: str) -> nn.Module:
+    """Itself, if it is a network whose state can be kept.
+
+    Raises:
+        TypeError, OwnError: it is none, or its state holds other things than tensors.
+    """
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"model: expected {name} to give a torch.nn.Module, got {type(made).__name__}")
+    for key, value in made.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise OwnError(
+                f"model: expected a state_dict of tensors, which a checkpoint can hold, got {type(value).__name__} for "
+                f"{key}"
+            )
+    return made

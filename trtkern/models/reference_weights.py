@@ -1,7 +1,8 @@
-"""Weights of the TRT paper's reference implementation, in the networks of this package."""
+"""Weights of published implementations, in the networks of this package: the TRT paper's, Spikformer's, SDT's."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from trtkern.models._blocks import LinearLIF, ResidualBlock, SEWBlock
 from trtkern.models._network import SpikingNetwork
+from trtkern.models.spike_driven import SpikeDrivenTransformer
+from trtkern.models.spikformer import Spikformer
 from trtkern.nn import ConvBatchNormLIF
 from trtkern.ops import checks
 
@@ -21,14 +24,21 @@ _NAMES: dict[type[nn.Module], dict[str, str]] = {
     LinearLIF: {"linear": "fc.module"},
 }
 _PARTS = {"conv": "0", "norm": "1"}
+_UNUSED: dict[type[SpikingNetwork], str] = {
+    Spikformer: r"block\.\d+\.norm[12]\.(weight|bias)",
+    SpikeDrivenTransformer: r"block\.\d+\.attn\.talking_heads\.weight",
+}
+"""Parameters that the published networks hold and never compute with; there are none here."""
 _LISTED = 8
 
 
 def reference_keys(model: SpikingNetwork) -> dict[str, str]:
     """Which key of the reference implementation's state dict holds what the model has under a key: {model's: theirs}.
 
-    The reference counts its layers, with the flattening before its first Linear as one of them. Learned parameters of
-    the neurons (a PLIF's w) have no counterpart there, and are not in the result. To write a state dict for the
+    The reference of a ``Spikformer`` or a ``SpikeDrivenTransformer`` is the code of its paper; where that has 1x1
+    convolutions in place of a Linear, its weights have axes of 1 behind those here. The reference of all others is the
+    TRT paper's, which counts its layers, with the flattening before its first Linear as one of them. Learned parameters
+    of the neurons (a PLIF's w) have no counterpart there, and are not in the result. To write a state dict for the
     reference: ``{theirs: model.state_dict()[ours] for ours, theirs in reference_keys(model).items()}``.
 
     Raises:
@@ -36,6 +46,8 @@ def reference_keys(model: SpikingNetwork) -> dict[str, str]:
     """
     if not isinstance(model, SpikingNetwork):
         raise TypeError(f"reference_keys: expected a network of trtkern.models, got {type(model).__name__}")
+    if isinstance(model, (Spikformer, SpikeDrivenTransformer)):
+        return dict(model.published_keys())
     keys: dict[str, str] = {}
     index, flattened = 0, False
     for name, block in model.layers.named_children():
@@ -69,11 +81,12 @@ def _of_block(block: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tensor]) -> None:
-    """Give a network the weights and running statistics that the TRT paper's reference implementation saved.
+    """Give a network the weights and running statistics that a published implementation saved.
 
-    The model is made by ``from_topology`` of the same topology, or by ``resnet19``, ``sew_resnet34``,
-    ``spiking_resnet34``, ``vggsnn``. The wrapper's "module" in a key is passed over: a first layer CONVEN, which has
-    none, and what ``DataParallel`` saved load alike.
+    The model is a ``Spikformer`` or a ``SpikeDrivenTransformer``, of its paper's code; or of the TRT paper's code, made
+    by ``from_topology`` of the same topology, or by ``resnet19``, ``sew_resnet34``, ``spiking_resnet34``, ``vggsnn``.
+    The wrapper's "module" in a key is passed over: a first layer CONVEN, which has none, and what ``DataParallel``
+    saved load alike. Parameters that the published transformers hold and never compute with may be there or not.
 
     Args:
         model: what takes the weights, on its own device and in its own dtype.
@@ -91,7 +104,8 @@ def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tenso
                 f"load_reference_weights: expected a state dict of tensors, got {checks.describe(value)} under "
                 f"{key!r}; pass the state dict inside a checkpoint"
             )
-    given = {_bare(key): key for key in state_dict}
+    unused = _UNUSED.get(type(model), "")
+    given = {_bare(key): key for key in state_dict if not re.fullmatch(unused, _bare(key))}
     wanted = {_bare(theirs): (ours, theirs) for ours, theirs in reference_keys(model).items()}
     mine = model.state_dict()
     missing = [theirs for bare, (_, theirs) in wanted.items() if bare not in given]
@@ -99,7 +113,7 @@ def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tenso
     shapes = [
         f"{given[bare]} {tuple(state_dict[given[bare]].shape)} for {tuple(mine[ours].shape)}"
         for bare, (ours, _) in wanted.items()
-        if bare in given and state_dict[given[bare]].shape != mine[ours].shape
+        if bare in given and not _fits(state_dict[given[bare]], mine[ours])
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(wrong.values()):
@@ -110,7 +124,13 @@ def load_reference_weights(model: SpikingNetwork, state_dict: Mapping[str, Tenso
         )
     with torch.no_grad():
         for bare, (ours, _) in wanted.items():
-            mine[ours].copy_(state_dict[given[bare]])
+            mine[ours].copy_(state_dict[given[bare]].reshape(mine[ours].shape))
+
+
+def _fits(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether it has that shape, or has it as the kernel of a 1x1 convolution, with axes of 1 behind."""
+    rank = ours.dim()
+    return theirs.shape[:rank] == ours.shape and all(side == 1 for side in theirs.shape[rank:])
 
 
 def _bare(key: str) -> str:

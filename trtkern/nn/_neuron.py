@@ -57,6 +57,8 @@ class Neuron(Leaf):
 
     takes_time = True
     """It takes [T, B, ...] itself (``TimeSequential``)."""
+    takes_lengths = True
+    """And ``lengths``, the steps of each sample."""
 
     kind = "LIF"
     """The neuron that it runs, by its name in ``trtkern.neurons.TABLE``."""
@@ -150,7 +152,9 @@ class Neuron(Leaf):
             return state
         return self.State(*[state[i] for i in range(len(self.state_names))])
 
-    def _run(self, x: Tensor, v0: AnyState, want: int, on_equal: bool = False) -> LIFOutput:
+    def _run(
+        self, x: Tensor, v0: AnyState, want: int, lengths: Tensor | None, on_equal: bool = False
+    ) -> LIFOutput:  # fmt: skip
         """Call the op on x with its time axis moved first, and move it back in what comes out."""
         if not isinstance(x, Tensor):
             checks.sequence(type(self).__name__, x)
@@ -164,7 +168,7 @@ class Neuron(Leaf):
         if held is not None:
             v0, asked = held.start(self, x, v0), want | WANT_STATE
         state, flag = None if v0 is None else self.stacked(x, v0), self.flag_for(x)
-        out = run_neuron(x, state, self.values(), self.spec, asked, self.backend, channel, on_equal, flag)
+        out = run_neuron(x, state, self.values(), self.spec, asked, self.backend, channel, on_equal, flag, lengths)
         if held is not None:
             last = self.named_state(out.state)
             held.end(self, last)
@@ -230,10 +234,10 @@ class Neuron(Leaf):
         """(1 - decay) * v_leak: plain torch outside the op, so autograd closes the chain."""
         return (1 - wide(decay)) * wide(self._value("v_leak"))
 
-    def backend_for(self, x: Tensor) -> str:
+    def backend_for(self, x: Tensor, lengths: Tensor | None = None) -> str:
         """The backend that runs this layer on x; for "auto" also why the ones before it do not."""
         measured = (0, 0, 0) if getattr(self, "packed", False) else sizes(x.movedim(self.time_dim, 0))
-        case = Case("lif", x.device.type, x.dtype, self.spec, *measured)
+        case = Case("lif", x.device.type, x.dtype, self.spec, *measured, lengths is not None)
         return explain(case) if self.backend == "auto" else resolve(self.backend, case).name
 
     def _settings(self) -> dict[str, object]:
@@ -297,6 +301,7 @@ class Spiking(Neuron):
         return_state: bool = False,
         return_v: bool = False,
         return_h: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """Spikes [T, B, C, ...] in x's dtype (``Spikes`` when packed); with ``return_state`` also the final v,
         [B, C, ...] float32; with ``return_v`` also v after the reset of every step, or with ``return_h`` h before it
@@ -305,14 +310,16 @@ class Spiking(Neuron):
         Args:
             x: input current [T, B, C, ...] (the axes are ``time_dim`` and ``channel_dim``).
             v0: potential before the first step, x's shape without time, float32; None is zero.
+            lengths: int32 or int64 [B], the steps of each sample, 0 to T; None: each has T. What is behind its end is
+                not read. The outputs are 0 there, no gradient comes from there, and the state stays that at the end.
 
         A neuron with several states (``state_names``) returns the final ones as a NamedTuple, and takes that, a plain
         tuple or one tensor [S, B, C, ...] as ``v0``.
         """
         if is_proxy(x):
-            return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h)
+            return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h, lengths=lengths)
         want = wanted(True, return_v, return_state, packing(self.packed), return_h)
-        out = self._run(x, v0, want, self.fire_on_equal)
+        out = self._run(x, v0, want, lengths, self.fire_on_equal)
         if not (return_state or return_v or return_h):
             return spikes_of(out)
         made = tuple(each for each in (spikes_of(out), self.named_state(out.state), out.v, out.h) if each is not None)
@@ -344,12 +351,14 @@ class Readout(Neuron):
         self._own = tuple(own)
         self._hold_all(own)
 
-    def forward(self, x: Tensor, v0: AnyState = None, *, return_state: bool = False) -> Tensor | tuple[Any, ...]:
+    def forward(
+        self, x: Tensor, v0: AnyState = None, *, return_state: bool = False, lengths: Tensor | None = None
+    ) -> Tensor | tuple[Any, ...]:
         """v of every step, [T, B, C, ...] in x's dtype; with ``return_state`` also the last one (of a neuron with
-        several states all of the last ones, as a NamedTuple) in float32."""
+        several states all of the last ones, as a NamedTuple) in float32. ``lengths`` are those of ``LIF``."""
         if is_proxy(x):
-            return self(x, v0, return_state=return_state)
-        out = self._run(x, v0, wanted(False, True, return_state, False))
+            return self(x, v0, return_state=return_state, lengths=lengths)
+        out = self._run(x, v0, wanted(False, True, return_state, False), lengths)
         made = tuple(each for each in (out.v, self.named_state(out.state)) if each is not None)
         return made if len(made) > 1 else made[0]
 

@@ -50,7 +50,7 @@ class BatchNormLIF(Leaf):
         TypeError, ValueError: a setting out of range.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
 
     def __init__(
         self,
@@ -139,6 +139,7 @@ class BatchNormLIF(Leaf):
         v0: AnyState = None,
         *,
         return_state: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """Spikes [T, B, C, ...] in y's dtype (2x2 averages with ``pool=2``; ``Spikes`` when packed); with
         ``return_state`` also the potentials after the last step, [B, C, ...] float32. Those of every step are left to
@@ -149,22 +150,29 @@ class BatchNormLIF(Leaf):
             residual: added to the normalised y; of its shape, in its dtype or cast to it, or packed ``Spikes``.
             v0: potential before the first step, [B, C, ...] float32; None is zero. Neurons with several states give and
                 take them as their own layer does.
+            lengths: int32 or int64 [B], the steps of each sample, as in ``LIF``; with running statistics only.
         """
         if is_proxy(y):
-            return self(y, residual, v0, return_state=return_state)
+            return self(y, residual, v0, return_state=return_state, lengths=lengths)
         if isinstance(y, Tensor) and y.dim() < 3:
             warn_of_one_step(type(self).__name__, y)
-        return self.run(y, residual, v0, return_state, None)
+        return self.run(y, residual, v0, return_state, lengths)
 
     def run(
-        self, y: Tensor, residual: Tensor | Spikes | None, v0: AnyState, return_state: bool, source: Source | None
+        self,
+        y: Tensor,
+        residual: Tensor | Spikes | None,
+        v0: AnyState,
+        return_state: bool,
+        lengths: Tensor | None,
+        source: Source | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """What ``forward`` gives; with a ``source`` y is not kept."""
         lif, held = self.lif, carrier()
         if held is not None:
             v0 = held.start(lif, y, v0)
         state, neuron = None if v0 is None else lif.stacked(y, v0), self.neuron(state=return_state or held is not None)
-        out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source)
+        out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source, lengths)
         last = lif.named_state(out.state)
         if held is not None:
             held.end(lif, last)
@@ -198,10 +206,10 @@ class BatchNormLIF(Leaf):
         out, state = self(sequence, residual, v, return_state=True)
         return dense(out).squeeze(0), state
 
-    def backend_for(self, y: Tensor) -> str:
+    def backend_for(self, y: Tensor, lengths: Tensor | None = None) -> str:
         """The backend that runs this layer on y; for "auto" also why the ones before it do not."""
         measured = (0, 0, 0) if self.packed else sizes(y)
-        case = Case(OP, y.device.type, y.dtype, self.lif.spec, *measured)
+        case = Case(OP, y.device.type, y.dtype, self.lif.spec, *measured, lengths is not None)
         return explain(case) if self.lif.backend == "auto" else resolve(self.lif.backend, case).name
 
     def extra_repr(self) -> str:

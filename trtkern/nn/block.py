@@ -40,7 +40,7 @@ class ConvBatchNormLIF(Leaf):
             running statistics): a second run would make another y.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
 
     def __init__(self, conv: nn.Module, norm: BatchNormLIF, *, checkpoint: bool = False) -> None:
         super().__init__()
@@ -53,12 +53,15 @@ class ConvBatchNormLIF(Leaf):
         v0: AnyState = None,
         *,
         return_state: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """As ``BatchNormLIF.forward`` of the convolved x [T, B, C, H, W]."""
         if is_proxy(x):
-            return self(x, residual, v0, return_state=return_state)
+            return self(x, residual, v0, return_state=return_state, lengths=lengths)
         if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_compiling() or recording():
-            return self.norm(self.conv(x), residual, v0, return_state=return_state)
+            # A norm of one's own need not know lengths, where none are given.
+            more = {} if lengths is None else {"lengths": lengths}
+            return self.norm(self.conv(x), residual, v0, return_state=return_state, **more)
         if not isinstance(self.norm, BatchNormLIF):
             raise TypeError(
                 f"ConvBatchNormLIF: expected a BatchNormLIF with checkpoint=True, got {type(self.norm).__name__}; pass "
@@ -67,7 +70,7 @@ class ConvBatchNormLIF(Leaf):
         if isinstance(x, Spikes):
             x = current(x)
         y, source = _repeatable(self.conv, x)
-        return self.norm.run(y, residual, v0, return_state, source)
+        return self.norm.run(y, residual, v0, return_state, lengths, source)
 
 
 def _repeatable(conv: nn.Module, x: Tensor | Spikes) -> tuple[Tensor, Source]:

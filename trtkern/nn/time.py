@@ -57,7 +57,7 @@ class TimeSequential(nn.Sequential):
         TypeError, ValueError: timesteps is no int >= 1.
     """
 
-    takes_time = True
+    takes_time = takes_lengths = True
     takes_spikes = True
 
     def __init__(self, *modules: nn.Module | OrderedDict[str, nn.Module], timesteps: int | None = None) -> None:
@@ -69,16 +69,20 @@ class TimeSequential(nn.Sequential):
         super().__init__(*modules)  # type: ignore[arg-type]
         self.timesteps = timesteps
 
-    def forward(self, x: Any, *, sequence: bool = False) -> Any:
+    def forward(self, x: Any, *, sequence: bool = False, lengths: Tensor | None = None) -> Any:
         """What the last layer gives, [T, B, ...].
 
         Args:
             x: [T, B, ...] or packed ``Spikes``; [B, ...] with ``timesteps``.
             sequence: x is [T, B, ...] although ``timesteps`` is set; T must be that. It is also so for packed spikes
                 and for what a container inside another gets.
+            lengths: int32 or int64 [B], the steps of each sample, for the neurons (``LIF``). Layers without time see
+                what is behind them, too; so BatchNorms need running statistics. A layer of your own with neurons in it
+                says by ``takes_lengths = True`` that its ``forward`` takes them.
 
         Raises:
-            TypeError, ValueError: x or what a layer made of it is no tensor, has too few axes, another T or batch.
+            TypeError, ValueError: x or what a layer made of it is no tensor, has too few axes, another T or batch; with
+                lengths also a BatchNorm in training, or neurons in a layer that takes none.
         """
         # A stream gives sequences, of any T.
         steps = self.timesteps if carrier() is None else None
@@ -96,8 +100,10 @@ class TimeSequential(nn.Sequential):
                     x, steps = x.expand(steps, *x.shape), None
                 if time_dim := _time_dim(layer):
                     x = _time_first(x, time_dim, f"layer {name!r} ({_kind(layer)})")
-                x = layer(x, sequence=begun) if _wants_one_step(layer) else layer(x)
+                more = {"sequence": begun} if _wants_one_step(layer) else {}
+                x = layer(x, **more, **for_lengths(f"TimeSequential: layer {name!r}", layer, lengths))
             else:
+                for_lengths(f"TimeSequential: layer {name!r}", layer, lengths)
                 x, steps = _stateless(f"TimeSequential: layer {name!r}", layer, x, steps)
             begun = True
         return x if steps is None else x.expand(steps, *x.shape)
@@ -157,6 +163,30 @@ class OverTime(nn.Module):
     def forward(self, x: Tensor | Spikes) -> Tensor:
         """[T, B, ...] of the layer's results for x [T, B, ...]; of packed ``Spikes`` the spikes are taken."""
         return over_time(self.module, x)
+
+
+def for_lengths(who: str, layer: nn.Module, lengths: Tensor | None) -> dict[str, Any]:
+    """What a layer is called with besides its input, where samples have lengths.
+
+    Raises:
+        ValueError: it would count what is behind the end of a sample.
+    """
+    if lengths is None:
+        return {}
+    takes = getattr(layer, "takes_lengths", False)
+    if not is_proxy(lengths):  # which stands for None, too
+        who = f"{who} ({_kind(layer)}) expected"
+        if not takes and any(isinstance(module, Neuron) for module in layer.modules()):
+            raise ValueError(
+                f"{who} to hand lengths to the neurons in it, got a layer whose forward takes none; give it lengths "
+                "and takes_lengths = True (of nn.Sequential make a TimeSequential)"
+            )
+        if any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in layer.modules()):
+            raise ValueError(
+                f"{who} running statistics with lengths, got a BatchNorm that takes those of the batch, in which what "
+                "samples are padded with would count; call eval() (trtkern.nn.freeze_norms), or leave lengths out"
+            )
+    return {"lengths": lengths} if takes else {}
 
 
 def over_time(layer: nn.Module, x: Tensor | Spikes) -> Tensor:

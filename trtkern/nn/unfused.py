@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, Spiking
-from trtkern.nn.time import OverTime, TimeSequential, over_time
+from trtkern.nn.time import OverTime, TimeSequential, for_lengths, over_time
 from trtkern.ops.spikes import Spikes, remember
 
 
@@ -61,17 +61,19 @@ class UnfusedBatchNormLIF(Leaf, TimeSequential):
         v0: AnyState = None,
         *,
         return_state: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:
         """As ``BatchNormLIF.forward``."""
         if is_proxy(y):
-            return self(y, residual, v0, return_state=return_state)
+            return self(y, residual, v0, return_state=return_state, lengths=lengths)
+        for_lengths("UnfusedBatchNormLIF: layer 'norm'", self.norm, lengths)
         if self.channel_dim == 2:
             x = over_time(self.norm, y)
         else:
             x = self.norm(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
         if residual is not None:
             x = x + (residual.spikes if isinstance(residual, Spikes) else residual).to(x.dtype)
-        made = self.lif(x, v0, return_state=return_state)
+        made = self.lif(x, v0, return_state=return_state, lengths=lengths)
         spikes, *state = made if return_state else (made,)
         if "pool" in self._modules:
             pooled = over_time(self.pool, spikes)

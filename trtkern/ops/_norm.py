@@ -15,6 +15,7 @@ from trtkern.ops import checks, layout
 from trtkern.ops._beneath import beneath, transformed
 from trtkern.ops._library import define, refuse_mapped
 from trtkern.ops._mapped import Fold, sample
+from trtkern.ops._prepared import WANT_H, Prepared, allocate, outputs, prepared_for
 from trtkern.ops._room import finished, norm_grads
 from trtkern.ops.spikes import Spikes
 
@@ -387,3 +388,49 @@ def together(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None,
     if weight is None or bias is None:
         return weight if weight is None else weight.contiguous(), bias if bias is None else bias.contiguous()
     return weight.contiguous(), (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
+
+
+def normed(
+    prepared: Prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum,
+    channels, flag, want,
+):  # fmt: skip
+    """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
+    if params is not None:
+        prepared.look(params)
+    made, room = allocate(y, prepared.token, prepared.pool, want, flag), finished(y, channels, False)
+    inputs = prepared.inputs(y, v0, params, room.affine, residual, None, bool(want & WANT_H))
+    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
+    # The statistics of T equal steps are those of one.
+    prepared.run["batch_norm_lif_affine"](y[:1] if prepared.static else y, prepared.inner, norm, room)
+    moved(running_mean, running_var, batches)
+    prepared.launch(inputs, made)
+    return *outputs(made), room.affine, room.moments
+
+
+def _run_forward(
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
+    inner, pool, flag, want, backend,
+):  # fmt: skip
+    prepared = prepared_for(y, params, channels, scalars, spec, inner, pool, backend)
+    return normed(
+        prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels,
+        flag, want,
+    )  # fmt: skip
+
+
+def _run_forward_fake(
+    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
+    inner, pool, flag, want, backend,
+):  # fmt: skip
+    return *outputs(allocate(y, spec, pool, want)), *finished(y, channels, False)[:2]
+
+
+forward = define(
+    "batch_norm_lif_forward(Tensor y, Tensor? v0, Tensor? params, Tensor? residual, Tensor? weight, Tensor? bias, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float eps, float? momentum, "
+    "SymInt channels, float[] scalars, str spec, SymInt inner, bool pool, Tensor(d!)? flag, int want, str backend) "
+    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed, Tensor affine, Tensor moments)",
+    _run_forward,
+    _run_forward_fake,
+    None,
+)

@@ -52,6 +52,8 @@ class Call(NamedTuple):
     affine: Tensor | None
     """[3, C] float32: center, scale, shift; None: x is the input current."""
     residual: Tensor | None
+    lengths: Tensor | None
+    """int32 [B], contiguous: the steps of each sample, which lie side by side in x then; None: each has T."""
     scalars: Sequence[float]
     token: str
     inner: int
@@ -104,7 +106,7 @@ class Prepared:
 
     def inputs(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
-        before: bool,
+        lengths: Tensor | None, before: bool,
     ) -> LIFInputs:  # fmt: skip
         """What the backend reads, in the layout that it expects; the last look before addresses are taken."""
         if v0 is not None:
@@ -113,7 +115,9 @@ class Prepared:
         if affine is not None:
             norm = Norm(affine, residual if residual is None else layout.alike(residual, x))
         spec, inner, held = self._spec, self.inner, self.held
-        return LIFInputs(x, v0, params, self._scalars, spec, inner, norm, self._halves, before, held)
+        if lengths is not None and not (layout.samples_apart(x) and lengths.is_contiguous()):
+            raise RuntimeError(f"lif: expected samples side by side with lengths, got {checks.describe(x)}")
+        return LIFInputs(x, v0, params, self._scalars, spec, inner, norm, self._halves, before, held, lengths)
 
     def look(self, params: Tensor) -> None:
         """What the parameters hold; a ValueError where a neuron cannot have it."""
@@ -121,12 +125,12 @@ class Prepared:
 
     def forward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
-        flag: Tensor | None, want: int,
+        lengths: Tensor | None, flag: Tensor | None, want: int,
     ) -> LIFForward:  # fmt: skip
         """The outputs that are wanted, filled; the others are None."""
         if params is not None:
             self.look(params)
-        inputs = self.inputs(x, v0, params, affine, residual, bool(want & WANT_H))
+        inputs = self.inputs(x, v0, params, affine, residual, lengths, bool(want & WANT_H))
         out = allocate(x, self.token, self.pool, want, flag)
         if not self.empty:
             self.launch(inputs, out)
@@ -139,9 +143,9 @@ class Prepared:
 
     def backward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,
-        edges: Tensor | None, gs: Tensor | None, gv: Tensor | None, gv_final: Tensor | None, coef: Tensor | None,
-        moments: Tensor | None, count: int, dtype: torch.dtype | None, needs: int, owner: Any = None,
-        room: Tensor | None = None,
+        lengths: Tensor | None, edges: Tensor | None, gs: Tensor | None, gv: Tensor | None, gv_final: Tensor | None,
+        coef: Tensor | None, moments: Tensor | None, count: int, dtype: torch.dtype | None, needs: int,
+        owner: Any = None, room: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         """The seven outputs of ``lif_backward``; what is not needed is None.
 
@@ -150,16 +154,17 @@ class Prepared:
                 someone looks for those (``_first_rows``).
             room: for the gradient of x.
         """
-        if owner is not None and owner.first is not None and needs & ~GIVEN_H in (NEED_X, NEED_X + NEED_V0):
+        few_needed = needs & ~GIVEN_H in (NEED_X, NEED_X + NEED_V0) and lengths is None
+        if owner is not None and owner.first is not None and few_needed:
             steps = owner.first.steps(len(x), gs, gv, gv_final)
             if steps < len(x):
                 few, whole = partial(_few, steps), owner.first.room(owner, partial(layout.empty, x))
                 _, *others = self.first(x[:steps]).backward(
-                    x[:steps], v0, params, affine, few(residual), self.edges(edges, steps), few(gs), few(gv), None,
-                    coef, moments, count, dtype, needs, room=whole.rows(steps),
+                    x[:steps], v0, params, affine, few(residual), None, self.edges(edges, steps), few(gs), few(gv),
+                    None, coef, moments, count, dtype, needs, room=whole.rows(steps),
                 )  # fmt: skip
                 return whole.whole, *others
-        inputs = self.inputs(x, v0, params, affine, residual, bool(needs & GIVEN_H))
+        inputs = self.inputs(x, v0, params, affine, residual, lengths, bool(needs & GIVEN_H))
         if gs is not None:
             gs = layout.aligned(gs, *layout.pooled_shape(x), x.dtype, x) if self.pool else layout.alike(gs, x)
         if gv is not None:
@@ -199,6 +204,18 @@ def prepared_for(
         found = Prepared(x, scalars, token, inner, pool, backend)
         remember(kind, found)
     return found
+
+
+IN_FORWARD_MODE = "where a forward mode pushes tangents (jvp, jacfwd, dual tensors)"
+
+
+def refuse_lengths(op: str, lengths: Tensor | None, where: str) -> None:
+    """Raise where there are lengths and no kernel that takes them."""
+    if lengths is not None:
+        raise RuntimeError(
+            f'{op}: expected no lengths {where}, got {checks.describe(lengths)}; pass backend="reference", which takes '
+            "them there, or run the samples one by one, each with its own T"
+        )
 
 
 def _few(steps: int, t: Tensor | None) -> Tensor | None:
@@ -247,12 +264,12 @@ def allocate(x: Tensor, token: str, pool: bool, want: int, flag: Tensor | None =
     return LIFForward(s, v, v_final, edges, flag, packed)
 
 
-def _forward(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+def _forward(x, v0, params, affine, residual, lengths, scalars, spec, inner, pool, flag, want, backend):
     prepared = prepared_for(x, params, _channels(affine), scalars, spec, inner, pool, backend)
-    return outputs(prepared.forward(x, v0, params, affine, residual, flag, want))
+    return outputs(prepared.forward(x, v0, params, affine, residual, lengths, flag, want))
 
 
-def _forward_fake(x, v0, params, affine, residual, scalars, spec, inner, pool, flag, want, backend):
+def _forward_fake(x, v0, params, affine, residual, lengths, scalars, spec, inner, pool, flag, want, backend):
     return outputs(allocate(x, spec, pool, want))
 
 
@@ -276,6 +293,7 @@ def _unwritten(x: Tensor, pool: bool) -> Unwritten:
 
 def _folded(count: int, dims: tuple, call: Call, own: bool) -> tuple[Fold, Call]:
     """The call of all samples together; ``own``: each has sums of its own over the neurons of a channel."""
+    refuse_lengths("lif", call.lengths, "beneath torch.vmap")
     at: Any = Call(*dims[: len(call)])
     rows, at_rows = (call.params, at.params) if call.affine is None else (call.affine, at.affine)
     own = own or at.params is not None or at.affine is not None
@@ -316,8 +334,8 @@ def _forward_mapped(info: Any, dims: tuple, *arguments: Any) -> tuple:
 
 
 _CALL = (
-    "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, float[] scalars, str spec, SymInt inner, "
-    "bool pool"
+    "Tensor x, Tensor? v0, Tensor? params, Tensor? affine, Tensor? residual, Tensor? lengths, float[] scalars, "
+    "str spec, SymInt inner, bool pool"
 )
 lif_forward = define(
     f"lif_forward({_CALL}, Tensor(a!)? flag, int want, str backend) "
@@ -349,17 +367,17 @@ def _finished(affine: Tensor | None, norm: Tensor | None, needs: int, count: int
 
 
 def _backward(
-    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
-    needs, backend,
+    x, v0, params, affine, residual, lengths, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count,
+    dtype, needs, backend,
 ):  # fmt: skip
     return prepared_for(x, params, _channels(affine), scalars, spec, inner, pool, backend).backward(
-        x, v0, params, affine, residual, edges, gs, gv, gv_final, coef, moments, count, dtype, needs
+        x, v0, params, affine, residual, lengths, edges, gs, gv, gv_final, coef, moments, count, dtype, needs
     )
 
 
 def _backward_fake(
-    x, v0, params, affine, residual, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count, dtype,
-    needs, backend,
+    x, v0, params, affine, residual, lengths, scalars, spec, inner, pool, edges, gs, gv, gv_final, coef, moments, count,
+    dtype, needs, backend,
 ):  # fmt: skip
     norm = _finished(affine, moments, needs, count, dtype)
     made = _allocate_backward(x, spec, params, affine, needs)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends import choose, sizes
-from trtkern.backends.base import Finish
 from trtkern.ops import _first_rows, _norm, _tangent, checks, layout
 from trtkern.ops._beneath import transformed
 from trtkern.ops._known import known, recall, remember
@@ -19,7 +18,6 @@ from trtkern.ops._library import (
     alone,
     apply,
     bare,
-    define,
     differentiated,
     keep_for_both,
     needs_grad,
@@ -30,26 +28,24 @@ from trtkern.ops._library import (
 )  # fmt: skip
 from trtkern.ops._norm import OP, BatchNorm, Statistics
 from trtkern.ops._prepared import (
+    IN_FORWARD_MODE,
     NEED_COEF,
     NEED_PARAMS,
     NEED_SUMS,
     NEED_V0,
     NEED_X,
     NEED_Y,
-    WANT_H,
     WANT_LAZY,
     WANT_PACKED,
     Call,
     Prepared,
-    allocate,
     lif_backward,
     lif_forward,
     outputs,
-    prepared_for,
+    refuse_lengths,
     wanted_with,
     with_spikes,
 )
-from trtkern.ops._room import finished
 from trtkern.ops._saved import Layout, kept
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, from_trace, given, perform, shown, wanted_grads
@@ -93,6 +89,7 @@ def batch_norm_lif(
     v0: Tensor | None,
     channel_dim: int,
     source: Source | None = None,
+    lengths: Tensor | None = None,
 ) -> LIFOutput:
     """LIF neurons over x = weight * (y - mean) / sqrt(var + eps) + bias (+ residual).
 
@@ -108,6 +105,7 @@ def batch_norm_lif(
         v0: potential before the first step, [B, C, ...] float32; None is zero.
         channel_dim: the axis of y that the channels are on.
         source: y is not kept: the backward pass makes it again. The reference keeps it all the same.
+        lengths: int32 or int64 [B], the steps of each sample (``trtkern.ops.lif.lif``); with running statistics only.
 
     Raises:
         TypeError, ValueError: what was expected, what came, what to do; nothing has been changed then.
@@ -122,11 +120,13 @@ def batch_norm_lif(
         type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
     )  # fmt: skip
     around = residual if isinstance(residual, Spikes) else (residual,)
-    call = known(settings, (y, *around, *norm[:5], v0, neuron.flag, *neuron.values.values()))
+    call = known(settings, (y, *around, *norm[:5], v0, neuron.flag, lengths, *neuron.values.values()))
     ready = recall(call)
     new = ready is None
     if ready is None:
-        ready = _checked(y, norm, neuron, residual, v0, channel_dim, call is not None)
+        ready = _checked(y, norm, neuron, residual, v0, channel_dim, lengths, call is not None)
+    if lengths is not None:
+        checks.length_values(OP, lengths, y)
     # Autocast leaves y in half precision beside a residual in float32; its gradient goes back through the cast.
     if isinstance(residual, Spikes):
         if residual.spikes.dtype != y.dtype:
@@ -139,7 +139,7 @@ def batch_norm_lif(
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         nonlocal statistics
         run = _reference if ready.backend == "reference" else _fused
-        output, statistics = run(y, norm, neuron, residual, v0, ready, want, flag, source)
+        output, statistics = run(y, norm, neuron, residual, v0, ready, want, flag, source, lengths)
         return output
 
     if ready.laid and not (neuron.want & WANT_PACKED or listening()):
@@ -183,22 +183,35 @@ class _Ready(NamedTuple):
 
 def _checked(
     y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, channel_dim: int,
-    direct: bool,
+    lengths: Tensor | None, direct: bool,
 ) -> _Ready:  # fmt: skip
     """The call, when all that its shapes, types, places and numbers say was checked."""
     spec = neuron.spec
     axis = _norm.check(y, norm, residual, v0, neuron.pool, channel_dim, spec.row.states)
     values = {name: neuron.values[name] for name in spec.row.params}
     checks.flag(OP, neuron.flag, y)
+    checks.lengths(OP, lengths, y)
+    if lengths is not None and norm.batch_statistics:
+        raise ValueError(
+            f"{OP}: expected running statistics with lengths, got those of the batch, in which what samples are padded "
+            "with would count; call eval() (trtkern.nn.freeze_norms), or leave lengths out"
+        )
     checks.parameters(OP, values)
     measured = (0, 0, 0) if neuron.want & WANT_PACKED else sizes(y)
-    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured)
+    chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured, lengths is not None)
     numbers = scalars(OP, values, neuron.fire_on_equal, y)
     # The last row or column of an odd image is dropped: torch pools the dense spikes then.
     inside = neuron.pool and not (y.shape[-1] % 2 or y.shape[-2] % 2)
-    laid = direct and not isinstance(y, Lazy) and (layout.poolable(y) if inside else layout.dense(y)) is y
+    laid = direct and not isinstance(y, Lazy) and _laid(y, inside, lengths) is y
     as_read = all(a is b for a, b in zip((norm.weight, norm.bias), _norm.together(norm.weight, norm.bias), strict=True))
     return _Ready(chosen, direct, axis, y.stride(axis), inside, laid, _norm.in_place(norm), as_read, numbers, {})
+
+
+def _laid(y: Tensor, pool: bool, lengths: Tensor | None) -> Tensor:
+    """y as the kernel reads it."""
+    if pool:  # each image in one piece
+        return layout.poolable(y)
+    return layout.dense(y) if lengths is None else layout.by_sample(y)
 
 
 def _parameters(y: Tensor, neuron: Neuron, axis: int, dtype: torch.dtype) -> tuple[dict[str, Number], Tensor | None]:
@@ -210,14 +223,16 @@ def _parameters(y: Tensor, neuron: Neuron, axis: int, dtype: torch.dtype) -> tup
 
 def _reference(
     y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, ready: _Ready,
-    want: int, flag: Tensor | None, source: Source | None,
+    want: int, flag: Tensor | None, source: Source | None, lengths: Tensor | None,
 ) -> tuple[LIFOutput, Statistics | None]:  # fmt: skip
     """The readable form, with autograd all the way; also the statistics, where they are those of the batch."""
+    if lengths is not None:  # what is not finite behind the end is not multiplied with the zeros of a gradient
+        y = torch.where(reference.live(y, lengths), y, torch.zeros_like(y))
     x, found = normalised(y, norm, residual, ready.axis)
     dtype = state_dtype(y)
     values, params = _parameters(y, neuron, ready.axis, dtype)
     rows = reference_rows(params, ready.axis, values, y)
-    trace = reference.lif(x.to(dtype), v0, rows, neuron.spec)
+    trace = reference.lif(x.to(dtype), v0, rows, neuron.spec, lengths)
     out = from_trace(trace, y, want, flag)
     if neuron.pool and out.spikes is not None:
         out = out._replace(spikes=reference.average_pool(out.spikes))
@@ -238,12 +253,13 @@ def normalised(
 
 def _fused(
     y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, ready: _Ready,
-    want: int, flag: Tensor | None, source: Source | None,
+    want: int, flag: Tensor | None, source: Source | None, lengths: Tensor | None,
 ) -> tuple[LIFOutput, Statistics | None]:  # fmt: skip
     inner, channels = ready.inner, y.shape[ready.axis]
+    if lengths is not None:
+        lengths = lengths.to(torch.int32).contiguous()
     if not ready.laid:
-        y = layout.poolable(y) if ready.pool else layout.dense(y)
-        y, inner = layout.by_channel(y, ready.axis)
+        y, inner = layout.by_channel(_laid(y, ready.pool, lengths), ready.axis)
     params = None
     if ready.numbers is None:
         params = _parameters(y, neuron, ready.axis, torch.float32)[1]
@@ -286,7 +302,7 @@ def _fused(
     # Tangents need y in the forward pass, and what stands for it or for the residual is not theirs.
     again = (None,) if source is None or dual else (source.make, *source.tensors)
     words = None if dual else words
-    told = (*tensors, mean, var, *tracked, words, flag, fixed, *again)
+    told = (*tensors, mean, var, *tracked, words, lengths, flag, fixed, *again)
     if ready.direct and differentiable:
         made = alone(Normed, shown).apply(*told)
     else:
@@ -324,8 +340,8 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        y, residual, v0, weight, bias, params, mean, var, running_mean, running_var, batches, words, flag, fixed,
-        make=None, *source,
+        y, residual, v0, weight, bias, params, mean, var, running_mean, running_var, batches, words, lengths, flag,
+        fixed, make=None, *source,
     ):  # fmt: skip
         held, prepared = (weight, bias, running_mean, running_var, batches), fixed.prepared
         residual = read(residual)
@@ -333,21 +349,21 @@ class Normed(torch.autograd.Function):
         if mean is None:
             norm = (fixed.eps, fixed.momentum, fixed.channels)
             if prepared is not None:
-                made = _normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want)
+                made = _norm.normed(prepared, y, v0, params, residual, *held, *norm, flag, fixed.want)
             else:
-                made = _forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend)
+                made = _norm.forward(y, v0, params, residual, *held, *norm, *told, flag, fixed.want, fixed.backend)
             return *with_spikes(made, fixed.want, y, fixed.pool, prepared), None
         numbers = (fixed.samples, fixed.eps, fixed.momentum, fixed.samples == 0, fixed.backend)
         affine, moments, coef = _norm.finish(mean, var, *held, *numbers)
         if prepared is not None:
-            made = outputs(prepared.forward(y, v0, params, affine, residual, flag, fixed.want))
+            made = outputs(prepared.forward(y, v0, params, affine, residual, lengths, flag, fixed.want))
         else:
-            made = lif_forward(y, v0, params, affine, residual, *told, flag, fixed.want, fixed.backend)
+            made = lif_forward(y, v0, params, affine, residual, lengths, *told, flag, fixed.want, fixed.backend)
         return *with_spikes(made, fixed.want, y, fixed.pool, prepared), affine, moments, coef
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        y, residual, v0, weight, bias, params, _, var, _, _, _, words, _, fixed, ctx.make, *source = inputs
+        y, residual, v0, weight, bias, params, _, var, _, _, _, words, lengths, _, fixed, ctx.make, *source = inputs
         ctx.fixed, ctx.first = fixed, _first_rows.recording
         ctx.set_materialize_grads(False)
         if ctx.make is not None:
@@ -361,13 +377,15 @@ class Normed(torch.autograd.Function):
         ctx.dtype = None if there is None else there.dtype
         keep_for_both(
             ctx, output[3:],
-            kept_y, kept_residual, v0, kept_weight, kept_bias, params, kept_var, words, output[3], *output[5:], *source,
+            kept_y, kept_residual, v0, kept_weight, kept_bias, params, kept_var, words, lengths, output[3],
+            *output[5:], *source,
             held=None if fixed.prepared is None or ctx.make is not None else fixed.prepared.held,
         )  # fmt: skip
 
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
-        y, residual, v0, weight, bias, params, var, _, edges, affine, moments, coef, *_ = saved
+        y, residual, v0, weight, bias, params, var, _, lengths, edges, affine, moments, coef, *_ = saved
+        refuse_lengths(OP, lengths, IN_FORWARD_MODE)
         d_y, d_residual, d_v0, d_weight, d_bias, d_params, d_mean, d_var, *_ = tangents
         fixed, (mean, rstd) = ctx.fixed, moments.unbind(0)
         d_mean = None if d_mean is None else d_mean.double()
@@ -381,31 +399,34 @@ class Normed(torch.autograd.Function):
             fixed.samples,
             fixed.group,
         )
-        call = Call(y, v0, params, affine, residual, fixed.scalars, fixed.token, fixed.inner, fixed.pool)
+        call = Call(y, v0, params, affine, residual, None, fixed.scalars, fixed.token, fixed.inner, fixed.pool)
         inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(d_x, d_v0, d_params)
         found = _tangent.outputs(call, inputs, d, edges, fixed.axis, fixed.want, fixed.backend)
         return *found, torch.zeros_like(affine), torch.zeros_like(moments), torch.zeros_like(coef)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        y, residual, v0, _, _, params, _, words, edges, affine, moments, coef, *source = kept(ctx)
+        y, residual, v0, _, _, params, _, words, lengths, edges, affine, moments, coef, *source = kept(ctx)
         if ctx.make is not None:
             y = ctx.y.restore(ctx.make(*source))
         residual = read(residual) if words is None else unpack(words, y.shape[0], dtype=y.dtype)
         gs, gv, gv_final = wanted_grads(grads, ctx.fixed.want)
         needs = tuple(ctx.needs_input_grad[:6])
-        told = (gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, ctx.fixed, ctx.dtype, needs)
+        inputs = (y, residual, v0, params, lengths, edges, affine, moments, coef)
+        told = (gs, gv, gv_final, *inputs, ctx.fixed, ctx.dtype, needs)
         if once(gs, gv, gv_final, y, residual, v0, params):
             found = NormedBackward.forward(*told, ctx)
         else:
             found = apply(NormedBackward, OP, *told, None)
         wanted = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
-        return *wanted, *[None] * (9 + len(source))
+        return *wanted, *[None] * (10 + len(source))
 
 
 class NormedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, y, residual, v0, params, edges, affine, moments, coef, fixed, dtype, needs, owner):
+    def forward(
+        gs, gv, gv_final, y, residual, v0, params, lengths, edges, affine, moments, coef, fixed, dtype, needs, owner
+    ):  # fmt: skip
         needs_y, needs_residual, needs_v0, needs_weight, needs_bias, needs_params = needs
         dtype = dtype if needs_weight or needs_bias else None
         training, shared = fixed.samples > 0, fixed.group is not None
@@ -423,7 +444,7 @@ class NormedBackward(torch.autograd.Function):
         finish = (None, 0, None) if shared else (moments, fixed.samples, dtype)
 
         def run(coef: Tensor | None, *finish_and_needs: Any) -> tuple:
-            given_to, incoming = (y, v0, params, affine, residual), (edges, gs, gv, gv_final, coef)
+            given_to, incoming = (y, v0, params, affine, residual, lengths), (edges, gs, gv, gv_final, coef)
             if owner is not None and fixed.prepared is not None:
                 # The statistics of a batch tie all steps to each other.
                 return fixed.prepared.backward(
@@ -441,7 +462,9 @@ class NormedBackward(torch.autograd.Function):
         gy = gx
         if not once and not both:
             gy = None
-            if needs_y and splits:
+            if needs_y and splits and lengths is not None:  # y behind the end is not for torch to multiply with 0
+                gy = run(coef, None, 0, None, NEED_X + given(fixed.want))[0]
+            elif needs_y and splits:
                 gy = _norm.input_grad(gx, y, affine, made if training else coef, fixed.inner, fixed.backend)
             elif needs_y:
                 gy = run(made, None, 0, None, NEED_X + given(fixed.want))[0]
@@ -454,49 +477,3 @@ class NormedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         refuse_second_derivative(OP)
-
-
-def _normed(
-    prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, flag,
-    want,
-):  # fmt: skip
-    """Statistics, finish, the fused pass. The running statistics move when all is checked and has its memory."""
-    if params is not None:
-        prepared.look(params)
-    made, room = allocate(y, prepared.token, prepared.pool, want, flag), finished(y, channels, False)
-    inputs = prepared.inputs(y, v0, params, room.affine, residual, bool(want & WANT_H))
-    norm = Finish(weight, bias, running_mean, running_var, batches, eps, momentum, y.numel() // channels)
-    # The statistics of T equal steps are those of one.
-    prepared.run["batch_norm_lif_affine"](y[:1] if prepared.static else y, prepared.inner, norm, room)
-    _norm.moved(running_mean, running_var, batches)
-    prepared.launch(inputs, made)
-    return *outputs(made), room.affine, room.moments
-
-
-def _run_forward(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
-    inner, pool, flag, want, backend,
-):  # fmt: skip
-    prepared = prepared_for(y, params, channels, scalars, spec, inner, pool, backend)
-    return _normed(
-        prepared, y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels,
-        flag, want,
-    )  # fmt: skip
-
-
-def _run_forward_fake(
-    y, v0, params, residual, weight, bias, running_mean, running_var, batches, eps, momentum, channels, scalars, spec,
-    inner, pool, flag, want, backend,
-):  # fmt: skip
-    return *outputs(allocate(y, spec, pool, want)), *finished(y, channels, False)[:2]
-
-
-_forward = define(
-    "batch_norm_lif_forward(Tensor y, Tensor? v0, Tensor? params, Tensor? residual, Tensor? weight, Tensor? bias, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? batches, float eps, float? momentum, "
-    "SymInt channels, float[] scalars, str spec, SymInt inner, bool pool, Tensor(d!)? flag, int want, str backend) "
-    "-> (Tensor s, Tensor v, Tensor v_final, Tensor edges, Tensor packed, Tensor affine, Tensor moments)",
-    _run_forward,
-    _run_forward_fake,
-    None,
-)

@@ -133,6 +133,40 @@ def states(op: str, parts: Sequence[Tensor], x: Tensor, names: Sequence[str]) ->
         state(f"{op}: state {name}", part, x)
 
 
+def lengths(op: str, lengths: Tensor | None, x: Tensor) -> None:
+    """The steps of each sample of x [T, B, ...] are None or an int32 or int64 tensor [B] on x's device."""
+    if lengths is None:
+        return
+    cure = "torch.tensor([...]), the number of steps of each sample"
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: expected lengths to be an int32 or int64 tensor, got {describe(lengths)}; pass {cure}")
+    plain(op, "lengths", lengths)
+    if x.dim() < 2 or lengths.shape != (x.shape[1],):
+        wanted = "x as [T, B, ...] with lengths" if x.dim() < 2 else f"lengths of shape ({x.shape[1]},), one a sample"
+        raise ValueError(f"{op}: expected {wanted}, got {describe(lengths)} with x {tuple(x.shape)}; pass {cure}")
+    if lengths.device != x.device:
+        raise ValueError(
+            f"{op}: expected lengths on {x.device} like x, got {describe(lengths)}; move it with lengths.to(x.device)"
+        )
+
+
+def length_values(op: str, lengths: Tensor, x: Tensor) -> None:
+    """Each of the lengths is 0 to T; looked at where that does not wait for a GPU."""
+    if torch.compiler.is_compiling() or not (lengths.device.type == "cpu" or _debugging) or not lengths.numel():
+        return
+    steps = x.shape[0]
+
+    def within(lengths: Tensor) -> None:
+        low, high = (int(end) for end in lengths.aminmax())
+        if low < 0 or high > steps:
+            raise ValueError(
+                f"{op}: expected lengths of 0 to T = {steps} steps, got {low if low < 0 else high}; a sample ends "
+                "within the sequence that it is padded to"
+            )
+
+    look(within, lengths)
+
+
 def flag(op: str, flag: Tensor | None, x: Tensor) -> None:
     """The non-finite flag is None or int32 [1] on x's device: a kernel writes to its address."""
     if flag is None:

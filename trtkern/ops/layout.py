@@ -53,6 +53,17 @@ def dense(x: Tensor) -> Tensor:
     return x if is_dense(x) or is_static(x) else x.contiguous()
 
 
+def by_sample(x: Tensor) -> Tensor:
+    """A dense x [T, B, ...] whose samples each lie side by side: itself, or a contiguous copy."""
+    x = dense(x)
+    return x if samples_apart(x) else x.contiguous()
+
+
+def samples_apart(x: Tensor) -> bool:
+    """Whether the neurons of a sample of a dense x [T, B, ...] lie side by side."""
+    return x.shape[1] < 2 or x.stride(1) * x.shape[1] == neurons(x)
+
+
 def by_channel(x: Tensor, axis: int) -> tuple[Tensor, int]:
     """A dense x and the stride of its channels; a recorded program lays them last, with the stride 1 for all sizes."""
     if recording():

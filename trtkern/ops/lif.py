@@ -32,6 +32,7 @@ from trtkern.ops._library import (
 )
 from trtkern.ops._prepared import (
     GIVEN_H,
+    IN_FORWARD_MODE,
     NEED_PARAMS,
     NEED_V0,
     NEED_X,
@@ -47,6 +48,7 @@ from trtkern.ops._prepared import (
     lif_backward,
     lif_forward,
     outputs,
+    refuse_lengths,
     wanted_with,
     with_spikes,
 )
@@ -91,6 +93,7 @@ def lif(
     return_h: bool = False,
     fire_on_equal: bool = False,
     flag: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> LIFOutput:
     """Leaky integrate-and-fire over all T steps at once.
 
@@ -110,6 +113,8 @@ def lif(
         return_spikes, return_state, return_v, return_packed, return_h: which outputs to make; v or h, not both.
         fire_on_equal: fire where h[t] >= v_threshold, which must then be above 0.
         flag: int32 [1]; set to 1 if any potential is not finite, in float32 or as it is returned; never cleared.
+        lengths: int32 or int64 [B] for x [T, B, ...]: the steps of each sample, 0 to T. Behind its end nothing is read
+            of a sample; its outputs are 0 there, and its state stays as it is. None: each has T.
 
     Returns:
         LIFOutput(spikes, state, v, packed, h); gradients flow through all but packed. So do tangents (forward mode:
@@ -122,7 +127,7 @@ def lif(
     numbers = (decay, gain, bias, v_threshold if reset_amount is None else reset_amount, v_threshold, v_reset)
     values = dict(zip(PARAMS, numbers, strict=True))
     want = wanted(return_spikes, return_v, return_state, return_packed, return_h)
-    return neuron(x, v0, values, spec or LIFSpec(), want, backend, channel_dim, fire_on_equal, flag)
+    return neuron(x, v0, values, spec or LIFSpec(), want, backend, channel_dim, fire_on_equal, flag, lengths)
 
 
 def neuron(
@@ -135,24 +140,31 @@ def neuron(
     channel_dim: int = 2,
     fire_on_equal: bool = False,
     flag: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> LIFOutput:
     """The neuron that ``spec`` names (``trtkern.neurons``) over all T steps at once: what ``lif`` is for LIF.
 
     Args:
-        x, backend, channel_dim, fire_on_equal, flag: as in ``lif``.
+        x, backend, channel_dim, fire_on_equal, flag, lengths: as in ``lif``.
         state: before the first step, [...] float32, of a neuron with several states [S, ...]; None is zero.
         values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
         want: which outputs to make (``wanted``).
     """
     settings = (spec.token, backend, channel_dim, type(channel_dim), want, fire_on_equal, *values)
-    call = known(settings, (x, state, flag, *values.values()))
+    call = known(settings, (x, state, flag, lengths, *values.values()))
     ready = recall(call)
+    new = ready is None
     if ready is None:
-        ready = _checked(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, call is not None)
+        ready = _checked(
+            x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths, call is not None
+        )  # fmt: skip
+    if lengths is not None:
+        checks.length_values(spec.neuron.lower(), lengths, x)
+    if new:
         remember(call, ready)
 
     if ready.numbers is not None and ready.plain and not (want & WANT_PACKED or spikes.listening()):
-        return _fused(x, state, None, None, spec, ready, want, flag)
+        return _fused(x, state, None, None, lengths, spec, ready, want, flag)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
         op = spec.neuron.lower()
@@ -160,9 +172,10 @@ def neuron(
         if ready.backend == "reference":
             dtype = state_dtype(x)
             rows = reference_rows(*stack(op, x, own, channel_dim, dtype), own, x)
-            return from_trace(reference.lif(x.to(dtype), state, rows, spec), x, want, flag)
+            return from_trace(reference.lif(x.to(dtype), state, rows, spec, lengths), x, want, flag)
         params, axis = stack(op, x, own, channel_dim, torch.float32)
-        return _fused(x if ready.plain else layout.dense(x), state, params, axis, spec, ready, want, flag)
+        laid = x if ready.plain else layout.dense(x) if lengths is None else layout.by_sample(x)
+        return _fused(laid, state, params, axis, lengths, spec, ready, want, flag)
 
     return perform(spec.neuron.lower(), x, want, flag, run)
 
@@ -193,19 +206,20 @@ class _Ready(NamedTuple):
 
 def _checked(
     x: Tensor, state: Tensor | None, values: dict[str, Number], spec: LIFSpec, want: int, backend: str,
-    channel_dim: int, fire_on_equal: bool, flag: Tensor | None, direct: bool,
+    channel_dim: int, fire_on_equal: bool, flag: Tensor | None, lengths: Tensor | None, direct: bool,
 ) -> _Ready:  # fmt: skip
     """The call, when all that its shapes, types, places and numbers say was checked."""
     op, row = spec.neuron.lower(), spec.row
     checks.sequence(op, x)
     checks.state(op, state, x, row.states)
     checks.flag(op, flag, x)
+    checks.lengths(op, lengths, x)
     values = {name: values[name] for name in row.params}
     checks.parameters(op, values)
     numbers = scalars(op, values, fire_on_equal, x)
     measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
-    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured)
-    as_read = not isinstance(x, Lazy) and layout.dense(x) is x
+    chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured, lengths is not None)
+    as_read = not isinstance(x, Lazy) and (layout.dense(x) if lengths is None else layout.by_sample(x)) is x
     return _Ready(chosen, direct and chosen != "reference" and as_read, numbers, {})
 
 
@@ -234,12 +248,15 @@ def _fused(
     v0: Tensor | None,
     params: Tensor | None,
     axis: int | None,
+    lengths: Tensor | None,
     spec: LIFSpec,
     ready: _Ready,
     want: int,
     flag: Tensor | None,
 ) -> LIFOutput:
     x, inner = (x, 1) if axis is None else layout.by_channel(x, axis)
+    if lengths is not None:
+        lengths = lengths.to(torch.int32).contiguous()
     differentiable = needs_grad(x, v0, params) if ready.plain else differentiated(x, v0, params)
     dual = not ready.plain and pushed(spec.neuron.lower(), x, v0, params)
     made = wanted_with(x, spec, want, differentiable)
@@ -254,11 +271,11 @@ def _fused(
         if ready.plain:
             ready.fixed[made] = fixed
     if ready.plain and differentiable:
-        found = alone(_LIF, shown).apply(x, v0, params, flag, fixed)
+        found = alone(_LIF, shown).apply(x, v0, params, lengths, flag, fixed)
     elif differentiable or dual:
-        found = shown(apply(_LIF, "lif", x, v0, params, flag, fixed))
+        found = shown(apply(_LIF, "lif", x, v0, params, lengths, flag, fixed))
     else:
-        found = shown(_LIF.forward(x, v0, params, flag, fixed))
+        found = shown(_LIF.forward(x, v0, params, lengths, flag, fixed))
     s, v, v_final, packed = found
     return returned(s, v_final, v, packed, want)
 
@@ -312,51 +329,53 @@ def shown(made: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(x, v0, params, flag, fixed):
+    def forward(x, v0, params, lengths, flag, fixed):
         scalars, token, channels, want, backend, prepared = fixed
         if prepared is not None:
-            made = outputs(prepared.forward(x, v0, params, None, None, flag, want))
+            made = outputs(prepared.forward(x, v0, params, None, None, lengths, flag, want))
         else:
             told = (scalars, token, channels.inner, False)
-            made = lif_forward(x, v0, params, None, None, *told, flag, want, backend)
+            made = lif_forward(x, v0, params, None, None, lengths, *told, flag, want, backend)
         return with_spikes(made, want, x, False, prepared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, v0, params, _, fixed = inputs
+        x, v0, params, lengths, _, fixed = inputs
         ctx.fixed, ctx.first = fixed, _first_rows.recording
         ctx.set_materialize_grads(False)
         held = None if fixed.prepared is None else fixed.prepared.held
-        keep_for_both(ctx, output[3:], x, v0, params, output[3], held=held)
+        keep_for_both(ctx, output[3:], x, v0, params, lengths, output[3], held=held)
 
     @staticmethod
     def tangents(ctx: Any, saved: tuple, *tangents: Tensor | None) -> tuple:
-        x, v0, params, edges = saved
+        x, v0, params, lengths, edges = saved
         scalars, token, channels, want, backend, _ = ctx.fixed
-        call = Call(x, v0, params, None, None, scalars, token, channels.inner, False)
+        refuse_lengths("lif", lengths, IN_FORWARD_MODE)
+        call = Call(x, v0, params, None, None, None, scalars, token, channels.inner, False)
         inputs, d = _tangent.Inputs(x, v0, params), _tangent.Inputs(*tangents[:3])
         return _tangent.outputs(call, inputs, d, edges, channels.axis, want, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        x, v0, params, edges = kept(ctx)
+        x, v0, params, lengths, edges = kept(ctx)
         fixed = ctx.fixed
         _, needs_v0, needs_params, *_ = ctx.needs_input_grad
         gs, gv, gv_final = wanted_grads(grads, fixed.want)
         needs = NEED_X + NEED_V0 * needs_v0 + NEED_PARAMS * needs_params + given(fixed.want)
         if fixed.prepared is not None and once(gs, gv, gv_final, x, v0, params):
             gx, gv0, gparams, *_ = fixed.prepared.backward(
-                x, v0, params, None, None, edges, gs, gv, gv_final, None, None, 0, None, needs, ctx
+                x, v0, params, None, None, lengths, edges, gs, gv, gv_final, None, None, 0, None, needs, ctx
             )
         else:
-            gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, x, v0, params, edges, fixed, needs)
-        return gx, gv0 if needs_v0 else None, gparams if needs_params else None, None, None
+            given_to = (x, v0, params, lengths, edges)
+            gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, *given_to, fixed, needs)
+        return gx, gv0 if needs_v0 else None, gparams if needs_params else None, None, None, None
 
 
 class _LIFBackward(torch.autograd.Function):
     @staticmethod
-    def forward(gs, gv, gv_final, x, v0, params, edges, fixed, needs):
-        call = Call(x, v0, params, None, None, fixed.scalars, fixed.token, fixed.channels.inner, False)
+    def forward(gs, gv, gv_final, x, v0, params, lengths, edges, fixed, needs):
+        call = Call(x, v0, params, None, None, lengths, fixed.scalars, fixed.token, fixed.channels.inner, False)
         return lif_backward(*call, edges, gs, gv, gv_final, None, None, 0, None, needs, fixed.backend)[:3]
 
     @staticmethod

@@ -64,12 +64,20 @@ def _row(backend: Backend) -> Row:
         for name in neurons.TABLE
         if name != "LIF"
     ]
+    lengths = (17, 0, 5, 16)
+    padded = [
+        Cell(reset="soft", learnable="channel", timesteps=17, shape=(4, 3, 11), neuron=name, lengths=lengths)
+        for name in ("LIF", "CUBALIF")
+        if backend.refuses(Case("lif", device, torch.float32, LIFSpec(), lengths=True)) is None
+    ]
     try:
-        for cell in (*trial, *others):
+        for cell in (*trial, *others, *padded):
             errors = compare(backend.name, cell, device)
             if not errors.within(cell.dtype):
                 return Row(backend.name, False, f"{cell} on {device}: {errors}")
         tried = [f"{len(trial)} LIF cells", f"{len(others)} of other neurons"]
+        if padded:
+            tried.append(f"{len(padded)} with lengths")
         if backend.holds("batch_norm_lif"):
             normed = [
                 NormCell(residual="packed", learnable="channel", shape=(2, 3, 11)),

@@ -47,6 +47,8 @@ class Cell:
     returned: str = "v"
     """Which potential comes back and is differentiated: "v" after the reset, or "h" before it."""
     neuron: str = "LIF"
+    lengths: tuple[int, ...] | None = None
+    """The steps of each sample, of which ``shape`` has as many; behind them x is NaN. None: each has all."""
 
     @property
     def spec(self) -> LIFSpec:
@@ -79,7 +81,14 @@ class Cell:
         dtype = str(self.dtype).removeprefix("torch.")
         size = "x".join(map(str, (self.timesteps, *self.shape)))
         name = f"{self.neuron}-{dtype}-{self.surrogate}-{self.reset}-{detach}-{self.learnable}-{size}-{self.layout}"
-        return name if self.returned == "v" else f"{name}-{self.returned}"
+        name = name if self.returned == "v" else f"{name}-{self.returned}"
+        return name if self.lengths is None else f"{name}-lengths {','.join(map(str, self.lengths))}"
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x, NaN behind the end of each sample."""
+        if self.lengths is None:
+            return x
+        return torch.where(reference.live(x, torch.tensor(self.lengths)), x, torch.nan)
 
 
 class Errors(NamedTuple):
@@ -153,7 +162,7 @@ def _problem(cell: Cell, seed: int) -> _Problem:
     else:
         raise RuntimeError(f"selftest: no inputs for {cell} keep a margin of {MARGIN} from the threshold")
     gs, gv = normal(*x.shape) + 0.2, normal(*x.shape)
-    return _Problem(x, v0, params, gs, gv, normal(*cell.state_shape, dtype=torch.float32))
+    return _Problem(cell.padded(x), v0, params, gs, gv, normal(*cell.state_shape, dtype=torch.float32))
 
 
 def worst(*errors: float) -> float:
@@ -171,7 +180,9 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors."""
     problem = _problem(cell, seed)
     oracle_inputs = [t.double().requires_grad_() for t in (problem.x, problem.v0, *problem.params)]
-    oracle = reference.lif(oracle_inputs[0], oracle_inputs[1], broadcast(oracle_inputs[2:], problem.x), cell.spec)
+    lengths = None if cell.lengths is None else torch.tensor(cell.lengths)
+    rows = broadcast(oracle_inputs[2:], problem.x)
+    oracle = reference.lif(oracle_inputs[0], oracle_inputs[1], rows, cell.spec, lengths)
     incoming = [g.double() for g in (problem.gs, problem.gv, problem.gstate)]
     potentials = getattr(oracle, cell.returned)
     outputs = [oracle.s, potentials, oracle.state]
@@ -185,7 +196,8 @@ def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Err
     numbers: Any = tensors if learn else [p.item() for p in problem.params]
     values = dict(zip(cell.spec.row.params, numbers, strict=True))
     before = cell.returned == "h"
-    out = neuron(x, v0, values, cell.spec, wanted(True, not before, True, False, before), backend)
+    ends = None if lengths is None else lengths.to(device)
+    out = neuron(x, v0, values, cell.spec, wanted(True, not before, True, False, before), backend, lengths=ends)
     spikes, state, v = (tensor for tensor in out if tensor is not None)
     grads = [laid_out(g.to(device), cell.layout) for g in (problem.gs, problem.gv)]
     inputs = [x, v0, *(tensors if learn else [])]

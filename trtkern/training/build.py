@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trtkern import own
-from trtkern.models.build import BUILDERS, build
+from trtkern.models.build import BUILDERS, build, module
 from trtkern.names import LOSSES, OBJECT, is_own
 from trtkern.nn import exact_convolutions
 from trtkern.training import losses
@@ -74,23 +74,6 @@ def _own(name: str, options: dict[str, Any], known: dict[str, Any], given: Any) 
             f"every seed begins with weights of its own"
         )
     return module(own.called(function, spelt, "model", **own.offered(function, options, known)), spelt)
-
-
-def module(made: Any, name: str) -> nn.Module:
-    """Itself, if it is a network whose state can be kept.
-
-    Raises:
-        TypeError, OwnError: it is none, or its state holds other things than tensors.
-    """
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"model: expected {name} to give a torch.nn.Module, got {type(made).__name__}")
-    for key, value in made.state_dict().items():
-        if not isinstance(value, torch.Tensor):
-            raise own.OwnError(
-                f"model: expected a state_dict of tensors, which a checkpoint can hold, got {type(value).__name__} for "
-                f"{key}"
-            )
-    return made
 
 
 def build_loss(settings: Settings, model: nn.Module, given: Any = None) -> Loss:

@@ -13,9 +13,9 @@ from trtkern import own
 from trtkern.data import DATASETS, Dataset
 from trtkern.data import own as own_data
 from trtkern.data.augment import OwnChange, Pipeline
+from trtkern.models.build import module
 from trtkern.names import OBJECT, is_object, short, unknown
 from trtkern.training import plan as plans
-from trtkern.training.build import module
 from trtkern.training.gathering import gather, makes_data
 from trtkern.training.optimizers import Maker
 from trtkern.training.options import OPTIONS

@@ -3,18 +3,32 @@
 Each file has ``DISTRIBUTION`` (what pip calls it), ``MODULE`` (what Python imports), ``INSTALL`` (what to
 type to have it beside the torch that is there: some libraries ask for another one) and ``layers``, which are LIF.
 ``OTHERS`` has a function like it for each other neuron that the library computes as ``trtkern.neurons`` does.
+``network(name, timesteps, shape)`` is the library's own network of that name of ``cases.NETWORKS``, or None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import NamedTuple
+
+from torch import nn
 
 from trtkern.bench.layers import Layer, Where
 from trtkern.names import unknown
 
 NAMES = ("spikingjelly", "snntorch", "norse", "sinabs", "exodus", "rockpool")
+
+
+class Whole(NamedTuple):
+    """A library's own network, as it is there."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    """Images [B, C, H, W] -> logits [T, B, classes], or of fewer steps where it gives their mean."""
+    note: str
+    """In what it differs from this project's."""
 
 
 class Peer(NamedTuple):
@@ -32,6 +46,11 @@ class Peer(NamedTuple):
             return module.layers(where)
         make = getattr(module, "OTHERS", {}).get(where.neuron)
         return [] if make is None else make(where)
+
+    def network(self, name: str, timesteps: int, shape: tuple[int, ...]) -> Whole | None:
+        """Its own network of that name for images of that shape, where it has one."""
+        make = getattr(import_module(f"{__name__}.{self.name}"), "network", None)
+        return None if make is None else make(name, timesteps, shape)
 
 
 def choose(names: str) -> list[Peer]:

@@ -1,4 +1,6 @@
-"""SpikingJelly: ``LIFNode``, decay_input=False, tau = 2, hard reset, ATan(2); every implementation for the device."""
+"""SpikingJelly: ``LIFNode``, decay_input=False, tau = 2, hard reset, ATan(2); every implementation for the device. And
+the spiking transformers that it has, as they are there.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trtkern.bench.layers import WHOLE_LOOP, Layer, Neuron, Where
+from trtkern.bench.peers import Whole
 from trtkern.spec import LIFSpec
 
 DISTRIBUTION = "spikingjelly"
@@ -83,3 +86,41 @@ def _with(name: str, run: Callable[[Tensor], Tensor], device: torch.device) -> C
         return run(x)
 
     return chosen
+
+
+class _Reset(torch.nn.Module):
+    """A network whose neurons forget before each call."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.network)
+        logits = self.network(x)
+        return logits if logits.dim() == 3 else logits.unsqueeze(0)
+
+
+def network(name: str, timesteps: int, shape: tuple[int, ...]) -> Whole | None:
+    """Spikformer and the Spike-driven Transformer of ``activation_based.model``, for CIFAR."""
+    if name == "spikformer_4_384":
+        from spikingjelly.activation_based.model import spikformer
+
+        def make() -> torch.nn.Module:
+            sizes = {"embed_dims": 384, "num_heads": 12, "depths": 4, "patch_size": 4, "num_classes": 10}
+            image = {"in_channels": shape[0], "img_size_h": shape[1], "img_size_w": shape[2]}
+            return _Reset(spikformer.Spikformer(T=timesteps, **image, **sizes))
+
+        differs = "pools in front of the neurons, has one product for Q, K and V, no biases"
+        return Whole("spikingjelly Spikformer", make, f"its own network and neurons, not judged: {differs}")
+    if name == "sdt_2_512":
+        from spikingjelly.activation_based.model import spike_driven_transformer
+
+        def make() -> torch.nn.Module:
+            sizes = {"embed_dims": 512, "num_heads": 8, "depths": 2, "pooling_stat": "0011", "num_classes": 10}
+            return _Reset(spike_driven_transformer.SpikeDrivenTransformer(T=timesteps, in_channels=shape[0], **sizes))
+
+        return Whole("spikingjelly SpikeDrivenTransformer", make, "its own network and neurons, not judged")
+    return None

@@ -25,14 +25,17 @@ class Dialect:
     Args:
         method: how it makes steps of tau dv/dt = (v_leak - v) + r I.
         soft: its reader resets softly: the threshold is subtracted, whatever ``v_reset`` says.
+        delayed: its soft reset comes a step later, behind the decay: what is subtracted is the threshold / decay.
         on_equal: it fires where v >= v_threshold; NIR fires where v > v_threshold.
         steps: its times are numbers of steps.
         squared: its writer multiplies each time by the step, which its reader does not undo.
         per_step: r of its IF is what a step adds for an input of 1; in NIR that is r times the step.
+        plain_leak: gain of its LI is r; in NIR r * (1 - decay).
         jump: gain of the synapse of its CubaLIF is w_in; in NIR w_in * dt / tau_syn.
         gain: of the spiking neurons that its reader makes: "any", "one", or "complement", 1 - decay.
         any_leak: its reader takes v_leak: "any", "zero", or "reset", where it must be v_reset.
         any_reset: its reader takes v_reset; else it resets to 0.
+        vectors: its reader fails on a LIF or LI over images.
         fixed: the step in seconds that is written into its source, or None.
         reads: the nodes that its reader knows; None for all.
         extra: what NIR has no field for goes into the metadata of a node.
@@ -40,14 +43,17 @@ class Dialect:
 
     method: str = "euler"
     soft: bool = False
+    delayed: bool = False
     on_equal: bool = False
     steps: bool = False
     squared: bool = False
     per_step: bool = False
+    plain_leak: bool = False
     jump: bool = False
     gain: str = "any"
     any_leak: str = "any"
     any_reset: bool = True
+    vectors: bool = False
     fixed: float | None = None
     reads: frozenset[str] | None = None
     extra: bool = False
@@ -63,7 +69,7 @@ DIALECTS: dict[str, Dialect] = {
         reads=frozenset((*_SHARED, "Linear", "Conv1d", "AvgPool2d", "IF", "CubaLIF")),
     ),
     "snntorch": Dialect(
-        gain="one", any_leak="zero", any_reset=False, fixed=1e-4,
+        delayed=True, gain="one", any_leak="zero", any_reset=False, fixed=1e-4,
         reads=frozenset((*_SHARED, "Linear", "AvgPool2d", "CubaLIF")),
     ),
     "norse": Dialect(
@@ -71,8 +77,8 @@ DIALECTS: dict[str, Dialect] = {
         reads=frozenset((*_SHARED, "Linear", "IF", "CubaLIF")),
     ),
     "sinabs": Dialect(
-        method="exponential", soft=True, on_equal=True, steps=True, per_step=True, gain="one", any_leak="zero",
-        any_reset=False, reads=frozenset((*_SHARED, "IF", "LI")),
+        method="exponential", soft=True, on_equal=True, steps=True, per_step=True, plain_leak=True, gain="one",
+        any_leak="zero", any_reset=False, vectors=True, reads=frozenset((*_SHARED, "IF", "LI")),
     ),
 }  # fmt: skip
 """The dialects by name; docs/nir.md says where each was found."""

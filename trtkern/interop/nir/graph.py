@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trtkern.interop.nir.layers import Delay
+from trtkern.interop.nir.layers import Delay, alone
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn.time import over_time, takes_time
+from trtkern.nn.time import TimeSequential, over_time, takes_time
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -64,7 +64,7 @@ class NodeGraph(Leaf):
         self._keys = keys_of(self.names)
         self.nodes = nn.ModuleDict({self._keys[name]: layer for name, layer in nodes.items()})
         self._into = {name: [a for a, b in self.edges if b == name] for name in [*self.names, OUTPUT]}
-        lines = [name for name, layer in nodes.items() if isinstance(layer, Delay) and layer._different[0] > 0]
+        lines = [name for name, layer in nodes.items() if isinstance(layer, Delay) and layer.shortest > 0]
         self.parts = parts_of(self.names, self._into, set(lines))
         self._late = {name for name in lines if any(p.cyclic and name in p.names for p in self.parts)}
 
@@ -111,6 +111,7 @@ class NodeGraph(Leaf):
 
     def _steps(self, part: Part, values: dict[str, Tensor], state: GraphState) -> None:
         """Run a cycle over the sequence, and leave what each of its nodes gives in ``values``."""
+        alone("cycle")
         own = {name: [a for a in self._into[name] if a in part.names] for name in part.names}
         given = {name: [values[a] for a in self._into[name] if a not in part.names] for name in part.names}
         # What comes from outside as steps: unbind has one backward for all of them, an index one each.
@@ -165,14 +166,16 @@ def has_state(layer: nn.Module) -> bool:
 
 
 def keys_of(names: Sequence[str]) -> dict[str, str]:
-    """A key for each name that torch takes as the name of a submodule."""
+    """A key for each name that torch takes as the name of a submodule: no dots, no attribute of a container."""
     keys: dict[str, str] = {}
+    taken = {*dir(nn.ModuleDict()), *dir(TimeSequential())}
     for name in names:
         key = base = name.replace(".", "_") or "_"
         count = 1
-        while key in keys.values():
+        while key in taken:
             key, count = f"{base}_{count}", count + 1
         keys[name] = key
+        taken.add(key)
     return keys
 
 
@@ -261,14 +264,16 @@ def parts_of(names: Sequence[str], into: Mapping[str, Sequence[str]], lines: set
     inner = {name: [a for a in into[name] if a != INPUT] for name in names}
     found = []
     for component in components(names, inner):
-        members = [name for name in names if name in component]
+        # By name: a file does not keep the order of nodes.
+        members = sorted(component)
         cyclic = len(members) > 1 or members[0] in inner[members[0]]
         found.append(Part(tuple(_order(members, into, lines) if cyclic else members), cyclic))
     return found
 
 
 def _order(members: Sequence[str], into: Mapping[str, Sequence[str]], lines: set[str]) -> list[str]:
-    """Nodes of a cycle: after what they need, as far as that goes; a cycle is opened where something comes in."""
+    """Nodes of a cycle: after what they need, as far as that goes; a cycle is opened where something comes in, at the
+    first such node of ``members``."""
     done: list[str] = []
     while len(done) < len(members):
         rest = [name for name in members if name not in done]

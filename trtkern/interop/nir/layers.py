@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from trtkern.nn import LIF
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, Neuron, one_step
+from trtkern.nn._neuron import AnyState, Neuron, carrier, one_step
 from trtkern.ops import checks
+
+
+def alone(kind: str) -> None:
+    """A RuntimeError within a ``trtkern.nn.Stream``, which carries the states of neurons and of nothing else."""
+    if carrier() is not None:
+        raise RuntimeError(
+            f"stream: expected states of neurons only, got a {kind}, which has one that a stream does not carry; make "
+            "the model a NodeGraph, and pass its state: y, state = model(x, state, return_state=True)"
+        )
 
 
 class Scale(Leaf):
@@ -66,8 +75,9 @@ class Delay(Leaf):
             raise TypeError(f"Delay: expected steps to be integers, got {checks.describe(steps)}; round them first")
         if held.numel() == 0 or int(held.min()) < 0:
             raise ValueError(f"Delay: expected steps >= 0, got {checks.describe(steps)}; a delay reads the past only")
-        self.register_buffer("steps", held.to(torch.int64).clone())
-        self.longest = int(held.max())
+        # Like the size of a kernel it is no part of a state dict.
+        self.register_buffer("steps", held.to(torch.int64).clone(), persistent=False)
+        self.longest, self.shortest = int(held.max()), int(held.min())
         self._different = sorted({int(n) for n in held.flatten().tolist()})
 
     def forward(self, x: Tensor, v0: Tensor | None = None, *, return_state: bool = False) -> Any:
@@ -77,6 +87,8 @@ class Delay(Leaf):
             return self(x, v0, return_state=return_state)
         if not isinstance(x, Tensor) or x.dim() < 2:
             raise ValueError(f"Delay: expected x [T, B, ...], got {checks.describe(x)}; give it a sequence")
+        if self.longest:
+            alone("Delay")
         past = (self.longest, *x.shape[1:])
         if v0 is None:
             v0 = x.new_zeros(past)
@@ -97,14 +109,9 @@ class Delay(Leaf):
         y, state = self(one_step("Delay", x, 0), v, return_state=True)
         return y.squeeze(0), state
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *others)
-        self._different = sorted({int(n) for n in self.steps.flatten().tolist()})
-        self.longest = self._different[-1]
-
     def extra_repr(self) -> str:
         """The steps: one number, or the least and the greatest."""
-        first, last = self._different[0], self._different[-1]
+        first, last = self.shortest, self.longest
         return f"steps={first}" if first == last else f"steps={first} to {last}, shape={list(self.steps.shape)}"
 
 

@@ -86,6 +86,11 @@ def neuron(path: str, node: Any, wishes: Wishes, problems: Problems) -> nn.Modul
             settings["v_reset"] = None
             if "reset_amount" in said:
                 numbers["reset_amount"] = array(said["reset_amount"])
+            elif wishes.dialect.delayed and "decay" in numbers:
+                if numbers["decay"].min() <= 0:
+                    problems.add(path, kind, "a decay > 0, by which this reset is divided", "0", "pass reset='hard'")
+                    return None
+                numbers["reset_amount"] = numbers["v_threshold"] / numbers["decay"]
     axes = sorted({axis for value in numbers.values() for axis in _varies(value)})
     spread = len(axes) > 1
     if not spread and axes and axes != [0]:
@@ -119,7 +124,7 @@ def _numbers(kind: str, fields: dict[str, np.ndarray], wishes: Wishes) -> dict[s
             found["decay"] = np.ones_like(found["gain"])
         return found
     found["decay"] = clock.decay(fields["tau_mem" if kind.startswith("Cuba") else "tau"])
-    found["gain"] = fields["r"] * (1.0 - found["decay"])
+    found["gain"] = fields["r"] * (1.0 if kind == "LI" and dialect.plain_leak else 1.0 - found["decay"])
     if kind.startswith("Cuba"):
         found["decay_syn"] = clock.decay(fields["tau_syn"])
         w_in = fields.get("w_in", np.ones(()))

@@ -14,6 +14,7 @@ from trtkern.interop.nir.dialects import clock, dialect_of
 from trtkern.interop.nir.graph import INPUT, OUTPUT, NodeGraph
 from trtkern.interop.nir.problems import Problems, package, refuse
 from trtkern.interop.nir.writing_layers import LEAVES, leaf
+from trtkern.interop.stepping import FromStart, OverTimeNetwork, Stepping
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, OverTime, TimeSequential, UnfusedBatchNormLIF
 from trtkern.nn._leaf import Leaf
 from trtkern.nn.time import takes_time
@@ -61,7 +62,10 @@ def to_nir(
     shape = _shape(input_shape)
     nir, problems = package(OP), Problems(OP)
     builder = Builder(nir, measure, spoken, problems)
-    given = builder.add(INPUT, nir.Input(list(shape)), Value({}, shape), shape)
+    # A network for loops over time has no axis of time.
+    kinds = {type(module) for module in model.modules()}
+    by_steps = Stepping in kinds and OverTimeNetwork not in kinds
+    given = builder.add(INPUT, nir.Input(list(shape)), Value({}, shape, by_steps), shape)
     if isinstance(model, NodeGraph):
         made = _nodes(builder, "", model, given)
     else:
@@ -104,6 +108,15 @@ def convert(builder: Builder, path: str, module: nn.Module, value: Value, *other
         _refuse(builder, path, module, "a call with one input", "more arguments", "call it with x alone")
     if isinstance(module, OverTime):
         inner = convert(builder, _join(path, "module"), module.module, value._replace(folded=True))
+        return inner._replace(folded=value.folded)
+    if isinstance(module, OverTimeNetwork):
+        inner = convert(builder, _join(path, "net"), module.net, value._replace(folded=True))
+        return inner._replace(folded=value.folded)
+    if isinstance(module, (Stepping, FromStart)):
+        if module.start != 0:
+            do = "NIR says nothing of the start; pass start=0.0"
+            _refuse(builder, path, module, "a potential of 0 before the first step", f"start={module.start:g}", do)
+        inner = convert(builder, _join(path, "neuron"), module.neuron, value._replace(folded=False))
         return inner._replace(folded=value.folded)
     if isinstance(module, NodeGraph):
         return _inside(builder, path, module, value)
@@ -197,7 +210,7 @@ class _Tracer(fx.Tracer):
     """Opens what is neither of torch.nn nor a layer that has nodes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        held = (*LEAVES, Leaf, OverTime, nn.Sequential)
+        held = (*LEAVES, Leaf, OverTime, OverTimeNetwork, Stepping, FromStart, nn.Sequential)
         return isinstance(m, held) or super().is_leaf_module(m, module_qualified_name)
 
 

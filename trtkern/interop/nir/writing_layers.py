@@ -256,11 +256,18 @@ def _dropout(builder: Builder, path: str, module: Any, value: Value) -> Value:
     return value
 
 
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether numbers of that shape are one for each of the whole, or are broadcast to it."""
+    if len(shape) > len(whole):
+        return False
+    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(whole), strict=False))
+
+
 def _scale(builder: Builder, path: str, module: Scale, value: Value) -> Value:
     if value.shape is None:
         return value
     scale = _numpy(module.scale)
-    if np.broadcast_shapes(scale.shape, value.shape) != value.shape:
+    if not _fits(scale.shape, value.shape):
         _refuse(builder, path, module, f"a scale that fits {value.shape}", f"{scale.shape}", "check input_shape")
         return value
     node = builder.nir.Scale(scale=np.ascontiguousarray(np.broadcast_to(scale, value.shape)))
@@ -271,7 +278,7 @@ def _delay(builder: Builder, path: str, module: Delay, value: Value) -> Value:
     if value.shape is None:
         return value
     steps = module.steps.detach().cpu().double().numpy()
-    if np.broadcast_shapes(steps.shape, value.shape) != value.shape:
+    if not _fits(steps.shape, value.shape):
         _refuse(builder, path, module, f"delays that fit {value.shape}", f"{steps.shape}", "check input_shape")
         return value
     delays = np.ascontiguousarray(np.broadcast_to(steps * builder.clock.step, value.shape))

@@ -190,7 +190,7 @@ def _potentials(numbers: dict[str, np.ndarray], place: Place) -> None:
 
 def _readout(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> None:
     """A problem where the reader has a readout of another gain: no threshold can make up for it."""
-    if place.dialect.gain == "one" and "LI" in (place.dialect.reads or ()) and (numbers["gain"] != 1).any():
+    if place.dialect.plain_leak and (numbers["gain"] != 1).any():
         place.refuse("gain = 1, which this reader gives to every LI", "another gain", "put it into the weights before")
     if place.dialect.any_leak == "zero" and (numbers["v_leak"] != 0).any():
         place.refuse("v_leak = 0, which this reader takes", "another v_leak", "put it into the bias before")
@@ -206,9 +206,12 @@ def _lif(layer: Neuron, numbers: dict[str, np.ndarray], place: Place, metadata: 
     if (decay == 1).all():
         node = nir.IF if firing else nir.I
         return node(r=gain / clock.rate, **firing, metadata=metadata)
+    if place.dialect.vectors and len(place.shape) > 1:
+        place.refuse("a vector, since this reader fails on others", f"{place.shape}", "take IF for images, or flatten")
+        return None
     r = gain / (1.0 - decay)
-    if not firing and place.dialect.gain == "one":
-        r = np.ones(place.shape)  # what this reader calls 1 is a gain of 1
+    if not firing and place.dialect.plain_leak:
+        r = gain
     node = nir.LIF if firing else nir.LI
     return node(tau=clock.tau(decay), r=r, v_leak=numbers["v_leak"], **firing, metadata=metadata)
 
