@@ -136,7 +136,7 @@ def _check(
             f"{'--images' if sizes is None else '--input'}: expected it with a function of yours, got the run {model}, "
             "whose data say what goes in"
         )
-    if sizes is not None and len(_models.sizes(sizes)) < (1 if images else 2):
+    if sizes is not None and len(_models.sizes_of(sizes)) < (1 if images else 2):
         raise ValueError(f"--input: expected T,B,... or with --images B,..., got {sizes}")
 
 
@@ -144,7 +144,7 @@ def _of_function(name: str, sizes: str | None, images: bool) -> Subject:
     import torch
 
     model = _models.made(name, "export").cpu().eval()
-    example = torch.rand(_models.sizes(sizes or ""), generator=torch.Generator().manual_seed(0))
+    example = torch.rand(_models.sizes_of(sizes or ""), generator=torch.Generator().manual_seed(0))
     return Subject(model, example, None if images else 0, 0 if images else 1, "random numbers between 0 and 1")
 
 
