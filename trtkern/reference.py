@@ -154,10 +154,6 @@ def _run(
         yield u, s, trace, state
 
 
-def _masked(condition: Tensor, value: Tensor) -> Tensor:
-    return torch.where(condition, value, torch.zeros_like(value))
-
-
 def advance(
     current: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor | float], spec: LIFSpec
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -167,6 +163,10 @@ def advance(
     potential, threshold = fire(trace, params)
     fired = potential > threshold
     return fired, trace, settle(trace, fired, params)
+
+
+def _masked(condition: Tensor, value: Tensor) -> Tensor:
+    return torch.where(condition, value, torch.zeros_like(value))
 
 
 def lif(

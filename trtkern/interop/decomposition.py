@@ -96,6 +96,10 @@ def _expect_plain(node: fx.Node) -> None:
             "decompose: expected a BatchNorm in evaluation, got one that moves its running statistics; record "
             "model.eval()"
         )
+    if given.get("lengths") is not None:
+        raise ValueError(
+            "decompose: expected sequences of one length, got samples with lengths; record the model without them"
+        )
     if given.get("want", 0) & WANT_PACKED:
         raise ValueError(
             "decompose: expected dense spikes, got a neuron that makes their words; call it without return_packed"
@@ -123,8 +127,8 @@ class _Plain(TorchFunctionMode):
 
 def _lif_forward(
     scan: bool | None, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None,
-    residual: Tensor | None, scalars: Sequence[float], token: str, inner: int, pool: bool, flag: Tensor | None,
-    want: int, backend: str,
+    residual: Tensor | None, lengths: None, scalars: Sequence[float], token: str, inner: int, pool: bool,
+    flag: Tensor | None, want: int, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``lif_forward`` of ``trtkern.ops._prepared``."""
     spec, dtype = LIFSpec.from_token(token), state_dtype(x)
@@ -224,9 +228,17 @@ def _finish(
     return affine, torch.stack([mean, rstd]), affine.new_empty(0)
 
 
+def _moments(y: Tensor, channels: int, inner: int) -> tuple[Tensor, Tensor]:
+    """``reference.statistics``, of means alone: torch.onnx divides a variance in float64 by a float32 number."""
+    axis, wide = _channels(y, channels, inner), y.double()
+    others = [each for each in range(y.dim()) if each != axis]
+    mean = wide.mean(others, keepdim=True)
+    return mean.flatten(), (wide - mean).square().mean(others)
+
+
 def _statistics(scan: bool | None, y: Tensor, channels: int, inner: int, backend: str) -> Tensor:
     """``batch_norm_lif_statistics`` of ``trtkern.ops._norm``: the mean and the sum of squares around it."""
-    mean, var = reference.statistics(y, _channels(y, channels, inner))
+    mean, var = _moments(y, channels, inner)
     return torch.stack([mean, var * (y.numel() // channels)])
 
 
@@ -236,9 +248,9 @@ def _batch_norm_lif_forward(
     momentum: float | None, channels: int, scalars: Sequence[float], token: str, inner: int, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``batch_norm_lif_forward`` of ``trtkern.ops.batch_norm_lif``, with the statistics of y."""
-    mean, var = reference.statistics(y, _channels(y, channels, inner))
+    mean, var = _moments(y, channels, inner)
     affine, moments, _ = _finish(scan, mean, var, weight, bias, None, None, None, 0, eps, momentum, False, "")
-    made = _lif_forward(scan, y, v0, params, affine, residual, scalars, token, inner, *rest)
+    made = _lif_forward(scan, y, v0, params, affine, residual, None, scalars, token, inner, *rest)
     return *made, affine, moments
 
 
