@@ -104,13 +104,16 @@ def scaled(net: nn.Module, factor: float) -> nn.Module:
 
 @contextmanager
 def wide_spikes(x: Tensor) -> Iterator[None]:
-    """snnTorch's spikes are float32 in every dtype, which a Linear of float64 refuses: here they are as x is."""
-    narrow = Tensor.float
-    Tensor.float = lambda self: self.to(torch.promote_types(x.dtype, torch.float32))  # type: ignore[method-assign]
+    """Within, spikes and states are as x is: those of some libraries are float32 in every dtype, which a Linear of
+    float64 refuses."""
+    narrow, default, wide = Tensor.float, torch.get_default_dtype(), torch.promote_types(x.dtype, torch.float32)
+    Tensor.float = lambda self: self.to(wide)  # type: ignore[method-assign]
+    torch.set_default_dtype(wide)
     try:
         yield
     finally:
         Tensor.float = narrow  # type: ignore[method-assign]
+        torch.set_default_dtype(default)
 
 
 class SnnTorchTutorial5(nn.Module):
@@ -178,6 +181,35 @@ def norse_lifted() -> nn.Module:
     )  # fmt: skip
 
 
+def in_its_type(net: nn.Module, x: Tensor) -> Tensor:
+    """A network of sinabs or Rockpool, whose spikes are float32 by themselves, in the type of x."""
+    with wide_spikes(x):
+        made = net(x)
+    return made[0] if isinstance(made, tuple) else made
+
+
+def nmnist_quickstart() -> nn.Module:
+    """The network of sinabs' quickstart, with the settings that have an equal here."""
+    from sinabs import activation, layers
+
+    iaf: dict[str, Any] = {"batch_size": 8, "spike_fn": activation.SingleSpike, "spike_threshold": torch.tensor(0.25)}
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, bias=False), layers.IAFSqueeze(**iaf), nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False), layers.IAFSqueeze(**iaf), nn.AvgPool2d(2),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False), layers.IAFSqueeze(**iaf),
+        nn.Flatten(), nn.Linear(16 * 4 * 4, 10, bias=False), layers.IAFSqueeze(**iaf),
+    )  # fmt: skip
+
+
+def synnet(threshold: float) -> nn.Module:
+    from rockpool.nn.networks import SynNet
+
+    return SynNet(
+        10, 64, size_hidden_layers=[128, 128], time_constants_per_layer=[4, 4], max_spikes_per_dt=1,
+        threshold=threshold,
+    )  # fmt: skip
+
+
 CASES = {
     "spikingjelly-sew-resnet18": Case(
         "spikingjelly", "`sew_resnet18`, IF, step mode m", lambda: sew_resnet18("m"), (4, 8, 3, 64, 64), 4.0
@@ -202,6 +234,13 @@ CASES = {
     "norse-conv-net": Case("norse", "`ConvNet`, loop in the forward", norse_conv_net, (32, 8, 1, 28, 28), 2.0),
     "norse-lifted": Case(
         "norse", "the same layers, `Lift`, `LIF`", norse_lifted, (32, 8, 1, 28, 28), 2.0, run=lambda net, x: net(x)[0]
+    ),
+    "sinabs-nmnist-quickstart": Case(
+        "sinabs", "N-MNIST quickstart, IAFSqueeze, SingleSpike", nmnist_quickstart, (8 * 20, 2, 34, 34), 1.0,
+        in_its_type,
+    ),
+    "rockpool-synnet-half": Case(
+        "rockpool", "`SynNet`, one spike a step, threshold 0.5", lambda: synnet(0.5), (16, 100, 64), 1.0, in_its_type
     ),
 }  # fmt: skip
 """By a name that begins with that of the library."""
