@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.interop.parameters import along
-from trtkern.interop.stepping import Stepping, folded, unfold
+from trtkern.interop.stepping import Stepping, unfold
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import LI, AdLIF
 from trtkern.ops.checks import Number
@@ -59,7 +59,7 @@ class _Membrane(Stepping):
             ValueError: a state within ``over_time``.
         """
         given = self._given(states, named)
-        if steps := folded():
+        if steps := self._steps():
             if given:
                 raise ValueError(
                     f"over_time: expected neurons that begin anew, got {', '.join(given)} in a call of "

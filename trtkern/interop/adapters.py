@@ -49,7 +49,9 @@ class Adapter:
     def fits(self, module: nn.Module) -> bool:
         """Whether the object is of that class, by the names of its class and package."""
         kind = type(module)
-        return kind.__name__ == self.name and self.package in ("", package_of(module))
+        package = package_of(module)
+        # A name without a package is that of anybody's class, but not of this project's own LIF.
+        return kind.__name__ == self.name and self.package in ("" if package != "trtkern" else package, package)
 
     def lacking(self, module: nn.Module) -> list[str]:
         """The fields that an object has not."""
