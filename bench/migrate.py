@@ -66,11 +66,16 @@ def loop(net: nn.Module, x: Tensor) -> Tensor:
 
 def spikingjelly_model(name: str) -> ModuleType:
     """A file of spikingjelly.activation_based.model; three of them import torchvision for weights to download."""
-    if importlib.util.find_spec("torchvision") is None:
-        for path in ("torchvision", "torchvision.models", "torchvision.models.utils"):
-            sys.modules.setdefault(path, ModuleType(path))
-        sys.modules["torchvision.models.utils"].load_state_dict_from_url = None  # type: ignore[attr-defined]
-    return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+    needed = ("torchvision", "torchvision.models", "torchvision.models.utils")
+    missing = () if importlib.util.find_spec("torchvision") else needed
+    for path in missing:
+        sys.modules[path] = ModuleType(path)
+        sys.modules[path].load_state_dict_from_url = None  # type: ignore[attr-defined]
+    try:
+        return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+    finally:
+        for path in missing:
+            del sys.modules[path]
 
 
 def sew_resnet18(step_mode: str) -> nn.Module:
