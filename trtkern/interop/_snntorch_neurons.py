@@ -233,8 +233,8 @@ class _Kernel(_Membrane):
 
 
 def _alone(sequence: Tensor) -> Tensor:
-    """The only step of a sequence; no view of it, since the library detaches states in place."""
-    return torch.ops.aten._unsafe_view(sequence, sequence.shape[1:])
+    """The only step of a sequence; a copy, since the library detaches states in place, which a view cannot be."""
+    return sequence.squeeze(0).clone()
 
 
 def _wide(state: Tensor) -> Tensor:
