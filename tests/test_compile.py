@@ -159,7 +159,7 @@ def network(kind):
         return torch.nn.Sequential(torch.nn.Linear(6, 8), nn.LIF(), torch.nn.Linear(8, 5)), (6,)
     if kind == "blocks":
         return models.ConvSNN((2, 8, 8), [4, "pool", 3], 5), (2, 8, 8)
-    return models.from_topology("CONV-4-3-1-1_RES-4-3=3-1=1-1=1_L-5", shape=(2, 8, 8), packed=False), (2, 8, 8)
+    return models.from_topology("CONV-4-3-1-1_RES-4-3=3-1=1-1=1_L-5", shape=(2, 8, 8)), (2, 8, 8)
 
 
 SIZES = [(3, 9), (20, 5), *((2 + 7 * i % 40, 8 + 5 * i % 23) for i in range(1, 19))]
