@@ -17,7 +17,8 @@ import csv
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,11 +66,16 @@ def loop(net: nn.Module, x: Tensor) -> Tensor:
 
 def spikingjelly_model(name: str) -> ModuleType:
     """A file of spikingjelly.activation_based.model; three of them import torchvision for weights to download."""
-    if importlib.util.find_spec("torchvision") is None:
-        for path in ("torchvision", "torchvision.models", "torchvision.models.utils"):
-            sys.modules.setdefault(path, ModuleType(path))
-        sys.modules["torchvision.models.utils"].load_state_dict_from_url = None  # type: ignore[attr-defined]
-    return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+    needed = ("torchvision", "torchvision.models", "torchvision.models.utils")
+    missing = () if importlib.util.find_spec("torchvision") else needed
+    for path in missing:
+        sys.modules[path] = ModuleType(path)
+        sys.modules[path].load_state_dict_from_url = None  # type: ignore[attr-defined]
+    try:
+        return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+    finally:
+        for path in missing:
+            del sys.modules[path]
 
 
 def sew_resnet18(step_mode: str) -> nn.Module:
@@ -92,17 +98,98 @@ def dvs_gesture_net() -> nn.Module:
     return net
 
 
+def scaled(net: nn.Module, factor: float) -> nn.Module:
+    """A network whose weights are larger, so that its last neurons fire."""
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight.mul_(factor)
+    return net
+
+
+@contextmanager
+def wide_spikes(x: Tensor) -> Iterator[None]:
+    """Within, spikes and states are as x is: those of some libraries are float32 in every dtype, which a Linear of
+    float64 refuses."""
+    narrow, default, wide = Tensor.float, torch.get_default_dtype(), torch.promote_types(x.dtype, torch.float32)
+    Tensor.float = lambda self: self.to(wide)  # type: ignore[method-assign]
+    torch.set_default_dtype(wide)
+    try:
+        yield
+    finally:
+        Tensor.float = narrow  # type: ignore[method-assign]
+        torch.set_default_dtype(default)
+
+
+class SnnTorchTutorial5(nn.Module):
+    """Tutorial 5 of snnTorch: two layers of Leaky, and the loop over 25 steps of an image inside of the forward."""
+
+    def __init__(self) -> None:
+        import snntorch
+
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(784, 1000), snntorch.Leaky(beta=0.95)
+        self.fc2, self.lif2 = nn.Linear(1000, 10), snntorch.Leaky(beta=0.95)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2, made = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        with wide_spikes(x):
+            for _ in range(25):
+                spk1, mem1 = self.lif1(self.fc1(x), mem1)
+                spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+                made.append((spk2, mem2))
+        spikes, potentials = zip(*made, strict=True)
+        return torch.stack(spikes), torch.stack(potentials)
+
+
+def snntorch_tutorial_6() -> nn.Module:
+    """Tutorial 6 of snnTorch: a convolutional network of one step."""
+    import snntorch
+    from snntorch import surrogate
+
+    leaky = {"beta": 0.5, "spike_grad": surrogate.fast_sigmoid(slope=25), "init_hidden": True}
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), snntorch.Leaky(**leaky),
+        nn.Conv2d(12, 64, 5), nn.MaxPool2d(2), snntorch.Leaky(**leaky),
+        nn.Flatten(), nn.Linear(64 * 4 * 4, 10), snntorch.Leaky(**leaky, output=True),
+    )  # fmt: skip
+
+
+def snntorch_forward_pass(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """The loop of snnTorch's tutorials."""
+    from snntorch import utils
+
+    utils.reset(net)
+    with wide_spikes(x):
+        made = [net(step) for step in x]
+    return [torch.stack(each) for each in zip(*made, strict=True)]
+
+
+def norse_conv_net() -> nn.Module:
+    """``norse.torch.models.conv.ConvNet``, whose forward loops over the steps."""
+    from norse.torch.models.conv import ConvNet
+
+    return scaled(ConvNet(), 4.0)
+
+
+def norse_lifted() -> nn.Module:
+    """The same layers over sequences, as Norse's tutorials lift them."""
+    import norse.torch as norse
+
+    return scaled(
+        norse.SequentialState(
+            norse.Lift(nn.Conv2d(1, 20, 5)), norse.LIF(), norse.Lift(nn.MaxPool2d(2)),
+            norse.Lift(nn.Conv2d(20, 50, 5)), norse.LIF(), norse.Lift(nn.MaxPool2d(2)),
+            nn.Flatten(2), norse.Lift(nn.Linear(800, 500)), norse.LIF(), norse.Lift(nn.Linear(500, 10)), norse.LI(),
+        ),
+        4.0,
+    )  # fmt: skip
+
+
 def in_its_type(net: nn.Module, x: Tensor) -> Tensor:
     """A network of sinabs or Rockpool, whose spikes are float32 by themselves, in the type of x."""
-    double, default = torch.Tensor.float, torch.get_default_dtype()
-    if x.dtype == torch.float64:
-        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-        torch.set_default_dtype(torch.float64)
-    try:
+    with wide_spikes(x):
         made = net(x)
-    finally:
-        torch.Tensor.float = double  # type: ignore[method-assign]
-        torch.set_default_dtype(default)
     return made[0] if isinstance(made, tuple) else made
 
 
@@ -137,6 +224,21 @@ CASES = {
     ),
     "spikingjelly-dvs-gesture": Case(
         "spikingjelly", "`DVSGestureNet`, 32 channels, PLIF", dvs_gesture_net, (8, 2, 2, 128, 128), 4.0, fuse=True
+    ),
+    "snntorch-tutorial-5": Case(
+        "snntorch", "tutorial 5, `Leaky`, loop in the forward", lambda: scaled(SnnTorchTutorial5(), 2.0), (128, 784)
+    ),
+    "snntorch-tutorial-6": Case(
+        "snntorch", "tutorial 6, convolutions, `Leaky`", lambda: scaled(snntorch_tutorial_6(), 2.0),
+        (50, 64, 1, 28, 28), run=snntorch_forward_pass,
+    ),
+    "snntorch-over-time": Case(
+        "snntorch", "the same through `over_time`", lambda: scaled(snntorch_tutorial_6(), 2.0),
+        (50, 64, 1, 28, 28), run=snntorch_forward_pass, run_after=lambda net, x: interop.over_time(net)(x),
+    ),
+    "norse-conv-net": Case("norse", "`ConvNet`, loop in the forward", norse_conv_net, (32, 8, 1, 28, 28), 2.0),
+    "norse-lifted": Case(
+        "norse", "the same layers, `Lift`, `LIF`", norse_lifted, (32, 8, 1, 28, 28), 2.0, run=lambda net, x: net(x)[0]
     ),
     "sinabs-nmnist-quickstart": Case(
         "sinabs", "N-MNIST quickstart, IAFSqueeze, SingleSpike", nmnist_quickstart, (8 * 20, 2, 34, 34), 1.0,

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from trtkern import surrogates
-from trtkern.backends.base import Finish, Finished, NormGrads
-from trtkern.kernels import batch_norm, batch_norm_finish, spike_conv_launch
+from trtkern.backends.base import Finish, Finished, LIFBackward, LIFForward, LIFGrads, LIFInputs, NormGrads
+from trtkern.kernels import batch_norm, batch_norm_finish, lif_launch, spike_conv_launch
 from trtkern.kernels.launch import Launch
+from trtkern.profiling.inspect import launches
+from trtkern.spec import LIFSpec
 from trtkern.surrogates import exp
 
 STEEPNESS = 1.5
@@ -41,6 +43,25 @@ def finishes(dtype: torch.dtype) -> list[Launch]:
         batch_norm_finish.add_up_launch(learned[:6], None, gparams[:6], None, None),
         batch_norm_finish.add_up_launch(None, summed, None, out.moments, None),
     ]
+
+
+def with_lengths() -> Iterator[tuple[str, Launch]]:
+    """Passes over samples that end each at a step of its own."""
+    ends, spec = torch.empty(16, dtype=torch.int32), LIFSpec()
+    for T, dtype in ((4, torch.float32), (40, torch.float32), (40, torch.bfloat16)):
+        x, edges = torch.empty(T, 65536, dtype=dtype), launches.edges_of(T, 65536, spec)
+        inputs = LIFInputs(x, None, None, (0.5,) * 6, spec, 1, lengths=ends)
+        out = LIFForward(x, None, torch.empty(65536), edges, torch.zeros(1, dtype=torch.int32))
+        yield f"forward {T} {dtype}", lif_launch.forward_launch(inputs, out)
+        back = lif_launch.backward_launches(inputs, edges, LIFGrads(x, None, None), LIFBackward(x, None, None))
+        yield f"backward {T} {dtype}", back[0]
+    for pool in ("rows", "places"):
+        inputs, _ = launches.normed(4, 65536, torch.float32, True, pool)
+        inputs, x = inputs._replace(lengths=ends), inputs.x
+        yield f"pooled forward {pool}", lif_launch.forward_launch(inputs, LIFForward(x, None, None, None, None))
+        summed = LIFBackward(x, None, None, torch.empty(2, 16).double())
+        grads = LIFGrads(x, None, None, torch.empty(3, 16))
+        yield f"pooled backward {pool}", lif_launch.backward_launches(inputs, None, grads, summed)[0]
 
 
 def spike_convs(

@@ -92,6 +92,13 @@ def finishes(target: str) -> list[dict[str, Any]]:
     return rows
 
 
+def lengths() -> list[dict[str, Any]]:
+    """Registers and spills of what takes the lengths of samples, on sm_90."""
+    with triton.compiling_for("sm_90"):
+        compiled = [(name, triton.compiled(launch)) for name, launch in aot_launches.with_lengths()]
+        return [{"name": name, **triton.read(kernel)._asdict()} for name, kernel in compiled]
+
+
 def all_rows(part: int, parts: int) -> list[dict[str, Any]]:
     """Every parts-th row, from number ``part`` on."""
     surrogates.register(aot_launches.own_surrogate, "own")
@@ -161,6 +168,7 @@ def main(part: int, parts: int) -> None:
         compiles = count_compiles()
     report = {"compiles": compiles, "rows": all_rows(0, parts), "planted": planted()}
     report["finishes"] = [row for target in TARGETS for row in finishes(target)]
+    report["lengths"] = lengths()
     for other in others:
         report["rows"] += json.loads(other.communicate()[0])
         if other.returncode:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from trtkern import lif, nn
+from trtkern import lif, models, nn
 from trtkern.backends import named
 from trtkern.ops._prepared import WANT_EDGES, WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, WANT_V
 from trtkern.spec import LIFSpec
@@ -126,7 +127,7 @@ def test_what_fires_on_equal_and_hands_out_h_compiles(threshold):
 
 def test_new_sizes_do_not_compile_again():
     layer = nn.LIF()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=True)
     counts = []
     for timesteps, batch in ((4, 2), (4, 3), (5, 7), (9, 4), (16, 11)):
@@ -150,3 +151,68 @@ def test_the_losses_compile():
     net.zero_grad()
     torch.compile(step, fullgraph=True)(x, target).backward()
     torch.testing.assert_close(net.weight.grad, want)
+
+
+def network(kind):
+    torch.manual_seed(0)
+    if kind == "dense":
+        return torch.nn.Sequential(torch.nn.Linear(6, 8), nn.LIF(), torch.nn.Linear(8, 5)), (6,)
+    if kind == "blocks":
+        return models.ConvSNN((2, 8, 8), [4, "pool", 3], 5), (2, 8, 8)
+    return models.from_topology("CONV-4-3-1-1_RES-4-3=3-1=1-1=1_L-5", shape=(2, 8, 8)), (2, 8, 8)
+
+
+SIZES = [(3, 9), (20, 5), *((2 + 7 * i % 40, 8 + 5 * i % 23) for i in range(1, 19))]
+"""20 lengths and batch sizes, above 16 steps and below, of 16 images at least: torch convolves fewer in another way."""
+
+
+@pytest.mark.parametrize("kind", ["dense", "blocks", "residual"])
+def test_a_whole_model_compiles_twice_for_twenty_lengths_and_batch_sizes(kind):
+    """With its loss and its gradients, which are those of eager code."""
+    model, shape = network(kind)
+    loss = nn.TRTLoss(model)
+
+    def step(x, target):
+        return loss(model(x), target)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled, parameters = torch.compile(step, fullgraph=True, backend=counter), list(model.parameters())
+    assert len(set(SIZES)) == 20 and min(t * b for t, b in SIZES) >= 16
+    for i, (timesteps, batch) in enumerate(SIZES):
+        x, target = 2 * torch.rand(timesteps, batch, *shape), torch.randint(5, (batch,))
+        if i % 5 == 1:
+            nn.exact_convolutions(model)
+            want = step(x, target)
+            wanted = torch.autograd.grad(want, parameters)
+            nn.exact_convolutions(model, False)
+        got = compiled(x, target)
+        found = torch.autograd.grad(got, parameters)
+        if i % 5 == 1:
+            torch.testing.assert_close(got, want)
+            for a, b in zip(found, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count <= 2
+
+
+def test_a_length_that_changes_alone_first_needs_dynamic_from_the_start():
+    model, shape = network("dense")
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    for timesteps, batch in ((3, 9), (4, 9), (40, 9), (5, 7), (17, 30)):
+        x = 2 * torch.rand(timesteps, batch, *shape)
+        torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count <= 2
+
+
+def test_reduce_overhead_gives_what_eager_gives():
+    model, shape = network("blocks")
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    nn.exact_convolutions(model)
+    for timesteps in (4, 4, 18):
+        x = 2 * torch.rand(timesteps, 5, *shape)
+        want, got = model(x), compiled(x)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        parameters = list(model.parameters())
+        g = torch.rand_like(want)
+        for a, b in zip(torch.autograd.grad(got, parameters, g), torch.autograd.grad(want, parameters, g), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -392,3 +395,11 @@ def test_copies_and_files(name):
     run, x = whole if name in LAYERS else stepped, current(T, B, C, dtype=torch.float32)
     for twin in (copy.deepcopy(after), pickle.loads(pickle.dumps(after))):
         assert torch.equal(run(twin, x)[0], run(after, x)[0])
+
+
+def test_the_example_runs(capsys):
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "from_norse.py"))
+    said = capsys.readouterr().out
+    before, after = (re.search(rf"{name}: ([0-9.-]+)", said)[1] for name in ("Norse", "trtkern"))
+    assert float(before) == pytest.approx(float(after), rel=1e-3) and float(before) != 0
+    assert float(said.split()[-1]) < 1e-3

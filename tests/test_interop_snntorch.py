@@ -3,6 +3,9 @@
 import copy
 import gc
 import pickle
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,6 +259,42 @@ def test_states_are_given_and_kept_as_the_library_does_it():
         interop.over_time(Passing(after))(x)
 
 
+@pytest.mark.parametrize("name", ["leaky subtract", "leaky zero", "leaky subtract learned", "synaptic learned"])
+def test_a_state_that_the_caller_has_changed_or_cut_is_the_caller_s(double, name):
+    """In place or not: the next step goes on from what mem is then."""
+
+    def unrolled(node, x):
+        out, made = node(x[0]), []
+        for index, step in enumerate(x[1:]):
+            state = list(out[1:])
+            if index == 1:
+                state[-1] = state[-1] * 1.5
+            if index == 3:
+                with torch.no_grad():
+                    state[-1].mul_(0.5)
+            if index == 4:
+                state[-1].detach_()
+            if index == 5:
+                state[-1] = state[-1].detach()
+            if index == 6:
+                node.detach_hidden()
+                state = []
+            out = node(step, *state)
+            made.append(out)
+        return [torch.stack(each) for each in zip(*made, strict=True)]
+
+    torch.manual_seed(0)
+    before = NODES[name]().double()
+    twin = copy.deepcopy(before)
+    parameters = list(twin.parameters())
+    after = interop.convert(twin)
+    x = 1.5 * torch.randn(12, B, C, dtype=torch.float64) + 0.4
+    made, grads = differentiated(unrolled, before, x, list(before.parameters()))
+    again, others = differentiated(unrolled, after, x, parameters)
+    for each, other in zip((*made, *grads), (*again, *others), strict=True):
+        assert torch.allclose(each, other, 1e-10, 1e-12)
+
+
 class Passing(nn.Module):
     def __init__(self, node):
         super().__init__()
@@ -418,3 +457,11 @@ def test_the_settings_of_the_library_s_object_are_there():
     after = interop.convert(snntorch.Leaky(0.9, init_hidden=True, output=True))
     assert after.init_hidden and after.output and after.reset_mechanism == "subtract" and after.reset_delay
     assert _surrogate(snntorch.Leaky(0.9)) == ("atan", 2.0)
+
+
+def test_the_example_runs(capsys):
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "from_snntorch.py"))
+    said = capsys.readouterr().out
+    before, after = (re.search(rf"{name}: ([0-9.-]+)", said)[1] for name in ("snnTorch", "trtkern"))
+    assert float(before) == pytest.approx(float(after), rel=1e-3) and float(before) != 0
+    assert float(said.split()[-1]) < 1e-3

@@ -223,7 +223,8 @@ def test_fullgraph(autocast):
     # The inputs of both neurons, and two planes of words for the spikes of each; under autocast the weights as cast,
     # that of Linear up to torch 2.13: later ones cast it again.
     casts = (2 * net.conv.weight.numel(), 2 * net.linear.weight.numel()) if autocast else (0, 0)
-    own = (4 * 3 + (2 if autocast else 4) * 4) * 9 * 2 * 8 * 6 + 2 * 2 * (3 + 4) * 8 * 6
+    # Two numbers are left over of the states between chunks, of which there are none.
+    own = (4 * 3 + (2 if autocast else 4) * 4) * 9 * 2 * 8 * 6 + 2 * 2 * (3 + 4) * 8 * 6 + 2 * 2 * 4
     assert size - own in (casts[0], sum(casts))
 
 
@@ -242,8 +243,8 @@ def test_new_sizes_do_not_compile_again():
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: conv(lif(x)), fullgraph=True, backend=counter, dynamic=True)
     counts = []
-    # 16 images and more: with fewer torch itself takes another convolution. And one plane of words: 1 is a constant.
-    for timesteps, batch in ((4, 5), (5, 7), (8, 4), (7, 3)):
+    # 16 images and more: with fewer torch itself takes another convolution.
+    for timesteps, batch in ((4, 5), (20, 7), (8, 4), (9, 3)):
         x = (2 * torch.randn(timesteps, batch, 3, 8, 6)).requires_grad_()
         want = step(conv, lambda x: conv(lif(x)), x)
         assert all(torch.equal(a, b) for a, b in zip(step(conv, compiled, x), want, strict=True))

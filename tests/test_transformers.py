@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from twins import compare, varied
 
 from trtkern import nn as snn
@@ -14,6 +14,7 @@ from trtkern.backends import named
 from trtkern.bench import transformers
 from trtkern.models import SpikeDrivenTransformer, Spikformer, load_reference_weights, reference_keys, resnet19
 from trtkern.models._attention import firing_together, masked, spiking_attention
+from trtkern.models._tokens import _SyncTokenNorm, _TokenNorm
 from trtkern.nn import Spikes
 from trtkern.ops.spikes import pack, unwritten
 from trtkern.profiling import memory
@@ -309,3 +310,31 @@ def test_it_learns_real_images(name, tmp_path, one_thread):
     losses = [row["train"]["loss"] for row in trainer.fit(tmp_path / "run").rows]
     assert all(map(math.isfinite, losses)) and losses[-1] < 0.8 * losses[0]
     assert all(not torch.equal(p, before[key]) for key, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_norm_of_tokens_is_torchs_of_rows(training, rows):
+    """Also of one row, whose strides say nothing of where its channels lie, and shared among processes as alone."""
+    torch.manual_seed(0)
+    found = []
+    for make in (_TokenNorm, nn.BatchNorm1d, _SyncTokenNorm):
+        norm = make(4).double().train(training)
+        with torch.no_grad():
+            norm.weight.copy_(torch.arange(1.0, 5))
+            norm.running_var.copy_(torch.arange(2.0, 6))
+        x = torch.randn(rows, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = norm(x.flatten(0, 1)).view_as(x) if make is nn.BatchNorm1d else norm(x)
+        y.mul(torch.arange(y.numel()).view_as(y)).square().sum().backward()
+        found.append([y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
+        assert y.is_contiguous()
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_torch_fx_traces_it(name):
+    net = made(name, backend="reference").double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(fx.symbolic_trace(net)(x), net(x))

@@ -81,6 +81,12 @@ def test_what_runs_between_the_passes_of_a_norm(aot):
     assert found == {"div.rn.f64", "sqrt.rn.f64", "atom.global.gpu.acq_rel.add.u32"}
 
 
+def test_what_takes_lengths_compiles(aot):
+    """Half precision spills some beyond one chunk, where the end of each neuron is one number more to keep."""
+    rows = aot["lengths"]
+    assert len(rows) == 10 and not [row for row in rows if row["spilled"] > (48 if "bfloat16" in row["name"] else 0)]
+
+
 def test_accesses_are_16_bytes_wide_in_the_aligned_class(aot):
     for row in lif_rows(aot, aligned=True):
         channels = row.get("channels", 0)

@@ -12,7 +12,7 @@ from typing import Any
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
     "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "bench": "bench",
-    "inspect": "inspect", "convert": "interop",
+    "inspect": "inspect", "convert": "interop", "export": "interop",
 }  # fmt: skip
 
 

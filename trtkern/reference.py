@@ -30,7 +30,8 @@ class Trace(NamedTuple):
 
 
 def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
-    return torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device))
+    # No constant of its own for a number: torch's scan takes none.
+    return torch.maximum(a, b.to(a) if isinstance(b, Tensor) else torch.full_like(a, b))
 
 
 def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
@@ -151,6 +152,17 @@ def _run(
             s, trace = _masked(within[t], s), tuple(_masked(within[t], each) for each in trace)
             state = tuple(torch.where(within[t], new, old) for new, old in zip(state, before, strict=True))
         yield u, s, trace, state
+
+
+def advance(
+    current: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor | float], spec: LIFSpec
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """One step without gradients: whether it fired, as a condition, the trace and the state after it."""
+    charge, fire, settle = steps(spec.neuron, spec.reset)
+    trace = charge(current, state, params)
+    potential, threshold = fire(trace, params)
+    fired = potential > threshold
+    return fired, trace, settle(trace, fired, params)
 
 
 def _masked(condition: Tensor, value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, convert, evaluate, inspect, profile, report, train
+from trtkern.commands import analyze, bench, convert, evaluate, export, inspect, profile, report, train
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(bench.bench)
 app.command()(profile.profile)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
+app.command()(export.export)
 app.command("doctor")(doctor.main)
 
 

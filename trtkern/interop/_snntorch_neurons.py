@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.interop.parameters import along
-from trtkern.interop.stepping import Stepping, folded, unfold
+from trtkern.interop.stepping import Stepping, unfold
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import LI, AdLIF
 from trtkern.ops.checks import Number
@@ -42,6 +42,7 @@ class _Membrane(Stepping):
         self.__dict__.update(settings)
         self.neuron, self.start, self.state = neuron, 0.0, None
         self.delayed, self.gain, self._listed = delayed, gain, False
+        self._left: _Left | None = None
         for name in self.names:
             self.register_buffer(name, torch.zeros(0), persistent=False)
 
@@ -58,7 +59,7 @@ class _Membrane(Stepping):
             ValueError: a state within ``over_time``.
         """
         given = self._given(states, named)
-        if steps := folded():
+        if steps := self._steps():
             if given:
                 raise ValueError(
                     f"over_time: expected neurons that begin anew, got {', '.join(given)} in a call of "
@@ -72,6 +73,8 @@ class _Membrane(Stepping):
             found = [_alone(each) for each in self._shaped(input_.unsqueeze(0), held)]
             for name, value in zip(self.names, found[1:], strict=True):
                 setattr(self, name, value)
+            if self._left is not None:
+                self._left.remember(found[-1])
         return tuple(found) if self.output or not self.init_hidden else found[0]
 
     def _given(self, states: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Tensor]:
@@ -101,11 +104,17 @@ class _Membrane(Stepping):
     def _potential(self, x: Tensor, mem: Tensor | None) -> list[Tensor]:
         """Spikes and mem of every step."""
         x = x if self.gain == 1.0 else x * self.gain
-        state = None if mem is None else self._before(mem)
-        return list(self.neuron(x, state, return_h=self.delayed, return_v=not self.delayed))
+        wanted = {"return_h": self.delayed, "return_v": not self.delayed}
+        if mem is None:
+            return list(self.neuron(x, None, **wanted))
+        spikes, state, after = self.neuron(x, self._before(mem), return_state=True, **wanted)
+        self._left = _Left(state)
+        return [spikes, after]
 
     def _before(self, mem: Tensor) -> Any:
-        """The neuron's state of mem, as the call before left it."""
+        """The neuron's state of mem: what the call before left with it, if it is that mem; else it is made of it."""
+        if self._left is not None and (state := self._left.of(mem)) is not None:
+            return state
         mem = mem.to(torch.promote_types(mem.dtype, torch.float32))
         if not self.delayed:
             return mem
@@ -143,12 +152,35 @@ class _Membrane(Stepping):
     def __getstate__(self) -> dict[str, Any]:
         # A copy and a file hold the network, not what one of its sequences has left.
         states = {name: getattr(self, name).new_zeros(0) for name in self.names}
-        return {**self.__dict__, "_buffers": {**self._buffers, **states}, "_listed": False}
+        return {**self.__dict__, "_buffers": {**self._buffers, **states}, "_listed": False, "_left": None}
 
     def extra_repr(self) -> str:
         """Whether the state is hidden, and what the input is multiplied by."""
         gain = "" if self.gain == 1.0 else f", gain={self.gain:g}"
         return f"init_hidden={self.init_hidden}, output={self.output}{gain}"
+
+
+class _Left:
+    """The state that a step has left, beside the mem that the caller got of it.
+
+    Args:
+        state: of the neuron, after its reset.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self.state, self.version = state, 0
+        self.mem: Tensor | None = None
+
+    def remember(self, mem: Tensor) -> None:
+        """That it belongs to this mem."""
+        self.mem, self.version = mem, -1 if mem.is_inference() else mem._version
+
+    def of(self, mem: Tensor) -> Any:
+        """The state of mem; None of another mem, of one that was changed, and of one that is cut from its graph."""
+        if mem is not self.mem or self.version < 0 or mem._version != self.version:
+            return None
+        first = self.state[0] if isinstance(self.state, tuple) else self.state
+        return self.state if mem.requires_grad or not first.requires_grad else None
 
 
 class _Current(_Membrane):
@@ -201,8 +233,8 @@ class _Kernel(_Membrane):
 
 
 def _alone(sequence: Tensor) -> Tensor:
-    """The only step of a sequence; no view of it, since the library detaches states in place."""
-    return torch.ops.aten._unsafe_view(sequence, sequence.shape[1:])
+    """The only step of a sequence; a copy, since the library detaches states in place, which a view cannot be."""
+    return sequence.squeeze(0).clone()
 
 
 def _wide(state: Tensor) -> Tensor:

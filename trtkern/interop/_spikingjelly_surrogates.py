@@ -54,7 +54,10 @@ def fake_numerical_gradient(u, alpha):
 
 
 def log_tailed_relu(u, alpha):
-    """0 up to 0, 1 up to 1, then 1 / u: LogTailedReLU with its default alpha of 0; alpha means nothing here."""
+    """0 up to 0, 1 up to 1, then 1 / u: LogTailedReLU with its default alpha of 0; alpha means nothing here.
+
+    It jumps at 0, which for a neuron that meets its threshold exactly is 0 there, and 1 here (``fire_on_equal``).
+    """
     return where(u > 0.0, 1.0 / maximum(u, 1.0), 0.0)
 
 

@@ -49,7 +49,9 @@ class Adapter:
     def fits(self, module: nn.Module) -> bool:
         """Whether the object is of that class, by the names of its class and package."""
         kind = type(module)
-        return kind.__name__ == self.name and self.package in ("", package_of(module))
+        package = package_of(module)
+        # A name without a package is that of anybody's class, but not of this project's own LIF.
+        return kind.__name__ == self.name and self.package in ("" if package != "trtkern" else package, package)
 
     def lacking(self, module: nn.Module) -> list[str]:
         """The fields that an object has not."""
@@ -121,12 +123,23 @@ def objection_to(layer: nn.Module) -> str | None:
                     f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
                 )
             return "expected a layer with a state that has an equal here, got one that has none"
-    if any(name in vars(layer) or name in layer._parameters or name in layer._buffers for name in LIKE_NEURONS):
+    if _like_neuron(layer) and not any(_is_neuron(inner) for inner in layer.modules() if inner is not layer):
         return (
             "it has a threshold as a neuron has, but is of no class that is known; "
             f"trtkern.interop.register({type(layer).__name__!r}, ...) says what it is"
         )
     return None
+
+
+def _like_neuron(layer: nn.Module) -> bool:
+    held = (vars(layer), layer._parameters, layer._buffers)
+    return any(name in each for name in LIKE_NEURONS for each in held)
+
+
+def _is_neuron(layer: nn.Module) -> bool:
+    """Whether a layer inside of another is a neuron: the other then only hands its threshold on."""
+    package = package_of(layer)
+    return package == "trtkern" or (package != "torch" and (adapter_for(layer) is not None or _like_neuron(layer)))
 
 
 def library(name: str) -> Any:

@@ -82,12 +82,17 @@ def convert(
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: expected an nn.Module, got {type(model).__name__}")
     report = ConvertReport() if report is None else report
-    places, made = list(_walk(model, "", None, "", set())), {}
+    places = list(_walk(model, "", None, "", set()))
+    made: dict[int, nn.Module] = {}
+    shared: list[nn.Module] = []
     for path, layer, parent, _ in places:
         if id(layer) in made:
+            if _goes_on(layer, made[id(layer)]):
+                shared.append(layer)
             report.converted[path] = "the same layer in another place"
         elif (other := _other(path, layer, model if parent is None else parent, report)) is not None:
             made[id(layer)] = other
+    _leave_shared(places, shared, made, report)
     for path, layer, _, _ in places:
         if id(layer) in made and _is_container(layer) and not _all_step(layer, path, made, report):
             del made[id(layer)], report.converted[path]
@@ -134,10 +139,10 @@ def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport
     try:
         if lacking := row.lacking(layer):
             raise CannotConvert(f"expected a {row.name} with {', '.join(row.fields)}, got none called {lacking[0]!r}")
-        if objection := hooks_of(layer):
+        if objection := hooks_of(layer) or _own_method(layer):
             raise CannotConvert(objection)
         made = row.make(layer)
-    except ValueError as error:  # CannotConvert, or a number that a layer of this project does not take
+    except (ValueError, ArithmeticError) as error:  # CannotConvert, or a number that no layer here takes
         if row.neuron:  # a container may stay: what is in it is what counts
             report.left[path] = f"{was}: {error}"
         return None
@@ -168,6 +173,33 @@ def _place(parent: nn.Module, name: str, layer: nn.Module) -> None:
 def _tensors_of(layer: nn.Module) -> Iterator[Tensor]:
     """Its Parameters and buffers; Rockpool's ``parameters()`` gives other things."""
     return chain(nn.Module.parameters(layer), nn.Module.buffers(layer))
+
+
+def _own_method(layer: nn.Module) -> str | None:
+    """What would be lost with a function that was put in the place of a method, in this object alone, or None."""
+    for name, value in vars(layer).items():
+        if callable(value) and callable(getattr(type(layer), name, None)):
+            return f"{type(layer).__name__} has a {name} of its own in this object, which would be lost"
+    return None
+
+
+def _goes_on(layer: Any, made: nn.Module) -> bool:
+    """Whether a layer over sequences keeps its state from call to call, and what takes its place does not."""
+    return callable(getattr(layer, "reset", None)) and not folds(made) and not _is_container(layer)
+
+
+def _leave_shared(
+    places: list[Any], shared: list[nn.Module], made: dict[int, nn.Module], report: ConvertReport
+) -> None:
+    """Leave layers over sequences whose state would go on from one place to the next."""
+    for path, layer, _, _ in places:
+        if any(layer is each for each in shared):
+            made.pop(id(layer), None)
+            del report.converted[path]
+            report.left[path] = (
+                f"{type(layer).__name__}: expected a layer over sequences in one place, got the same in several: its "
+                "state goes on from one to the next, where a layer here begins anew; make it several layers"
+            )
 
 
 def _is_container(layer: nn.Module) -> bool:

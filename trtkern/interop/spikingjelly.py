@@ -40,7 +40,12 @@ def number(node: Any, name: str) -> Any:
 def rate(node: Any) -> Any:
     """1 / tau."""
     # The neurons that were compiled for CUDA hold it as such.
-    return number(node, "reciprocal_tau") if hasattr(node, "reciprocal_tau") else 1 / number(node, "tau")
+    value = number(node, "reciprocal_tau") if hasattr(node, "reciprocal_tau") else 1 / number(node, "tau")
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise CannotConvert("expected tau to be a number, got one that is trained; ParametricLIFNode trains it")
+        return float(value)
+    return value
 
 
 def common(node: Any) -> dict[str, Any]:

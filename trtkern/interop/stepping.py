@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,13 +20,33 @@ from trtkern.nn._neuron import Neuron
 from trtkern.nn.convert import join
 from trtkern.nn.time import takes_time
 from trtkern.ops import checks
+from trtkern.ops.spikes import dense
 
-_FOLDED: ContextVar[int | None] = ContextVar("_FOLDED", default=None)
+_FOLDED: ContextVar[tuple[int, int, list[Any]] | None] = ContextVar("_FOLDED", default=None)
+"""Where an ``over_time`` network runs: T, T * B, and what has run in it that may run once."""
 
 
 def folded() -> int | None:
     """T, where an ``over_time`` network runs: the first axis of every tensor in it is T * B; None elsewhere."""
-    return _FOLDED.get()
+    fold = _FOLDED.get()
+    return None if fold is None else fold[0]
+
+
+def once(what: Any, kind: str) -> None:
+    """A layer, or a tensor that it updates, runs within ``over_time``: the loop would carry it from use to use.
+
+    Raises:
+        ValueError: it has run before.
+    """
+    fold = _FOLDED.get()
+    if fold is None:
+        return
+    if any(each is what for each in fold[2]):
+        raise ValueError(
+            f"over_time: expected each layer that keeps something to run once a step, got a {kind} that runs twice: "
+            "in the loop its second call goes on from the first; make it two layers, or keep the loop"
+        )
+    fold[2].append(what)
 
 
 class Stepping(nn.Module):
@@ -42,15 +64,68 @@ class Stepping(nn.Module):
         self.neuron, self.start = neuron, float(start)
         self.state: Any = None
 
+    all_at_once = False
+    """Whether its latest call was within ``over_time``."""
+
+    @property
+    def step_mode(self) -> str:
+        """ "s": one step a call, as SpikingJelly calls it.
+
+        Raises (when another is assigned):
+            ValueError: the layer is made for that mode.
+        """
+        return "s"
+
+    @step_mode.setter
+    def step_mode(self, mode: str) -> None:
+        if mode != "s":
+            raise ValueError(
+                f"{type(self).__name__}: expected step_mode 's', since it was made of a neuron of that mode, got "
+                f"{mode!r}; set the mode before trtkern.interop.convert, or run all steps with over_time"
+            )
+
     def forward(self, x: Tensor) -> Tensor:
-        """The spikes (of a readout the potential) of one step, in x's shape; of all T within ``over_time``."""
-        if steps := folded():
+        """The spikes (of a readout the potential) of one step, in x's shape; of all T within ``over_time``.
+
+        Raises:
+            ValueError, TypeError: x is not of the sequence that the state is of; a second call within ``over_time``.
+        """
+        if steps := self._steps():
             sequence = unfold(x, steps)
-            return self.neuron(sequence, begin(self.neuron, sequence[0], self.start)).flatten(0, 1)
+            return dense(self.neuron(sequence, begin(self.neuron, sequence[0], self.start))).flatten(0, 1)
         if self.state is None:
             self.state = begin(self.neuron, x, self.start)
-        y, self.state = self.neuron.step(x, self.state)
+        held = self.state
+        try:
+            y, self.state = self.neuron.step(x, held)
+        except (TypeError, ValueError) as error:
+            if held is None:
+                raise
+            raise type(error)(
+                f"{error}. It is the state after the steps before: call reset() where other sequences begin"
+            ) from None
         return y
+
+    def _steps(self) -> int | None:
+        """T of a call within ``over_time``; None of one that takes a step.
+
+        Raises:
+            ValueError: it has run in this pass.
+            RuntimeError: a checkpoint within ``over_time`` runs it once more.
+        """
+        steps = folded()
+        if steps:
+            once(self, type(self).__name__)
+            self.all_at_once = True
+        elif self.all_at_once:
+            if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"over_time: expected no torch.utils.checkpoint within the network, got one around a "
+                    f"{type(self).__name__}: when it runs again in the backward pass, the steps are not known; put "
+                    "the checkpoint around the over_time network"
+                )
+            self.all_at_once = False
+        return steps
 
     def reset(self) -> None:
         """Forget the state: the next call is a first step."""
@@ -110,18 +185,20 @@ class FromStart(nn.Module):
         return f"start={self.start:g}"
 
 
-def unfold(x: Tensor, steps: int) -> Tensor:
-    """[T, B, ...] of x [T * B, ...].
+def unfold(x: Tensor, steps: int, place: str = "at a neuron") -> Tensor:
+    """[T, B, ...] of x [T * B, ...], or of a multiple of so many rows.
 
     Raises:
-        ValueError: the rows are no multiple of T.
+        ValueError: they are no multiple of T * B.
     """
-    if x.dim() < 1 or x.shape[0] % steps:
+    fold = _FOLDED.get()
+    least = steps if fold is None else fold[1]
+    if x.dim() < 1 or (x.shape[0] % least if least else x.shape[0]):
         raise ValueError(
-            f"over_time: expected [T * B, ...] with T={steps} at a neuron, got {checks.describe(x)}; what runs before "
-            "it must keep the first axis"
+            f"over_time: expected [T * B, ...] with T={steps} and T * B={least} {place}, got {checks.describe(x)}; "
+            "what runs before it must keep the first axis"
         )
-    return x.unflatten(0, (steps, -1))
+    return x.unflatten(0, (steps, -1 if least else 0))
 
 
 def over_time(net: nn.Module, timesteps: int | None = None) -> OverTimeNetwork:
@@ -135,7 +212,8 @@ def over_time(net: nn.Module, timesteps: int | None = None) -> OverTimeNetwork:
     ``convert`` makes) take their T steps in one pass. So whatever stands between them has to treat each row by
     itself, as convolutions, Linears, poolings, activations and residual sums do. Two kinds of layers that do not are
     taken care of: a BatchNorm in training takes its statistics step by step, as in the loop, and a Dropout draws a
-    mask a step.
+    mask a step. ``torch.utils.checkpoint`` goes around the result, not into the network: what runs again in the
+    backward pass would not know the steps.
 
     Args:
         net: the network; the same Parameter objects.
@@ -215,13 +293,14 @@ class FoldedSequential(nn.Sequential):
 
 def at_once(net: nn.Module, call: Callable[[Tensor], Any], x: Tensor) -> Any:
     """``call``, which runs the layers of ``net`` for one step, on all steps of x [T, B, ...]."""
-    steps = x.shape[0]
-    with _folding(steps), _StepByStep(steps):
-        y = call(x.flatten(0, 1))
-    for layer in net.modules():
-        if isinstance(layer, _BatchNorm) and layer.training and layer.num_batches_tracked is not None:
+    steps, rows = x.shape[0], x.shape[0] * x.shape[1]
+    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm)]
+    with _folding(steps, rows) as ran, _StepByStep(steps):
+        y = _each(call(x.flatten(0, 1)), lambda tensor: unfold(tensor, steps, "in what the network returns"))
+    for layer in norms:
+        if layer.num_batches_tracked is not None and any(each is layer.running_mean for each in ran):
             layer.num_batches_tracked.add_(steps - 1)
-    return _each(y, lambda tensor: tensor.unflatten(0, (steps, -1)))
+    return y
 
 
 def uncountable(path: str, layer: nn.Module) -> str | None:
@@ -251,7 +330,14 @@ def _each(made: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(made, Tensor):
         return function(made)
     if isinstance(made, dict):
-        return {key: _each(value, function) for key, value in made.items()}
+        changed = copy.copy(made)  # of its own class
+        changed.update({key: _each(value, function) for key, value in made.items()})
+        return changed
+    if is_dataclass(made) and not isinstance(made, type):
+        whole = copy.copy(made)
+        for each in fields(made):
+            object.__setattr__(whole, each.name, _each(getattr(made, each.name), function))
+        return whole
     if isinstance(made, (list, tuple)):
         parts = [_each(part, function) for part in made]
         return type(made)(*parts) if hasattr(made, "_fields") else type(made)(parts)
@@ -259,16 +345,20 @@ def _each(made: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 @contextmanager
-def _folding(steps: int) -> Iterator[None]:
-    token = _FOLDED.set(steps)
+def _folding(steps: int, rows: int) -> Iterator[list[Any]]:
+    ran: list[Any] = []
+    token = _FOLDED.set((steps, rows, ran))
     try:
-        yield
+        yield ran
     finally:
         _FOLDED.reset(token)
 
 
 class _StepByStep(TorchFunctionMode):
-    """Batch normalisation in training, step by step: the statistics of a step are those of its own B rows."""
+    """Normalisation in training, step by step: the statistics of a step are those of its own B rows.
+
+    Of an InstanceNorm these are the running ones alone, which go from step to step.
+    """
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -278,8 +368,15 @@ class _StepByStep(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is functional.batch_norm:
             training = args[5] if len(args) > 5 else kwargs.get("training", False)
-            x = args[0] if args else kwargs["input"]
-            if training:
-                rest = {key: value for key, value in kwargs.items() if key != "input"}
-                return torch.cat([function(part, *args[1:], **rest) for part in x.chunk(self.steps)])
-        return function(*args, **kwargs)
+        elif function is functional.instance_norm:
+            training = args[5] if len(args) > 5 else kwargs.get("use_input_stats", True)
+        else:
+            return function(*args, **kwargs)
+        mean = args[1] if len(args) > 1 else kwargs.get("running_mean")
+        if not training or (mean is None and function is functional.instance_norm):
+            return function(*args, **kwargs)
+        if mean is not None:
+            once(mean, "BatchNorm or InstanceNorm")
+        x = args[0] if args else kwargs["input"]
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+        return torch.cat([function(part, *args[1:], **rest) for part in x.chunk(self.steps)])

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from trtkern.models._blocks import Convolution, Pool, Style
 from trtkern.nn import SpikeLinear, Spikes, TimeSequential
+from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -87,16 +88,26 @@ class LinearNorm(TimeSequential):
     """Linear and BatchNorm over tokens, without neurons: currents [T, B, L, out] of [T, B, L, features]."""
 
     def __init__(self, features: int, out: int, style: Style, *, bias: bool) -> None:
-        norm = (nn.SyncBatchNorm if style.sync else _TokenNorm)(out)
+        norm = (_SyncTokenNorm if style.sync else _TokenNorm)(out)
         super().__init__(OrderedDict(conv=SpikeLinear(features, out, bias=bias), norm=norm))
 
 
-class _TokenNorm(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` of rows of tokens [N, L, C], whose channels come last already."""
+class _TokensLast(Leaf):
+    """A BatchNorm of tokens [N, L, C], whose channels come last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, L, C]."""
+        """[N, L, C]: as images [N, C, L, 1] with channels last, which is the same memory."""
+        if is_proxy(x):
+            return self(x)
         return super().forward(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+
+
+class _TokenNorm(_TokensLast, nn.BatchNorm2d):
+    pass
+
+
+class _SyncTokenNorm(_TokensLast, nn.SyncBatchNorm):
+    pass
 
 
 def draw(model: nn.Module, *, convolutions: bool) -> None:

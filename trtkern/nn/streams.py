@@ -217,6 +217,11 @@ def _refuse(name: str, module: nn.Module) -> None:
             "torch.compile compiled: none of the Python that carries a state runs in it; stream the model that was "
             "given to torch.compile"
         )
+    if not getattr(module, "carried", True):
+        raise TypeError(
+            f"stream: {name or ITSELF!r} ({kind}) expected to hold no state but that of neurons, got a delay or a "
+            "cycle, whose state a stream does not carry; a NodeGraph's step(x, state) takes and returns all of it"
+        )
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         raise TypeError(
             f"stream: {name or ITSELF!r} ({kind}) expected to be no recurrent layer of torch, whose state a stream "

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trtkern._torch import recording
 from trtkern.backends import named
 from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs, Norm, NormGrads, Pool
 from trtkern.ops import checks, layout
@@ -238,7 +239,7 @@ def wanted_with(x: Tensor, spec: LIFSpec, want: int, differentiable: bool) -> in
 
     Compiled code asks for those of any T: it would be held to the answer.
     """
-    compiled = torch.compiler.is_compiling()
+    compiled = torch.compiler.is_compiling() and not recording()
     if differentiable and (compiled or x.shape[0] > spec.chunk):
         want += WANT_EDGES
     return want + WANT_SPARE if compiled else want

@@ -114,7 +114,9 @@ def batch_norm_lif(
     An error of any check leaves the running statistics where they were: they move behind the last one.
     """
     if isinstance(residual, Spikes):
-        residual = current(residual) if residual.addends == 1 else residual.spikes
+        # Dynamo loses the gradient of a tensor that a Function keeps words instead of: compiled code keeps it dense.
+        words = residual.addends == 1 and not torch.compiler.is_compiling()
+        residual = current(residual) if words else residual.spikes
     settings = (
         neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
         type(residual), norm.batch_statistics, norm.group is None, *neuron.values,

@@ -261,8 +261,9 @@ def held_now(op: str, name: str, value: Number) -> None:
 
 
 def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS) -> None:
-    """The values of a [P, C] parameter tensor, where looking at them costs no synchronisation."""
-    if params is None or not (params.device.type == "cpu" or _debugging):
+    """The values of a [P, C] parameter tensor, where looking at them costs no synchronisation; what torch compiles or
+    exports has none yet."""
+    if params is None or torch.compiler.is_compiling() or not (params.device.type == "cpu" or _debugging):
         return
     look(lambda params: _rows_within(op, params, names), params.detach())
 

@@ -68,6 +68,11 @@ class NodeGraph(Leaf):
         self.parts = parts_of(self.names, self._into, set(lines))
         self._late = {name for name in lines if any(p.cyclic and name in p.names for p in self.parts)}
 
+    @property
+    def carried(self) -> bool:
+        """Whether a ``Stream`` carries all that it holds: there is no cycle, which holds what came before."""
+        return not any(part.cyclic for part in self.parts)
+
     def layer(self, name: str) -> Any:
         """The layer of that name, as the edges have it."""
         return self.nodes[self._keys[name]]
@@ -185,6 +190,8 @@ def objections_to(names: Sequence[str], edges: Sequence[tuple[str, str]], states
     known = {*names, INPUT, OUTPUT}
     lost = [f"edge {edge}: expected the names of nodes, got {name!r}" for edge in edges for name in edge
             if name not in known]  # fmt: skip
+    lost += [f"edge {edge}: expected one from the input or to the output, got the other way round; remove it"
+             for edge in edges if edge[0] == OUTPUT or edge[1] == INPUT]  # fmt: skip
     if lost:
         return lost
     found = []

@@ -66,6 +66,8 @@ class Delay(Leaf):
     """
 
     takes_time = True
+    carried = False
+    """A ``Stream`` does not carry what it holds."""
     steps: Tensor
 
     def __init__(self, steps: int | Tensor) -> None:

@@ -17,6 +17,7 @@ from trtkern.interop.nir.writing_layers import LEAVES, leaf
 from trtkern.interop.stepping import FromStart, OverTimeNetwork, Stepping
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, OverTime, TimeSequential, UnfusedBatchNormLIF
 from trtkern.nn._leaf import Leaf
+from trtkern.nn.convert import hooks_of
 from trtkern.nn.time import takes_time
 from trtkern.ops import checks
 
@@ -102,6 +103,8 @@ def _readable(graph: Any, path: str, reads: frozenset[str] | None, problems: Pro
 def convert(builder: Builder, path: str, module: nn.Module, value: Value, *others: Any, **named: Any) -> Value:
     """What a module makes of a value, with its nodes added."""
     own = type(module).forward
+    if (hooks := hooks_of(module)) is not None:
+        _refuse(builder, path, module, "a layer without hooks", hooks, "remove them, or make them layers")
     if isinstance(module, (BatchNormLIF, ConvBatchNormLIF, UnfusedBatchNormLIF)):
         return _normed(builder, path, module, value, *others, **named)
     if others or any(setting not in (None, False) for setting in named.values()):
