@@ -209,6 +209,13 @@ def test_torch_calls_copies_files_and_a_second_conversion(tmp_path):
     assert len(after.as_graph().input_nodes) == 6
 
 
+def test_a_forward_of_its_own_is_left():
+    net = network()
+    net["1_LIFTorch"].forward = lambda x: x
+    with pytest.raises(ValueError, match="'1_LIFTorch': .*has a forward of its own"):
+        interop.convert(net, strict=True)
+
+
 @pytest.mark.parametrize(
     ("layer", "says"),
     [

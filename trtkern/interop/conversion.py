@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trtkern import surrogates
-from trtkern.interop.adapters import CannotConvert, adapter_for, objection_to
+from trtkern.interop.adapters import CannotConvert, adapter_for, objection_to, package_of
 from trtkern.interop.fusing import fuse_norms
 from trtkern.interop.stepping import FoldedSequential, Stepping, folds
 from trtkern.nn._neuron import Neuron
@@ -178,7 +178,9 @@ def _tensors_of(layer: nn.Module) -> Iterator[Tensor]:
 def _own_method(layer: nn.Module) -> str | None:
     """What would be lost with a function that was put in the place of a method, in this object alone, or None."""
     for name, value in vars(layer).items():
-        if callable(value) and callable(getattr(type(layer), name, None)):
+        # What Rockpool's own to_torch() puts there goes along.
+        rockpool = package_of(layer) == "rockpool" and getattr(value, "__module__", "").startswith("rockpool.")
+        if callable(value) and callable(getattr(type(layer), name, None)) and not rockpool:
             return f"{type(layer).__name__} has a {name} of its own in this object, which would be lost"
     return None
 
