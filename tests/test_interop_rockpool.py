@@ -212,7 +212,7 @@ def test_torch_calls_copies_files_and_a_second_conversion(tmp_path):
 def test_a_forward_of_its_own_is_left():
     net = network()
     net["1_LIFTorch"].forward = lambda x: x
-    with pytest.raises(ValueError, match="'1_LIFTorch': .*has a forward of its own"):
+    with pytest.raises(ValueError, match=r"'1_LIFTorch': .*has a forward of its own"):
         interop.convert(net, strict=True)
 
 
