@@ -95,7 +95,7 @@ def dvs_gesture_net() -> nn.Module:
         32, neuron.ParametricLIFNode, surrogate_function=surrogate.ATan(), detach_reset=True
     )
     functional.set_step_mode(net, "m")
-    return net
+    return scaled(net, 4.0)
 
 
 def scaled(net: nn.Module, factor: float) -> nn.Module:
@@ -215,6 +215,12 @@ def synnet(threshold: float) -> nn.Module:
     )  # fmt: skip
 
 
+def spikformer() -> nn.Module:
+    return spikingjelly_model("spikformer").Spikformer(
+        img_size_h=32, img_size_w=32, patch_size=4, num_classes=10, embed_dims=192, num_heads=8, depths=2
+    )
+
+
 CASES = {
     "spikingjelly-sew-resnet18": Case(
         "spikingjelly", "`sew_resnet18`, IF, step mode m", lambda: sew_resnet18("m"), (4, 8, 3, 64, 64), 4.0
@@ -224,6 +230,9 @@ CASES = {
     ),
     "spikingjelly-dvs-gesture": Case(
         "spikingjelly", "`DVSGestureNet`, 32 channels, PLIF", dvs_gesture_net, (8, 2, 2, 128, 128), 4.0, fuse=True
+    ),
+    "spikingjelly-spikformer": Case(
+        "spikingjelly", "`Spikformer`, 192 channels, 2 blocks, LIF", spikformer, (4, 4, 3, 32, 32), 4.0
     ),
     "snntorch-tutorial-5": Case(
         "snntorch", "tutorial 5, `Leaky`, loop in the forward", lambda: scaled(SnnTorchTutorial5(), 2.0), (128, 784)
