@@ -134,7 +134,9 @@ def test_kinds_of_calls_through_the_dispatcher():
     several = rows * torch.tensor([1.0, 0.5, 1.5, 1.0, 0.25])
     several[0].clamp_(max=1)
     for params in (rows, several, rows):
-        s, *_ = torch.ops.trtkern.lif_forward(x, None, params, None, None, [0.0] * 6, token, 1, False, None, 1, "cpu")
+        s, *_ = torch.ops.trtkern.lif_forward(
+            x, None, params, None, None, None, [0.0] * 6, token, 1, False, None, 1, "cpu"
+        )
         want = reference.lif(x, None, list(params.unbind(0)), LIFSpec()).s
         assert torch.equal(s, want)
 

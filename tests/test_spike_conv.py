@@ -89,7 +89,9 @@ def test_layers_compute_on_words(case):
     y, mine = gradients(layer, blind, g)
     want, expected = gradients(theirs, x, g)
     close(y, want, "y")
-    assert not torch.equal(y, want) or "torch's own" in layer.kernel_for(x)
+    # The sums may agree bit for bit where both add in one order; blind spikes are NaN to whatever reads them.
+    same = torch.equal(y, want) and torch.equal(mine["weight"], expected["weight"])
+    assert not same or "torch's own" in layer.kernel_for(x)
     for name, grad in expected.items():
         close(mine[name], grad, name)
     assert mine["weight"].stride() == layer.weight.stride()

@@ -34,7 +34,7 @@ WORDS = torch.zeros(1, 2, 3, 8, 6, dtype=torch.uint8)
         (Spikes(GOOD[:, :, :2], WORDS[:, :, :2]), ValueError, "3 channels"),
         (Spikes(GOOD, WORDS.float()), TypeError, "uint8 words"),
         (Spikes(GOOD, None), TypeError, "uint8 words, got .* None"),
-        (Spikes(GOOD, WORDS.expand(2, -1, -1, -1, -1)), ValueError, "words"),
+        (Spikes(GOOD, WORDS.expand(3, -1, -1, -1, -1)), ValueError, "words"),
         (Spikes(GOOD, WORDS[..., :5]), ValueError, "words"),
         (Spikes(GOOD[..., :4], WORDS), ValueError, "words"),
     ],
