@@ -23,6 +23,17 @@ def net():
 def partly():
     return nn.Sequential(*net(), DerivedLIF())
 
+class Narrow(LoopLIF):
+    # its spikes are float32 in every dtype
+
+    def forward(self, x):
+        return super().forward(x).float()
+
+def narrow():
+    layers = net()
+    layers[1], layers[3] = Narrow(), Narrow()
+    return layers
+
 def none():
     return nn.Linear(5, 4)
 
@@ -66,6 +77,14 @@ def test_check_compares_and_times(known, capsys, loop):
     status, said, wrong = run(capsys, "older:net", "--check", "--input", "6,3,5", *loop)
     assert (status, wrong) == (0, "")
     assert "outputs: 0 of" in said and "gradients: 5 compared" in said and "a step:" in said
+
+
+def test_check_says_that_it_compares_in_float32_what_takes_nothing_else(folder, capsys):
+    from test_interop import loop_lif
+
+    interop.register("Narrow", loop_lif, ("tau", "thresh"))
+    status, said, wrong = run(capsys, "older:narrow", "--check", "--input", "6,3,5", "--loop")
+    assert status == 0 and "compared in float32" in wrong and "outputs: 0 of" in said
 
 
 def test_check_fails_where_the_numbers_differ(folder, capsys):

@@ -86,6 +86,14 @@ def test_a_checkpoint_within_is_refused_and_one_around_is_right(reentrant):
     assert torch.equal(around, gradient(plain)) and around.any()
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_step_of_a_loop_is_refused(reentrant):
+    lif, x = neurons(), sequence().requires_grad_()
+    made = loop(lambda step: checkpoint(lif, step, use_reentrant=reentrant), x)
+    with pytest.raises(RuntimeError, match=r"Stepping: expected no torch\.utils\.checkpoint around one step"):
+        made.sum().backward()
+
+
 def test_running_statistics_of_an_instance_norm_go_from_step_to_step():
     x = sequence(4, 2, 3, 5)
     net = nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), neurons())

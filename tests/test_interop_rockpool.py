@@ -245,3 +245,12 @@ def test_what_has_no_equal_is_left_with_its_path_class_and_reason(layer, says):
 def test_the_example_runs(capsys):
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "outputs: 0 of" in capsys.readouterr().out
+
+
+def test_a_layer_in_two_places_is_left_since_its_state_goes_on():
+    layer = rn.LIFTorch(4, threshold=Constant(0.3), **ONE)
+    net = torch.nn.ModuleDict({"a": layer, "b": layer})
+    report = interop.ConvertReport()
+    interop.convert(net, report)
+    assert net["a"] is net["b"] is layer and not report.converted
+    assert "expected a layer over sequences in one place" in report.left["a"] and list(report.left) == ["a", "b"]

@@ -282,3 +282,12 @@ def test_a_damaged_input_is_answered():
 def test_the_example_runs(capsys):
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "outputs: 0 of" in capsys.readouterr().out
+
+
+def test_a_layer_in_two_places_is_left_since_its_state_goes_on():
+    layer = sl.IAF(**ONE)
+    net = nn.Sequential(layer, nn.Linear(4, 4), layer)
+    report = interop.ConvertReport()
+    interop.convert(net, report)
+    assert net[0] is net[2] is layer and not report.converted
+    assert "expected a layer over sequences in one place" in report.left["0"] and list(report.left) == ["0", "2"]

@@ -465,3 +465,14 @@ def test_the_example_runs(capsys):
     before, after = (re.search(rf"{name}: ([0-9.-]+)", said)[1] for name in ("snnTorch", "trtkern"))
     assert float(before) == pytest.approx(float(after), rel=1e-3) and float(before) != 0
     assert float(said.split()[-1]) < 1e-3
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_step_whose_state_is_kept_is_refused(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    net = interop.convert(nn.Sequential(snntorch.Leaky(0.5, init_hidden=True)))
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    made = torch.stack([checkpoint(net, step, use_reentrant=reentrant) for step in x])
+    with pytest.raises(RuntimeError, match=r"expected no torch\.utils\.checkpoint around one step"):
+        made.sum().backward()

@@ -101,7 +101,7 @@ def _checked(before: Any, after: Any, shape: tuple[int, ...], loop: bool, scale:
         except RuntimeError as error:
             if "dtype" not in str(error):
                 raise
-            say("the model before runs in float32 only, where rounding may move a spike: compared in float32")
+            say("the two do not run in float64: compared in float32, where rounding may move a spike")
             outputs, result = GRADIENTS, interop.check(before, after, x.float(), **options)
         result.seconds = interop.check(before, after, x.float(), timed=True, **options).seconds
     console().print(str(result), markup=False, highlight=False, soft_wrap=True)

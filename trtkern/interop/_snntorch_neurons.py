@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.interop.parameters import along
-from trtkern.interop.stepping import Stepping, unfold
+from trtkern.interop.stepping import Stepping, never_again, unfold
 from trtkern.nn._neuron import Neuron
 from trtkern.nn.neurons import LI, AdLIF
 from trtkern.ops.checks import Number
@@ -67,6 +67,8 @@ class _Membrane(Stepping):
                 )
             found = [each.flatten(0, 1) for each in self._shaped(unfold(input_, steps), None)]
         else:
+            if len(given) < len(self.names):
+                never_again(self)
             self._enlist()
             held = [given.get(name, getattr(self, name)) for name in self.names]
             held = [each if each.shape == input_.shape else torch.zeros_like(input_) for each in held]

@@ -185,9 +185,14 @@ def _own_method(layer: nn.Module) -> str | None:
     return None
 
 
+RESETS = ("reset", "reset_states", "reset_state")
+"""What SpikingJelly, sinabs and Rockpool call the method of a layer that keeps its state from call to call."""
+
+
 def _goes_on(layer: Any, made: nn.Module) -> bool:
     """Whether a layer over sequences keeps its state from call to call, and what takes its place does not."""
-    return callable(getattr(layer, "reset", None)) and not folds(made) and not _is_container(layer)
+    keeps = any(callable(getattr(layer, name, None)) for name in RESETS)
+    return keeps and not folds(made) and not _is_container(layer)
 
 
 def _leave_shared(

@@ -89,10 +89,12 @@ class Stepping(nn.Module):
 
         Raises:
             ValueError, TypeError: x is not of the sequence that the state is of; a second call within ``over_time``.
+            RuntimeError: a checkpoint runs it again.
         """
         if steps := self._steps():
             sequence = unfold(x, steps)
             return dense(self.neuron(sequence, begin(self.neuron, sequence[0], self.start))).flatten(0, 1)
+        never_again(self)
         if self.state is None:
             self.state = begin(self.neuron, x, self.start)
         held = self.state
@@ -118,7 +120,7 @@ class Stepping(nn.Module):
             once(self, type(self).__name__)
             self.all_at_once = True
         elif self.all_at_once:
-            if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            if in_backward():
                 raise RuntimeError(
                     f"over_time: expected no torch.utils.checkpoint within the network, got one around a "
                     f"{type(self).__name__}: when it runs again in the backward pass, the steps are not known; put "
@@ -145,6 +147,25 @@ class Stepping(nn.Module):
     def extra_repr(self) -> str:
         """Where the potential starts, if that is not 0."""
         return "" if self.start == 0.0 else f"start={self.start:g}"
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running: a layer that is called then is run again, by a checkpoint."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def never_again(layer: nn.Module) -> None:
+    """A layer takes a step from the state that it keeps.
+
+    Raises:
+        RuntimeError: a checkpoint runs it again, when its state has gone on.
+    """
+    if in_backward():
+        raise RuntimeError(
+            f"{type(layer).__name__}: expected no torch.utils.checkpoint around one step of a loop, got one: when it "
+            "runs again in the backward pass, the state has gone on; put the checkpoint around "
+            "trtkern.interop.over_time(net)"
+        )
 
 
 def begin(neuron: Neuron, x: Tensor, start: float) -> Any:
