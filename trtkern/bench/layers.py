@@ -42,6 +42,8 @@ class Where(NamedTuple):
     """Whether to offer layers that torch.compile makes."""
     neuron: str = "LIF"
     """A name of ``trtkern.neurons.TABLE``."""
+    threshold: float = 1.0
+    """Of the neurons; only those who are put into whole networks look at it."""
 
 
 @dataclass(frozen=True)
