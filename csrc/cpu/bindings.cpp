@@ -30,6 +30,8 @@ PYBIND11_MODULE(_cpu, m) {
       },
       py::arg("weights"), py::arg("sizes"), py::arg("grads"), py::arg("timesteps"), py::arg("lam"), py::arg("delta"),
       py::arg("eps"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"));
+  m.def("load_rows", &cpu_load_rows, py::arg("path"),
+        "The number of the neuron in a library that was compiled at first use (trtkern.backends._compiled).");
   m.def("isas", &cpu_isas, "Instruction sets that this processor runs, best first ('wide' is for tests, of float32).");
   m.def("isa", &cpu_isa, "The instruction set in use.");
   m.def("maker", &cpu_maker, "Who made the processor: 'amd', 'intel', or ''.");

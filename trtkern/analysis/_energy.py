@@ -18,7 +18,7 @@ from trtkern.analysis._memory import Memory, Work
 from trtkern.analysis._network import Data, Progress, Samples
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.output.text import short
 from trtkern.profiling.firing.activity import LayerActivity, firing_rates, neuron_layers
 
@@ -318,7 +318,7 @@ def energy(
     neurons = {name: layer for name, layer, _ in neuron_layers(model)} if updates else {}
     for name, layer in neurons.items():
         kind = getattr(layer, "lif", layer)
-        if isinstance(kind, Neuron) and kind.kind != "LIF":
+        if isinstance(kind, NeuronLayer) and kind.kind != "LIF":
             raise ValueError(
                 f"energy: expected neurons whose update is a leak and a bias (LIF, IF, PLIF) with updates=True, got "
                 f"{name} with {type(kind).__name__}; pass updates=False"
@@ -460,7 +460,7 @@ class _Meter:
 def _update(layer: nn.Module, neurons: int, activity: LayerActivity | None, how: _How) -> NeuronEnergy:
     """A leak and a bias for every neuron and step, a reset for every spike."""
     neuron = getattr(layer, "lif", layer)
-    decay = neuron.values()["decay"] if isinstance(neuron, Neuron) else 0.0
+    decay = neuron.values()["decay"] if isinstance(neuron, NeuronLayer) else 0.0
     leaks = not bool((torch.as_tensor(decay) == 1).all())
     spikes = 0.0 if activity is None else activity.mean * how.steps * neurons
     sums, macs = how.steps * neurons + spikes, float(how.steps * neurons * leaks)

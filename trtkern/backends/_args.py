@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from trtkern.backends.base import (
     LIFInputs,
     NormGrads,
 )
-from trtkern.spec import RESETS
+from trtkern.spec import RESETS, LIFSpec
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NUMBERS = {**DTYPES, torch.float64: 3}
@@ -56,9 +57,16 @@ def _sizes(extension: ModuleType, inp: LIFInputs) -> Any:
         args.pool_row, args.pool_side = pool
     args.dtype, args.reset = DTYPES[x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
-    args.neuron, args.P = _NEURONS[spec.neuron], len(spec.row.params)
-    args.surrogate = surrogates.BUILTIN.index(spec.surrogate)
+    args.neuron, args.surrogate = _numbers(extension, spec)
+    args.P = len(spec.row.params)
     return args
+
+
+def _numbers(extension: ModuleType, spec: LIFSpec) -> tuple[int, int]:
+    """How the extension calls neuron and surrogate."""
+    if not spec.builtin:
+        return import_module("trtkern.backends._compiled").numbers(extension, spec)
+    return _NEURONS[spec.neuron], surrogates.BUILTIN.index(str(spec.surrogate))
 
 
 def _at(extension: ModuleType, inp: LIFInputs, before: bool, *others: Tensor | None) -> Any:
@@ -149,11 +157,9 @@ def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor 
 
 
 def refuses(case: Case, device: str) -> str | None:
-    """What both extensions refuse: another device, a dtype that they do not hold, a surrogate that is not built in."""
+    """What both extensions refuse: another device, a dtype that they do not hold."""
     if case.device != device:
         return f"it runs on {device} tensors, not on {case.device}"
     if case.dtype not in DTYPES:
         return f"it holds float32, bfloat16 and float16, not {str(case.dtype).removeprefix('torch.')}"
-    if case.spec is not None and case.spec.surrogate not in surrogates.BUILTIN:
-        return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
     return None

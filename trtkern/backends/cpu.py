@@ -56,7 +56,10 @@ def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
     if case.op in ("regularizer", "spike_conv") and case.device == "cpu":
         return None if case.dtype == torch.float32 else f"it takes float32 parameters, not {case.dtype}"
-    return _args.refuses(case, "cpu")
+    refused = _args.refuses(case, "cpu")
+    if refused is not None or case.spec is None or case.spec.builtin or missing() is not None:
+        return refused
+    return import_module("trtkern.backends._compiled").objection(_extension(), case.spec)
 
 
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:

@@ -54,7 +54,12 @@ def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
     if case.lengths and case.device == "cuda":
         return "its kernels know no lengths; use triton"
-    return _args.refuses(case, "cuda")
+    refused = _args.refuses(case, "cuda")
+    if refused is not None or case.spec is None or case.spec.builtin:
+        return refused
+    if not case.spec.row.builtin:
+        return f"it holds the built-in neurons, not {case.spec.neuron}; use triton or reference"
+    return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
 
 
 THREADS = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trtkern import nn as layers
-from trtkern.names import NEURONS, unknown
+from trtkern.names import NEURONS, OWN_NEURON, is_own, unknown
 from trtkern.nn import (
     LIF,
     BatchNormLIF,
@@ -22,7 +23,9 @@ from trtkern.nn import (
     TimeSequential,
 )
 from trtkern.nn._neuron import Spiking
+from trtkern.nn.own import maker
 from trtkern.ops.spikes import add, dense, pack, packing
+from trtkern.own import OwnError, imported
 
 fx.wrap("dense")
 
@@ -72,17 +75,31 @@ def windows(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tu
     return height, width
 
 
-def neuron_of(neuron: type[Spiking] | str) -> type[Spiking]:
-    """The class of neurons of that name; a class is itself.
+def neuron_of(neuron: type[Spiking] | str) -> Callable[..., Spiking]:
+    """The class of neurons of that name; a class is itself. Of a neuron of the user's own, by its name or by
+    "module:NAME", what makes its layers.
 
     Raises:
-        ValueError: neither; the message lists the names.
+        ValueError: none of these; the message lists the names.
+        OwnError: "module:NAME" leads to nothing, or to something else.
     """
+    if isinstance(neuron, str) and is_own(neuron):
+        found = imported(neuron, "model.neuron")
+        if not (isinstance(found, type) and issubclass(found, Spiking)) and not isinstance(found, str):
+            raise OwnError(
+                f"model.neuron: expected {neuron} to be what trtkern.neurons.register returned, or a class of spiking "
+                f"neurons, got {found!r}"
+            )
+        neuron = found
     if isinstance(neuron, type) and issubclass(neuron, Spiking):
         return neuron
-    if neuron not in NEURONS:
-        raise unknown("neuron", neuron, NEURONS, ", or a class of spiking neurons")
-    return getattr(layers, str(neuron))
+    if neuron in NEURONS:
+        return getattr(layers, str(neuron))
+    try:
+        return maker(neuron)
+    except (TypeError, ValueError):
+        others = f", a class of spiking neurons, or {OWN_NEURON}"
+        raise unknown("neuron", neuron, NEURONS, others) from None
 
 
 @dataclass(frozen=True)
@@ -93,14 +110,14 @@ class Style:
         checkpoint: keep no convolution's output (``ConvBatchNormLIF``).
         packed: keep bits in place of dense spikes.
         sync: share the statistics of the batch among the processes of torch.distributed.
-        neuron: a class of spiking neurons (``LIF``, ``CUBALIF``, ...), or its name.
+        neuron: what makes the neurons (``neuron_of``).
         lif: what that neuron takes.
     """
 
     checkpoint: bool = False
     packed: bool = True
     sync: bool = False
-    neuron: type[Spiking] = LIF
+    neuron: Callable[..., Spiking] = LIF
     lif: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -36,10 +36,10 @@ AnyState = Tensor | tuple[Tensor, ...] | None
 class Carrier(Protocol):
     """Holds the states of a model's neurons from one call of the model to the next (``trtkern.nn.streams``)."""
 
-    def start(self, layer: Neuron, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: NeuronLayer, x: Tensor, v0: AnyState) -> AnyState:
         """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""
 
-    def end(self, layer: Neuron, state: AnyState) -> None:
+    def end(self, layer: NeuronLayer, state: AnyState) -> None:
         """Where that call ended."""
 
 
@@ -52,7 +52,7 @@ def carrier() -> Carrier | None:
     return None if torch.compiler.is_compiling() else carriers.get()
 
 
-class Neuron(Leaf):
+class NeuronLayer(Leaf):
     """What the neurons share: the axes, the backend, the non-finite flag and the call of the op."""
 
     takes_time = True
@@ -113,10 +113,14 @@ class Neuron(Leaf):
         """Keep a parameter of the neuron: numbers, a Parameter and a ``Bounded`` as they are, a tensor as a buffer."""
         if isinstance(value, Bounded):
             checks.held_range(type(self).__name__, name, value.low, value.high)
+        else:
+            checks.held_parameter(type(self).__name__, name, value)
+        self._put(name, value)
+
+    def _put(self, name: str, value: Number | Bounded) -> None:
+        if isinstance(value, Bounded):
             self.add_module(name, value)
-            return
-        checks.held_parameter(type(self).__name__, name, value)
-        if isinstance(value, nn.Parameter):
+        elif isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         elif isinstance(value, Tensor):
             self.register_buffer(name, value)
@@ -250,7 +254,7 @@ class Neuron(Leaf):
         return ", ".join([*shown, f"backend={self.backend!r}"])
 
 
-class Spiking(Neuron):
+class Spiking(NeuronLayer):
     """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has what its row has besides."""
 
     still_threshold = True
@@ -337,7 +341,7 @@ class Spiking(Neuron):
         }
 
 
-class Readout(Neuron):
+class Readout(NeuronLayer):
     """What the neurons without spikes share: their output is v of every step."""
 
     # There is no reset: these numbers change nothing.

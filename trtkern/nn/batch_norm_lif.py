@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -40,7 +42,8 @@ class BatchNormLIF(Leaf):
         sync: share the statistics with all processes of torch.distributed, once it is initialised.
         pool: 2 returns 2x2 averages of the spikes, [T, B, C, H // 2, W // 2], and never writes the spikes themselves.
         packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
-        neuron: a class of spiking neurons: ``LIF``, ``PLIF``, ``CUBALIF``, ``ALIF``, ...
+        neuron: a class of spiking neurons: ``LIF``, ``PLIF``, ``CUBALIF``, ``ALIF``, ..., or the name of one of your
+            own (``trtkern.neurons.register``).
         lif: what that neuron takes: decay, gain, v_threshold, surrogate, backend, ...
 
     The state dict has weight, bias, running_mean, running_var and num_batches_tracked, and ``lif.*`` for learned
@@ -64,7 +67,7 @@ class BatchNormLIF(Leaf):
         sync: bool = False,
         pool: int = 1,
         packed: bool = False,
-        neuron: type[Spiking] = LIF,
+        neuron: Callable[..., Spiking] | str = LIF,
         **lif: Any,
     ) -> None:
         super().__init__()
@@ -80,7 +83,8 @@ class BatchNormLIF(Leaf):
         for name, make in held.items():
             self.register_buffer(name, make(num_features) if track_running_stats else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
-        self.lif = neuron(channel_dim=channel_dim, **lif)
+        neurons = import_module("trtkern.nn.own").maker(neuron) if isinstance(neuron, str) else neuron
+        self.lif: Spiking = neurons(channel_dim=channel_dim, **lif)
         self.reset_parameters()
 
     weight: nn.Parameter | None

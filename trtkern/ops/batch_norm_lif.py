@@ -198,7 +198,7 @@ def _checked(
             f"{OP}: expected running statistics with lengths, got those of the batch, in which what samples are padded "
             "with would count; call eval() (trtkern.nn.freeze_norms), or leave lengths out"
         )
-    checks.parameters(OP, values)
+    checks.parameters(OP, values, spec.row.ranges)
     measured = (0, 0, 0) if neuron.want & WANT_PACKED else sizes(y)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured, lengths is not None)
     numbers = scalars(OP, values, neuron.fire_on_equal, y)
@@ -233,7 +233,7 @@ def _reference(
     x, found = normalised(y, norm, residual, ready.axis)
     dtype = state_dtype(y)
     values, params = _parameters(y, neuron, ready.axis, dtype)
-    rows = reference_rows(params, ready.axis, values, y)
+    rows = reference_rows(params, ready.axis, values, y, neuron.spec.row.ranges)
     trace = reference.lif(x.to(dtype), v0, rows, neuron.spec, lengths)
     out = from_trace(trace, y, want, flag)
     if neuron.pool and out.spikes is not None:

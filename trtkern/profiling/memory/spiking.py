@@ -20,7 +20,7 @@ from trtkern.nn import (
     TETLoss,
     TRTLoss,
 )
-from trtkern.nn._neuron import AnyState, Neuron, Readout, Spiking
+from trtkern.nn._neuron import AnyState, NeuronLayer, Readout, Spiking
 from trtkern.ops import layout
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
@@ -33,7 +33,7 @@ def neuron_steps(call: Call) -> int:
         return call.made[id(module.conv)].numel() if checkpoints(call) else 0
     if isinstance(module, BatchNormLIF):
         return call.given(0, "y").numel()
-    return call.given(0, "x").numel() if isinstance(module, Neuron) else 0
+    return call.given(0, "x").numel() if isinstance(module, NeuronLayer) else 0
 
 
 def _terms(terms: traffic.Terms, steps: int, tensors: Mapping[str, Tensor | None]) -> list[Kept]:
@@ -45,7 +45,7 @@ def _terms(terms: traffic.Terms, steps: int, tensors: Mapping[str, Tensor | None
     ]
 
 
-def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
+def _parameters(neuron: NeuronLayer, channels: int | None = None) -> list[Kept]:
     """The parameters of a neuron, stacked if one of them is a tensor, over all channels or as many as they have."""
     counts = [value.numel() for value in neuron.values().values() if isinstance(value, Tensor)]
     if not counts:
