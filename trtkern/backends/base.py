@@ -226,7 +226,7 @@ class RegularizerSpec(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a backend is asked to run: an op family ("lif", "batch_norm_lif", "recurrent", ...) on a device, in a dtype."""
+    """What a backend is asked to run: an op family ("lif", "recurrent", ...) on a device, in a dtype."""
 
     op: str
     device: str

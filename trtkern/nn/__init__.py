@@ -24,9 +24,9 @@ if _TYPE_CHECKING:
     from trtkern.nn.streams import Stream, stream
 
 __all__ = [
-    "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF",
-    "BatchNormLIF", "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts",
-    "OverTime", "PackedReport", "Recurrent", "SDTLoss", "SpikeLayersReport", "SpikeLinear", "Spikes", "Stream",
+    "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF", "BatchNormLIF",
+    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "OverTime",
+    "PackedReport", "Recurrent", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes", "Stream",
     "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif",
     "convert_spike_layers", "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms",
     "packed_activations", "stream", "unfuse", "update_norms",
