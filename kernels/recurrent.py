@@ -55,11 +55,11 @@ def turn_weight(
 
 
 @inline
-def state_rows(pointer, at, mask, size, COUNT: tl.constexpr, like):
-    """A state, COUNT numbers [BLOCK] out of [COUNT, B, N]; zeros if pointer is None."""
+def state_rows(pointer, at, mask, size, zero, COUNT: tl.constexpr):
+    """A state, COUNT numbers [BLOCK] out of [COUNT, B, N]; zero if pointer is None."""
     state = ()
     for k in tl.static_range(COUNT):
-        value = tl.zeros_like(like)
+        value = zero
         if pointer is not None:
             value = tl.load(pointer + k * size + at, mask=mask, other=0.0)
         state = state + (value,)  # noqa: RUF005 (Triton knows no starred expression)
@@ -72,17 +72,17 @@ def listed(fired, lane, heard, BLOCK: tl.constexpr):
     one = fired.to(tl.int32)
     upto = tl.cumsum(one, 0)
     tl.store(heard + 16 + (upto - one), lane, mask=fired)
-    tl.store(heard + tl.zeros([BLOCK], tl.int32), upto, mask=lane == BLOCK - 1)
+    tl.store(heard + lane * 0, upto, mask=lane == BLOCK - 1)
 
 
 @inline
 def _fed(heard, values, turned, base, lane, mask, goes_on, N, ROWS: tl.constexpr):
     """base + the rows of turned that the list names, each times its number of values unless None.
 
-    goes_on: 1, or 0 where nothing is to be added.
+    goes_on: whether anything is to be added.
     """
     total = base
-    count = tl.load(heard) * goes_on
+    count = tl.where(goes_on, tl.load(heard), 0)
     for i in range(0, bound(count), ROWS):
         rows, factors = (), ()
         for r in tl.static_range(ROWS):
@@ -146,7 +146,7 @@ def recurrent_forward(
     at = tl.program_id(0).to(tl.int64) * N + lane
     p = parameters(scalars, param_rows, tl.minimum(lane, N - 1), N, NEURON.params, CHANNELS, BLOCK, 1)
     zero = tl.zeros([BLOCK], tl.float32)
-    state = state_rows(v0, at, mask, size, NEURON.states, zero)
+    state = state_rows(v0, at, mask, size, zero, NEURON.states)
     first = tl.load(base + lane, mask=mask, other=0.0)
     HALF: tl.constexpr = 16 + BLOCK + ROWS
     heard = heard + tl.program_id(0).to(tl.int64) * (2 * HALF)
@@ -156,7 +156,7 @@ def recurrent_forward(
         listed(mask & (given != 0.0), lane, heard + HALF, BLOCK)
         tl.debug_barrier()
         own = s0 + tl.program_id(0).to(tl.int64) * N
-        fed = _fed(heard + HALF, own, turned, first, lane, mask, 1, N, ROWS)
+        fed = _fed(heard + HALF, own, turned, first, lane, mask, True, N, ROWS)
     watch = zero
     word = tl.zeros([BLOCK], tl.int32)
     x_row = tl.load(x + at, mask=mask, other=0.0)
@@ -177,10 +177,10 @@ def recurrent_forward(
         listed(fired, lane, half, BLOCK)
         x_row = tl.load(x + (t + 1) * size + at, mask=mask & (t + 1 < T), other=0.0)
         tl.debug_barrier()
-        fed = _fed(half, None, turned, first, lane, mask, (t + 1 < T).to(tl.int32), N, ROWS)
+        fed = _fed(half, None, turned, first, lane, mask, t + 1 < T, N, ROWS)
     if v_final is not None:
         for k in tl.static_range(NEURON.states):
             tl.store(v_final + k * size + at, state[k], mask=mask)
             watch = fma(state[k], 0.0, watch)
     if flag is not None:
-        tl.store(flag + tl.zeros([BLOCK], tl.int32), 1, mask=mask & (watch != watch))
+        tl.store(flag + lane * 0, 1, mask=mask & (watch != watch))

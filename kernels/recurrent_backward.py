@@ -26,7 +26,7 @@ import triton.language as tl
 
 from trtkern.kernels.lif import parameters
 from trtkern.kernels.neurons import added, chosen, nothing, settled
-from trtkern.kernels.numerics import bound, fma, inline, narrow, widen
+from trtkern.kernels.numerics import INTERPRETED, bound, fma, inline, narrow, widen
 from trtkern.kernels.recurrent import state_rows
 
 
@@ -52,51 +52,66 @@ def _states_again(
 
 
 @inline
-def _fed_back(weight, passed, lane, mask, rows, N, zero, SAMPLES: tl.constexpr, ROWS: tl.constexpr):
-    """For each sample the sum over j < rows of passed[j, sample] * weight[j, :]."""
+def _multiplied(a, b, c):
+    """a * b + c, in the interpreter rounded twice, which takes it a fifth of the time."""
+    if INTERPRETED:
+        result = a * b + c
+    else:
+        result = fma(a, b, c)
+    return result
+
+
+@inline
+def _fed_back(
+    weight, passed, lane, mask, rows, N, zero, SAMPLES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """For each sample the sum over j < rows of passed[sample, j] * weight[j, :]."""
     totals = ()
     for _ in tl.static_range(SAMPLES):
         totals = totals + (zero,)  # noqa: RUF005
     for start in range(0, bound(rows), ROWS):
-        j = tl.cast(start, tl.int64)
         found = ()
         for q in tl.static_range(ROWS):
-            row = weight + (j + q) * N + lane
-            found = found + (tl.load(row, mask=mask & (j + q < rows), other=0.0),)  # noqa: RUF005
+            j = tl.cast(start, tl.int64) + q
+            row = tl.load(weight + j * N + lane, mask=mask & (j < rows), other=0.0)
+            found = found + (row,)  # noqa: RUF005
         for q in tl.static_range(ROWS):
+            j = tl.cast(start, tl.int64) + q
+            there = j < rows
             sums = ()
             for r in tl.static_range(SAMPLES):
-                g = tl.load(passed + (j + q) * SAMPLES + r, mask=j + q < rows, other=0.0)
-                sums = sums + (fma(g, found[q], totals[r]),)  # noqa: RUF005
+                g = tl.load(passed + r * BLOCK + j, mask=there, other=0.0)
+                sums = sums + (_multiplied(g, found[q], totals[r]),)  # noqa: RUF005
             totals = sums
     return totals
 
 
 @inline
 def _sample(
-    streams, p, alpha, carry, spike, sums, before, here, passed, mask, inside, t, size,
+    streams, p, alpha, carry, spike, sums, states, here, passed, mask, t, size,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, LEARN: tl.constexpr,
 ):  # fmt: skip
     """Step t of a sample: writes gx, and the same to passed; returns the gradient of the state before it, and sums."""
     current, gs, gv, gx = streams
+    before = state_rows(states, here, mask, size, carry[0], NEURON.states)
     at = t * size + here
-    drive = widen(tl.load(current + at, mask=inside, other=0.0))
+    drive = widen(tl.load(current + at, mask=mask, other=0.0))
     if gs is not None:
-        spike = spike + widen(tl.load(gs + at, mask=inside, other=0.0))
+        spike = spike + widen(tl.load(gs + at, mask=mask, other=0.0))
     g = carry
     if gv is not None and not BEFORE:
-        g = added(g, NEURON.v, widen(tl.load(gv + at, mask=inside, other=0.0)), NEURON.states)
+        g = added(g, NEURON.v, widen(tl.load(gv + at, mask=mask, other=0.0)), NEURON.states)
     trace = NEURON.charge(drive, before, p)
     potential, threshold = NEURON.fire(trace, p)
     slope = SURROGATE(potential - threshold, alpha)
     g, learned = NEURON.fired_back(trace, p, g, spike, slope, sums)
     if gv is not None and BEFORE:
-        g = added(g, NEURON.h, widen(tl.load(gv + at, mask=inside, other=0.0)), NEURON.traces)
+        g = added(g, NEURON.h, widen(tl.load(gv + at, mask=mask, other=0.0)), NEURON.traces)
     gradient, back, summed = NEURON.charge_back(drive, before, p, g, learned)
-    tl.store(gx + at, narrow(gradient, gx.dtype.element_ty), mask=inside)
+    tl.store(gx + at, narrow(gradient, gx.dtype.element_ty), mask=mask)
     tl.store(passed, gradient, mask=mask)
     if LEARN:
-        sums = chosen(inside, summed, sums, NEURON.params)
+        sums = summed
     return back, sums
 
 
@@ -106,10 +121,10 @@ def _starts(edges, v0, at, mask, b, B, j, N, size, zero, NEURON: tl.constexpr, S
     found = ()
     for r in tl.static_range(SAMPLES):
         inside = mask & (b + r < B)
-        state = state_rows(v0, at + r * N, inside, size, NEURON.states, zero)
+        state = state_rows(v0, at + r * N, inside, size, zero, NEURON.states)
         if edges is not None:
             row = edges + (tl.maximum(j, 1) - 1) * NEURON.states * size
-            edge = state_rows(row, at + r * N, inside & (j > 0), size, NEURON.states, zero)
+            edge = state_rows(row, at + r * N, inside & (j > 0), size, zero, NEURON.states)
             state = chosen(j > 0, edge, state, NEURON.states)
         found = found + (state,)  # noqa: RUF005
     return found
@@ -125,7 +140,7 @@ def recurrent_backward(
     """Writes gx [T, B, N], and unless None gv0 [S, B, N] and partial [P, programs, N], the sums of a program's samples.
 
     current [T, B, N]: what the forward pass wrote; weight [N, N]; edges: None where T is at most CHUNK; states:
-    [CHUNK, S, B, N] float32, written and read; passed: [programs, 2, BLOCK, SAMPLES] float32 likewise; BEFORE,
+    [CHUNK, S, B, N] float32, written and read; passed: [programs, 2, SAMPLES, BLOCK] float32 likewise; BEFORE,
     param_rows, scalars as in the forward pass. ALIGNED: N is passed divided by 16.
     """
     T = tl.cast(T, tl.int64)
@@ -142,9 +157,9 @@ def recurrent_backward(
     sums = nothing(zero, NEURON.params)
     carries = ()
     for r in tl.static_range(SAMPLES):
-        carry = state_rows(gv_final, at + r * N, mask & (b + r < B), size, NEURON.states, zero)
+        carry = state_rows(gv_final, at + r * N, mask & (b + r < B), size, zero, NEURON.states)
         carries = carries + (carry,)  # noqa: RUF005
-    passed = passed + tl.program_id(0).to(tl.int64) * (2 * BLOCK * SAMPLES)
+    passed = passed + tl.program_id(0).to(tl.int64) * (2 * SAMPLES * BLOCK)
     streams = (current, gs, gv, gx)
     chunks = (T + CHUNK - 1) // CHUNK
     for chunk in range(0, bound(chunks)):
@@ -158,19 +173,19 @@ def recurrent_backward(
             i = count - 1 - k
             t = t0 + i
             spikes = _fed_back(
-                weight, passed + ((t + 1) % 2) * (BLOCK * SAMPLES), lane, mask, tl.where(t + 1 < T, N, 0), N, zero,
-                SAMPLES, ROWS,
+                weight, passed + ((t + 1) % 2) * (SAMPLES * BLOCK), lane, mask, tl.where(t + 1 < T, N, 0), N, zero,
+                SAMPLES, BLOCK, ROWS,
             )  # fmt: skip
             backs = ()
             for r in tl.static_range(SAMPLES):
-                inside = mask & (b + r < B)
                 row = states + i * NEURON.states * size
-                before = state_rows(row, at + r * N, inside, size, NEURON.states, zero)
-                own = passed + (t % 2) * (BLOCK * SAMPLES) + lane * SAMPLES + r
-                back, sums = _sample(
-                    streams, p, alpha, carries[r], spikes[r], sums, before, at + r * N, own, mask, inside, t, size,
-                    NEURON, BEFORE, SURROGATE, partial is not None,
-                )  # fmt: skip
+                own = passed + (t % 2) * (SAMPLES * BLOCK) + r * BLOCK + lane
+                back = carries[r]
+                if b + r < B:  # a branch: or the compiler interleaves the samples, and spills
+                    back, sums = _sample(
+                        streams, p, alpha, back, spikes[r], sums, row, at + r * N, own, mask, t, size,
+                        NEURON, BEFORE, SURROGATE, partial is not None,
+                    )  # fmt: skip
                 backs = backs + (back,)  # noqa: RUF005
             carries = backs
             tl.debug_barrier()
@@ -180,5 +195,5 @@ def recurrent_backward(
                 tl.store(gv0 + k * size + at + r * N, carries[r][k], mask=mask & (b + r < B))
     if partial is not None:
         for k in tl.static_range(NEURON.params):
-            row = partial + (k * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * N
+            row = partial + (tl.program_id(0).to(tl.int64) + k * tl.num_programs(0).to(tl.int64)) * N
             tl.store(row + lane, sums[k], mask=mask)

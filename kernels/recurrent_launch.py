@@ -40,10 +40,10 @@ TILE = 32
 """Rows and columns of the weight that are turned at a time."""
 
 
-def _block(N: int) -> tuple[int, dict[str, Any]]:
+def _block(N: int, roomy: bool) -> tuple[int, dict[str, Any]]:
     """Lanes of a program that holds N neurons, and how it is compiled."""
     block = max(LEAST, 1 << (N - 1).bit_length())
-    return block, options(max(1, block // (LANES * warp_size())))
+    return block, options(max(1, block // (LANES * warp_size())), roomy)
 
 
 def _channels(params: Tensor | None, N: int) -> str:
@@ -60,7 +60,7 @@ def forward_launches(inp: RecurrentInputs, out: RecurrentForward) -> list[Launch
     """The forward pass: the weight is turned, then all T steps."""
     x, weight = inp.x, inp.weight
     T, B, N = x.shape
-    block, chosen = _block(N)
+    block, chosen = _block(N, False)
     turned, base = torch.empty_like(weight), weight.new_empty(N)
     heard = torch.empty(B, 2, 16 + block + ROWS, dtype=torch.int32, device=x.device)
     edges = _edges(out.edges)
@@ -83,10 +83,10 @@ def backward_launches(
     edges = _edges(edges)
     if spec.chunk < T and edges is None:
         raise ValueError(f"recurrent_backward: expected edges for T = {T}, got None; the forward pass writes them")
-    block, chosen = _block(N)
+    block, chosen = _block(N, True)
     programs, columns = -(-B // SAMPLES), _channels(inp.params, N)
     states = inp.weight.new_empty(min(T, spec.chunk), len(spec.row.states), B, N)
-    passed = inp.weight.new_empty(programs, 2, block, SAMPLES)
+    passed = inp.weight.new_empty(programs, 2, SAMPLES, block)
     partial = None if out.params is None else inp.weight.new_empty(len(spec.row.params), programs, N)
     even = aligned(N, (current, inp.v0, inp.weight, edges, *grads[:3], out.x, out.v0, partial, states))
     args = (
