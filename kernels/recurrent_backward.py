@@ -1,11 +1,11 @@
 """The backward pass of neurons that feed each other: a program owns SAMPLES samples, all their neurons and steps.
 
 The gradient of s[t, k] is that of the caller plus the sum over j of gx[t+1, j] * weight[j, k]. Unlike spikes, gx is
-dense, so a program reads the whole weight at every step: 4 * N * N bytes, from L2, once for its SAMPLES samples. It adds
-up row after row of the weight, ROWS of them in flight, each times a number a sample: float32, one rounding an addend,
-the same order at every run. Four samples: a multiprocessor takes 64 bytes a cycle from L2 and does 128 multiplications,
-so up to eight samples cost no more than the weight itself, and more samples are fewer programs. Tensor cores want
-sixteen, and float32 cut in three.
+dense, so a program reads the whole weight at every step: 4 * N * N bytes, from L2, once for its SAMPLES samples. It
+adds up row after row of the weight, ROWS of them in flight, each times a number a sample: float32, one rounding an
+addend, the same order at every run. Why four samples: a multiprocessor takes some 64 bytes a cycle from L2 and does 128
+multiplications, so that up to eight samples cost no more than the weight itself, and more are fewer programs. Tensor
+cores want sixteen, and float32 cut in three.
 
 gx[t+1] goes from the threads that made it to all others of the program through ``passed``, float32, not rounded to gx's
 dtype: one barrier a step, and two halves that take turns, as in ``kernels/recurrent.py``.
@@ -15,9 +15,11 @@ besides (the trace) follows from state and current bit for bit. In registers the
 neurons of a thread, which there is no room for; in memory they are 8 * S bytes a neuron-step, S being the numbers of a
 state, beside 4 * N / SAMPLES bytes of weight: 2% of it with one state and N = 512.
 
-Bytes of a sample and step besides, e being the bytes of an element: current and gs read, gx written, e * N each; 8 * N
-of ``passed``; a chunk's share of the edges. Sums of parameters stay in registers, one for each neuron of a thread, and
-leave as a row a program, which ``add_up`` (``kernels/batch_norm_finish.py``) adds up in order.
+Bytes of a sample and step besides, e being the bytes of an element: current read twice, gs read, gx written, e * N
+each; 4 * N of ``passed``, and a number of it for each row of the weight; a chunk's share of the edges. Sums of
+parameters stay in registers, one for each neuron of a thread and parameter, and leave as a row a program, which
+``add_up`` (``kernels/batch_norm_finish.py``) adds up in order. On NVIDIA GPUs all registers may be used, and with two
+states, gradients of a parameter a neuron and 1024 neurons they just suffice.
 """
 
 from __future__ import annotations

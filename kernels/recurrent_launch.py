@@ -1,7 +1,7 @@
 """From the tensors of neurons that feed each other to launches: block sizes, room, and the arguments in order.
 
-Up to ``LARGEST`` neurons a direction is one launch over all T steps (``kernels/recurrent.py``), beside one that turns the
-weight, or one that adds up the parameters' gradients. Beyond, a loop over the steps (``kernels/recurrent_steps.py``).
+Up to ``LARGEST`` neurons a direction is one launch over all T steps (``kernels/recurrent.py``), beside one that turns
+the weight, or one that adds up the parameters' gradients. Beyond, a loop of steps (``kernels/recurrent_steps.py``).
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def recorded(run: Callable[[], None], what: tuple[Any, ...], tensors: list[Tenso
     """``run()``; where it runs on these very tensors again, as a CUDA graph.
 
     The first time it runs as it is, which compiles the kernels, the second time it is captured. Its own scratch lies in
-    the graph's memory. The allocator of a training loop comes back with the same addresses at each step. Within somebody
-    else's capture it runs as it is. No GPU has run this.
+    the graph's memory. The allocator of a training loop comes back with the same addresses at each step. Within the
+    capture of somebody else, and on AMD GPUs, it runs as it is. No GPU has run this.
     """
     device = next(t for t in tensors if t is not None).device
     if device.type != "cuda" or torch.version.hip or torch.cuda.is_current_stream_capturing():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trtkern import neurons
-from trtkern.backends import BACKENDS, named, resolve
+from trtkern.backends import named, resolve
 from trtkern.backends.base import Case
 from trtkern.nn import ALIF, LIF, Recurrent
 from trtkern.ops.lif import wanted
@@ -244,3 +244,52 @@ def test_edges_are_asked_for():
     inputs = RecurrentInputs(x, None, None, weight, None, None, (0.5,) * 6, LIFSpec())
     with pytest.raises(ValueError, match="expected edges for T = 17, got None"):
         backward_launches(inputs, None, LIFGrads(x, None, None), RecurrentBackward(x, None, None))
+
+
+class Address:
+    """Of a tensor on a GPU, as far as ``recorded`` looks."""
+
+    device, shape, dtype = torch.device("cuda", 0), (3,), F32
+
+    def __init__(self, at):
+        self.data_ptr = lambda: at
+
+
+def test_what_is_recorded(monkeypatch):
+    """As it is the first time, captured and replayed the second, replayed from then on; other addresses begin anew, and
+    within somebody else's capture nothing is recorded."""
+    from contextlib import contextmanager
+
+    from trtkern.kernels import recurrent_steps
+
+    seen, capturing = [], False
+
+    @contextmanager
+    def graph(_):
+        seen.append("capture")
+        yield
+
+    class Graph:
+        def replay(self):
+            seen.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(recurrent_steps, "_graphs", {})
+
+    def call(at, what="forward"):
+        seen.clear()
+        recurrent_steps.recorded(lambda: seen.append("run"), (what,), [None, Address(at)])
+        return list(seen)
+
+    assert call(16) == ["run"]
+    assert call(16) == ["capture", "run", "replay"]
+    assert call(16) == call(16) == ["replay"]
+    assert call(32) == ["run"] and call(16, "backward") == ["run"]
+    capturing = True
+    assert call(16) == ["run"]
+    capturing = False
+    for at in range(100, 100 + recurrent_steps.MOST):
+        call(at)
+    assert len(recurrent_steps._graphs) <= recurrent_steps.MOST

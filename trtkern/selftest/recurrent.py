@@ -151,12 +151,13 @@ def _currents(given: tuple, cell: RecurrentCell, params: Tensor | None, scalars:
 def compare_recurrent(backend: str, cell: RecurrentCell, device: str = "cpu", seed: int = 0) -> RecurrentErrors:
     """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors."""
     problem, names = _problem(cell, seed), cell.spec.row.params
-    moved = [None if t is None else t.to(device).requires_grad_() for t in problem[:5]]
+    moved: Any = [None if t is None else t.to(device).requires_grad_() for t in problem[:5]]
     tensors = [p.to(device).squeeze(0).requires_grad_() for p in problem.params]
     learn = cell.learnable != "none"
     numbers: Any = tensors if learn else [p.item() for p in problem.params]
     want = wanted(True, cell.returned == "v", True, False, cell.returned == "h")
-    out = recurrent(*moved, dict(zip(names, numbers, strict=True)), cell.spec, want, backend)
+    values = dict(zip(names, numbers, strict=True))
+    out = recurrent(moved[0], moved[1], moved[2], moved[3], moved[4], values, cell.spec, want, backend)
     s, state, v = (tensor for tensor in out if tensor is not None)
     inputs = [t for t in moved if t is not None] + (tensors if learn else [])
     got = torch.autograd.grad([s, v, state], inputs, [g.to(device) for g in problem.incoming])
@@ -164,7 +165,7 @@ def compare_recurrent(backend: str, cell: RecurrentCell, device: str = "cpu", se
     spikes = s.detach().double().cpu()
     rows = torch.stack([p.detach().reshape(-1) for p in tensors]) if learn else None
     current = _currents(tuple(moved), cell, rows, [] if learn else numbers, backend)
-    leaves = [None if t is None else t.double().requires_grad_() for t in problem[:5]]
+    leaves: Any = [None if t is None else t.double().requires_grad_() for t in problem[:5]]
     params = [p.double().requires_grad_() for p in problem.params]
     x, s0, state0, weight, bias = leaves
     with torch.no_grad():
