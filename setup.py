@@ -50,24 +50,30 @@ if os.environ.get("TRTKERN_SANITIZE") == "1":
     ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-AMX, AMX_SOURCE = ["-mamx-tile", "-mamx-bf16"], "csrc/spike_conv/cpu_amx.cpp"  # left out where a compiler has no AMX
+AMX = ["-mamx-tile", "-mamx-bf16"]
+AMX_SOURCES = ("csrc/spike_conv/cpu_amx.cpp", "csrc/recurrent/cpu_amx.cpp")  # left out where a compiler has no AMX
+LAUNCHERS = ("csrc/cpu/launch.cpp", "csrc/recurrent/cpu_launch.cpp")  # which know of every instruction set
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
 CPU_SOURCES = {
     "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/norm/cpu_finish.cpp": [],
     "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
-    "csrc/spike_conv/cpu_baseline.cpp": [],
+    "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/recurrent/cpu_launch.cpp": ["-fopenmp"],
+    "csrc/recurrent/cpu_baseline.cpp": [],
 }  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
-    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_"):
+    CPU_SOURCES["csrc/recurrent/cpu_baseline.cpp"] = ["-O1"]
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/recurrent/cpu_"):
         CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
     if sys.platform == "linux":  # which lets a process ask for the tiles
-        CPU_SOURCES[AMX_SOURCE] = [*AVX512, *AMX]
+        CPU_SOURCES |= {source: [*AVX512, *AMX] for source in AMX_SOURCES}
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
     # slow to compile: GCC takes its vectors apart
     CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
-    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_CPU_WIDE")
+    CPU_SOURCES["csrc/recurrent/cpu_wide.cpp"] = CPU_SOURCES["csrc/cpu/isa_wide.cpp"]
+    for launcher in LAUNCHERS:
+        CPU_SOURCES[launcher].append("-DTRTKERN_CPU_WIDE")
 
 
 class BuildError(Exception):
@@ -229,11 +235,11 @@ def unit(compiler: list[str], source: str, objects: Path) -> Unit:
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
     cxx, flags, sources = find_cxx(), dict(CPU_SOURCES), list(ext.sources)
-    if AMX_SOURCE in sources:
+    if AMX_SOURCES[0] in sources:
         if compiles(cxx, AMX):
-            flags["csrc/cpu/launch.cpp"] = [*flags["csrc/cpu/launch.cpp"], "-DTRTKERN_AMX"]
+            flags |= {launcher: [*flags[launcher], "-DTRTKERN_AMX"] for launcher in LAUNCHERS}
         else:
-            sources.remove(AMX_SOURCE)
+            sources = [source for source in sources if source not in AMX_SOURCES]
     common = [*cxx, *CXX_FLAGS, *includes]
     units = [unit([*common, *flags[source], *SANITIZE], source, objects) for source in sources]
     return units, [*cxx, "-shared", "-fopenmp", *(SANITIZE or ["-s"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from trtkern.backends.base import (
     LIFGrads,
     LIFInputs,
     NormGrads,
+    RecurrentInputs,
 )
 from trtkern.spec import RESETS
 
@@ -89,6 +91,18 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     """The arguments of a backward launch."""
     before = inp.before and grads.v is not None
     return _at(extension, inp, before, None, None, None, edges, None, None, *grads, *out)
+
+
+def recurrent(
+    extension: ModuleType, inp: RecurrentInputs, current: Tensor | None, fill: Callable[..., Any], *others: Any
+) -> Any:
+    """What ``fill`` (``forward``, ``backward``) makes for neurons that feed each other: the current is their x."""
+    x = inp.x if current is None else current
+    given = LIFInputs(x, inp.v0, inp.params, inp.scalars, inp.spec, 1, before=inp.before)
+    args = fill(extension, given, *others)
+    if current is None:
+        args.x = 0
+    return args
 
 
 def sequence(extension: ModuleType, x: Tensor, channels: int = 1, inner: int = 1) -> Any:
