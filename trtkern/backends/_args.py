@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
@@ -20,6 +21,7 @@ from trtkern.backends.base import (
     LIFGrads,
     LIFInputs,
     NormGrads,
+    RecurrentInputs,
 )
 from trtkern.spec import RESETS, LIFSpec
 
@@ -97,6 +99,18 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     """The arguments of a backward launch."""
     before = inp.before and grads.v is not None
     return _at(extension, inp, before, None, None, None, edges, None, None, *grads, *out)
+
+
+def recurrent(
+    extension: ModuleType, inp: RecurrentInputs, current: Tensor | None, fill: Callable[..., Any], *others: Any
+) -> Any:
+    """What ``fill`` (``forward``, ``backward``) makes for neurons that feed each other: the current is their x."""
+    x = inp.x if current is None else current
+    given = LIFInputs(x, inp.v0, inp.params, inp.scalars, inp.spec, 1, before=inp.before)
+    args = fill(extension, given, *others)
+    if current is None:
+        args.x = 0
+    return args
 
 
 def sequence(extension: ModuleType, x: Tensor, channels: int = 1, inner: int = 1) -> Any:

@@ -24,6 +24,9 @@ from trtkern.backends.base import (
     LIFInputs,
     NormGrads,
     Pool,
+    RecurrentBackward,
+    RecurrentForward,
+    RecurrentInputs,
     RegularizerSpec,
     SpikeConvolution,
 )
@@ -207,6 +210,34 @@ def spike_conv_described() -> str:
     return _spike_kernels.described(_extension())
 
 
+def recurrent_forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
+    """Fill what ``out`` asks for."""
+    extension = _extension()
+    made = LIFForward(out.s, out.v, out.v_final, out.edges, out.flag, out.packed)
+    args = _args.recurrent(extension, inp, out.current, _args.forward, made)
+    args.threads = torch.get_num_threads()
+    extension.recurrent_forward(args, inp.x.shape[2], (inp.x, inp.s0, inp.weight, inp.bias))
+
+
+def recurrent_backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
+    """Fill ``out``; the same bits for any number of threads."""
+    extension = _extension()
+    args = _args.recurrent(extension, inp, inp.x, _args.backward, edges, grads, LIFBackward(*out))
+    args.threads = torch.get_num_threads()
+    extension.recurrent_backward(args, inp.x.shape[2], (None, None, inp.weight, None))
+
+
+def recurrent_weight_grad(words: Tensor, gx: Tensor, gweight: Tensor) -> bool:
+    """Fill gweight [N, N] float32 with the sum over steps and samples of gx[t] s[t]^T, from float32 gx [T, B, N] and
+    the words of s [ceil(T / 8), B, N]; False where a kernel for it is not there, or one of gx is not finite."""
+    conv = SpikeConvolution(words[..., None, None], gx.shape[0], False, (1, 1), (0, 0))
+    weight = gweight[..., None, None]
+    kernel, _ = spike_conv_kernel(conv, weight, weight_grad=True)
+    kernels = [kernel] if kernel else spike_conv_kernels(conv, weight)[:1]
+    g = gx.flatten(0, 1)[..., None, None]
+    return bool(kernels) and spike_conv_weight_grad(conv, g, weight, kernels[0])
+
+
 def regularizer(
     weights: list[Tensor],
     spec: RegularizerSpec,
@@ -249,6 +280,9 @@ BACKEND = Backend(
         "spike_conv_forward": spike_conv_forward,
         "spike_conv_weight_grad": spike_conv_weight_grad,
         "spike_conv_input_grad": spike_conv_input_grad,
+        "recurrent_forward": recurrent_forward,
+        "recurrent_backward": recurrent_backward,
+        "recurrent_weight_grad": recurrent_weight_grad,
         "regularizer": regularizer,
     },
 )

@@ -66,6 +66,8 @@ class Layer:
     note: str = ""
     strong: bool = False
     """Whether it is among the fastest of its library at its T: those that a suite of many sizes is compared with."""
+    lag: int = 1
+    """Of neurons that feed each other: after how many steps a spike reaches the others."""
 
 
 def loop(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, unbind: bool = True) -> Tensor:

@@ -36,10 +36,10 @@ AnyState = Tensor | tuple[Tensor, ...] | None
 class Carrier(Protocol):
     """Holds the states of a model's neurons from one call of the model to the next (``trtkern.nn.streams``)."""
 
-    def start(self, layer: NeuronLayer, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: Any, x: Tensor, v0: AnyState) -> AnyState:
         """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""
 
-    def end(self, layer: NeuronLayer, state: AnyState) -> None:
+    def end(self, layer: Any, state: AnyState) -> None:
         """Where that call ended."""
 
 
@@ -252,6 +252,11 @@ class NeuronLayer(Leaf):
         settings = {**self._settings(), "time_dim": self.time_dim, "channel_dim": self.channel_dim}
         shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
         return ", ".join([*shown, f"backend={self.backend!r}"])
+
+
+def feeds_back(layer: Any) -> bool:
+    """Whether it is a ``Recurrent`` around neurons; its file is imported where somebody asks for it."""
+    return isinstance(getattr(layer, "neuron", None), NeuronLayer)
 
 
 class Spiking(NeuronLayer):
