@@ -41,9 +41,6 @@ NAMES: dict[str, Use] = {
         "whether torch.func or torch.vmap is active, which shows nowhere else"
     ),
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
-    "torch._C._cuda_getCurrentRawStream": Use(
-        "the current stream of a device as a number, in every launch", ("2.13.0",)
-    ),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
     "torch._C._disabled_torch_function_impl": Use("a subclass whose methods are those of any tensor", TWO),
@@ -71,7 +68,7 @@ NAMES: dict[str, Use] = {
     "torch.nn.modules.module._global_forward_hooks_always_called": Use("a handle's remove() forgets its entry there"),
     "torch.nn.modules.module._global_forward_hooks_with_kwargs": Use("a handle's remove() forgets its entry there"),
     "torch.nn.modules.module._has_any_global_hook": Use(
-        "whether there is a hook of all modules, which a step past Module.__call__ would miss", ("2.13.0",)
+        "whether there is a hook of all modules, which a step past Module.__call__ would miss", TWO
     ),
     "torch.utils._python_dispatch.TorchDispatchMode": Use("sees every operator, to count what it computes"),
     "torch.utils._pytree.tree_leaves": Use("the tensors in whatever a model takes and gives"),

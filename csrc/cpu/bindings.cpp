@@ -3,6 +3,7 @@
 #include "lif/bindings.h"
 #include "cpu/launch.h"
 #include "host/known.h"
+#include "host/rows.h"
 #include "norm/cpu_finish.h"
 #include "spike_conv/bindings.h"
 
@@ -14,6 +15,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_lif_args(m);
   bind_spike_conv(m);
   bind_known(m);
+  bind_param_rows(m);
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("lif_forward", &cpu_lif_forward, Unlocked());
   m.def("lif_backward", &cpu_lif_backward, py::arg("args"), py::arg("norm") = nullptr, Unlocked());

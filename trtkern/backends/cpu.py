@@ -89,6 +89,17 @@ def lif_again(inp: LIFInputs) -> tuple[Callable[[tuple], None], Callable[[tuple]
     return (lambda tensors: forward(args, tensors, threads())), (lambda tensors: backward(args, tensors, threads()))
 
 
+def lif_parameters(numbers: Sequence[float], learned: Sequence[tuple[int, int, str]], channels: int) -> Any:
+    """What fills parameters [P, C] from float32 tensors, ``fill(params, tensors)``, and says whether these lie in their
+    ranges.
+
+    Args:
+        numbers: one for each row.
+        learned: of each row that a tensor has: which, how many numbers that has, their range (``checks.allowed``).
+    """
+    return _extension().ParamRows(list(numbers), list(learned), channels)
+
+
 def batch_norm_lif_again(inp: LIFInputs, norm: Finish, channels: int) -> tuple[Callable, Callable, Callable]:
     """What makes the statistics of y and finishes them, or finishes running ones (``norm.samples`` 0), for tensors in
     the order of ``csrc/norm/fields.h``; and the two passes as ``lif_again``, the backward one with the tensors that its
@@ -275,6 +286,7 @@ BACKEND = Backend(
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
         "lif_again": lif_again,
+        "lif_parameters": lif_parameters,
         "batch_norm_lif_again": batch_norm_lif_again,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
         "batch_norm_lif_affine": batch_norm_lif_affine,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.modules import module
 
 from trtkern.ops._again import again
+from trtkern.ops._again_learned import again_learned
 from trtkern.ops._again_normed import again_normed
 from trtkern.ops._prepared import WANT_STATE
 from trtkern.ops._same import ABSENT, EMPTY
@@ -57,8 +58,14 @@ class Calls:
         flag = own["_buffers"]["nonfinite"]
         owns, tensors = (own,), (x, flag, *state)
         for call in self.made:
-            if call.want == want and call.step is step and call.fits(owns, tensors):
-                return call(x, flag, state)
+            if call.want == want and call.step is step:
+                if call.learned:
+                    values = layer.values()
+                    learned = tuple([values.get(name) for name in call.learned])
+                    if call.fits((own, values), (x, flag, *learned, *state)):
+                        return call(x, flag, learned, state)
+                elif call.fits(owns, tensors):
+                    return call(x, flag, state)
         return None
 
     def keep(
@@ -73,12 +80,19 @@ class Calls:
             return
         if step and (getattr(layer, "packed", False) or x.dim() < 2):
             return
+        values, spec, flag, asked = layer.values(), layer.spec, layer.nonfinite, _ASKED if step else ()
+        learns = any(isinstance(value, Tensor) for value in values.values())
         with torch.no_grad():
             sequence = x.unsqueeze(0) if step else x
-            told = (layer.values(), layer.spec, want, layer.backend, channel, on_equal, layer.nonfinite)
+            told = (values, spec, want, layer.backend, channel, on_equal, flag)
             key = known_by(sequence, None if v0 is None else layer.stacked(sequence, v0), *told)
-        made = again(key, x, layer.nonfinite, state, step, layer.spec, want, (own,), _ASKED if step else ())
-        self._add(made)
+        numbers = _numbers(layer)
+        if numbers:
+            self._add(again(key, x, flag, state, step, spec, want, (numbers + own,), asked))
+        elif learns and not on_equal:
+            rows = {name: values[name] for name in spec.row.params}
+            fixed = tuple((name, value) for name, value in rows.items() if not isinstance(value, Tensor))
+            self._add(again_learned(key, x, flag, rows, state, step, spec, want, (own, fixed), asked))
 
     def normed_again(self, layer: BatchNormLIF, y: Any, v0: Any, want: int) -> Any:
         """``again`` of a BatchNorm + neuron without a residual."""
@@ -106,9 +120,17 @@ class Calls:
         lif, held = layer.lif, {**layer._parameters, **layer._buffers}
         state, own = _parts(lif, v0), _own(lif, False)
         norm, neuron = layer.norm(), layer.neuron(state=bool(want & WANT_STATE))
-        kind = type(layer)
-        own_ways = any(getattr(kind, name).__module__ != layer.norm.__func__.__module__ for name in NORM_METHODS)
-        if state is None or not own or own_ways or layer.sync or type(y) is not Tensor or neuron.want != want:
+        own_ways = any(getattr(type(layer), name).__module__ != "trtkern.nn.batch_norm_lif" for name in NORM_METHODS)
+        numbers = _numbers(lif)
+        if (
+            state is None
+            or not own
+            or not numbers
+            or own_ways
+            or layer.sync
+            or type(y) is not Tensor
+            or neuron.want != want
+        ):
             return
         if any(held.get(name) is not t for name, t in zip(NORM, norm, strict=False)):
             return
@@ -116,7 +138,7 @@ class Calls:
         with torch.no_grad():
             v = None if v0 is None else lif.stacked(y, v0)
             key = known_by_norm(y, norm, neuron, None, v, layer.channel_dim)
-        self._add(again_normed(key, y, norm, neuron, state, (entries, own)))
+        self._add(again_normed(key, y, norm, neuron, state, (entries, numbers + own)))
 
     def _add(self, made: Any) -> None:
         if made is not None:
@@ -141,22 +163,28 @@ def _parts(layer: Neuron, v0: Any) -> tuple[Tensor, ...] | None:
 
 
 def _own(layer: Neuron, step: bool) -> tuple[tuple[str, object], ...]:
-    """The attributes that a call of the layer follows from; () where it follows from others as well."""
+    """The settings that a call of the layer follows from; () where it may follow from others as well."""
     kind, held = type(layer), layer.__dict__
     if any(getattr(kind, name).__module__ != "trtkern.nn._neuron" for name in METHODS):
         return ()
-    names = [name for name in layer.spec.row.params if name != "bias"]
-    names += ["v_leak"] * ("bias" in layer.spec.row.params)
-    for name in names:
-        # What is no number may be another one at the next call; a readout's are numbers of its class.
-        if type(held.get(name, _of_class(kind, name))) not in (float, int, type(None)):
-            return ()
-    names += ["spec", "backend", "channel_dim", "time_dim", "fire_on_equal", "packed", *METHODS]
+    names = ("spec", "backend", "channel_dim", "time_dim", "fire_on_equal", "packed", *METHODS)
     own = [(name, held.get(name, ABSENT)) for name in names]
     if step:
         # It goes past Module.__call__.
         own += [(name, EMPTY) for name in HOOKS] + [("_compiled_call_impl", ABSENT), ("forward", ABSENT)]
     return tuple(own)
+
+
+def _numbers(layer: Neuron) -> tuple[tuple[str, object], ...]:
+    """The parameters of a layer all of whose are numbers; () of another one."""
+    kind, held, names = type(layer), layer.__dict__, [*layer.spec.row.params]
+    if "bias" in names:
+        names[names.index("bias")] = "v_leak"
+    for name in names:
+        # A readout has some as numbers of its class; what is a property there may be another one at the next call.
+        if type(held.get(name, _of_class(kind, name))) not in (float, int, type(None)):
+            return ()
+    return tuple((name, held.get(name, ABSENT)) for name in names)
 
 
 def _of_class(kind: type, name: str) -> Any:

@@ -50,6 +50,12 @@ class Again:
         same: what is compared; of the tensors x, the flag and the state.
     """
 
+    learned: tuple[str, ...] = ()
+    """Parameters that are tensors, by name (``ops/_again_learned.py``)."""
+
+    _backward: Callable[..., None]
+    """What launches the backward pass."""
+
     __slots__ = (
         "_adjacent", "_back", "_backward", "_edges", "_fixed", "_forward", "_like", "_needs", "_room", "_rows",
         "_state_bytes", "_states", "differentiable", "fits", "layouts", "step", "want",
@@ -90,12 +96,16 @@ class Again:
         last = self._room() if want & WANT_STATE else None
         edges = None if self._edges is None else self._edges()
         self._forward((x, self._joined(state), None, None, None, s, v, last, edges, None, flag))
+        return self._given(s, v, last), edges
+
+    def _given(self, s: Tensor | None, v: Tensor | None, last: Tensor | None) -> Any:
+        """Those that are there, each state for itself."""
         if v is None and last is None:
-            return s, edges
+            return s
         made = [t for t in (s, v) if t is not None]
         if last is not None:
             made += [last] if self._states == 1 else torch.unsafe_split(last, self._rows)
-        return tuple(made) if len(made) > 1 else made[0], edges
+        return tuple(made) if len(made) > 1 else made[0]
 
     def backward(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradients of x and of each state."""

@@ -92,7 +92,7 @@ class AgainNormed(Again):
             gbias = torch.empty(C, dtype=dtype, device=device)
         running = self._fixed.samples == 0
         if running and dtype is None:
-            self._backward((*told, coef, gx, gv0), None)
+            self._backward((*told, coef, gx, gv0, None, None), None)
             return gx, None, None, *self._apart(gv0, len(state))
         sums = torch.empty((2, C), dtype=torch.float64, device=device)
         made = None if running else torch.empty((3, C), dtype=torch.float32, device=device)
@@ -150,7 +150,8 @@ class _AgainNormed(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None, held: tuple, call: AgainNormed, *state: Tensor
     ) -> Any:  # fmt: skip
-        made, more = call.normed(y, *held, state)
+        norm, flag = held
+        made, more = call.normed(y, norm, flag, state)
         if call.layouts is None:
             call.layouts = layouts((y, *more, *state))
         ctx.call, ctx.layouts = call, call.layouts
@@ -177,7 +178,9 @@ def again_normed(
     flat, sequence = y.is_contiguous(), y.detach()
     if want & (WANT_PACKED | WANT_H) or neuron.pool != ready.pool or norm.group is not None or not want & WANT_SPIKES:
         return None
-    if not y.numel() or layout.is_static(sequence) or (state and not (flat and suits(y, sequence, state))):
+    if not y.numel() or layout.is_static(sequence):
+        return None
+    if (state or want & WANT_STATE) and not suits(y, sequence, state):
         return None
     tensors = (y, *state, norm.weight, norm.bias)
     differentiable = needs_grad(*tensors)
@@ -223,7 +226,7 @@ def _launchers(inputs: LIFInputs, fixed: Fixed, norm: BatchNorm) -> tuple[Callab
 
     def backward(tensors: tuple, finish: tuple | None) -> None:
         y, v0, _, affine, _, _, _, _, edges, _, _, gs, gv, last, coef, gx, *others = tensors
-        gv0, _, sums = (*others, *(None,) * (3 - len(others)))
+        gv0, sums = others[0] if others else None, others[2] if others else None
         norm = None
         if finish is not None:
             *_, affine, moments, made, _, _, gweight, gbias = finish
