@@ -17,7 +17,7 @@ from trtkern.ops.batch_norm_lif import known_by as known_by_norm
 from trtkern.ops.lif import known_by
 
 if TYPE_CHECKING:
-    from trtkern.nn._neuron import Neuron
+    from trtkern.nn._neuron import NeuronLayer
     from trtkern.nn.batch_norm_lif import BatchNormLIF
 
 MOST = 8
@@ -47,7 +47,7 @@ class Calls:
     def __reduce__(self) -> tuple:
         return Calls, ()
 
-    def again(self, layer: Neuron, x: Any, v0: Any, want: int, step: bool = False) -> Any:
+    def again(self, layer: NeuronLayer, x: Any, v0: Any, want: int, step: bool = False) -> Any:
         """The outputs that are wanted (``Again``), or None where the call is to be made as ever."""
         if not self.made:
             return None
@@ -69,7 +69,7 @@ class Calls:
         return None
 
     def keep(
-        self, layer: Neuron, x: Tensor, v0: Any, want: int, channel: int, on_equal: bool, step: bool = False
+        self, layer: NeuronLayer, x: Tensor, v0: Any, want: int, channel: int, on_equal: bool, step: bool = False
     ) -> None:  # fmt: skip
         """A call was made as ever: prepare it, if it is of a sort that can be made again."""
         if not self.left:
@@ -153,7 +153,7 @@ def _hooked() -> bool:
 _ASKED = ((_hooked, (), False),)
 
 
-def _parts(layer: Neuron, v0: Any) -> tuple[Tensor, ...] | None:
+def _parts(layer: NeuronLayer, v0: Any) -> tuple[Tensor, ...] | None:
     """The states as tensors of their own; None where they are not."""
     if v0 is None:
         return ()
@@ -162,7 +162,7 @@ def _parts(layer: Neuron, v0: Any) -> tuple[Tensor, ...] | None:
     return tuple(v0) if isinstance(v0, tuple) and len(v0) == len(layer.state_names) else None
 
 
-def _own(layer: Neuron, step: bool) -> tuple[tuple[str, object], ...]:
+def _own(layer: NeuronLayer, step: bool) -> tuple[tuple[str, object], ...]:
     """The settings that a call of the layer follows from; () where it may follow from others as well."""
     kind, held = type(layer), layer.__dict__
     if any(getattr(kind, name).__module__ != "trtkern.nn._neuron" for name in METHODS):
@@ -175,7 +175,7 @@ def _own(layer: Neuron, step: bool) -> tuple[tuple[str, object], ...]:
     return tuple(own)
 
 
-def _numbers(layer: Neuron) -> tuple[tuple[str, object], ...]:
+def _numbers(layer: NeuronLayer) -> tuple[tuple[str, object], ...]:
     """The parameters of a layer all of whose are numbers; () of another one."""
     kind, held, names = type(layer), layer.__dict__, [*layer.spec.row.params]
     if "bias" in names:
