@@ -65,7 +65,7 @@ def run(tensors, values, spec, backend="cpu", want=ALL, grads=True):
         )
         loss.backward()
         leaves |= {name: v for name, v in held.items() if isinstance(v, torch.Tensor)}
-        found |= {f"g {name}": t.grad for name, t in leaves.items()}
+        found |= {f"g {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in leaves.items()}
     return {name: t.detach() for name, t in found.items()}
 
 
@@ -87,7 +87,8 @@ def oracle(tensors, values, spec, spikes):
     found = {"spikes": trace.s, "h": trace.h, "state": trace.state}
     sum((found[name] * weights(found[name], i)).sum() for i, name in enumerate(MADE) if name in found).backward()
     leaves |= {name: v for name, v in held.items() if isinstance(v, torch.Tensor)}
-    found |= {f"g {name}": t.grad for name, t in leaves.items()}
+    # What has no part in it, such as a reset amount without a soft reset, has no gradient.
+    found |= {f"g {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in leaves.items()}
     return {name: t.detach() for name, t in found.items()}
 
 

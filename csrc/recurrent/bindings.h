@@ -11,7 +11,7 @@ inline RecurrentArgs recurrent_args(const LifArgs& lif, int64_t width, const pyb
   if (tensors.size() != 4) throw pybind11::value_error("recurrent: expected (x, s0, weight, bias)");
   RecurrentArgs a;
   a.lif = lif, a.width = width;
-  a.samples = lif.N / width, a.blocks = (a.samples + kSamples - 1) / kSamples;
+  a.samples = lif.N / width, a.units = (a.samples + kSamples - 1) / kSamples;
   uint64_t* const addresses[] = {&a.x, &a.s0, &a.weight, &a.bias};
   for (int i = 0; i < 4; ++i) *addresses[i] = address_of(pybind11::object(tensors[i]).ptr());
   return a;

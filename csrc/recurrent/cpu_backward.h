@@ -1,4 +1,4 @@
-// Neurons that feed each other backward on the CPU: the traces of a chunk of a block of samples are computed again from
+// Neurons that feed each other backward on the CPU: the traces of a chunk of a group of samples are computed again from
 // the currents; then, step by step from the last, the product with the gradients of the step behind it, and the
 // neurons.
 #pragma once
@@ -7,18 +7,18 @@
 
 namespace trtkern::TK_ISA {
 
-// Scratch memory of a block, as forward; what a block of neurons has is kNeuronRows rows of kStride floats.
+// Scratch memory of a group, as forward; what a block of neurons has is kNeuronRows rows of kStride floats.
 struct RecurrentBackwardMemory {
   static constexpr int64_t kNeuronRows = kChunk + 2 * kMostStates + kMostParams;
   float *rows, *fed, *current, *gs, *gv, *gx, *neurons, *end;
 
-  RecurrentBackwardMemory(const RecurrentArgs& a, float* own) {
-    const Samples samples(a, 0);
+  RecurrentBackwardMemory(const RecurrentArgs& a, int64_t units, float* own) {
+    const Samples samples(a, 0, units);
     const int64_t row = samples.size() + kPad;
     const bool half = a.lif.dtype != kFloat32;
     Scratch pieces{own};
     rows = pieces.take(samples.count(a.lif, kBackwardBlock) * kNeuronRows * kStride);
-    fed = pieces.take(kSamples * product_pitch(a.width));
+    fed = pieces.take(units * kSamples * product_pitch(a.width));
     current = pieces.take(half ? kChunk * samples.size() + kPad : 0);
     gs = pieces.take(row);
     gv = pieces.take(half ? row : 0);
@@ -28,7 +28,7 @@ struct RecurrentBackwardMemory {
   }
 };
 
-// The gradient of the spikes of step t of a block: what comes from outside, and what they fed to the step behind it.
+// The gradient of the spikes of step t of a group: what comes from outside, and what they fed to the step behind it.
 TK_NOINLINE inline void feed_back(const RecurrentArgs& a, const Samples& samples, int64_t t,
                                   const RecurrentMemory& memory, const RecurrentBackwardMemory& m) {
   const LifArgs& lif = a.lif;
@@ -41,21 +41,23 @@ TK_NOINLINE inline void feed_back(const RecurrentArgs& a, const Samples& samples
 }
 
 template <class N>
-void recurrent_backward_of(const RecurrentArgs& a, int64_t block, const RecurrentMemory& memory, double* totals) {
+void recurrent_backward_of(const RecurrentArgs& a, int64_t first, int64_t units, const RecurrentMemory& memory,
+                           double* sums) {
   constexpr int kSteps = kChunk / N::kTraces;
   static_assert(N::kStates <= kMostStates && N::kParams <= kMostParams);
   const LifArgs& given = a.lif;
-  const Samples samples(a, block);
-  const RecurrentBackwardMemory own(a, (float*)memory.own);
+  const Samples samples(a, first, units);
+  const RecurrentBackwardMemory own(a, units, (float*)memory.own);
   BackwardMemory<Float32, N> m(Scratch{own.neurons});
   const bool half = given.dtype != kFloat32;
   LifArgs lif = given;
   lif.dtype = kFloat32;
-  ParamSums<N> param_sums{m.param_sums, lif.gparams ? totals : nullptr};
-  const auto of_block = [&](int64_t number) {
+  ParamSums<N> param_sums{nullptr, nullptr};
+  const auto of_block = [&](int64_t number, int64_t unit) {
     float* const rows = own.rows + number * own.kNeuronRows * kStride;
     m.traces = rows, m.start = rows + kChunk * kStride, m.carry = m.start + kMostStates * kStride;
     m.param_sums = param_sums.rows = m.carry + kMostStates * kStride;
+    if (lif.gparams) param_sums.totals = sums + unit * lif.P * lif.C;
   };
   BackwardRow<Float32, N> row{};
   row.run = row.run_streaming = backward_run_of<Float32, N, 0, false>(lif, kAnything);
@@ -68,8 +70,8 @@ void recurrent_backward_of(const RecurrentArgs& a, int64_t block, const Recurren
       to_floats(given.dtype, row_at(given, given.x, t0 + j, samples.begin), samples.size(),
                 own.current + j * samples.size());
     if (half) lif.x = as_tensor(own.current, t0, samples.size(), samples.begin), lif.x_stride = samples.size();
-    samples.each(lif, kBackwardBlock, [&](const Block& b, int64_t number) {
-      of_block(number);
+    samples.each(lif, kBackwardBlock, [&](const Block& b, int64_t number, int64_t unit) {
+      of_block(number, unit);
       for (int k = 0; k < N::kStates; ++k) {
         if (t0 + steps == lif.T) read_row(m.carry + k * kStride, lif.gv_final, k * lif.N, b);
         read_row(m.start + k * kStride, t0 ? lif.edges : lif.v0, (edge + k) * lif.N, b);
@@ -86,8 +88,8 @@ void recurrent_backward_of(const RecurrentArgs& a, int64_t block, const Recurren
         to_floats(given.dtype, row_at(given, given.gv, t, samples.begin), samples.size(), own.gv);
         lif.gv = as_tensor(own.gv, t, lif.N, samples.begin);
       }
-      samples.each(lif, kBackwardBlock, [&](const Block& b, int64_t number) {
-        of_block(number);
+      samples.each(lif, kBackwardBlock, [&](const Block& b, int64_t number, int64_t unit) {
+        of_block(number, unit);
         row.params = m.params.parameters(lif, b);
         backward_step<Float32, N>(lif, t, j, b, row, m, false);
         if (j) return;
@@ -100,8 +102,9 @@ void recurrent_backward_of(const RecurrentArgs& a, int64_t block, const Recurren
   }
 }
 
-inline void recurrent_backward(const RecurrentArgs& a, int64_t block, const RecurrentMemory& memory, double* totals) {
-  for_neuron(a.lif.neuron, [&](auto n) { recurrent_backward_of<decltype(n)>(a, block, memory, totals); });
+inline void recurrent_backward(const RecurrentArgs& a, int64_t first, int64_t units, const RecurrentMemory& memory,
+                               double* sums) {
+  for_neuron(a.lif.neuron, [&](auto n) { recurrent_backward_of<decltype(n)>(a, first, units, memory, sums); });
 }
 
 }  // namespace trtkern::TK_ISA

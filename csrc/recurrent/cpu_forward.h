@@ -1,22 +1,22 @@
-// Neurons that feed each other forward on the CPU: at each step of a block of samples the product, then the neurons.
+// Neurons that feed each other forward on the CPU: at each step of a group of samples the product, then the neurons.
 #pragma once
 #include "lif/cpu_forward.h"
 #include "recurrent/cpu_rows.h"
 
 namespace trtkern::TK_ISA {
 
-// Scratch memory of a block: rows of floats that are no tensors, and what the neurons keep from step to step.
+// Scratch memory of a group: rows of floats that are no tensors, and what the neurons keep from step to step.
 struct RecurrentForwardMemory {
   float *states, *fed, *bias, *current, *s, *v, *neurons, *end;
   uint8_t* packed;
 
-  RecurrentForwardMemory(const RecurrentArgs& a, float* own) {
-    const Samples samples(a, 0);  // no block is larger
+  RecurrentForwardMemory(const RecurrentArgs& a, int64_t units, float* own) {
+    const Samples samples(a, 0, units);  // no group is larger
     const int64_t blocks = samples.count(a.lif, kForwardBlock), row = samples.size() + kPad;
     const bool half = a.lif.dtype != kFloat32;
     Scratch pieces{own};
     states = pieces.take(blocks * kMostStates * kForwardStride);
-    fed = pieces.take(kSamples * product_pitch(a.width));
+    fed = pieces.take(units * kSamples * product_pitch(a.width));
     bias = pieces.take(product_pitch(a.width));
     current = pieces.take(half || !a.lif.x ? row : 0);
     s = pieces.take(row);
@@ -27,7 +27,7 @@ struct RecurrentForwardMemory {
   }
 };
 
-// The currents of step t of a block, from the spikes of the step before it.
+// The currents of step t of a group, from the spikes of the step before it.
 TK_NOINLINE inline void feed(const RecurrentArgs& a, const Samples& samples, int64_t t, const RecurrentMemory& memory,
                              const RecurrentForwardMemory& m) {
   const LifArgs& lif = a.lif;
@@ -50,12 +50,12 @@ TK_NOINLINE inline void feed(const RecurrentArgs& a, const Samples& samples, int
 }
 
 template <class N>
-void recurrent_forward_of(const RecurrentArgs& a, int64_t block, const RecurrentMemory& memory) {
+void recurrent_forward_of(const RecurrentArgs& a, int64_t first, int64_t units, const RecurrentMemory& memory) {
   constexpr int kSteps = kChunk / N::kTraces;
   static_assert(N::kStates <= kMostStates);
   const LifArgs& given = a.lif;
-  const Samples samples(a, block);
-  const RecurrentForwardMemory own(a, (float*)memory.own);
+  const Samples samples(a, first, units);
+  const RecurrentForwardMemory own(a, units, (float*)memory.own);
   ForwardMemory<Float32, N> m(Scratch{own.neurons});
   const bool half = given.dtype != kFloat32;
   float watch[kWatch] = {};
@@ -66,7 +66,7 @@ void recurrent_forward_of(const RecurrentArgs& a, int64_t block, const Recurrent
     m.state = own.states + number * kMostStates * kForwardStride;
     m.packed = own.packed + number * kForwardStride;
   };
-  samples.each(lif, kForwardBlock, [&](const Block& b, int64_t number) {
+  samples.each(lif, kForwardBlock, [&](const Block& b, int64_t number, int64_t) {
     of_block(number);
     for (int k = 0; k < N::kStates; ++k) read_row(m.state + k * kForwardStride, lif.v0, k * lif.N, b);
   });
@@ -78,7 +78,7 @@ void recurrent_forward_of(const RecurrentArgs& a, int64_t block, const Recurrent
     if (half && given.v) lif.v = as_tensor(own.v, t, lif.N, samples.begin);
     row.bit = 1 << t % 8;
     const bool edge = lif.edges && (t + 1) % kSteps == 0 && t + 1 < lif.T, last = lif.v_final && t + 1 == lif.T;
-    samples.each(lif, kForwardBlock, [&](const Block& b, int64_t number) {
+    samples.each(lif, kForwardBlock, [&](const Block& b, int64_t number, int64_t) {
       of_block(number);
       row.params = m.params.parameters(lif, b);
       forward_step<Float32, N>(lif, t, b.at, b, row, m, false);
@@ -97,8 +97,8 @@ void recurrent_forward_of(const RecurrentArgs& a, int64_t block, const Recurrent
     if (lif.flag && watch[i] != 0.0f) __atomic_store_n((int32_t*)lif.flag, 1, __ATOMIC_RELAXED);
 }
 
-inline void recurrent_forward(const RecurrentArgs& a, int64_t block, const RecurrentMemory& memory) {
-  for_neuron(a.lif.neuron, [&](auto n) { recurrent_forward_of<decltype(n)>(a, block, memory); });
+inline void recurrent_forward(const RecurrentArgs& a, int64_t first, int64_t units, const RecurrentMemory& memory) {
+  for_neuron(a.lif.neuron, [&](auto n) { recurrent_forward_of<decltype(n)>(a, first, units, memory); });
 }
 
 }  // namespace trtkern::TK_ISA

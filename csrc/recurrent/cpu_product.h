@@ -20,7 +20,9 @@ inline int64_t product_pitch(int64_t width) { return (width + 31) / 32 * 32; }
 
 inline int64_t panels_of(int64_t width) { return (width + kPanelWidth - 1) / kPanelWidth; }
 inline int64_t vectors_bytes(int64_t width) { return panels_of(width) * width * kPanelWidth * sizeof(float); }
-inline int64_t vectors_own(int64_t width) { return (kSamples * (width + kLanes) + kSamples) * sizeof(int32_t); }
+inline int64_t vectors_own(int64_t width, int64_t units) {
+  return units * kSamples * (width + kLanes + 1) * sizeof(int32_t);
+}
 
 // a * b + c; where the processor has no fma it is not worth a call.
 TK_INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
@@ -121,12 +123,12 @@ TK_INLINE void with_vectors(int64_t panel, int64_t width, F f) {
   left == 2 ? f(std::integral_constant<int, 2>{}) : f(std::integral_constant<int, 1>{});
 }
 
-inline bool multiply_vectors(const char* weights, const float* from, int64_t rows, int64_t width, bool spikes,
-                             float* out, char* own) {
+inline unsigned multiply_vectors(const char* weights, const float* from, int64_t rows, int64_t width, bool spikes,
+                                 float* out, char* own) {
   static_assert(kPanel == 3);
   const float* const panels = (const float*)weights;
   const int64_t all = panels_of(width), pitch = product_pitch(width), size = width * kPanelWidth;
-  int32_t *const fired = (int32_t*)own, *const counts = fired + kSamples * (width + kLanes);
+  int32_t *const fired = (int32_t*)own, *const counts = fired + rows * (width + kLanes);
   int64_t total = spikes ? 0 : rows * width;
   for (int64_t r = 0; spikes && r < rows; ++r)
     total += counts[r] = (int32_t)list_fired(from + r * width, width, fired + r * (width + kLanes));
@@ -135,7 +137,7 @@ inline bool multiply_vectors(const char* weights, const float* from, int64_t row
       with_vectors(p, width, [&](auto vectors) {
         dense_rows<decltype(vectors)::value>(panels + p * size, from, rows, width, out + p * kPanelWidth, pitch);
       });
-    return true;
+    return 0;
   }
   const int64_t whole = width / kPanelWidth / kTogether * kTogether;
   for (int64_t p = 0; p < all; p += p < whole ? kTogether : 1)
@@ -150,7 +152,7 @@ inline bool multiply_vectors(const char* weights, const float* from, int64_t row
         });
       }
     }
-  return true;
+  return 0;
 }
 
 constexpr RecurrentProduct kVectorsProduct = {vectors_bytes, vectors_own, panels_of, lay_vectors, multiply_vectors};

@@ -1,4 +1,4 @@
-// What both directions of neurons that feed each other share on the CPU: a block of samples goes through the steps
+// What both directions of neurons that feed each other share on the CPU: a group of samples goes through the steps
 // together. The neurons' rows are those of float32; the numbers of a half type pass through rows of floats.
 #pragma once
 #include "cpu/rows.h"
@@ -79,39 +79,42 @@ TK_NOINLINE inline void write_gradient(int dtype, const void* gs, const float* f
   });
 }
 
-// The neurons of a block of samples, and the blocks of neurons that they are in.
+// The neurons of a group of units, and the blocks of neurons that they are in.
 struct Samples {
-  int64_t first, rows, begin, end;
+  int64_t rows, begin, end, unit;  // unit: neurons of a whole one
 
-  Samples(const RecurrentArgs& a, int64_t block) {
-    const int64_t left = a.samples - block * kSamples;
-    first = block * kSamples, rows = left < kSamples ? left : kSamples;
-    begin = first * a.width, end = begin + rows * a.width;
+  Samples(const RecurrentArgs& a, int64_t first, int64_t units) {
+    const int64_t left = a.samples - first * kSamples;
+    rows = left < units * kSamples ? left : units * kSamples, unit = kSamples * a.width;
+    begin = first * unit, end = begin + rows * a.width;
   }
   int64_t size() const { return end - begin; }
 
-  // f(block of neurons, its number), one after the other.
+  // f(block of neurons, its number, its unit), one after the other.
   template <class F>
   TK_INLINE void each(const LifArgs& a, int64_t most, F f) const {
-    Block b;
     int64_t number = 0;
-    for (int64_t n0 = begin; n0 < end; n0 += b.size()) {
-      b = block_at(a, n0, end, most);
-      f(b, number++);
+    for (int64_t at = begin; at < end; at += unit) {
+      const int64_t to = end - at < unit ? end : at + unit;
+      Block b;
+      for (int64_t n0 = at; n0 < to; n0 += b.size()) {
+        b = block_at(a, n0, to, most);
+        f(b, number++, at / unit);
+      }
     }
   }
   int64_t count(const LifArgs& a, int64_t most) const {
     int64_t number = 0;
-    each(a, most, [&](const Block&, int64_t) { ++number; });
+    each(a, most, [&](const Block&, int64_t, int64_t) { ++number; });
     return number;
   }
 };
 
-// A tensor [T, N] of which the rows of a block of samples lie in scratch memory from step t0 on, as an address of it.
+// A tensor [T, N] of which the rows of a group of samples lie in scratch memory from step t0 on, as an address of it.
 inline uint64_t as_tensor(const float* rows, int64_t t0, int64_t stride, int64_t begin) {
   return (uint64_t)rows - (t0 * stride + begin) * sizeof(float);
 }
-// The row of step t of a tensor, at a block's first neuron; null where there is none.
+// The row of step t of a tensor, at a group's first neuron; null where there is none.
 inline char* row_at(const LifArgs& a, uint64_t tensor, int64_t t, int64_t begin) {
   return tensor ? (char*)tensor + (t * a.N + begin) * (a.dtype == kFloat32 ? 4 : 2) : nullptr;
 }
@@ -119,11 +122,13 @@ inline char* row_at(const LifArgs& a, uint64_t tensor, int64_t t, int64_t begin)
 // The product on scratch memory; where it refuses numbers that are not finite, one number after the other.
 TK_NOINLINE inline void multiply_rows(const RecurrentArgs& a, const RecurrentMemory& memory, bool back,
                                       const float* from, int64_t rows, bool spikes, float* out, char* own) {
-  if (memory.product->multiply(memory.weights, from, rows, a.width, spikes && memory.finite, out, own)) return;
+  const unsigned unusual =
+      memory.product->multiply(memory.weights, from, rows, a.width, spikes && memory.finite, out, own);
+  if (!unusual) return;
   const float* const weight = (const float*)a.weight;
   const int64_t width = a.width, of_j = back ? 1 : width, of_k = back ? width : 1;
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < width; ++j) {
+    for (int64_t j = 0; unusual >> r / kSamples & 1 && j < width; ++j) {
       float sum = 0.0f;
       for (int64_t k = 0; k < width; ++k) sum += from[r * width + k] * weight[j * of_j + k * of_k];
       out[r * product_pitch(width) + j] = sum;

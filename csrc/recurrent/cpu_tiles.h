@@ -14,8 +14,10 @@ constexpr int64_t kDepthBytes = kPieces * 2 * kTileBytes;  // of the weights of 
 inline int64_t tiles_items(int64_t width) { return parts(width, kColumns); }
 // [columns][depths][pieces][2][16 pairs of k][16 columns][2]
 inline int64_t tiles_bytes(int64_t width) { return parts(width, kColumns) * parts(width, kDepth) * kDepthBytes; }
-// Rows [depths][pieces][16][32], and two tiles of sums.
-inline int64_t tiles_own(int64_t width) { return (parts(width, kDepth) * kPieces + 2) * kTileBytes; }
+// Two tiles of sums, and rows [units][depths][pieces][16][32].
+inline int64_t tiles_own(int64_t width, int64_t units) {
+  return (units * parts(width, kDepth) * kPieces + 2) * kTileBytes;
+}
 
 inline void lay_tiles(const RecurrentArgs& a, bool back, int64_t column, char* weights, int* nonfinite) {
   const int64_t width = a.width, depths = parts(width, kDepth);
@@ -106,31 +108,41 @@ TK_INLINE void add_spikes(const char* rows, const char* weights, int64_t depths)
   }
 }
 
-inline bool multiply_tiles(const char* weights, const float* from, int64_t rows, int64_t width, bool spikes, float* out,
-                           char* own) {
-  const int64_t depths = parts(width, kDepth), pitch = product_pitch(width);
+inline unsigned multiply_tiles(const char* weights, const float* from, int64_t rows, int64_t width, bool spikes,
+                               float* out, char* own) {
+  const int64_t depths = parts(width, kDepth), pitch = product_pitch(width), units = parts(rows, kTileRows);
+  const int64_t unit = depths * kPieces * kTileBytes;
   char* const left = own + 2 * kTileBytes;
-  if (!(spikes ? lay_rows<true>(from, rows, width, left) : lay_rows<false>(from, rows, width, left))) return false;
-  configure_tiles(kTileRows);
-  for (int64_t column = 0; column < parts(width, kColumns); ++column, out += kColumns) {
-    const char* const right = weights + column * depths * kDepthBytes;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    spikes ? add_spikes(left, right, depths) : add_numbers(left, right, depths);
-    _tile_stored(0, out, pitch * sizeof(float));
-    _tile_stored(1, out + kTileRows, pitch * sizeof(float));
-    _tile_stored(2, own, 64);
-    _tile_stored(3, own + kTileBytes, 64);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t half = 0; half < 2; ++half) {
-        float* const to = out + r * pitch + half * kTileRows;
-        store(to, load(to) + load((const float*)(own + half * kTileBytes) + r * kTileRows));
-      }
+  unsigned unusual = 0;
+  for (int64_t u = 0; u < units; ++u) {
+    const float* const at = from + u * kTileRows * width;
+    const int64_t there = rows - u * kTileRows < kTileRows ? rows - u * kTileRows : kTileRows;
+    const bool finite =
+        spikes ? lay_rows<true>(at, there, width, left + u * unit) : lay_rows<false>(at, there, width, left + u * unit);
+    unusual |= (unsigned)!finite << u;
   }
+  configure_tiles(kTileRows);
+  for (int64_t column = 0; column < parts(width, kColumns); ++column)
+    for (int64_t u = 0; u < units; ++u) {  // the weights of a column stay in the caches
+      const char* const right = weights + column * depths * kDepthBytes;
+      float* const sums = out + u * kTileRows * pitch + column * kColumns;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      spikes ? add_spikes(left + u * unit, right, depths) : add_numbers(left + u * unit, right, depths);
+      _tile_stored(0, sums, pitch * sizeof(float));
+      _tile_stored(1, sums + kTileRows, pitch * sizeof(float));
+      _tile_stored(2, own, 64);
+      _tile_stored(3, own + kTileBytes, 64);
+      for (int64_t r = 0; r < kTileRows; ++r)
+        for (int64_t half = 0; half < 2; ++half) {
+          float* const to = sums + r * pitch + half * kTileRows;
+          store(to, load(to) + load((const float*)(own + half * kTileBytes) + r * kTileRows));
+        }
+    }
   _tile_release();
-  return true;
+  return unusual;
 }
 
 }  // namespace trtkern::TK_ISA

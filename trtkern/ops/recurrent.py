@@ -287,7 +287,7 @@ recurrent_backward = define(
 def _weight_grad(gx, s, s0, backend):
     T, _, N = gx.shape
     total = torch.zeros((N, N), dtype=torch.float32, device=gx.device)
-    later, done = gx[1:].float(), T == 1
+    later, done = gx[1:].float(), T == 1 or not gx.numel()
     if not done and s.dtype == torch.uint8:
         s = s[: (T + 6) // 8]
         done = named(backend).ops["recurrent_weight_grad"](s, later, total)
