@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "lif/args.h"
+#include "recurrent/args.h"
 #include "spike_conv/cpu_pass.h"
 
 namespace trtkern {
@@ -63,11 +64,15 @@ struct Kernels {
 };
 
 // What a library offers that was compiled at first use, for one neuron (cpu/own_rows.h); its functions are those of a
-// Kernels. The sizes have to be the extension's own. Other templates over a neuron go to the end.
+// Kernels and of RecurrentKernels. The sizes have to be the extension's own.
 struct OwnRows {
   int64_t size, args, forward_scratch, backward_scratch;
   decltype(Kernels::lif_forward) lif_forward;
   decltype(Kernels::lif_backward) lif_backward;
+  int64_t recurrent_args;
+  decltype(RecurrentKernels::own) recurrent_own;
+  decltype(RecurrentKernels::forward) recurrent_forward;
+  decltype(RecurrentKernels::backward) recurrent_backward;
 };
 constexpr int kOwnNeurons = 1 << 16;  // LifArgs::neuron from here on: the libraries in the order in which they came
 

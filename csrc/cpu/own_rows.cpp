@@ -28,7 +28,7 @@ int cpu_load_rows(const std::string& path) {
   if (!found) throw std::runtime_error(dlerror());
   const OwnRows& rows = *static_cast<const OwnRows*>(found);
   if (rows.size != sizeof(OwnRows) || rows.args != sizeof(LifArgs) || rows.forward_scratch != kForwardScratch ||
-      rows.backward_scratch != kBackwardScratch)
+      rows.backward_scratch != kBackwardScratch || rows.recurrent_args != sizeof(RecurrentArgs))
     throw std::runtime_error("trtkern._cpu was built from other headers than lie in csrc; install trtkern again");
   libraries[count].store(&rows, std::memory_order_release);
   return kOwnNeurons + count++;

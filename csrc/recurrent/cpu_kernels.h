@@ -2,22 +2,7 @@
 // is its own, so that the neurons' rows in it may be those that do anything and no others: short to compile.
 #pragma once
 #define TK_GENERAL_ROWS
-#include "recurrent/cpu_backward.h"
-#include "recurrent/cpu_forward.h"
-
-namespace trtkern::TK_ISA {
-
-constexpr uint64_t kScratchAlign = 4096;
-
-// Bytes of scratch memory for a group.
-inline int64_t recurrent_own(const RecurrentArgs& a, bool back, int64_t units) {
-  float* const from = (float*)kScratchAlign;  // nothing is read or written
-  const float* const end =
-      back ? RecurrentBackwardMemory(a, units, from).end : RecurrentForwardMemory(a, units, from).end;
-  return (int64_t)((uint64_t)end - kScratchAlign);
-}
-
-}  // namespace trtkern::TK_ISA
+#include "recurrent/cpu_scratch.h"
 
 namespace trtkern {
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/launch.h"
 #include "recurrent/args.h"
 
@@ -17,8 +18,8 @@ namespace {
 
 constexpr int64_t kLeastTiles = 32;  // neurons from which tiles are filled
 
-// Those of the instruction set in use.
-RecurrentKernels kernels() {
+// Those of the instruction set in use for the neurons that are built in.
+RecurrentKernels built_in() {
   const std::string isa = cpu_isa();
 #if defined(__x86_64__)
 #if defined(TRTKERN_AMX)
@@ -35,6 +36,15 @@ RecurrentKernels kernels() {
   if (isa == "wide") return kRecurrentWide;
 #endif
   return kRecurrentBaseline;
+}
+
+// The same with the functions of the neuron.
+RecurrentKernels kernels_of(int neuron) {
+  RecurrentKernels made = built_in();
+  if (neuron < kOwnNeurons) return made;
+  const OwnRows& own = own_rows(neuron);
+  made.own = own.recurrent_own, made.forward = own.recurrent_forward, made.backward = own.recurrent_backward;
+  return made;
 }
 
 constexpr int64_t kHugePage = 2 << 20;
@@ -67,7 +77,7 @@ void on_team(int64_t count, int threads, Task task) {
 // Lays the weights out and runs the groups: run(kernels, first unit, units, memory).
 template <class Run>
 void on_groups(const RecurrentArgs& a, bool back, Run run) {
-  const RecurrentKernels k = kernels();
+  const RecurrentKernels k = kernels_of(a.lif.neuron);
   const int threads = std::max(1, a.lif.threads);
   const int64_t units = std::clamp<int64_t>(a.units / threads, 1, kMostUnits);
   const int64_t groups = (a.units + units - 1) / units, team = std::min<int64_t>(groups, threads);
