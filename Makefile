@@ -48,8 +48,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_oper
 
 $(VENV)/installed-dev: $(BUILT) bench/peers.txt
 	$(INSTALL) --editable ".[train,interop,triton,tensorboard,dev]"
-	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE)
-	$(INSTALL) --no-deps --requirement bench/peers.txt
+	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE) --requirement bench/peers.txt
 	@touch $@
 
 demo: $(VENV)/installed
@@ -62,6 +61,8 @@ demo: $(VENV)/installed
 # Bytecode is kept even where the environment says not to: many processes import torch, in half the time.
 # Files come in the order of tests/conftest.py, which has the longest first.
 test: export PYTHONDONTWRITEBYTECODE =
+# Inductor compiles where it is called: processes of its own would import torch once more, and find no core that is idle.
+test: export TORCHINDUCTOR_COMPILE_THREADS = 1
 test: export TRTKERN_CPU_WIDE = 1
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive

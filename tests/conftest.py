@@ -29,10 +29,13 @@ LONGEST = (
     *("test_batch_norm_lif.py", "test_lengths.py", "test_own_killed.py", "test_onnx.py", "test_export.py"),
     *("test_triton_spike_conv.py", "test_resume.py", "test_spike_layers.py", "test_interop_rockpool.py"),
 )
-"""Files that take from half a minute on: they come first, so that no worker is left alone with one of them."""
+"""Files that take from half a minute on. Where the order is kept (--no-loadscope-reorder) they come first, so that no
+worker is left alone with one of them."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("loadscopereorder", True):
+        return
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
