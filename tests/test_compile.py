@@ -82,7 +82,7 @@ def test_opcheck_of_the_regularizer(backend, device):
 
 @pytest.mark.parametrize("make", [nn.LIF, nn.IF, nn.PLIF, lambda **k: nn.PLIF(channels=3, **k), nn.LI])
 def test_fullgraph(backend, device, make):
-    """Inductor has numbers of each kind once: none that is learned, one, one a channel; the others' graphs are alike."""
+    """Inductor has numbers of each kind: none that is learned, one, one a channel; the others' graphs are alike."""
     layer = make(backend=backend).to(device)
     kinds = {"cpu": (nn.LIF, nn.PLIF), "triton": (nn.LIF,)}.get(backend, (make,))
     alike = make in (nn.LIF, nn.IF, nn.PLIF, nn.LI) and make not in kinds
