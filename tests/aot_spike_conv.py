@@ -25,7 +25,7 @@ UNITS = r"\b(?:wgmma\.mma_async|mma)\.sync\.aligned\.\S+|v_mfma_\w+"
 def cases(target: str) -> Iterator[tuple[str, torch.dtype, dict[str, Any]]]:
     """Ways to multiply, each with what it is a case of; on sm_90 every class, elsewhere each way once.
 
-    Pooled come all but ieee, whose tile of spikes is loaded as theirs are, and whose products are those without pooling.
+    Pooled come all but ieee, which loads its spikes as they do and multiplies as it does without pooling.
     """
     yield from ((precision, dtype, {}) for precision, dtype in WAYS)
     if target == "sm_90":
