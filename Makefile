@@ -48,8 +48,7 @@ ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_oper
 
 $(VENV)/installed-dev: $(BUILT) bench/peers.txt
 	$(INSTALL) --editable ".[train,interop,triton,tensorboard,dev]"
-	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE)
-	$(INSTALL) --no-deps --requirement bench/peers.txt
+	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE) --requirement bench/peers.txt
 	@touch $@
 
 demo: $(VENV)/installed
@@ -59,11 +58,16 @@ demo: $(VENV)/installed
 # The 16-lane vectors of AVX-512 are also built for AVX2, so that their code runs in the tests everywhere.
 # Two workers with one thread each: small parallel regions of two processes on two cores wait for each other. What a
 # file compiles is compiled once (loadfile). Where a test takes two threads they sleep while they wait (passive).
+# Bytecode is kept even where the environment says not to: many processes import torch, in half the time.
+# Files come in the order of tests/conftest.py, which has the longest first.
+test: export PYTHONDONTWRITEBYTECODE =
+# Inductor compiles where it is called: processes of its own would import torch once more, and find no core that is idle.
+test: export TORCHINDUCTOR_COMPILE_THREADS = 1
 test: export TRTKERN_CPU_WIDE = 1
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests $(PYTEST)
 
 # What became of the tests goes into docs/versions.csv and docs/backends.md, unless PYTEST chose some of them.
 test-torch:

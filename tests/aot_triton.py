@@ -79,16 +79,20 @@ def row(target: str, name: str, T: int, dtype: torch.dtype, options: dict[str, A
 
 
 def finishes(target: str) -> list[dict[str, Any]]:
-    """Registers, spills and the float64 operations of all that runs between the passes of a norm."""
-    rows = []
+    """Registers, spills and the float64 operations of all that runs between the passes of a norm.
+
+    What does not depend on the type of the parameters is the same code for all of them, and read once.
+    """
+    rows, readings = [], {}
     with triton.compiling_for(target):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             for launch in aot_launches.finishes(dtype):
-                kernel = triton.compiled(launch)
+                kernel, name = triton.compiled(launch), launch.kernel.__name__
                 found = re.findall(r"\b((?:sqrt|div|rcp|fma)\.\w+\.f64|atom\.\S+)", kernel.asm.get("ptx", ""))
-                reading = triton.read(kernel)._asdict()
-                name = launch.kernel.__name__
-                rows.append({"target": target, "kernel": name, "operations": sorted(set(found)), **reading})
+                if kernel.hash not in readings:
+                    readings[kernel.hash] = triton.read(kernel)._asdict()
+                said = {"target": target, "kernel": name, "operations": sorted(set(found))}
+                rows.append({**said, **readings[kernel.hash]})
     return rows
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import interpreter
 import pytest
 import torch
 
@@ -19,10 +20,27 @@ os.environ.setdefault("TRTKERN_JIT", "0")
 from trtkern.backends import BACKENDS
 from trtkern.selftest import device_of
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.quicken()
+
 ROOT = Path(__file__).resolve().parent.parent
 
 FUSED = [b.name for b in BACKENDS if b.name != "reference" and b.missing() is None]
 DEVICE = {b.name: device_of(b) for b in BACKENDS if b.missing() is None}
+LONGEST = (
+    *("test_triton_aot.py", "test_norm_finish.py", "test_spike_conv_aot.py", "test_compile.py", "test_lif.py"),
+    *("test_batch_norm_lif.py", "test_lengths.py", "test_own_killed.py", "test_onnx.py", "test_export.py"),
+    *("test_triton_spike_conv.py", "test_resume.py", "test_spike_layers.py", "test_interop_rockpool.py"),
+)
+"""Files that take from half a minute on. Where the order is kept (--no-loadscope-reorder) they come first, so that no
+worker is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("loadscopereorder", True):
+        return
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_report_header() -> str:

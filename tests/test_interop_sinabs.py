@@ -83,6 +83,9 @@ def compared(layer, x, names, outputs=0.0):
 @pytest.mark.parametrize("reset", RESETS, ids=repr)
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
 def test_lif_with_every_surrogate_and_reset(surrogate, reset, tau_syn, dtype):
+    """In float32 each surrogate comes with each reset once, with tau_syn or without."""
+    if dtype == torch.float32 and (SURROGATES.index(surrogate) + RESETS.index(reset) + (tau_syn is None)) % 2:
+        pytest.skip("in float32 the other of the two comes")
     # A value a channel: of a single one the gradient may be all but 0, a sum of larger numbers of both signs.
     taus = torch.linspace(3.0, 8.0, 6)
     tau_syn = None if tau_syn is None else taus.flip(0)

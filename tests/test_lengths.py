@@ -114,9 +114,15 @@ def test_a_padded_batch_is_its_samples(backend, name, T):
     assert name in ("IF", "LI") or any(g.abs().max() > 0 for g in grads.values())
 
 
+KINDS = ("v0", "return_v", "return_h", "packed", "soft", "detached", "static")
+
+
 @pytest.mark.parametrize("name", ["LIF", "CUBALIF", "ALIF"])
-@pytest.mark.parametrize("kind", ["v0", "return_v", "return_h", "packed", "soft", "detached", "static"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_with_everything_else(backend, kind, name):
+    """In the interpreter all kinds with LIF, and each with one of the two that have more states."""
+    if backend == "triton" and DEVICE[backend] == "cpu" and name == ("ALIF", "CUBALIF")[KINDS.index(kind) % 2]:
+        pytest.skip("the interpreter is slow: this is tried with other neurons")
     device, T = DEVICE[backend], 17
     lengths = torch.tensor((17, 0, 5, 16, 1), device=device, dtype=torch.int32)
     options = {"packed": {"packed": True}, "soft": {"v_reset": None}, "detached": {"detach_reset": True}}.get(kind, {})
@@ -197,12 +203,16 @@ class Normed(torch.nn.Module):
 
 
 RESIDUALS = {"none": lambda x: None, "dense": lambda x: x * 0.5}
+NORMED = ("plain", "pool", "pool, channels last", "packed", "CUBALIF", "PLIF", "long")
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("kind", ["plain", "pool", "pool, channels last", "packed", "CUBALIF", "PLIF", "long"])
+@pytest.mark.parametrize("kind", NORMED)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_behind_a_norm(name, kind, residual):
+    """In the interpreter each kind once, with a residual or without: pooling with one if the channels come first."""
+    if name == "triton" and DEVICE[name] == "cpu" and residual == ("dense", "none")[NORMED.index(kind) % 2]:
+        pytest.skip("the interpreter is slow: a residual is tried with other kinds")
     device, T = DEVICE[name], 17 if kind == "long" else 6
     options = {"pool": 2} if kind.startswith("pool") else {"packed": True} if kind == "packed" else {}
     if kind in ("CUBALIF", "PLIF"):

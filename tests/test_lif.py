@@ -32,7 +32,8 @@ TIMESTEPS = [1, 5, 16, 17, 40]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("timesteps", TIMESTEPS)
 def test_layouts_and_chunks(backend, device, share, layout, timesteps):
-    dtypes, shapes = (torch.float32, torch.bfloat16), ((1, 1, 1), (2, 3, 5, 7), (1, 4, 4, 4), (1, 1009))
+    many = 101 if backend == "triton" and device == "cpu" else 1009  # channels, each of which has a program
+    dtypes, shapes = (torch.float32, torch.bfloat16), ((1, 1, 1), (2, 3, 5, 7), (1, 4, 4, 4), (1, many))
     grid = itertools.product(dtypes, shapes, ("none", "channel"))
     # In the interpreter the layouts share each number of steps among them: all shapes, dtypes and ways to learn.
     start = TIMESTEPS.index(timesteps) + 2 * LAYOUTS.index(layout)

@@ -271,7 +271,7 @@ def test_the_weights_of_every_second_epoch_stay(few, tmp_path, undisturbed):
 
 def test_twenty_kills(tmp_path, no_pictures):
     # More epochs than kills: a life ends at its first checkpoint, or soon after.
-    options = ["--epochs", "28", "--timesteps", "2", "--batch-size", "256", *FAST]
+    options = ["--epochs", "40", "--batch-size", "256", *SMALL, *FAST]
     assert cli.main(["train", "--run-dir", str(tmp_path / "whole"), *options]) == 0
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     script = Path(__file__).with_name("killed.py")
@@ -280,4 +280,4 @@ def test_twenty_kills(tmp_path, no_pictures):
     assert done.stdout.splitlines()[-1] == "20 killed, status 0", done.stderr
     same(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
     rows = [run.read_metrics(tmp_path / name) for name in ("killed", "whole")]
-    assert len(rows[0]) == 28 and timeless(rows[0]) == timeless(rows[1])
+    assert len(rows[0]) == 40 and timeless(rows[0]) == timeless(rows[1])

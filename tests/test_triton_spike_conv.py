@@ -44,11 +44,12 @@ LAYERS = [
     (5, 4, 2, False, 16, 1, 2, 20, 0.5),
     (5, 8, 1, True, 2, 2, 19, 6, 0.1),
 ]
-# Of large windows, which take the interpreter longest, every second way.
+# Of large windows, which take the interpreter longest, every third way: each comes with a window of 3, int8x3 with none
+# of 5, and all with sums that are as long in smaller windows.
 CASES = [
     (*layer, *way)
     for (i, layer), (j, way) in itertools.product(enumerate(LAYERS), enumerate(WAYS))
-    if layer[0] < 3 or (i + j) % 2 == 0
+    if layer[0] < 3 or (i + j) % 3 == 2
 ]
 
 
