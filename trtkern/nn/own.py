@@ -21,7 +21,7 @@ class Neuron(Spiking):
     """Neurons of your own, over whole sequences: what ``trtkern.neurons.register`` was given, as a layer like ``LIF``.
 
         ADEX = trtkern.neurons.register("AdEx", states=("v", "w"), params={"tau": 2.0, ...}, ...)
-        layer = snn.Neuron(ADEX, tau=snn.Bounded(3.0, "softplus"), surrogate="atan")
+        layer = snn.Neuron(ADEX, tau=snn.Bounded(3.0, "softplus", low=1e-3), surrogate="atan")
 
     Args:
         neuron: what ``register`` returned, or the name that it was given, whose latest neuron is then meant.
