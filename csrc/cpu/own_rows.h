@@ -1,6 +1,6 @@
 // All that a library is compiled from that is made at first use, for one neuron and one instruction set
-// (trtkern/backends/_compiled.py): the rows of that neuron, which trtkern_neurons.h then has alone. The translation unit
-// includes the header of its instruction set (cpu/avx512.h, ...) before.
+// (trtkern/backends/_compiled.py): the rows of that neuron, which trtkern_neurons.h then has alone. The translation
+// unit includes the header of its instruction set (cpu/avx512.h, ...) before.
 #pragma once
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
