@@ -57,25 +57,37 @@ if os.environ.get("TRTKERN_SANITIZE") == "1":
         "-O1",
         "-g1",
     ]
-AMX, AMX_SOURCE = ["-mamx-tile", "-mamx-bf16"], "csrc/spike_conv/cpu_amx.cpp"  # left out where a compiler has no AMX
-HEADERS = ("cpu", "lif", "norm", "spikes", "spike_conv")  # of csrc, with which a user's own neuron is compiled
+AMX = ["-mamx-tile", "-mamx-bf16"]
+AMX_SOURCES = ("csrc/spike_conv/cpu_amx.cpp", "csrc/recurrent/cpu_amx.cpp")  # left out where a compiler has no AMX
+LAUNCHERS = ("csrc/cpu/launch.cpp", "csrc/recurrent/cpu_launch.cpp")  # which know of every instruction set
+HEADERS = (
+    "cpu",
+    "lif",
+    "norm",
+    "recurrent",
+    "spikes",
+    "spike_conv",
+)  # of csrc; own neurons need them
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
 CPU_SOURCES = {
     "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/cpu/own_rows.cpp": [],
     "csrc/norm/cpu_finish.cpp": [],
     "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
-    "csrc/spike_conv/cpu_baseline.cpp": [],
+    "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/recurrent/cpu_launch.cpp": ["-fopenmp"],
+    "csrc/recurrent/cpu_baseline.cpp": [],
 }  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = compiler.BASELINE
-    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_"):
+    CPU_SOURCES["csrc/recurrent/cpu_baseline.cpp"] = ["-O1"]
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/recurrent/cpu_"):
         CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
     if sys.platform == "linux":  # which lets a process ask for the tiles
-        CPU_SOURCES[AMX_SOURCE] = [*AVX512, *AMX]
+        CPU_SOURCES |= {source: [*AVX512, *AMX] for source in AMX_SOURCES}
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
-    CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = compiler.WIDE
-    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_CPU_WIDE")
+    CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = CPU_SOURCES["csrc/recurrent/cpu_wide.cpp"] = compiler.WIDE
+    for launcher in LAUNCHERS:
+        CPU_SOURCES[launcher].append("-DTRTKERN_CPU_WIDE")
 
 
 class BuildError(Exception):
@@ -211,11 +223,11 @@ def unit(command: list[str], source: str, objects: Path) -> Unit:
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
     cxx, flags, sources = find_cxx(), dict(CPU_SOURCES), list(ext.sources)
-    if AMX_SOURCE in sources:
+    if AMX_SOURCES[0] in sources:
         if compiler.compiles(cxx, AMX):
-            flags["csrc/cpu/launch.cpp"] = [*flags["csrc/cpu/launch.cpp"], "-DTRTKERN_AMX"]
+            flags |= {launcher: [*flags[launcher], "-DTRTKERN_AMX"] for launcher in LAUNCHERS}
         else:
-            sources.remove(AMX_SOURCE)
+            sources = [source for source in sources if source not in AMX_SOURCES]
     common = [*cxx, *compiler.FLAGS, *includes]
     units = [unit([*common, *flags[source], *SANITIZE], source, objects) for source in sources]
     return units, [*cxx, "-shared", "-fopenmp", "-ldl", *(SANITIZE or ["-s"])]

@@ -214,6 +214,50 @@ def lif(
     )
 
 
+def recurrent(
+    x: Tensor,
+    s0: Tensor | None,
+    v0: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    params: Sequence[Tensor | float],
+    spec: LIFSpec,
+    known: Tensor | None = None,
+) -> Trace:
+    """Neurons that feed each other: current[t] = x[t] + s[t-1] weight^T + bias, then the neuron's step.
+
+    Args:
+        x: [T, B, N]; s0: [B, N], the spikes before the first step, None is zero.
+        v0, params, spec: as in ``lif``.
+        weight: [N, N], from neuron k to neuron j at [j, k]; bias: [N].
+        known: [T, B, N], the spikes as somebody else found them: what is compared with those goes on from them, so
+            that a potential that lies on its threshold to within a rounding is no other sequence.
+
+    Returns:
+        Trace: s, v, h, each [T, B, N], and the last state.
+    """
+    row, single = spec.row, len(spec.row.states) == 1
+    charge, fire, settle = steps(spec.neuron, spec.reset)
+    state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
+    s = torch.zeros_like(x[0]) if s0 is None else s0
+    spikes, potentials, charges = [], [], []
+    for t, given in enumerate(x.unbind(0)):
+        trace = charge(given + torch.nn.functional.linear(s, weight, bias), state, params)
+        potential, threshold = fire(trace, params)
+        if known is None:
+            s = (_Spike if torch.compiler.is_compiling() else _SpikeInBothModes).apply(
+                potential - threshold, spec.surrogate, spec.alpha
+            )
+        else:
+            s = spike(potential - threshold, spec, known[t])
+        state = settle(trace, s > 0 if spec.detach_reset else s, params)
+        spikes.append(s)
+        potentials.append(state[row.membrane])
+        charges.append(trace[row.potential])
+    last = state[0] if single else torch.stack(state)
+    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges), last)
+
+
 def differences(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Tensor:
     """potential - threshold of every step, [T, ...]: where the neuron fires, and what the surrogate is taken at."""
     return torch.stack([u for u, *_ in _run(x, v0, params, spec)])

@@ -112,6 +112,7 @@ class Style:
         sync: share the statistics of the batch among the processes of torch.distributed.
         neuron: what makes the neurons (``neuron_of``).
         lif: what that neuron takes.
+        recurrent: the neurons of each layer feed each other (``Recurrent``): of Linear layers only.
     """
 
     checkpoint: bool = False
@@ -119,20 +120,26 @@ class Style:
     sync: bool = False
     neuron: Callable[..., Spiking] = LIF
     lif: dict[str, Any] = field(default_factory=dict)
+    recurrent: bool = False
 
     @classmethod
     def of(
-        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF, **lif: Any
-    ) -> Style:
+        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF,
+        recurrent: bool = False, **lif: Any,
+    ) -> Style:  # fmt: skip
         """The style that a network's options say; an unknown neuron's name is a ValueError."""
-        return cls(checkpoint, packed, sync, neuron_of(neuron), lif)
+        return cls(checkpoint, packed, sync, neuron_of(neuron), lif, recurrent)
 
     def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""
         return self._normed(conv.make(), conv.out, pool=pool, packed=packed)
 
-    def linear(self, features: int, out: int) -> ConvBatchNormLIF:
+    def linear(self, features: int, out: int) -> ConvBatchNormLIF | TimeSequential:
         """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
+        if self.recurrent:
+            norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm1d)(out)
+            parts = {"linear": SpikeLinear(features, out, bias=False), "norm": norm, "lif": self.feeding(out)}
+            return TimeSequential(OrderedDict(parts))
         return self._normed(SpikeLinear(features, out, bias=False), out)
 
     def tokens(self, features: int, out: int, *, bias: bool) -> ConvBatchNormLIF:
@@ -147,6 +154,14 @@ class Style:
         """LIF alone, with some settings of its own."""
         return self.neuron(packed=self.packed, **{**self.lif, **own})
 
+    def feeding(self, out: int) -> nn.Module:
+        """Neurons alone, or ``recurrent`` ones: W is drawn orthogonal and has no bias (Bittar and Garner 2022)."""
+        if not self.recurrent:
+            return self.neurons()
+        linear = nn.Linear(out, out, bias=False)
+        nn.init.orthogonal_(linear.weight)
+        return layers.Recurrent(self.neurons(), linear)
+
     def _normed(
         self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int = 2
     ) -> ConvBatchNormLIF:
@@ -154,6 +169,11 @@ class Style:
         return ConvBatchNormLIF(layer, norm, checkpoint=self.checkpoint)
 
     def _norm(self, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int) -> BatchNormLIF:
+        if self.recurrent:
+            raise ValueError(
+                "model: expected recurrent=True with layers of neurons behind a Linear (FC-n, FCBN-n), got neurons in "
+                "images or tokens; leave recurrent out"
+            )
         return BatchNormLIF(
             out,
             channel_dim=channel_dim,
@@ -302,7 +322,7 @@ class LinearLIF(nn.Module):
     def __init__(self, features: int, out: int, style: Style) -> None:
         super().__init__()
         self.linear = SpikeLinear(features, out)
-        self.lif = style.neurons()
+        self.lif = style.feeding(out)
 
     def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""

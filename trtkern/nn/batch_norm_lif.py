@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from trtkern.backends import explain, resolve, sizes
 from trtkern.backends.base import Case
+from trtkern.nn._calls import Calls
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, Spiking, carrier, one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF
@@ -85,7 +86,12 @@ class BatchNormLIF(Leaf):
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
         neurons = import_module("trtkern.nn.own").maker(neuron) if isinstance(neuron, str) else neuron
         self.lif: Spiking = neurons(channel_dim=channel_dim, **lif)
+        self._calls = Calls()
         self.reset_parameters()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_calls", Calls())
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -175,8 +181,17 @@ class BatchNormLIF(Leaf):
         lif, held = self.lif, carrier()
         if held is not None:
             v0 = held.start(lif, y, v0)
-        state, neuron = None if v0 is None else lif.stacked(y, v0), self.neuron(state=return_state or held is not None)
-        out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source, lengths)
+        plainly = residual is None and source is None and lengths is None and not torch.compiler.is_compiling()
+        want = wanted(True, False, return_state or held is not None, False)
+        made = self._calls.normed_again(self, y, v0, want) if plainly else None
+        if made is None:
+            state = None if v0 is None else lif.stacked(y, v0)
+            neuron = self.neuron(state=return_state or held is not None)
+            out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source, lengths)
+            if plainly:
+                self._calls.keep_normed(self, y, v0, want)
+        else:
+            out = lif.outputs(made, want)
         last = lif.named_state(out.state)
         if held is not None:
             held.end(lif, last)

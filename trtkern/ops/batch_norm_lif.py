@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -117,12 +117,7 @@ def batch_norm_lif(
         # Dynamo loses the gradient of a tensor that a Function keeps words instead of: compiled code keeps it dense.
         words = residual.addends == 1 and not torch.compiler.is_compiling()
         residual = current(residual) if words else residual.spikes
-    settings = (
-        neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
-        type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
-    )  # fmt: skip
-    around = residual if isinstance(residual, Spikes) else (residual,)
-    call = known(settings, (y, *around, *norm[:5], v0, neuron.flag, lengths, *neuron.values.values()))
+    call = known_by(y, norm, neuron, residual, v0, channel_dim, lengths)
     ready = recall(call)
     new = ready is None
     if ready is None:
@@ -158,6 +153,19 @@ def batch_norm_lif(
     if new:
         remember(call, ready)
     return output
+
+
+def known_by(
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, channel_dim: int,
+    lengths: Tensor | None = None,
+) -> Hashable:  # fmt: skip
+    """By what a call is known, or None (``known``)."""
+    settings = (
+        neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
+        type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
+    )  # fmt: skip
+    around = residual if isinstance(residual, Spikes) else (residual,)
+    return known(settings, (y, *around, *norm[:5], v0, neuron.flag, lengths, *neuron.values.values()))
 
 
 class _Ready(NamedTuple):

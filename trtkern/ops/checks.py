@@ -289,6 +289,11 @@ def _rows_within(op: str, params: Tensor, names: Sequence[str], ranges: Ranges) 
             _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded", ranges)
 
 
+def allowed(name: str) -> str:
+    """The range of a parameter besides that it is finite in float32: "[0, 1]", ">= 0", "> 0" or ""."""
+    return "[0, 1]" if _is_decay(name) else ">= 0" if name == "v_threshold" else "> 0" if _divides(name) else ""
+
+
 def _within(op: str, name: str, low: float, high: float, hint: str = "", ranges: Ranges = None) -> None:
     if expected := _expected(name, low, high, ranges):
         came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"

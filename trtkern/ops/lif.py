@@ -5,7 +5,7 @@ The public function and its autograd. The private ops beneath, which BatchNorm +
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,8 +150,7 @@ def neuron(
         values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
         want: which outputs to make (``wanted``).
     """
-    settings = (spec.token, backend, channel_dim, type(channel_dim), want, fire_on_equal, *values)
-    call = known(settings, (x, state, flag, lengths, *values.values()))
+    call = known_by(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths)
     ready = recall(call)
     new = ready is None
     if ready is None:
@@ -178,6 +177,15 @@ def neuron(
         return _fused(laid, state, params, axis, lengths, spec, ready, want, flag)
 
     return perform(spec.op, x, want, flag, run)
+
+
+def known_by(
+    x: Tensor, state: Tensor | None, values: dict[str, Number], spec: LIFSpec, want: int, backend: str,
+    channel_dim: int, fire_on_equal: bool, flag: Tensor | None, lengths: Tensor | None = None,
+) -> Hashable:  # fmt: skip
+    """By what a call of ``neuron`` is known, or None (``known``)."""
+    settings = (spec.token, backend, channel_dim, type(channel_dim), want, fire_on_equal, *values)
+    return known(settings, (x, state, flag, lengths, *values.values()))
 
 
 class _Fixed(NamedTuple):
