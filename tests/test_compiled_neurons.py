@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FUSED
+from own_neurons import ADEX, EXAMPLES
 from patience import PATIENCE
 
 from trtkern import LIFSpec, cli, compiler, dialect, neurons
@@ -19,11 +20,6 @@ from trtkern import nn as snn
 from trtkern.backends import _compiled, cpu
 from trtkern.surrogates import exp, where
 from trtkern.training import checkpoint
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from adex import ADEX  # noqa: E402
 
 pytestmark = pytest.mark.skipif("cpu" not in FUSED, reason="the cpu backend is not here")
 
