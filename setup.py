@@ -264,6 +264,7 @@ setup(
         "trtkern": ["data/*.gz", "data/*.txt", "recipes/*.toml", "recipes/controls/*.toml", "py.typed"],
         "trtkern.csrc": [f"{folder}/*.h" for folder in HEADERS],
     },
+    exclude_package_data={"trtkern.csrc": ["*/*.cpp", "*/*.cu", "*/cuda*.h", "cuda/*"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

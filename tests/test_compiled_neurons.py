@@ -6,11 +6,13 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FUSED
+from own_neurons import ADEX, EXAMPLES
 from patience import PATIENCE
 
 from trtkern import LIFSpec, cli, compiler, dialect, neurons
@@ -18,11 +20,6 @@ from trtkern import nn as snn
 from trtkern.backends import _compiled, cpu
 from trtkern.surrogates import exp, where
 from trtkern.training import checkpoint
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from adex import ADEX  # noqa: E402
 
 pytestmark = pytest.mark.skipif("cpu" not in FUSED, reason="the cpu backend is not here")
 
@@ -99,10 +96,12 @@ def test_a_damaged_library_is_made_again(library, anew, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", copying(tmp_path, library))
     assert objection() is None
     (kept,) = (tmp_path / "cache" / "neurons").glob("*.so")
-    kept.unlink()  # not written over: this process has it open
-    kept.write_bytes(b"half a file")
+    half = tmp_path / "other" / "neurons" / kept.name  # of another path: this process has that one open
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half a file")
+    monkeypatch.setenv("TRTKERN_CACHE", str(tmp_path / "other"))
     anew()
-    assert objection() is None and counted(tmp_path) == 2
+    assert objection() is None and counted(tmp_path) == 2 and half.read_bytes() == kept.read_bytes()
 
 
 def test_of_two_at_once_one_compiles_and_the_other_waits(library, anew, tmp_path):
@@ -185,7 +184,7 @@ def test_where_it_cannot_be_compiled_or_kept(library, anew, tmp_path, monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRTKERN_CACHE", str(tmp_path / "file"))
     assert "cannot be written (" in objection() and "set TRTKERN_CACHE to a folder of yours" in objection()
-    monkeypatch.setattr(_compiled, "_headers", lambda: None)
+    monkeypatch.setattr(_compiled, "_headers", cache(lambda: None))
     assert "the headers of csrc were not installed; install trtkern again" in objection()
 
 

@@ -134,7 +134,8 @@ def compiled(file: str, source: str) -> Callable:
     from trtkern import straight
 
     names = {"fma": fma, **{call: getattr(surrogates, call) for call in ("exp", "maximum", "where")}}
-    return straight.compiled(file, source, {**names, "__name__": __name__})
+    # torch.compile looks for what a function calls in the module that it names.
+    return straight.compiled(file, source, {**names, "__name__": "trtkern.neurons"})
 
 
 def lookup(name: str) -> Neuron:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from trtkern import neurons
 from trtkern.names import nearest, unknown
 from trtkern.nn._neuron import NeuronLayer, Spiking
+from trtkern.nn._states import state_type
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import checks
 from trtkern.ops.checks import Number
@@ -21,7 +21,7 @@ class Neuron(Spiking):
     """Neurons of your own, over whole sequences: what ``trtkern.neurons.register`` was given, as a layer like ``LIF``.
 
         ADEX = trtkern.neurons.register("AdEx", states=("v", "w"), params={"tau": 2.0, ...}, ...)
-        layer = snn.Neuron(ADEX, tau=snn.Bounded(3.0, "softplus"), surrogate="atan")
+        layer = snn.Neuron(ADEX, tau=snn.Bounded(3.0, "softplus", low=1e-3), surrogate="atan")
 
     Args:
         neuron: what ``register`` returned, or the name that it was given, whose latest neuron is then meant.
@@ -67,7 +67,7 @@ class Neuron(Spiking):
                 "the neuron with another name for it"
             )
         self.packed, self.fire_on_equal, self._own = packed, fire_on_equal, row.params
-        self.State = state_class(row.name)
+        self.State = _state_type(row)
         for name, value in given.items():
             if value is None:
                 setattr(self, name, None)
@@ -127,7 +127,8 @@ class Neuron(Spiking):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        row, self.State = registered(self.kind), state_class(self.kind)
+        row = registered(self.kind)
+        self.State = _state_type(row)
         lost = [name for name in row.params if not hasattr(self, name)]
         if lost or set(self._own) != set(row.params):
             changed = [*lost, *(name for name in self._own if name not in row.params)]
@@ -184,18 +185,7 @@ def _reset(row: Registered, given: dict[str, Any], asked: str | None) -> str:
     return asked
 
 
-@cache
-def state_class(name: str) -> type[Any] | None:
+def _state_type(row: Registered) -> Any:
     """The NamedTuple of the states of a neuron with two."""
-    row = registered(name)
-    if len(row.states) == 1:
-        return None
-    made = namedtuple(f"{row.short.replace('.', '_').replace('-', '_')}State", row.states)  # type: ignore[misc]
-    made.__reduce__ = lambda state: (_state, (neurons.reference(name), (*state,)))  # type: ignore
-    return made
-
-
-def _state(reference: Any, parts: tuple[Any, ...]) -> Any:
-    """A state that was pickled."""
-    made = state_class(neurons.restore(reference))
-    return parts if made is None else made(*parts)
+    kind = f"{row.short.replace('.', '_').replace('-', '_')}State"
+    return None if len(row.states) == 1 else state_type(kind, row.states)

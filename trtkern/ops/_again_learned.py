@@ -171,6 +171,9 @@ def again_learned(
     ready = recall(key)
     if ready is None or ready.numbers is not None or not ready.plain or ready.backend != "cpu" or want & WANT_PACKED:
         return None
+    ranges = spec.row.ranges or {}  # of a user's own neuron they may be any, and the call is made in the ordinary way
+    if any(name in ranges for name, value in values.items() if isinstance(value, Tensor)):
+        return None
     sequence = x.detach().unsqueeze(0) if step else x.detach()
     learned = tuple(value for value in values.values() if isinstance(value, Tensor))
     if not suits(x, sequence, state) or any(t.dtype != torch.float32 or not t.is_contiguous() for t in learned):
