@@ -260,7 +260,7 @@ def test_what_is_recorded(monkeypatch):
     within somebody else's capture nothing is recorded."""
     from contextlib import contextmanager
 
-    from trtkern.kernels import recurrent_steps
+    from trtkern.backends import _recurrent_steps as recurrent_steps
 
     seen, capturing = [], False
 
