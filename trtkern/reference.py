@@ -29,13 +29,21 @@ class Trace(NamedTuple):
     """[...]; of a neuron with several states [S, ...]."""
 
 
-def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
+def _exp(x: Tensor | float) -> Any:
+    return torch.exp(x) if isinstance(x, Tensor) else surrogates.exp(x)  # of a parameter that is a number
+
+
+def _maximum(a: Tensor | float, b: Tensor | float) -> Any:
+    if not isinstance(a, Tensor):
+        return _maximum(b, a) if isinstance(b, Tensor) else surrogates.maximum(a, b)
     # No constant of its own for a number: torch's scan takes none.
     return torch.maximum(a, b.to(a) if isinstance(b, Tensor) else torch.full_like(a, b))
 
 
-def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+def _where(condition: Any, a: Tensor | float, b: Tensor | float) -> Any:
     """a where the condition holds, b elsewhere. A spike is a condition too, with the derivative a - b."""
+    if not isinstance(condition, Tensor):  # of numbers
+        return a if condition else b
     if condition.dtype == torch.bool:
         return torch.where(condition, a, b)
     s = condition
@@ -48,8 +56,8 @@ def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 
 NAMES = {
     "fma": lambda a, b, c: a * b + c,
-    "exp": torch.exp,
-    "abs": torch.abs,
+    "exp": _exp,
+    "abs": abs,
     "maximum": _maximum,
     "where": _where,
 }
@@ -61,12 +69,16 @@ def _derivative(name: str) -> Any:
     return rebind(surrogates.lookup(name).function, NAMES)
 
 
-_STEPS = {
-    (name, reset): tuple(rebind(function, NAMES) for function in (row.charge, row.fire, settle))
-    for name, row in neurons.TABLE.items()
-    for reset, settle in row.settle.items()
-}
+_STEPS: dict[tuple[str, str], tuple[Any, ...]] = {}
 """Charge, fire and settle of every neuron and reset; made at once: torch.compile traces no making of functions."""
+
+
+def _keep(row: neurons.Neuron) -> None:
+    for reset, settle in row.settle.items():
+        _STEPS[row.name, reset] = tuple(rebind(function, NAMES) for function in (row.charge, row.fire, settle))
+
+
+neurons.each(_keep)
 
 
 def steps(neuron: str, reset: str) -> tuple[Any, ...]:

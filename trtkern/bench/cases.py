@@ -16,7 +16,8 @@ from trtkern.profiling import traffic
 from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack")
-"""The kernels, which "all" is; "step" is a whole training step, "overhead" the host's time for a layer."""
+"""The kernels, which "all" is; "recurrent" is neurons that feed each other, "step" a whole training step, "overhead"
+the host's time for a layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -60,9 +61,11 @@ the neurons of other libraries; plain torch; the step of ``trtkern train``; chec
 SHAPES = {
     "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
     "step": ", ".join(f"{each.axes} ({name})" for name, each in NETWORKS.items()), "overhead": "T,B,C,H,W",
+    "recurrent": "T,B,N",
 }  # fmt: skip
 AXES = {
     "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "overhead": (5,),
+    "recurrent": (3,),
 }  # fmt: skip
 """How many numbers the shape of an op may have; of a step its network says it."""
 
@@ -116,6 +119,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("pack", (4, 2_097_152)),
         *(Case("step", each.shape, network=name) for name, each in NETWORKS.items()),
         Case("overhead", (4, 2, 8, 4, 4)),
+        Case("recurrent", (250, 128, 512)),
     ),
     "long": (
         Case("lif", (100, 32, 2048)),
@@ -143,7 +147,7 @@ def select(
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
-    one_of("op", op, ("all", *OPS, "step", "overhead"))
+    one_of("op", op, ("all", *OPS, "recurrent", "step", "overhead"))
     one_of("dtype", dtype, DTYPES)
     one_of("suite", suite, SUITES)
     one_of("neuron", neuron, neurons.TABLE)
@@ -257,7 +261,7 @@ def least_bytes(case: Case, direction: str) -> int:
     """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula or none matters (Linear, a
     step, the overhead)."""
     e, steps = case.element_size, case.timesteps
-    if case.op in ("linear-lif", "step", "overhead"):
+    if case.op in ("linear-lif", "recurrent", "step", "overhead"):
         return 0
     if case.op == "lif":
         reset = next(iter(neurons.lookup(case.neuron).settle))
@@ -300,7 +304,7 @@ def memory_needed(case: Case, device: torch.device) -> int:
         return round(case.elements * NETWORKS[case.network].neurons) * 4 * 14 + (3 << 30)
     tensors = 2 * rotations(case, device) + 12
     exact = 112 if case.op == "bn-lif" else 8
-    weights = 12 * case.shape[-1] ** 2 if case.op == "linear-lif" else 0
+    weights = 12 * case.shape[-1] ** 2 if case.op in ("linear-lif", "recurrent") else 0
     return case.elements * (tensors * case.element_size + exact) + weights
 
 

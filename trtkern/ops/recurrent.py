@@ -29,6 +29,7 @@ from trtkern.ops._saved import keep, kept
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, from_trace, perform, returned
 from trtkern.ops.parameters import firing, reference_rows, scalars, stack, state_dtype
+from trtkern.ops.spikes import unpack_all
 from trtkern.spec import LIFSpec
 
 OP = "recurrent"
@@ -127,10 +128,10 @@ def _fused(
     differentiable = differentiated(x, s0, state, weight, bias, params)
     pushed(OP, x, s0, state, weight, bias, params)
     if differentiable:
-        want += WANT_EDGES
-        s, v, v_final, packed, *_ = apply(
-            _Recurrent, OP, x, s0, state, weight, bias, params, flag, _Fixed(numbers, spec.token, want, backend)
-        )
+        # The words are all that the gradient of the weight needs of the spikes.
+        keep_words = WANT_PACKED if "recurrent_weight_grad" in named(backend).ops else 0
+        fixed = _Fixed(numbers, spec.token, want | WANT_EDGES | keep_words, backend)
+        s, v, v_final, packed, *_ = apply(_Recurrent, OP, x, s0, state, weight, bias, params, flag, fixed)
     else:
         s, v, v_final, packed, *_ = recurrent_forward(
             x, s0, state, weight, bias, params, numbers, spec.token, flag, want, backend
@@ -150,7 +151,8 @@ class _Recurrent(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(t for t in (packed, current, edges) if t is not None))
         ctx.biased = bias is not None
-        keep(ctx, current, s, s0, state, weight, params, edges)
+        words = "recurrent_weight_grad" in named(ctx.fixed.backend).ops
+        keep(ctx, current, packed if words else s, s0, state, weight, params, edges)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
@@ -282,8 +284,27 @@ recurrent_backward = define(
 )
 
 
-def recurrent_weight_grad(gx: Tensor, s: Tensor, s0: Tensor | None, backend: str) -> Tensor:
-    """The gradient of weight [N, N] float32: the sum over t and samples of gx[t] s[t-1]^T."""
-    later, before = gx[1:].flatten(0, 1).float(), s[:-1].flatten(0, 1).float()
-    total = later.t().mm(before)
+def _weight_grad(gx, s, s0, backend):
+    T, _, N = gx.shape
+    total = torch.zeros((N, N), dtype=torch.float32, device=gx.device)
+    later, done = gx[1:].float(), T == 1
+    if not done and s.dtype == torch.uint8:
+        s = s[: (T + 6) // 8]
+        done = named(backend).ops["recurrent_weight_grad"](s, later, total)
+        s = s if done else unpack_all(s, (T - 1, *gx.shape[1:]), pooled=False, dtype=torch.float32)
+    if not done:
+        total = later.flatten(0, 1).t().mm(s[: T - 1].flatten(0, 1).float())
     return total if s0 is None else total.addmm_(gx[0].float().t(), s0.float())
+
+
+def _weight_grad_fake(gx, s, s0, backend):
+    return gx.new_empty((gx.shape[2], gx.shape[2]), dtype=torch.float32)
+
+
+recurrent_weight_grad = define(
+    "recurrent_weight_grad(Tensor gx, Tensor s, Tensor? s0, str backend) -> Tensor",
+    _weight_grad,
+    _weight_grad_fake,
+    None,
+)
+"""The gradient of weight, [N, N] float32: the sum over t and samples of gx[t] s[t-1]^T; s [T, B, N], or its words."""

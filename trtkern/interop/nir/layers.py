@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trtkern.nn import LIF
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, Neuron, carrier, one_step
+from trtkern.nn._neuron import AnyState, NeuronLayer, carrier, one_step
 from trtkern.ops import checks
 
 
@@ -128,7 +128,7 @@ class PerNeuron(Leaf):
 
     takes_time = True
 
-    def __init__(self, layer: Neuron) -> None:
+    def __init__(self, layer: NeuronLayer) -> None:
         super().__init__()
         self.layer = layer
 
