@@ -1,7 +1,7 @@
 """From the tensors of neurons that feed each other to launches: block sizes, room, and the arguments in order.
 
 Up to ``LARGEST`` neurons a direction is one launch over all T steps (``kernels/recurrent.py``), beside one that turns
-the weight, or one that adds up the parameters' gradients. Beyond, a loop of steps (``kernels/recurrent_steps.py``).
+the weight, or one that adds up the parameters' gradients. More are a loop of steps (``backends/_recurrent_steps.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trtkern.kernels import recurrent_steps
 from trtkern.kernels.batch_norm_finish import add_up_launch
 from trtkern.kernels.launch import Launch, aligned, classes, options, warp_size
 from trtkern.kernels.neurons import steps
@@ -99,28 +98,3 @@ def backward_launches(
         return [first]
     rows = partial[:, :, None, :] if columns == "one" else partial[..., None]  # of all neurons together, or of each
     return [first, add_up_launch(rows, None, out.params, None, None)]
-
-
-def forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
-    """Fills ``out``."""
-    if inp.x.shape[2] > LARGEST:
-        what = ("forward", inp.scalars, inp.spec.token, inp.before)
-        recurrent_steps.recorded(lambda: recurrent_steps.forward(inp, out), what, [*_tensors(inp), *out])
-        return
-    for launch in forward_launches(inp, out):
-        launch()
-
-
-def backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
-    """Fills ``out``."""
-    if inp.x.shape[2] > LARGEST:
-        what = ("backward", inp.scalars, inp.spec.token, inp.before)
-        tensors = [*_tensors(inp), edges, *grads[:3], *out]
-        recurrent_steps.recorded(lambda: recurrent_steps.backward(inp, edges, grads, out), what, tensors)
-        return
-    for launch in backward_launches(inp, edges, grads, out):
-        launch()
-
-
-def _tensors(inp: RecurrentInputs) -> tuple[Tensor | None, ...]:
-    return inp.x, inp.s0, inp.v0, inp.weight, inp.bias, inp.params

@@ -43,7 +43,7 @@ def test_everything_compiles_everywhere(rows):
 
 def test_no_spills(rows):
     """Up to 1024 neurons, with two states and gradients of a parameter a neuron."""
-    assert {row["N"] for row in rows} == {64, 512, 513, 1024}
+    assert {row["N"] for row in rows} == {512, 513, 1024}
     assert not [(row["kernel"], row["target"], row["N"], row["spilled"]) for row in rows if row["spilled"]]
     for row in rows:
         assert row["target"] == "gfx942" or row["registers"] * row["threads"] <= 1 << 16
@@ -68,24 +68,25 @@ def total(*accesses: tuple[int, int]) -> dict[int, int]:
 
 
 def test_bytes_of_a_step_forward(rows):
-    """x is read once, of the first step before the loop and of the next one in it; current and s are written once; of
-    the weight a row for each spike, once, ROWS in flight. Beside them the list; the base of the sums, and the edges and
-    the flag, which no step has."""
+    """x is read once: the first step before the loop, the next one in it. current and s are written once. Of the weight
+    a row for each spike is read once, ROWS in flight. Beside them the list, its numbers and their count, is written and
+    read; the base of the sums, the edges and the flag belong to no step."""
     for row in plain(rows, FORWARD):
         wide = ELEMENT[row["dtype"]] * LANES
         assert row["loads"] == total((wide, 2), (16, 1 + ROWS), (4, 1 + ROWS)), row
-        assert row["stores"] == total((wide, 2), (16, 1), (4, 2 * LANES + row["flags"])), row
+        assert row["stores"] == total((wide, 2), (16, 1), (4, 2 * LANES + 1)), row
 
 
 def test_bytes_of_a_step_backward(rows):
-    """For each sample: current is read twice (once to compute the states again), gs once, gx written once, a state
-    written and read once; the weight's rows once for all samples, and a number of ``passed`` a row and sample."""
+    """For each sample: current is read twice, once to compute the states again, gs once, gx is written once, a state
+    and ``passed`` are written and the state is read; the weight's rows are read once for all samples, with a number of
+    ``passed`` for each row and sample. The edges belong to no step."""
     for row in plain(rows, BACKWARD):
         wide = ELEMENT[row["dtype"]] * LANES
         edges = 16, SAMPLES
         loads = (wide, 3 * SAMPLES), (16, SAMPLES), (16, ROWS), (4, ROWS * SAMPLES), edges
         assert row["loads"] == total(*loads), row
-        assert row["stores"] == total((wide, SAMPLES), (16, SAMPLES), (4, SAMPLES * LANES)), row
+        assert row["stores"] == total((wide, SAMPLES), (16, 2 * SAMPLES)), row
 
 
 def test_one_block_of_threads_a_sample(rows):

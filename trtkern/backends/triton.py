@@ -136,14 +136,38 @@ def lif_backward(
 
 def recurrent_forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
     """Fills ``out``: one launch, and one that turns the weight; of many neurons a loop of steps."""
+    launcher = _kernels("recurrent_launch")
     with _on(inp.x):
-        _kernels("recurrent_launch").forward(inp, out)
+        if inp.x.shape[2] > launcher.LARGEST:
+            what = ("forward", inp.scalars, inp.spec.token, inp.before)
+            steps = _steps()
+            steps.recorded(lambda: steps.forward(BACKEND.ops, inp, out), what, [*_tensors(inp), *out])
+            return
+        for launch in launcher.forward_launches(inp, out):
+            launch()
 
 
 def recurrent_backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
     """Fills ``out``: one launch, and one that adds up the parameters' gradients; of many neurons a loop of steps."""
+    launcher = _kernels("recurrent_launch")
     with _on(inp.x):
-        _kernels("recurrent_launch").backward(inp, edges, grads, out)
+        if inp.x.shape[2] > launcher.LARGEST:
+            what, tensors = ("backward", inp.scalars, inp.spec.token, inp.before), [*_tensors(inp), edges, *grads, *out]
+            steps = _steps()
+            steps.recorded(lambda: steps.backward(BACKEND.ops, inp, edges, grads, out), what, tensors)
+            return
+        for launch in launcher.backward_launches(inp, edges, grads, out):
+            launch()
+
+
+@cache
+def _steps() -> ModuleType:
+    """What more neurons take than a program holds: few networks have so many."""
+    return importlib.import_module("trtkern.backends._recurrent_steps")
+
+
+def _tensors(inp: RecurrentInputs) -> tuple[Tensor | None, ...]:
+    return inp.x, inp.s0, inp.v0, inp.weight, inp.bias, inp.params
 
 
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:

@@ -1,9 +1,9 @@
 """Neurons that feed each other, too many for one program: a loop of steps, on an NVIDIA GPU recorded as a CUDA graph.
 
 A step forward is torch's matrix product of the spikes with the weight, and the neurons' own kernel with T = 1
-(``kernels/lif.py``), the state going in and out. A step backward is the product of the next step's gradient with the
-weight, and that kernel's backward pass; the states before the steps of a chunk are computed again. ``forward`` and
-``backward`` launch all of it in order; nothing of it looks at a number on the GPU, so ``recorded`` can capture it.
+(``lif_forward`` of the backend), the state going in and out. A step backward is the product of the next step's gradient
+with the weight, and that kernel's backward pass; the states before the steps of a chunk are computed again. ``forward``
+and ``backward`` launch all of it in order; nothing of it looks at a number on the GPU, so ``recorded`` can capture it.
 
 Products are float32 (TF32 where ``torch.backends.cuda.matmul.allow_tf32`` asks for it). In half precision what goes
 from a step to the one before it is gx as it was written.
@@ -14,19 +14,24 @@ the states again; one more pass over all steps for the parameters' gradients, on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trtkern.backends.base import LIFBackward, LIFForward, LIFGrads, LIFInputs
-from trtkern.kernels.lif_launch import backward_launches, forward_launch
-from trtkern.kernels.spikes import pack_launch
+from trtkern.backends.base import (
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    RecurrentBackward,
+    RecurrentForward,
+    RecurrentInputs,
+)
 
-if TYPE_CHECKING:
-    from trtkern.backends.base import RecurrentBackward, RecurrentForward, RecurrentInputs
-
+Ops = Mapping[str, Callable]
+"""Of the backend whose neurons run."""
 _NOTHING = LIFForward(None, None, None, None, None)
 
 
@@ -40,73 +45,75 @@ def _room(inp: RecurrentInputs) -> Tensor:
     return inp.weight.new_empty(len(inp.spec.row.states), *inp.x.shape[1:])
 
 
-def _float(row: Tensor, room: Tensor | None) -> Tensor:
+def _float(row: Tensor, room: Tensor) -> Tensor:
     """The row in float32, of half precision in that room."""
-    return row if room is None else room.copy_(row)
+    return row if row.dtype == torch.float32 else room.copy_(row)
 
 
-def forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
+def forward(ops: Ops, inp: RecurrentInputs, out: RecurrentForward) -> None:
     """Fills ``out``, step by step."""
     x, turned, chunk = inp.x, inp.weight.t(), inp.spec.chunk
     T, B, N = x.shape
-    half = x.dtype != torch.float32
-    total, spikes = (inp.weight.new_empty(B, N) if half else None for _ in range(2))
-    row = None if out.current is not None else torch.empty_like(x[0])
+    half, edges = x.dtype != torch.float32, out.edges
+    total, spikes = (inp.weight.new_empty(B, N) for _ in range(2))
+    row = torch.empty_like(x[0])
     own = _room(inp)
     state, S = inp.v0, len(own)
     for t in range(T):
-        drive = out.current[t] if out.current is not None else row
-        sums = drive if total is None else total
+        drive = row if out.current is None else out.current[t]
+        sums = total if half else drive
         if inp.bias is None:
             sums.copy_(x[t])
         else:
             torch.add(x[t], inp.bias, out=sums)
         before = out.s[t - 1] if t else inp.s0
-        if before is not None:
-            sums.addmm_(_float(before, spikes), turned)
+        # Of no spikes too: 0 times NaN is NaN.
+        sums.addmm_(spikes.zero_() if before is None else _float(before, spikes), turned)
         if half:
             drive.copy_(sums)
         after = own
         if t + 1 == T and out.v_final is not None:
             after = out.v_final
-        elif (t + 1) % chunk == 0 and t + 1 < T and out.edges is not None:
-            after = out.edges[t // chunk * S : (t // chunk + 1) * S]
+        elif (t + 1) % chunk == 0 and t + 1 < T and edges is not None:
+            after = edges[t // chunk * S : (t // chunk + 1) * S]
         v = None if out.v is None else out.v[t : t + 1]
         step = LIFForward(out.s[t : t + 1], v, after, None, out.flag)
-        forward_launch(_inputs(inp, drive[None], state, inp.before), step)()
+        ops["lif_forward"](_inputs(inp, drive[None], state, inp.before), step)
         state = after
     if out.packed is not None:
-        pack_launch(out.s.view(T, -1), out.packed.view(-1, B * N))()
+        ops["spikes_pack"](out.s.view(T, -1), out.packed.view(-1, B * N))
 
 
-def _states_again(inp: RecurrentInputs, edges: Tensor | None, states: Tensor, chunk: int, count: int) -> list:
+def _states_again(
+    ops: Ops, inp: RecurrentInputs, edges: Tensor | None, states: Tensor, chunk: int, count: int
+) -> list[Tensor | None]:
     """The states before each of the count steps of a chunk: the first None where it is zero."""
     S, t0 = states.shape[1], chunk * inp.spec.chunk
     first = inp.v0 if not chunk or edges is None else edges[(chunk - 1) * S : chunk * S]
     found: list[Tensor | None] = [first]
     for i in range(count - 1):
         out = _NOTHING._replace(v_final=states[i])
-        forward_launch(_inputs(inp, inp.x[t0 + i : t0 + i + 1], found[i]), out)()
+        ops["lif_forward"](_inputs(inp, inp.x[t0 + i : t0 + i + 1], found[i]), out)
         found.append(states[i])
     return found
 
 
-def backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
+def backward(ops: Ops, inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
     """Fills ``out``, last step first."""
     current, chunk = inp.x, inp.spec.chunk
     T, B, N = current.shape
     half = current.dtype != torch.float32
     learn = out.params is not None
     gs = torch.empty_like(current if learn else current[:1])
-    total, passed = (inp.weight.new_empty(B, N) if half else None for _ in range(2))
+    total, passed = (inp.weight.new_empty(B, N) for _ in range(2))
     states = inp.weight.new_empty(min(chunk, T), len(inp.spec.row.states), B, N)
     carry, own = grads.v_final, _room(inp)
     for j in range((T - 1) // chunk, -1, -1):
-        before = _states_again(inp, edges, states, j, min(chunk, T - j * chunk))
+        before = _states_again(ops, inp, edges, states, j, min(chunk, T - j * chunk))
         for i in range(len(before) - 1, -1, -1):
             t = j * chunk + i
             row = gs[t if learn else 0]
-            sums = row if total is None else total
+            sums = total if half else row
             if grads.s is None:
                 sums.zero_()
             else:
@@ -118,13 +125,11 @@ def backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: R
             after = out.v0 if t == 0 and out.v0 is not None else own
             given = LIFGrads(row[None], None if grads.v is None else grads.v[t : t + 1], carry)
             inputs = _inputs(inp, current[t : t + 1], before[i], inp.before)
-            for launch in backward_launches(inputs, None, given, LIFBackward(out.x[t : t + 1], after, None)):
-                launch()
+            ops["lif_backward"](inputs, None, given, LIFBackward(out.x[t : t + 1], after, None))
             carry = after
     if learn:
         inputs, given = _inputs(inp, current, inp.v0, inp.before), LIFGrads(gs, grads.v, grads.v_final)
-        for launch in backward_launches(inputs, edges, given, LIFBackward(None, None, out.params)):
-            launch()
+        ops["lif_backward"](inputs, edges, given, LIFBackward(None, None, out.params))
 
 
 MOST = 16
