@@ -56,17 +56,18 @@ BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
 CPU_SOURCES = {
     "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/norm/cpu_finish.cpp": [],
     "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
-    "csrc/spike_conv/cpu_baseline.cpp": [],
+    "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/delay/cpu_baseline.cpp": [],
 }  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
-    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_"):
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/delay/cpu_"):
         CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
     if sys.platform == "linux":  # which lets a process ask for the tiles
         CPU_SOURCES[AMX_SOURCE] = [*AVX512, *AMX]
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
     # slow to compile: GCC takes its vectors apart
-    CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
+    for source in ("csrc/cpu/isa_wide.cpp", "csrc/delay/cpu_wide.cpp"):
+        CPU_SOURCES[source] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
     CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_CPU_WIDE")
 
 

@@ -1,5 +1,6 @@
 #include "lif/bindings.h"
 #include "cpu/launch.h"
+#include "delay/bindings.h"
 #include "norm/cpu_finish.h"
 #include "spike_conv/bindings.h"
 
@@ -10,6 +11,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of trtkern. Addresses are not checked here: trtkern.ops has checked the tensors behind them.";
   bind_lif_args(m);
   bind_spike_conv(m);
+  bind_delay(m);
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("lif_forward", &cpu_lif_forward, Unlocked());
   m.def("lif_backward", &cpu_lif_backward, py::arg("args"), py::arg("norm") = nullptr, Unlocked());

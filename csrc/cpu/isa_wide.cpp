@@ -5,4 +5,5 @@
 #define TK_ISA wide
 #define TK_KERNELS kWide
 #define TK_SPIKE_CONV nullptr
+#define TK_DELAY &kDelayWide
 #include "cpu/isa_kernels.h"

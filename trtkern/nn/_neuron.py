@@ -34,12 +34,13 @@ AnyState = Tensor | tuple[Tensor, ...] | None
 
 
 class Carrier(Protocol):
-    """Holds the states of a model's neurons from one call of the model to the next (``trtkern.nn.streams``)."""
+    """Holds the states of a model's neurons and delays from one call of the model to the next
+    (``trtkern.nn.streams``)."""
 
-    def start(self, layer: Neuron, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: Leaf, x: Tensor, v0: AnyState) -> AnyState:
         """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""
 
-    def end(self, layer: Neuron, state: AnyState) -> None:
+    def end(self, layer: Leaf, state: AnyState) -> None:
         """Where that call ended."""
 
 

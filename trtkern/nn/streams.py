@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern._torch import recording
-from trtkern.nn._neuron import AnyState, Neuron, carriers
+from trtkern.nn._neuron import AnyState, carriers
 from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.delay import STATEFUL, Delay
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
 
@@ -21,30 +22,30 @@ class Stream:
     """A model over sequences that come in parts: what the parts give, put together, is what one call gives.
 
     The states of the neurons are held here and not in the layers, so that several streams of one model do not touch
-    each other, and the model can be called as ever in between. Every neuron layer of ``trtkern.nn`` in the model is
+    each other, and the model can be called as ever in between. Every neuron layer and every ``Delay`` in the model is
     carried, whatever holds it. Gradients flow from one part to those before it, as they do within a sequence, until
     ``detach()`` cuts them off. All else of the model has to treat each step by itself, as convolutions, poolings and
     a BatchNorm in evaluation do.
 
     Args:
-        model: takes and gives sequences [T, B, ...], with the neurons of ``trtkern.nn`` among its layers. Its mode,
-            its weights and its hooks are its own, and may change between calls.
+        model: takes and gives sequences [T, B, ...], with neurons or delays of ``trtkern.nn`` among its layers. Its
+            mode, its weights and its hooks are its own, and may change between calls.
 
     Raises:
         TypeError: no module; a compiled one, in which no Python of the layers runs; one with a recurrent layer of torch
             (``nn.GRU``), whose state is not carried.
-        ValueError: no neurons in it.
+        ValueError: neither neurons nor delays in it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"stream: expected a module, got {checks.describe(model)}")
         self.model = model
-        self._names: dict[Neuron, str] = {}
+        self._names: dict[Any, str] = {}
         self._norms: list[tuple[str, Any]] = []
         for name, module in model.named_modules():
             _refuse(name, module)
-            if isinstance(module, Neuron):
+            if isinstance(module, STATEFUL):
                 self._names[module] = name or ITSELF
             elif isinstance(module, (_BatchNorm, BatchNormLIF)):
                 self._norms.append((name or ITSELF, module))
@@ -60,7 +61,8 @@ class Stream:
     def state(self) -> dict[str, AnyState]:
         """The states after what came so far, by the path of each neuron layer in the model; empty at the start.
 
-        A state is what the layer's ``return_state`` gives: [B, C, ...] float32, or a NamedTuple of them. What is
+        A state is what the layer's ``return_state`` gives: [B, C, ...] float32, or a NamedTuple of them, or of a
+        ``Delay`` the last steps of its input. What is
         assigned may have plain tuples in the places of those, and may lack layers, which then start at zero. A layer
         that a model calls several times has a state for each: "lif", "lif#2", ... A model that is a neuron layer
         itself has the path "itself".
@@ -175,12 +177,12 @@ ITSELF = "itself"
 class _Held:
     """The states during one call of the model (``Carrier``)."""
 
-    def __init__(self, names: Mapping[Neuron, str], states: Mapping[str, AnyState]) -> None:
+    def __init__(self, names: Mapping[Any, str], states: Mapping[str, AnyState]) -> None:
         self.ended: dict[str, AnyState] = {}
         self._names, self._states = names, states
-        self._uses: dict[Neuron, int] = {}
+        self._uses: dict[Any, int] = {}
 
-    def start(self, layer: Neuron, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: Any, x: Tensor, v0: AnyState) -> AnyState:
         """The state that the layer ended in, or v0 where that is what it gave within this call: a loop over time."""
         name = self._names.get(layer)
         if name is None:
@@ -200,11 +202,11 @@ class _Held:
             _check_fit(who, layer, x, state)
         return state
 
-    def end(self, layer: Neuron, state: AnyState) -> None:
+    def end(self, layer: Any, state: AnyState) -> None:
         """What the layer's latest call ended in."""
         self.ended[self._key(layer)] = state
 
-    def _key(self, layer: Neuron) -> str:
+    def _key(self, layer: Any) -> str:
         use = self._uses.get(layer, 0)
         return self._names[layer] if use < 2 else f"{self._names[layer]}#{use}"
 
@@ -219,8 +221,8 @@ def _refuse(name: str, module: nn.Module) -> None:
         )
     if not getattr(module, "carried", True):
         raise TypeError(
-            f"stream: {name or ITSELF!r} ({kind}) expected to hold no state but that of neurons, got a delay or a "
-            "cycle, whose state a stream does not carry; a NodeGraph's step(x, state) takes and returns all of it"
+            f"stream: {name or ITSELF!r} ({kind}) expected to hold no state but that of neurons, got a cycle, "
+            "whose state a stream does not carry; a NodeGraph's step(x, state) takes and returns all of it"
         )
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         raise TypeError(
@@ -235,7 +237,7 @@ def _path(key: Any) -> str:
     return name if mark and use.isdecimal() and int(use) > 1 else str(key)
 
 
-def _who(name: str, layer: Neuron) -> str:
+def _who(name: str, layer: Any) -> str:
     return f"stream: layer {name!r} ({type(layer).__name__})"
 
 
@@ -251,7 +253,7 @@ def _each(run: Callable[[Tensor], Tensor], state: AnyState) -> AnyState:
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
-def _check_kind(who: str, layer: Neuron, state: AnyState) -> None:
+def _check_kind(who: str, layer: Any, state: AnyState) -> None:
     names = layer.state_names
     parts = list(_parts(state))
     for part in parts:
@@ -263,10 +265,12 @@ def _check_kind(who: str, layer: Neuron, state: AnyState) -> None:
         raise ValueError(f"{who} expected {shown}, got {len(parts)} in a {type(state).__name__}")
 
 
-def _check_fit(who: str, layer: Neuron, x: Tensor, state: AnyState) -> None:
+def _check_fit(who: str, layer: Any, x: Tensor, state: AnyState) -> None:
     """The state belongs to sequences like x."""
     try:
-        if isinstance(state, (tuple, list)):
+        if isinstance(layer, Delay):
+            layer.check_state(who, state, x)
+        elif isinstance(state, (tuple, list)):
             checks.states(who, state, x, layer.state_names)
         else:
             checks.state(who, state, x, layer.state_names)
