@@ -12,6 +12,9 @@ from trtkern import reference
 from trtkern.backends import BACKENDS, named
 from trtkern.interop import decompose, record
 from trtkern.ops.delay import delay
+from trtkern.profiling import memory
+from trtkern.profiling.memory.kept import Call
+from trtkern.profiling.step.work import moved
 from trtkern.selftest import DelayCell, compare_delay, device_of
 from trtkern.selftest.delay import errors
 
@@ -336,7 +339,8 @@ def test_training_finds_a_known_delay():
 
 def test_whole_delays_are_trained_straight_through():
     x = torch.randn(40, 8, 2)
-    x = (x + x.roll(1, 0) + x.roll(2, 0)) / 2
+    for _ in range(2):
+        x = (x + x.roll(1, 0) + x.roll(2, 0)) / 2
     target = snn.Delay(2, 6, torch.tensor([1.0, 5.0]))(x)
     layer = snn.Delay(2, 6, torch.tensor([2.4, 3.6]), learnable=True, rounded=True)
     optimiser = torch.optim.Adam(layer.parameters(), lr=0.05, betas=(0.0, 0.99))  # stops where there is no error
@@ -413,6 +417,20 @@ def test_a_fixed_delay_keeps_no_input():
         fixed = sum(held)
         snn.Delay(5, 4, learnable=True)(numbers(9, 2, 5))
     assert fixed <= 5 and sum(held) - fixed >= 90
+
+
+def test_what_it_keeps_and_moves_is_that_of_the_traffic_model():
+    if "cpu" not in HOLDERS:
+        pytest.skip("the CPU extension is not built")
+    x = numbers(30, 4, 8).requires_grad_()
+    kept = {"number": 4, "fixed": 0, "learned": x.numel() * 4 + 8 * 4}
+    layers = (snn.Delay(8, 4, 2.5), snn.Delay(8, 4, drawn(8, 4)), snn.Delay(8, 4, learnable=True))
+    for layer, (name, expected) in zip(layers, kept.items(), strict=True):
+        layer.backend = "cpu"
+        found = memory(nn.Sequential(layer), x)
+        assert found.predicted == found.measured == expected, (name, str(found))
+        counted = moved(Call(layer, (x,), {}, layer(x), {}))
+        assert counted[:2] == (8 * x.numel(), (12 if name == "learned" else 8) * x.numel())
 
 
 BAD = [
