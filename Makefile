@@ -34,7 +34,7 @@ endif
 	@touch $@
 
 # What the headers that the build prints come from.
-PRINTED := surrogates neurons expressions adjoint dialect
+PRINTED := surrogates neurons rows straight expressions adjoint dialect compiler
 # The stamp is newer than what it was made from: installing again happens when the build changes, not on each call.
 BUILT := $(VENV)/torch setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*) $(PRINTED:%=trtkern/%.py)
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -32,54 +30,6 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 JOBS = max(2, min(8, (os.cpu_count() or 2) // 2))  # translation units compiled at a time
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-# No -ffast-math (it loses NaN) and no contraction (every fma is written out, so that all targets agree bitwise).
-CXX_FLAGS = [
-    *("-std=c++17", "-O3", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"),
-    *("-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the last: GCC's own AVX-512 intrinsics
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
-]
-SANITIZE = []
-if os.environ.get("TRTKERN_SANITIZE") == "1":
-    SANITIZE = [
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=undefined",
-        "-fno-omit-frame-pointer",
-        "-O1",
-        "-g1",
-    ]
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-AMX, AMX_SOURCE = ["-mamx-tile", "-mamx-bf16"], "csrc/spike_conv/cpu_amx.cpp"  # left out where a compiler has no AMX
-BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
-# The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
-CPU_SOURCES = {
-    "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/norm/cpu_finish.cpp": [],
-    "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
-    "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/delay/cpu_baseline.cpp": [],
-}  # fmt: skip
-if X86:
-    CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = ["-O1", "-DTK_GENERAL_ROWS"]  # few machines are left that run it
-    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/delay/cpu_"):
-        CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
-    if sys.platform == "linux":  # which lets a process ask for the tiles
-        CPU_SOURCES[AMX_SOURCE] = [*AVX512, *AMX]
-if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
-    # slow to compile: GCC takes its vectors apart
-    for source in ("csrc/cpu/isa_wide.cpp", "csrc/delay/cpu_wide.cpp"):
-        CPU_SOURCES[source] = [*AVX2, "-O1", "-DTK_FLOAT32_ONLY"]
-    CPU_SOURCES["csrc/cpu/launch.cpp"].append("-DTRTKERN_CPU_WIDE")
-
-
-class BuildError(Exception):
-    """Why an extension cannot be built here, and how to get it."""
-
-
-class Unit(NamedTuple):
-    """One compiler call: the object file that it makes, and the command."""
-
-    output: Path
-    command: list[str]
 
 
 @contextmanager
@@ -95,6 +45,64 @@ def without_torch() -> Iterator[None]:
             del sys.modules[name]
 
 
+with without_torch():
+    compiler = importlib.import_module("trtkern.compiler")
+X86, AVX2, AVX512 = compiler.X86, compiler.AVX2, compiler.AVX512
+SANITIZE = []
+if os.environ.get("TRTKERN_SANITIZE") == "1":
+    SANITIZE = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g1",
+    ]
+AMX = ["-mamx-tile", "-mamx-bf16"]
+AMX_SOURCES = ("csrc/spike_conv/cpu_amx.cpp", "csrc/recurrent/cpu_amx.cpp")  # left out where a compiler has no AMX
+LAUNCHERS = ("csrc/cpu/launch.cpp", "csrc/recurrent/cpu_launch.cpp")  # which know of every instruction set
+HEADERS = (
+    "cpu",
+    "delay",
+    "lif",
+    "norm",
+    "recurrent",
+    "spikes",
+    "spike_conv",
+)  # of csrc; own neurons need them
+BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
+# The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
+CPU_SOURCES = {
+    "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/cpu/own_rows.cpp": [],
+    "csrc/norm/cpu_finish.cpp": [],
+    "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
+    "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/recurrent/cpu_launch.cpp": ["-fopenmp"],
+    "csrc/recurrent/cpu_baseline.cpp": [], "csrc/delay/cpu_baseline.cpp": [],
+}  # fmt: skip
+if X86:
+    CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = compiler.BASELINE
+    CPU_SOURCES["csrc/recurrent/cpu_baseline.cpp"] = ["-O1"]
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/recurrent/cpu_", "csrc/delay/cpu_"):
+        CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
+    if sys.platform == "linux":  # which lets a process ask for the tiles
+        CPU_SOURCES |= {source: [*AVX512, *AMX] for source in AMX_SOURCES}
+if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
+    for folder in ("cpu/isa", "recurrent/cpu", "delay/cpu"):
+        CPU_SOURCES[f"csrc/{folder}_wide.cpp"] = compiler.WIDE
+    for launcher in LAUNCHERS:
+        CPU_SOURCES[launcher].append("-DTRTKERN_CPU_WIDE")
+
+
+class BuildError(Exception):
+    """Why an extension cannot be built here, and how to get it."""
+
+
+class Unit(NamedTuple):
+    """One compiler call: the object file that it makes, and the command."""
+
+    output: Path
+    command: list[str]
+
+
 def write_headers(folder: Path) -> None:
     """The headers that are made of the tables of surrogates and neurons, in that folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,21 +115,11 @@ def write_headers(folder: Path) -> None:
 
 
 def find_cxx() -> list[str]:
-    """The C++ compiler: CXX, else g++ (its OpenMP runtime is torch's), else what Python was built with."""
-    asked = os.environ.get("CXX")
-    if asked and not shutil.which(shlex.split(asked)[0]):
-        raise BuildError(f"CXX={asked} is not there; unset it or name a C++ compiler, and install trtkern again")
-    candidates = [asked, "g++", sysconfig.get_config_var("CXX"), "c++", "clang++"]
-    for command in map(shlex.split, filter(None, candidates)):
-        if shutil.which(command[0]):
-            return command
-    raise BuildError("no C++ compiler; install one (Debian: apt install g++) and install trtkern again")
-
-
-def compiles(cxx: list[str], flags: list[str]) -> bool:
-    """Whether the compiler takes the flags."""
-    command = [*cxx, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    """The C++ compiler (``trtkern.compiler.find_cxx``); a BuildError where there is none."""
+    try:
+        return compiler.find_cxx()
+    except compiler.CompilerError as error:
+        raise BuildError(f"{error}, and install trtkern again") from None
 
 
 def find_nvcc() -> str:
@@ -147,13 +145,10 @@ def gencode() -> list[str]:
 
 def run(command: list[str]) -> None:
     """Run a compiler; a BuildError with its first error line when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr + done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        first = next((line for line in lines if "error" in line.lower()), lines[-1])
-        if os.environ.get("TRTKERN_VERBOSE"):
-            sys.stderr.write("\n".join([shlex.join(command), *lines, ""]))
-        raise BuildError(f"{Path(command[0]).name} failed: {first.strip()}; mend that and install trtkern again")
+    try:
+        compiler.run(command)
+    except compiler.CompilerError as error:
+        raise BuildError(f"{error}; mend that and install trtkern again") from None
 
 
 class BuildExt(build_ext):
@@ -221,23 +216,23 @@ def compile_unit(unit: Unit, force: bool) -> None:
     note.write_text(command)
 
 
-def unit(compiler: list[str], source: str, objects: Path) -> Unit:
+def unit(command: list[str], source: str, objects: Path) -> Unit:
     """The compiler call of a source; csrc/lif/cuda.cu becomes lif-cuda.o."""
     output = objects / "-".join(Path(source).relative_to("csrc").with_suffix(".o").parts)
-    return Unit(output, [*compiler, "-c", str(ROOT / source), "-o", str(output)])
+    return Unit(output, [*command, "-c", str(ROOT / source), "-o", str(output)])
 
 
 def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
     """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
     cxx, flags, sources = find_cxx(), dict(CPU_SOURCES), list(ext.sources)
-    if AMX_SOURCE in sources:
-        if compiles(cxx, AMX):
-            flags["csrc/cpu/launch.cpp"] = [*flags["csrc/cpu/launch.cpp"], "-DTRTKERN_AMX"]
+    if AMX_SOURCES[0] in sources:
+        if compiler.compiles(cxx, AMX):
+            flags |= {launcher: [*flags[launcher], "-DTRTKERN_AMX"] for launcher in LAUNCHERS}
         else:
-            sources.remove(AMX_SOURCE)
-    common = [*cxx, *CXX_FLAGS, *includes]
+            sources = [source for source in sources if source not in AMX_SOURCES]
+    common = [*cxx, *compiler.FLAGS, *includes]
     units = [unit([*common, *flags[source], *SANITIZE], source, objects) for source in sources]
-    return units, [*cxx, "-shared", "-fopenmp", *(SANITIZE or ["-s"])]
+    return units, [*cxx, "-shared", "-fopenmp", "-ldl", *(SANITIZE or ["-s"])]
 
 
 def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
@@ -246,7 +241,7 @@ def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list
     toolkit = Path(nvcc).resolve().parent.parent
     flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     kernels = [nvcc, *flags, *gencode(), *includes]
-    bindings = [*cxx, *CXX_FLAGS, *includes, *BINDINGS, "-isystem", str(toolkit / "include")]
+    bindings = [*cxx, *compiler.FLAGS, *includes, *BINDINGS, "-isystem", str(toolkit / "include")]
     units = [unit(kernels if source.endswith(".cu") else bindings, source, objects) for source in ext.sources]
     return units, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
 
@@ -265,9 +260,12 @@ def extensions() -> list[Extension]:
 
 packages = find_namespace_packages(str(ROOT), include=["trtkern", "trtkern.*"], exclude=["*.__pycache__"])
 setup(
-    packages=[*packages, "trtkern.kernels"],
-    package_dir={"trtkern.kernels": "kernels"},
-    package_data={"trtkern": ["data/*.gz", "data/*.txt", "recipes/*.toml", "recipes/controls/*.toml", "py.typed"]},
+    packages=[*packages, "trtkern.kernels", "trtkern.csrc"],
+    package_dir={"trtkern.kernels": "kernels", "trtkern.csrc": "csrc"},
+    package_data={
+        "trtkern": ["data/*.gz", "data/*.txt", "recipes/*.toml", "recipes/controls/*.toml", "py.typed"],
+        "trtkern.csrc": [f"{folder}/*.h" for folder in HEADERS],
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

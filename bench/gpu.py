@@ -94,6 +94,8 @@ def plan(csv: Path, rehearse: bool) -> list[Stage]:
     layers = (python, "bench/gpu_spike_conv.py", "--csv", str(csv), "--seconds", "{seconds}")
     command = (*layers, "--small") if rehearse else layers
     made.append(stage("layers on packed spikes", command, 8, ("triton",), rows=csv))
+    recurrent = (python, "bench/gpu_recurrent.py", "--csv", str(csv), "--seconds", "{seconds}")
+    made.append(stage("recurrent", (*recurrent, *["--small"] * rehearse), 8, ("triton",), rows=csv))
     for network, shape, dtype, share in REHEARSED_STEPS if rehearse else STEPS:
         command = (*bench, "--op", "step", "--shape", shape, "--dtype", dtype, "--peers", "spikingjelly")
         made.append(stage(f"step {network} {dtype}", command, share, ("typer", "rich"), rows=csv))

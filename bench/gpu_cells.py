@@ -25,6 +25,7 @@ from trtkern import selftest
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.bench import rows
+from trtkern.selftest.recurrent import RecurrentCell, compare_recurrent
 
 
 def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -57,6 +58,10 @@ def cells(backend: str, device: str, sparse: bool) -> Iterator[tuple[str, Callab
         ops = torch.ops.trtkern
         words = lambda: ops.spikes_pack(spikes, backend)  # noqa: E731
         yield "packing", lambda: torch.equal(ops.spikes_unpack(words(), 0, 5, False, spikes.dtype, backend), spikes)
+    if named(backend).holds("recurrent"):
+        for neuron in ("ALIF",) if sparse else ("LIF", "ALIF"):
+            fed = RecurrentCell(neuron, timesteps=9, batch=5)
+            yield str(fed), lambda fed=fed: compare_recurrent(backend, fed, device).within(fed.dtype)
     if backend == "triton":
         yield from layers(torch.device(device), sparse)
 

@@ -76,7 +76,8 @@ again without moving its channel.
 LIF has a table for each backend. The other neurons run the same grid (every surrogate, parameters as numbers, scalars
 and per channel), and have one line for each reset: the worst of its cells in each dtype.
 
-float64 runs on the reference. A user's own surrogate runs on reference and triton; cpu and cuda refuse it by name.
+float64 runs on the reference. A user's own neuron or surrogate runs on reference and triton, and on cpu
+compiled at first use ([extending.md](extending.md)); cuda refuses it by name.
 """
 
 

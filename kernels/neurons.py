@@ -52,8 +52,9 @@ def _steps(name: str, reset: str, detach: bool) -> Steps:
     row = neurons.lookup(name)
     functions = (row.charge, row.fire, row.settle[reset], *adjoint.functions(name, reset, detach))
     text = "".join(inspect.getsource(function) for function in functions)
-    settled = expressions.symbols(adjoint.settle(row, reset))
-    elsewhere = expressions.symbols([*adjoint.charge(row), *adjoint.fire(row)])
+    with expressions.anew():
+        settled = expressions.symbols(adjoint.settle(row, reset))
+        elsewhere = expressions.symbols([*adjoint.charge(row), *adjoint.fire(row)])
     counts = (len(row.states), len(row.trace), len(row.params), row.membrane, row.potential)
     return Steps(
         *(inline(rebind(function, NAMES)) for function in functions),

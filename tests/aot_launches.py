@@ -9,8 +9,19 @@ from typing import Any
 import torch
 
 from trtkern import surrogates
-from trtkern.backends.base import Finish, Finished, LIFBackward, LIFForward, LIFGrads, LIFInputs, NormGrads
-from trtkern.kernels import batch_norm, batch_norm_finish, lif_launch, spike_conv_launch
+from trtkern.backends.base import (
+    Finish,
+    Finished,
+    LIFBackward,
+    LIFForward,
+    LIFGrads,
+    LIFInputs,
+    NormGrads,
+    RecurrentBackward,
+    RecurrentForward,
+    RecurrentInputs,
+)
+from trtkern.kernels import batch_norm, batch_norm_finish, lif_launch, recurrent_launch, spike_conv_launch
 from trtkern.kernels.launch import Launch
 from trtkern.profiling.inspect import launches
 from trtkern.spec import LIFSpec
@@ -83,6 +94,30 @@ def spike_convs(
     return [
         *spike_conv_launch.forward_launches(packed, weight, given, out, precision=precision, **options),
         *spike_conv_launch.weight_gradient_launches(packed, out, weight, precision=back, **options),
+    ]
+
+
+def recurrents(
+    N: int, dtype: torch.dtype = torch.float32, T: int = 40, B: int = 6, neuron: str = "LIF", params: int = 0,
+    every: bool = False, surrogate: str = "atan",
+) -> list[Launch]:  # fmt: skip
+    """Both directions of neurons that feed each other, as training asks for them.
+
+    params: 0 for numbers, else 1 or N columns that are learnt; every: also what is seldom asked for.
+    """
+    spec = LIFSpec("soft", surrogate, neuron=neuron)
+    S, P = len(spec.row.states), len(spec.row.params)
+    x, weight = torch.empty(T, B, N, dtype=dtype), torch.empty(N, N)
+    edges, rows = torch.empty((T - 1) // spec.chunk * S, B * N), torch.empty(P, params) if params else None
+    state, v = (torch.empty(S, B, N), x) if every else (None, None)
+    words = torch.empty(-(-T // 8), B, N, dtype=torch.uint8) if every else None
+    bias = torch.empty(N)
+    inputs = RecurrentInputs(x, x[0] if every else None, state, weight, bias, rows, (0.5,) * P, spec)
+    out = RecurrentForward(x, x, v, state, edges, torch.zeros(1, dtype=torch.int32), words)
+    back = RecurrentBackward(x, state, rows)
+    return [
+        *recurrent_launch.forward_launches(inputs, out),
+        *recurrent_launch.backward_launches(inputs, edges, LIFGrads(x, v, state), back),
     ]
 
 

@@ -85,6 +85,9 @@ def some_launches() -> Iterator[tuple[str, Launch]]:
         yield f"norm forward {residual} {pool}", launches.norm_forward(4, 65536, f32, residual=residual, pool=pool)
     for dtype in (f32, bf16, torch.float16, torch.float64):
         yield from ((f"finish {i} {dtype}", each) for i, each in enumerate(aot_launches.finishes(dtype)))
+    for change in ({}, {"N": 48, "T": 250}, {"N": 129}, {"dtype": bf16}, {"params": 1}, {"every": True}):
+        made = aot_launches.recurrents(**{"N": 64, **change})
+        yield from ((f"recurrent {i} {change}", each) for i, each in enumerate(made))
     yield from ((f"regularizer {add}", launches.regularize(add)) for add in (True, False))
     for way, dtype in (("ieee", f32), ("bf16x3", f32), ("int8x3", f32), ("ieee", bf16)):
         for change in ({}, {"bias": True}, {"pooled": True}, {"T": 8}, {"C": 63}, {"window": 0}):

@@ -13,6 +13,9 @@ if not torch.cuda.is_available():
     # Triton reads this once, when it is first imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# What a user's own neurons and surrogates are compiled to takes seconds each: the tests of it allow it (``compiled``).
+os.environ.setdefault("TRTKERN_JIT", "0")
+
 from trtkern.backends import BACKENDS
 from trtkern.selftest import device_of
 
@@ -74,6 +77,21 @@ def _one_copy_of_the_kernels():
     stray = sys.modules.get("kernels")
     if stray is not None and str(ROOT) in str(getattr(stray, "__file__", "")):
         raise RuntimeError("a test imported `kernels`; the package is trtkern.kernels")
+
+
+@pytest.fixture(scope="session")
+def compiled_neurons(tmp_path_factory) -> Path:
+    """Where the tests keep what they compile, each thing once."""
+    own = tmp_path_factory.getbasetemp()  # of this worker, where there are several
+    return (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / "compiled-neurons"
+
+
+@pytest.fixture
+def compiled(compiled_neurons, monkeypatch) -> Path:
+    """Neurons and surrogates of one's own are compiled for the CPU at first use, as they are for a user."""
+    monkeypatch.setenv("TRTKERN_CACHE", str(compiled_neurons))
+    monkeypatch.delenv("TRTKERN_JIT")
+    return compiled_neurons
 
 
 @pytest.fixture

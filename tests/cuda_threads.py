@@ -90,6 +90,21 @@ class Threads:
         finish = None if norm is None else ctypes.byref(norm)
         assert self.library.run(ctypes.byref(args), 1, finish) == 0, "an access out of bounds, or not aligned"
 
+    def lif_forward_at(self, fixed, tensors, stream):
+        self.lif_forward(fixed.at(tensors))
+
+    def lif_backward_at(self, fixed, tensors, stream, room=None, norm=None, norm_tensors=None):
+        args, workspace = fixed.at(tensors), None
+        if args.gparams or args.norm_sums:
+            workspace = room(self.workspace_floats(args))
+        finish = None if norm is None else norm.at(norm_tensors)
+        self.lif_backward(args, 0 if workspace is None else workspace.data_ptr(), finish)
+
+    def batch_norm_lif_affine_at(self, fixed, tensors, stream, room, norm, norm_tensors):
+        args = fixed.at(tensors)
+        workspace = room(self.statistics_workspace_floats(args))
+        self.batch_norm_lif_affine(args, norm.at(norm_tensors), workspace.data_ptr())
+
     def workspace_floats(self, args):
         return self.library.workspace_floats(ctypes.byref(args))
 
@@ -148,4 +163,5 @@ def as_backend(monkeypatch, processors=0):
     monkeypatch.setattr(trtkern.backends, "BACKENDS", (*trtkern.backends.BACKENDS, backend))
     monkeypatch.setattr(cuda, "_extension", lambda: library)
     monkeypatch.setattr(cuda, "_place", lambda x: (0, 0, processors))
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
     return library

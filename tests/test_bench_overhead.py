@@ -13,7 +13,7 @@ import torch
 import typer
 
 from trtkern import backends, malloc
-from trtkern.bench import overhead, page, rows, runner
+from trtkern.bench import cells, overhead, page, rows, runner
 from trtkern.bench.cases import Case
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
@@ -25,7 +25,8 @@ CASE = Case("overhead", (4, 2, 8, 4, 4))
 def _workplace(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(malloc, "keep_pages", lambda: False)
-    monkeypatch.setattr(overhead, "CALLS", 3)
+    monkeypatch.setattr(cells, "CALLS", 3)
+    monkeypatch.setattr(cells, "SHAPES", ((4, 8),))
 
 
 def measured(*arguments: str) -> list[rows.Row]:

@@ -38,7 +38,7 @@ def call(*arguments: str) -> None:
 
 def test_the_gate_lets_the_right_networks_through_and_no_other(monkeypatch):
     assert steps.differs(networks.own(SMALL, CPU, "auto", captured=True), SMALL, CPU) == ""
-    other = networks.plain_network(SMALL, CPU, plain.Neurons(0.6))
+    other = networks.plain_network(SMALL, CPU, lambda threshold: plain.Neurons(0.6, threshold))
     monkeypatch.setattr(steps, "DRAWS", 1)
     assert "cosine" in steps.differs(Entry("off", "", other, None), SMALL, CPU)
 
@@ -50,10 +50,10 @@ def test_rows_are_those_of_the_other_ops(monkeypatch):
         return plain.Plain(plain.Conv(2, 4, pool=nn.AvgPool2d(4)), plain.Flat(), plain.Step(nn.Linear(64, 10)))
 
     def few(network, device, backends, found, candidates):
-        relu, model = (networks.plain_network(network, device, run) for run in (torch.relu, None))
+        relu, model = (networks.plain_network(network, device, run) for run in (lambda _: torch.relu, None))
         yield Entry("trtkern auto", "trtkern", model, TRTLoss(model))
         yield Entry("BatchNorm + ReLU", "torch", relu, TRTLoss(relu), judged=False)
-        yield Entry("off", "", networks.plain_network(network, device, torch.sigmoid), None)
+        yield Entry("off", "", networks.plain_network(network, device, lambda _: torch.sigmoid), None)
         yield networks.LeftOut("gone", "", "skipped", "not installed")
 
     monkeypatch.setattr(plain, "vggsnn", tiny)
@@ -126,10 +126,21 @@ def test_the_other_networks_are_those_of_plain_torch(name):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9 * largest.item())
 
 
+def test_the_neurons_of_another_library_have_the_threshold_of_their_place():
+    """Those behind the attention fire at 1/2: with 1 in their place a count of one spike lies on the threshold."""
+    pytest.importorskip("spikingjelly")
+    network = networks.small(networks.of(Case("step", cases.NETWORKS["sdt_2_512"].shape, network="sdt_2_512")))
+    for entry in networks.entries(network, CPU, ["cpu"], peers.choose("spikingjelly"), ("peers",)):
+        if isinstance(entry, Entry) and entry.judged:
+            assert steps.differs(entry, network, CPU) == "", entry.name
+            return
+    raise AssertionError("SpikingJelly's neurons are in no network")
+
+
 def test_relu_is_in_place_of_all_neurons():
     for name, trained in cases.NETWORKS.items():
         network = networks.small(networks.of(Case("step", trained.shape, network=name)))
-        model = networks.plain_network(network, CPU, torch.relu)
+        model = networks.plain_network(network, CPU, lambda _: torch.relu)
         assert not any(isinstance(module, plain.Neurons) for module in model.modules())
         assert sum(isinstance(module, networks.Swapped) for module in model.modules()) == {
             "resnet19": 10, "vggsnn": 8, "sew_resnet34": 20, "mlp": 2, "spikformer": 8, "spikformer_4_384": 12,

@@ -67,6 +67,9 @@ NAMES: dict[str, Use] = {
     "torch.nn.modules.conv._ConvNd": Use("what every convolution is"),
     "torch.nn.modules.module._global_forward_hooks_always_called": Use("a handle's remove() forgets its entry there"),
     "torch.nn.modules.module._global_forward_hooks_with_kwargs": Use("a handle's remove() forgets its entry there"),
+    "torch.nn.modules.module._has_any_global_hook": Use(
+        "whether there is a hook of all modules, which a step past Module.__call__ would miss", TWO
+    ),
     "torch.utils._python_dispatch.TorchDispatchMode": Use("sees every operator, to count what it computes"),
     "torch.utils._pytree.tree_leaves": Use("the tensors in whatever a model takes and gives"),
     "triton.backends.compiler.GPUTarget": Use("what Triton compiles for"),

@@ -18,7 +18,6 @@ This module imports the standard library only: the build uses it before torch ex
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -141,15 +140,8 @@ def functions(name: str, reset: str, detach: bool) -> tuple[Callable, Callable]:
     """``fired_back`` and ``charge_back`` of that neuron as Python functions over the names of ``expressions.CALLS``."""
     neuron = neurons.lookup(name)
     label = f"{name}, {reset} reset{', detached' * detach}"
-    return (
-        compiled(f"<the firing of {label}>", fired_back_source(neuron, reset, detach)),
-        compiled(f"<the charge of {name}>", charge_back_source(neuron)),
-    )
-
-
-def compiled(file: str, source: str) -> Callable:
-    """The function that the source defines; Triton, too, finds its lines."""
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    bound = {call: getattr(neurons, call) for call in ("fma", "exp", "maximum", "where")} | {"__name__": __name__}
-    exec(compile(source, file, "exec"), bound)
-    return bound[source.split("(", 1)[0].removeprefix("def ")]
+    with expressions.anew():
+        return (
+            neurons.compiled(f"<the firing of {label}>", fired_back_source(neuron, reset, detach)),
+            neurons.compiled(f"<the charge of {name}>", charge_back_source(neuron)),
+        )

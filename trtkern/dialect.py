@@ -11,10 +11,12 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from trtkern import adjoint, expressions, neurons, surrogates
 from trtkern.expressions import Expression
 from trtkern.neurons import Neuron
+from trtkern.straight import Function
 
 
 def headers() -> dict[str, str]:
@@ -23,10 +25,11 @@ def headers() -> dict[str, str]:
     "tables" has the fingerprint of the others. An extension shows its own, so that one that was built from other tables
     is not asked for their numbers (``trtkern.backends``).
     """
-    printed = {
-        "surrogates": cpp_header(row.function for row in surrogates.TABLE.values() if row.name in surrogates.BUILTIN),
-        "neurons": neurons_header(neurons.TABLE.values()),
-    }
+    with expressions.anew():
+        printed = {
+            "surrogates": cpp_header(surrogates.TABLE[name].function for name in surrogates.BUILTIN),
+            "neurons": neurons_header(neurons.TABLE.values()),
+        }
     mark = hashlib.sha256("".join(printed.values()).encode()).hexdigest()[:16]
     return printed | {"tables": f'#pragma once\n#define TK_TABLES "{mark}"\n'}
 
@@ -54,16 +57,19 @@ def to_cpp(function: Callable) -> str:
 def cpp_header(functions: Iterable[Callable]) -> str:
     """A header with every function and ``surrogate<ID>(u, alpha)``, ID being its position."""
     functions = list(functions)
-    cases = "".join(f"  if constexpr (ID == {i}) return {f.__name__}(u, alpha);\n" for i, f in enumerate(functions))
-    select = f"template <int ID, class F>\nTK_INLINE F surrogate(F u, F alpha) {{\n{cases}}}\n"
-    cases = "".join(f"    case {i}: return {f.__name__}(u, alpha);\n" for i, f in enumerate(functions))
-    select += f"template <class F>\nTK_INLINE F surrogate_of(int id, F u, F alpha) {{\n  switch (id) {{\n{cases}  }}\n"
-    select += "  return u;\n}\n"
-    count = f"constexpr int kSurrogates = {len(functions)};\n"
     # No include guard: each CPU instruction set includes it once, inside a namespace of its own.
     return "// Generated from trtkern/surrogates.py when the extension is built.\n\n" + "\n".join(
-        [*map(to_cpp, functions), select, count]
+        [*map(to_cpp, functions), _selected([function.__name__ for function in functions])]
     )
+
+
+def _selected(names: list[str]) -> str:
+    """What takes a surrogate by its position."""
+    cases = "".join(f"  if constexpr (ID == {i}) return {name}(u, alpha);\n" for i, name in enumerate(names))
+    select = f"template <int ID, class F>\nTK_INLINE F surrogate(F u, F alpha) {{\n{cases}}}\n"
+    cases = "".join(f"    case {i}: return {name}(u, alpha);\n" for i, name in enumerate(names))
+    select += f"template <class F>\nTK_INLINE F surrogate_of(int id, F u, F alpha) {{\n  switch (id) {{\n{cases}  }}\n"
+    return f"{select}  return u;\n}}\n\nconstexpr int kSurrogates = {len(names)};\n"
 
 
 def neurons_header(table: Iterable[Neuron]) -> str:
@@ -73,6 +79,36 @@ def neurons_header(table: Iterable[Neuron]) -> str:
     select = f"template <class F>\ninline void for_neuron(int id, F f) {{\n  switch (id) {{\n{cases}  }}\n}}\n"
     structs = [_neuron(i, row) for i, row in enumerate(table)]
     return "// Generated from trtkern/neurons.py when the extension is built.\n\n" + "\n".join([*structs, select])
+
+
+def own_headers(row: Neuron, surrogate: Callable | None) -> dict[str, str]:
+    """The headers for one neuron that the extensions were not built with, or not with that surrogate.
+
+    Args:
+        row: the neuron, of a user's own or of the table.
+        surrogate: the one surrogate, or None for all that are built in.
+
+    Raises:
+        TypeError, ValueError: the surrogate is no straight line; the message has its file and line.
+    """
+    with expressions.anew():
+        struct = (
+            _neuron(1, replace(row, name="Own"))
+            + "\ntemplate <class F>\ninline void for_neuron(int, F f) {\n  f(Own{});\n}\n"
+        )
+        if surrogate is not None:
+            return {"surrogates": _own_surrogate(surrogate), "neurons": struct}
+    return {"surrogates": headers()["surrogates"], "neurons": struct}
+
+
+def _own_surrogate(function: Callable) -> str:
+    """The header of surrogates with one of a user's, traced."""
+    line = Function("surrogate", function, ("u", "alpha"))
+    u, alpha = expressions.symbol("u"), expressions.symbol("alpha")
+    (slope,) = line.numbers(line.run(u, alpha), ("the derivative",))
+    body = "".join(f"  {each}\n" for each in expressions.cpp({"slope": slope}, {}))
+    made = f"template <class F>\nTK_INLINE F own_surrogate(F u, F alpha) {{\n  F slope;\n{body}  return slope;\n}}\n"
+    return made + _selected(["own_surrogate"])
 
 
 _RESETS = {"hard": "kHard", "soft": "kSoft", "none": "kNone"}

@@ -20,7 +20,7 @@ def main() -> int:
     from trtkern.output.text import say
     from trtkern.training.run import versions
 
-    _print("Versions and devices", {**versions(), **_devices()}.items())
+    _print("Versions and devices", {**versions(), **_devices(), "own neurons": _own_neurons()}.items())
     rows = selftest.run()
     print()
     _print(
@@ -56,6 +56,15 @@ def _devices() -> dict[str, str]:
         built_for_gpus = torch.version.cuda or torch.version.hip
         rows["GPU"] = "none that torch can use" + ("" if built_for_gpus else " (this torch is built for CPUs only)")
     return rows
+
+
+def _own_neurons() -> str:
+    """Whether the cpu backend can compile neurons and surrogates of the user's own."""
+    from trtkern.backends import _compiled, cpu
+
+    problem, by = _compiled.available()
+    problem = cpu.missing() or problem
+    return f"compiled for the CPU at first use by {by}" if problem is None else f"not compiled for the CPU: {problem}"
 
 
 def _cpu_name() -> str:

@@ -9,20 +9,22 @@ This module imports the standard library only: the build uses it before torch ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
 CALLS = ("fma", "exp", "abs", "maximum", "where")
 """The names that a function may call."""
 COMPARISONS = ("<", "<=", ">", ">=", "==")
+_made: ContextVar[dict[tuple, Expression]] = ContextVar("made", default={})  # noqa: B039 (one for all, on purpose)
 
 
 class Expression:
     """A node: a symbol, a number, or an operation over other nodes. Equal nodes are the same object."""
 
     __slots__ = ("args", "number", "op")
-    _made: ClassVar[dict[tuple, Expression]] = {}
 
     op: str
     """"symbol", "number", one of + - * /, "neg", a comparison, or one of ``CALLS``."""
@@ -32,11 +34,12 @@ class Expression:
     """Nodes are numbered as they are made: each after those that it is made of."""
 
     def __new__(cls, op: str, *args: Any) -> Expression:
-        known = cls._made.get((op, *args))
+        made = _made.get()
+        known = made.get((op, *args))
         if known is None:
             known = super().__new__(cls)
-            known.op, known.args, known.number = op, args, len(cls._made)
-            cls._made[op, *args] = known
+            known.op, known.args, known.number = op, args, len(made)
+            made[op, *args] = known
         return known
 
     def __bool__(self) -> bool:
@@ -104,6 +107,17 @@ def of(value: Any) -> Expression:
 
 
 ZERO, ONE = of(0.0), of(1.0)
+
+
+@contextmanager
+def anew() -> Iterator[None]:
+    """Within, nodes are numbered from the start again: what is derived and printed is then the same in every process,
+    whatever it has made before."""
+    token = _made.set({(node.op, *node.args): node for node in (ZERO, ONE)})
+    try:
+        yield
+    finally:
+        _made.reset(token)
 
 
 # What is made is simplified only where the result is the same number, but for the sign of a zero and for 0 * NaN, which

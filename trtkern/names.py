@@ -36,6 +36,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 MIXES: dict[str, dict[str, Any]] = {"mixup": {"alpha": 0.2, "p": 1.0}, "cutmix": {"alpha": 1.0, "p": 1.0}}
 OWN = "module:function"
 """How something of the user's is named: what follows the colon, in a module that can be imported."""
+OWN_NEURON = "module:NAME of what trtkern.neurons.register returned"
+"""How a neuron of the user's own is named."""
 OBJECT = "object"
 """What stands for something that a program gave as an object, which no name leads to."""
 FOLDER = "folder:"

@@ -12,59 +12,25 @@ elsewhere, and its derivative by the spike is a - b. The functions are built fro
 ``fma``, ``exp``, ``abs``, ``maximum`` and ``where``. ``trtkern.adjoint`` derives the backward pass from them; the
 kernels keep ``trace`` and compute the state from it again.
 
-docs/layers.md ("A neuron of your own, in the table") has the steps that make a row a layer.
+docs/extending.md has the steps that make a row a layer, and those that need no checkout (``register``).
 
 This module imports the standard library only: the build uses it before torch exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-from trtkern.surrogates import exp, maximum, where
-
-
-def fma(a: float, b: float, c: float) -> float:
-    """a * b + c; rounded once on every backend."""
-    return a * b + c
-
-
-@dataclass(frozen=True)
-class Neuron:
-    """A row of the table.
-
-    Args:
-        name: of the neuron; that of its layer.
-        states: the names of the state's numbers, "v" (the membrane potential after the reset) among them.
-        trace: the names of the trace's numbers, "h" (the potential before the firing) among them.
-        params: the names of the parameters, in the order of their rows.
-        charge: (x, state, p) -> trace.
-        fire: (trace, p) -> (potential, threshold).
-        settle: by the name of a reset that the neuron can have, (trace, s, p) -> state.
-    """
-
-    name: str
-    states: tuple[str, ...]
-    trace: tuple[str, ...]
-    params: tuple[str, ...]
-    charge: Callable
-    fire: Callable
-    settle: Mapping[str, Callable]
-
-    @property
-    def membrane(self) -> int:
-        """Which state is v."""
-        return self.states.index("v")
-
-    @property
-    def potential(self) -> int:
-        """Which number of the trace is h."""
-        return self.trace.index("h")
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
+from trtkern.rows import TABLE as TABLE
+from trtkern.rows import Neuron as Neuron
+from trtkern.rows import compiled as compiled
+from trtkern.rows import each as each
+from trtkern.rows import fma as fma
+from trtkern.rows import lookup as lookup
+from trtkern.rows import reference as reference
+from trtkern.rows import register as register
+from trtkern.rows import restore as restore
+from trtkern.surrogates import exp as exp
+from trtkern.surrogates import maximum as maximum
+from trtkern.surrogates import where as where
 
 # Leaky integrate-and-fire.
 
@@ -291,7 +257,8 @@ def clif_soft(trace, s, p):
     return where(s, h - (reset_amount + 1.0 / (1.0 + exp(-maximum(m, -60.0)))), h), m
 
 
-TABLE: dict[str, Neuron] = {
+# The position of a row is its number in the compiled code.
+TABLE |= {
     row.name: row
     for row in (
         Neuron(
@@ -344,13 +311,3 @@ CENTERS: dict[str, float] = {
 }  # fmt: skip
 """What each parameter is near in the self-test and in the tests: numbers with which every neuron fires now and then and
 forgets, so that an error of rounding does not grow with the steps."""
-
-
-def lookup(name: str) -> Neuron:
-    """The row of that name; a ValueError with the list of names otherwise."""
-    row = TABLE.get(name)
-    if row is None:
-        from trtkern.names import unknown
-
-        raise unknown("neuron", name, TABLE)
-    return row

@@ -29,13 +29,21 @@ class Trace(NamedTuple):
     """[...]; of a neuron with several states [S, ...]."""
 
 
-def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
+def _exp(x: Tensor | float) -> Any:
+    return torch.exp(x) if isinstance(x, Tensor) else surrogates.exp(x)  # of a parameter that is a number
+
+
+def _maximum(a: Tensor | float, b: Tensor | float) -> Any:
+    if not isinstance(a, Tensor):
+        return _maximum(b, a) if isinstance(b, Tensor) else surrogates.maximum(a, b)
     # No constant of its own for a number: torch's scan takes none.
     return torch.maximum(a, b.to(a) if isinstance(b, Tensor) else torch.full_like(a, b))
 
 
-def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+def _where(condition: Any, a: Tensor | float, b: Tensor | float) -> Any:
     """a where the condition holds, b elsewhere. A spike is a condition too, with the derivative a - b."""
+    if not isinstance(condition, Tensor):  # of numbers
+        return a if condition else b
     if condition.dtype == torch.bool:
         return torch.where(condition, a, b)
     s = condition
@@ -48,8 +56,8 @@ def _where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 
 NAMES = {
     "fma": lambda a, b, c: a * b + c,
-    "exp": torch.exp,
-    "abs": torch.abs,
+    "exp": _exp,
+    "abs": abs,
     "maximum": _maximum,
     "where": _where,
 }
@@ -61,12 +69,16 @@ def _derivative(name: str) -> Any:
     return rebind(surrogates.lookup(name).function, NAMES)
 
 
-_STEPS = {
-    (name, reset): tuple(rebind(function, NAMES) for function in (row.charge, row.fire, settle))
-    for name, row in neurons.TABLE.items()
-    for reset, settle in row.settle.items()
-}
+_STEPS: dict[tuple[str, str], tuple[Any, ...]] = {}
 """Charge, fire and settle of every neuron and reset; made at once: torch.compile traces no making of functions."""
+
+
+def _keep(row: neurons.Neuron) -> None:
+    for reset, settle in row.settle.items():
+        _STEPS[row.name, reset] = tuple(rebind(function, NAMES) for function in (row.charge, row.fire, settle))
+
+
+neurons.each(_keep)
 
 
 def steps(neuron: str, reset: str) -> tuple[Any, ...]:
@@ -200,6 +212,50 @@ def lif(
     return Trace(
         torch.stack(spikes), v if lengths is None else _masked(live(x, lengths), v), torch.stack(charges), last
     )
+
+
+def recurrent(
+    x: Tensor,
+    s0: Tensor | None,
+    v0: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    params: Sequence[Tensor | float],
+    spec: LIFSpec,
+    known: Tensor | None = None,
+) -> Trace:
+    """Neurons that feed each other: current[t] = x[t] + s[t-1] weight^T + bias, then the neuron's step.
+
+    Args:
+        x: [T, B, N]; s0: [B, N], the spikes before the first step, None is zero.
+        v0, params, spec: as in ``lif``.
+        weight: [N, N], from neuron k to neuron j at [j, k]; bias: [N].
+        known: [T, B, N], the spikes as somebody else found them: what is compared with those goes on from them, so
+            that a potential that lies on its threshold to within a rounding is no other sequence.
+
+    Returns:
+        Trace: s, v, h, each [T, B, N], and the last state.
+    """
+    row, single = spec.row, len(spec.row.states) == 1
+    charge, fire, settle = steps(spec.neuron, spec.reset)
+    state = tuple([torch.zeros_like(x[0])] * len(row.states)) if v0 is None else (v0,) if single else v0.unbind(0)
+    s = torch.zeros_like(x[0]) if s0 is None else s0
+    spikes, potentials, charges = [], [], []
+    for t, given in enumerate(x.unbind(0)):
+        trace = charge(given + torch.nn.functional.linear(s, weight, bias), state, params)
+        potential, threshold = fire(trace, params)
+        if known is None:
+            s = (_Spike if torch.compiler.is_compiling() else _SpikeInBothModes).apply(
+                potential - threshold, spec.surrogate, spec.alpha
+            )
+        else:
+            s = spike(potential - threshold, spec, known[t])
+        state = settle(trace, s > 0 if spec.detach_reset else s, params)
+        spikes.append(s)
+        potentials.append(state[row.membrane])
+        charges.append(trace[row.potential])
+    last = state[0] if single else torch.stack(state)
+    return Trace(torch.stack(spikes), torch.stack(potentials), torch.stack(charges), last)
 
 
 def differences(x: Tensor, v0: Tensor | None, params: Sequence[Tensor | float], spec: LIFSpec) -> Tensor:

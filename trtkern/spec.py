@@ -28,7 +28,8 @@ class LIFSpec:
             its name and a digest of its code.
         alpha: sharpness of the surrogate; None is the default of its row.
         detach_reset: no gradient through the spike in what follows it within the neuron: the reset, the adaptation.
-        neuron: a name in ``trtkern.neurons.TABLE``.
+        neuron: a name in ``trtkern.neurons.TABLE``, or that of one of the user's own (``trtkern.neurons.register``),
+            which then goes by its name and a digest of its code.
 
     Raises:
         ValueError: an unknown neuron, reset or surrogate, a reset that the neuron cannot have, or an alpha that is not
@@ -46,6 +47,10 @@ class LIFSpec:
     """The neuron's row of the table."""
     chunk: int = field(init=False, repr=False, compare=False)
     """Steps whose traces a backward pass keeps at once: 16 where a trace is one number, as LIF's is."""
+    op: str = field(init=False, repr=False, compare=False)
+    """What the op of that neuron is called in messages: its name in small letters."""
+    builtin: bool = field(init=False, repr=False, compare=False)
+    """Whether neuron and surrogate are rows that the extensions were built with."""
 
     def __post_init__(self) -> None:
         if self.reset not in RESETS:
@@ -73,15 +78,17 @@ class LIFSpec:
             )
         # Made once: torch.compile takes a string as a constant, where it would trace the number inside.
         token = f"{self.reset}|{name}|{alpha!r}|{int(self.detach_reset)}"
-        token += "" if self.neuron == "LIF" else f"|{self.neuron}"
+        token += "" if neuron.name == "LIF" else f"|{neuron.name}"
         settled = {"surrogate": name, "alpha": alpha, "detach_reset": bool(self.detach_reset), "token": token}
-        for attribute, value in (settled | {"row": neuron, "chunk": CHUNK // len(neuron.trace)}).items():
+        settled |= {"neuron": neuron.name, "row": neuron, "chunk": CHUNK // len(neuron.trace)}
+        settled |= {"op": neuron.name.partition("@")[0].lower()}
+        for attribute, value in (settled | {"builtin": neuron.builtin and found.builtin}).items():
             object.__setattr__(self, attribute, value)
 
     def __reduce__(self) -> tuple:
-        # A surrogate of the user's own is only a name in another process.
-        surrogate = surrogates.reference(str(self.surrogate))
-        return _restored, (self.reset, surrogate, self.alpha, self.detach_reset, self.neuron)
+        # A surrogate or a neuron of the user's own is only a name in another process.
+        surrogate, neuron = surrogates.reference(str(self.surrogate)), neurons.reference(self.neuron)
+        return _restored, (self.reset, surrogate, self.alpha, self.detach_reset, neuron)
 
     @staticmethod
     @cache
@@ -91,5 +98,7 @@ class LIFSpec:
         return LIFSpec(reset, surrogate, float(alpha), detach == "1", *neuron)
 
 
-def _restored(reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool, neuron: str = "LIF") -> LIFSpec:
-    return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset, neuron)
+def _restored(
+    reset: str, surrogate: str | tuple, alpha: float, detach_reset: bool, neuron: str | tuple = "LIF"
+) -> LIFSpec:
+    return LIFSpec(reset, surrogates.restore(surrogate), alpha, detach_reset, neurons.restore(neuron))

@@ -114,9 +114,10 @@ _VERSIONS: dict[str, Surrogate] = {}
 def register(function: Callable, name: str | None = None, default_alpha: float = 1.0) -> str:
     """Add a function of ``(u, alpha)`` to the table and return the name that it goes by: ``name@digest of its code``.
 
-    It runs on the ``reference`` and ``triton`` backends; ``cpu`` and ``cuda`` hold the built-in rows only. Import
-    ``exp``, ``maximum`` and ``where`` from this module to write it. Another function under the same name, such as an
-    edited cell of a notebook, replaces it for what is made from now on; layers that are there keep theirs. The global
+    It runs on the ``reference`` and ``triton`` backends, and on ``cpu`` where a C++ compiler is there, which compiles
+    it at first use if it is a straight line; ``cuda`` holds the built-in rows only. Import ``exp``,
+    ``maximum`` and ``where`` from this module to write it. Another function under the same name, such as an edited cell
+    of a notebook, replaces it for what is made from now on; layers that are there keep theirs. The global
     floats that it uses count as part of it, with the values that they have now.
 
     Args:

@@ -59,7 +59,11 @@ def functions(name: str, reset: str, detach: bool, of_x: bool, of_p: bool) -> tu
         name, reset, detach: of the neuron.
         of_x, of_p: whether the input current and the parameters have tangents; what has none is not read.
     """
-    neuron = neurons.lookup(name)
+    with expressions.anew():
+        return _functions(neurons.lookup(name), reset, detach, of_x, of_p)
+
+
+def _functions(neuron: Neuron, reset: str, detach: bool, of_x: bool, of_p: bool) -> tuple[Callable, Callable, Callable]:
     state: Argument = ("state", names("state", neuron.states))
     trace: Argument = ("trace", names("trace", neuron.trace))
     p: Argument = ("p", names("p", neuron.params))
@@ -75,6 +79,6 @@ def functions(name: str, reset: str, detach: bool, of_x: bool, of_p: bool) -> tu
             settle_tangent(neuron, reset, detach, of_p),
         ),
     )
-    label = f"{name}, {reset} reset{', detached' * detach}{', x' * of_x}{', p' * of_p}"
-    charge, fire, settle = (adjoint.compiled(f"<a tangent {i} of {label}>", source) for i, source in enumerate(sources))
+    label = f"{neuron.name}, {reset} reset{', detached' * detach}{', x' * of_x}{', p' * of_p}"
+    charge, fire, settle = (neurons.compiled(f"<a tangent {i} of {label}>", source) for i, source in enumerate(sources))
     return charge, fire, settle

@@ -64,6 +64,15 @@ struct Kernels {
   const SpikeConvKernels* spike_conv;
 };
 
+// What a library offers that was compiled at first use, for one neuron (cpu/own_rows.h); its functions are those of a
+// Kernels. The sizes have to be the extension's own. Other templates over a neuron go to the end.
+struct OwnRows {
+  int64_t size, args, forward_scratch, backward_scratch;
+  decltype(Kernels::lif_forward) lif_forward;
+  decltype(Kernels::lif_backward) lif_backward;
+};
+constexpr int kOwnNeurons = 1 << 16;  // LifArgs::neuron from here on: the libraries in the order in which they came
+
 extern const Kernels kBaseline;
 #if defined(__x86_64__)
 extern const Kernels kAvx512, kAvx2;
@@ -74,5 +83,7 @@ extern const Kernels kWide;
 
 // Of the instruction set in use (cpu/launch.cpp).
 const Kernels& cpu_kernels();
+// Those of a neuron from kOwnNeurons on (cpu/own_rows.cpp).
+const OwnRows& own_rows(int neuron);
 
 }  // namespace trtkern

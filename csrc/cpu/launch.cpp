@@ -6,6 +6,7 @@
 //   cpu/launch.cpp (here)      cpu_lif_forward: the table of the instruction set in use (kernels), the neurons split
 //                              over threads (Split), scratch memory for each, whether outputs bypass the caches
 //   cpu/isa_avx512.cpp, ...    one translation unit an instruction set: the table Kernels of its functions
+//                              (of a neuron of a user's own: one library a neuron, cpu/own_rows.h)
 //   lif/cpu_forward.h          forward_blocks: a block of neurons at a time (block_at in cpu/rows.h) through all steps;
 //                              forward_step: one step of it; ForwardRow: its whole spans of neurons, and the odd ends
 //   trtkern_neurons.h          charge, fire and settle of each neuron, printed by the build from trtkern/neurons.py; F
@@ -219,9 +220,10 @@ void cpu_use_isa(const std::string& name) {
 void cpu_stream_from(int64_t bytes) { stream_from.store(bytes); }
 
 void cpu_lif_forward(const LifArgs& a) {
+  const auto forward = a.neuron < kOwnNeurons ? cpu_kernels().lif_forward : own_rows(a.neuron).lif_forward;
   on_neurons(a, [&](int64_t begin, int64_t end, float* scratch, bool streaming) {
     by_length(a, begin, end, [&](const LifArgs& part, int64_t from, int64_t to) {
-      cpu_kernels().lif_forward(part, from, to, scratch, streaming);
+      forward(part, from, to, scratch, streaming);
       const int64_t pooled = a.pool_row ? 4 : 1;
       clear_rows(a.s, element_bytes(a), a.N / pooled, part.T, a.T, from / pooled, to / pooled);
       clear_rows(a.v, element_bytes(a), a.N, part.T, a.T, from, to);
@@ -231,7 +233,7 @@ void cpu_lif_forward(const LifArgs& a) {
 }
 
 void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
-  const Kernels& k = cpu_kernels();
+  const auto backward = a.neuron < kOwnNeurons ? cpu_kernels().lif_backward : own_rows(a.neuron).lif_backward;
   const int64_t cells = a.gparams || a.norm_sums ? kSums * a.C : 0;
   const int64_t affordable = cells ? std::max<int64_t>(1, kSumBytes / (8 * cells)) : a.threads;
   const Split split(a, static_cast<int>(std::min<int64_t>(a.threads, affordable)));
@@ -240,7 +242,7 @@ void cpu_lif_backward(const LifArgs& a, const NormArgs* norm) {
   on_threads(split.count, [&](int i) {
     double* mine = cells ? totals.data() + i * cells : nullptr;
     by_length(a, split.begin(i), split.begin(i + 1), [&](const LifArgs& part, int64_t from, int64_t to) {
-      k.lif_backward(part, from, to, scratch + i * kBackwardScratch, is_large(a), mine);
+      backward(part, from, to, scratch + i * kBackwardScratch, is_large(a), mine);
       clear_rows(a.gx, element_bytes(a), a.N, part.T, a.T, from, to);
     });
   });

@@ -16,6 +16,9 @@ void cpu_use_isa(const std::string& name);  // "": the best; std::invalid_argume
 // Memory for one launch, aligned to a page; kept by the calling thread, since fresh pages cost more than a launch.
 constexpr int64_t kScratchPage = 4096;
 char* cpu_scratch(int64_t bytes);
+// The number by which LifArgs::neuron has the neuron of that library (cpu/own_rows.h); std::runtime_error where it does
+// not load.
+int cpu_load_rows(const std::string& path);
 void cpu_stream_from(int64_t bytes);  // outputs from this size on bypass the caches (default 4 MiB)
 
 // Writes s, v, v_final, edges, packed and flag, each unless its address is 0.

@@ -1,3 +1,4 @@
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -58,6 +59,50 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("args"), py::arg("workspace") = 0, py::arg("norm") = nullptr, Unlocked(),
       "Launches the backward pass; workspace: address of workspace_floats(args) float32 numbers, where args.gparams "
       "or args.norm_sums is set; norm: what the latter are finished into. RuntimeError: a CUDA error.");
+  m.def(
+      "lif_forward_at",
+      [](const LifArgs& fixed, const py::tuple& tensors, uint64_t stream) {
+        LifArgs a = trtkern::with_tensors(fixed, tensors);
+        a.stream = stream;
+        const py::gil_scoped_release unlocked;
+        check("lif_forward", trtkern::cuda::lif_forward(a));
+      },
+      py::arg("fixed"), py::arg("tensors"), py::arg("stream"), "lif_forward(fixed.at(tensors)), in one call.");
+  m.def(
+      "lif_backward_at",
+      [](const LifArgs& fixed, const py::tuple& tensors, uint64_t stream, const py::object& room, const NormArgs* norm,
+         const std::optional<py::tuple>& norm_tensors) {
+        LifArgs a = trtkern::with_tensors(fixed, tensors);
+        a.stream = stream;
+        py::object workspace;  // freed behind the launch: the caching allocator gives it to later ones of the stream
+        if ((a.gparams | a.norm_sums) != 0) {
+          workspace = room(trtkern::cuda::workspace_floats(a));
+          a.workspace = trtkern::address_of(workspace.ptr());
+        }
+        NormArgs finish;
+        if (norm != nullptr && norm_tensors) finish = trtkern::with_tensors(*norm, *norm_tensors);
+        const py::gil_scoped_release unlocked;
+        check("lif_backward", trtkern::cuda::lif_backward(a, norm == nullptr ? nullptr : &finish));
+      },
+      py::arg("fixed"), py::arg("tensors"), py::arg("stream"), py::arg("room") = py::none(), py::arg("norm") = nullptr,
+      py::arg("norm_tensors") = py::none(),
+      "lif_backward(fixed.at(tensors), workspace, norm.at(norm_tensors)), in one call; room(n): a tensor of n float32 "
+      "numbers, "
+      "where there are sums.");
+  m.def(
+      "batch_norm_lif_affine_at",
+      [](const LifArgs& fixed, const py::tuple& tensors, uint64_t stream, const py::object& room, const NormArgs& norm,
+         const py::tuple& norm_tensors) {
+        LifArgs a = trtkern::with_tensors(fixed, tensors);
+        a.stream = stream;
+        const py::object workspace = room(trtkern::cuda::statistics_workspace_floats(a));
+        a.workspace = trtkern::address_of(workspace.ptr());
+        const NormArgs finish = trtkern::with_tensors(norm, norm_tensors);
+        const py::gil_scoped_release unlocked;
+        check("batch_norm_lif_affine", trtkern::cuda::batch_norm_lif_affine(a, finish));
+      },
+      py::arg("fixed"), py::arg("tensors"), py::arg("stream"), py::arg("room"), py::arg("norm"),
+      py::arg("norm_tensors"), "batch_norm_lif_affine(fixed.at(tensors), norm.at(norm_tensors), workspace) likewise.");
   m.def("workspace_floats", &trtkern::cuda::workspace_floats, "Scratch that lif_backward needs for sums.");
   m.def("lif_shared_bytes", &trtkern::cuda::lif_shared_bytes, py::arg("args"), py::arg("backward"),
         "Bytes of shared memory that a block of the pass is launched with.");

@@ -18,8 +18,9 @@ struct ForwardRow {
   uint8_t* packed;  // the bytes of the spikes, of which this step sets `bit`
   float *state, *watch;
   int bit, reset;
-  bool before, odd;  // odd: the lanes at the end are padding
+  bool before, odd;  // odd: the lanes at the end are padding, from `live` on
   const Raw* ahead;  // the row of x that comes next
+  int live = kSpan;
 
   TK_INLINE ForwardRow at(int64_t i) const {
     ForwardRow r = *this;
@@ -70,7 +71,12 @@ struct ForwardRow {
         load_numbers<N::kStates>(r.state, kForwardStride, i, state);
         N::charge(x, state, p.at, trace);
         const vint fired = settle<N>(p.at, trace, r.reset, state);
-        for (int j = 0; j < N::kTraces; ++j) watched = fma_(trace[j], vfloat{}, watched);
+        for (int j = 0; j < N::kTraces; ++j) {
+          vfloat known = trace[j];
+          // Of padding a neuron may make what is not finite: with a state of 0 one that divides by it.
+          if (!kPlainRows<N> && r.odd) known = where_(lane_numbers() + k * kLanes < r.live, known, vfloat{});
+          watched = fma_(known, vfloat{}, watched);
+        }
         if (!MORE || r.s) put<STREAM>(r.s + i, D::pack_exact(where_(fired, lit<vfloat>(1.0f), lit<vfloat>(0.0f))));
         if (MORE && r.v_out) {
           const typename D::Pack shown = D::pack(r.before ? trace[N::kH] : state[N::kV]);
@@ -93,6 +99,7 @@ struct ForwardRow {
     const Kept<N::kStates> kept(r.state, kForwardStride);
     r.in.x = new_x.in(r.in.x, count), r.in.residual = new_residual.in(r.in.residual, count);
     r.s = new_s.out(r.s), r.v_out = new_v.out(r.v_out), r.odd = true;
+    r.live = count;
     if (to_packed) new_packed.in(to_packed, count), r.packed = new_packed.out(to_packed);
     r.template whole<false>(0, kSpan);
     if (to_v) watch_some(new_v, count);

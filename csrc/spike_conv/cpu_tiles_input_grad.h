@@ -47,23 +47,6 @@ struct TilesInputGrad {
   }
 };
 
-// 32 floats as bfloat16 pieces, the p-th `pitch` bytes behind the one before it; lanes of what is not finite.
-TK_INLINE vint store_pieces(vfloat low, vfloat high, char* to, int64_t pitch) {
-  const Pieces first = pieces_of(low), second = pieces_of(high);
-  for (int64_t p = 0; p < kPieces; ++p) {
-    const __m256i lower = _mm512_cvtepi32_epi16((__m512i)(first.at[p] >> 16));
-    const __m256i upper = _mm512_cvtepi32_epi16((__m512i)(second.at[p] >> 16));
-    _mm512_store_si512(to + p * pitch, _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1));
-  }
-  return nonfinite_lanes(low) | nonfinite_lanes(high);
-}
-
-// n floats, at most 16, and zeros behind them.
-TK_INLINE vfloat load_some(const float* from, int64_t n) {
-  if (n >= kTileRows) return load(from);
-  return n <= 0 ? vfloat{} : (vfloat)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), from);
-}
-
 // The gradients of a row of y, of all steps and samples.
 TK_NOINLINE inline void lay_gradient_row(const SpikeConvArgs& a, const TilesInputGrad& f, int64_t row, char* to,
                                          int* nonfinite) {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.losses import NORMS
 from trtkern.output.files import parse, write
 
@@ -21,7 +21,7 @@ _SHOWN = 4
 
 def with_filters(model: nn.Module, names: Sequence[str]) -> list[bool]:
     """Whether a named parameter has filters: two axes or more, and not of a norm or a neuron."""
-    kinds = (Neuron, *NORMS)
+    kinds = (NeuronLayer, *NORMS)
     left_out = {id(p) for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
     parameters = dict(model.named_parameters())
     return [parameters[name].dim() > 1 and id(parameters[name]) not in left_out for name in names]

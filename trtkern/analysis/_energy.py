@@ -18,7 +18,7 @@ from trtkern.analysis._memory import Memory, Work
 from trtkern.analysis._network import Data, Progress, Samples
 from trtkern.analysis._result import COLORS, Picture, Result, Table
 from trtkern.analysis._steps import watching
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer, feeds_back
 from trtkern.output.text import short
 from trtkern.profiling.firing.activity import LayerActivity, firing_rates, neuron_layers
 
@@ -317,8 +317,8 @@ def energy(
     counted = {name: meter.layer for name, meter in meters.items()}
     neurons = {name: layer for name, layer, _ in neuron_layers(model)} if updates else {}
     for name, layer in neurons.items():
-        kind = getattr(layer, "lif", layer)
-        if isinstance(kind, Neuron) and kind.kind != "LIF":
+        kind = _neuron_in(layer)
+        if isinstance(kind, NeuronLayer) and kind.kind != "LIF":
             raise ValueError(
                 f"energy: expected neurons whose update is a leak and a bias (LIF, IF, PLIF) with updates=True, got "
                 f"{name} with {type(kind).__name__}; pass updates=False"
@@ -457,10 +457,15 @@ class _Meter:
         )
 
 
+def _neuron_in(layer: Any) -> Any:
+    """The neurons of a layer of neurons: itself, or what stands behind a norm or is fed by itself."""
+    return layer.neuron if feeds_back(layer) else getattr(layer, "lif", layer)
+
+
 def _update(layer: nn.Module, neurons: int, activity: LayerActivity | None, how: _How) -> NeuronEnergy:
     """A leak and a bias for every neuron and step, a reset for every spike."""
-    neuron = getattr(layer, "lif", layer)
-    decay = neuron.values()["decay"] if isinstance(neuron, Neuron) else 0.0
+    neuron = _neuron_in(layer)
+    decay = neuron.values()["decay"] if isinstance(neuron, NeuronLayer) else 0.0
     leaks = not bool((torch.as_tensor(decay) == 1).all())
     spikes = 0.0 if activity is None else activity.mean * how.steps * neurons
     sums, macs = how.steps * neurons + spikes, float(how.steps * neurons * leaks)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.ops import checks
 from trtkern.profiling.unchanged import unchanged, uncompiled
 
@@ -175,7 +175,7 @@ def on_reference(model: nn.Module) -> Iterator[None]:
     changed: list[tuple[nn.Module, str, Any]] = []
     for module in model.modules():
         new: dict[str, Any] = {n: value for n, value in wanted.items() if type(getattr(module, n, None)) is bool}
-        if isinstance(module, Neuron):
+        if isinstance(module, NeuronLayer):
             new["backend"] = "reference"
         if any(kind.__module__.startswith("trtkern.") for kind in type(module).__mro__):
             changed += [(module, name, getattr(module, name)) for name in new]

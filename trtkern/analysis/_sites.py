@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from trtkern import reference
 from trtkern.backends.base import PARAMS
 from trtkern.names import unknown
-from trtkern.nn import LI, BatchNormLIF, ConvBatchNormLIF
-from trtkern.nn._neuron import Neuron
+from trtkern.nn import LI, BatchNormLIF, ConvBatchNormLIF, Recurrent
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.ops import checks
 from trtkern.ops.batch_norm_lif import normalised
 from trtkern.ops.parameters import firing, reference_rows, stack, state_dtype
@@ -267,8 +267,9 @@ def _chosen(who: str, model: nn.Module, layers: Sequence[str] | None) -> dict[st
     """The modules that are looked at."""
     modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
     inside = {id(module.lif) for module in modules.values() if isinstance(module, BatchNormLIF)}
+    inside |= {id(module.neuron) for module in modules.values() if isinstance(module, Recurrent)}
     if layers is None:
-        kinds = (Neuron, BatchNormLIF)
+        kinds = (NeuronLayer, BatchNormLIF, Recurrent)
         found: dict[str, nn.Module] = {n: m for n, m in modules.items() if isinstance(m, kinds) and id(m) not in inside}
         if not found:
             raise ValueError(
@@ -292,7 +293,7 @@ def sites(who: str, model: nn.Module, layers: Sequence[str] | None) -> Iterator[
         TypeError, ValueError: no neurons, or a name that no module has.
     """
     watched = [
-        (_Neurons if isinstance(module, (Neuron, BatchNormLIF)) else _Others)(who, name, module)
+        (_Neurons if isinstance(module, (NeuronLayer, BatchNormLIF)) else _Others)(who, name, module)
         for name, module in _chosen(who, model, layers).items()
     ]
     for module in model.modules():

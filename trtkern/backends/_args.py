@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +21,9 @@ from trtkern.backends.base import (
     LIFGrads,
     LIFInputs,
     NormGrads,
+    RecurrentInputs,
 )
-from trtkern.spec import RESETS
+from trtkern.spec import RESETS, LIFSpec
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NUMBERS = {**DTYPES, torch.float64: 3}
@@ -56,8 +59,22 @@ def _sizes(extension: ModuleType, inp: LIFInputs) -> Any:
         args.pool_row, args.pool_side = pool
     args.dtype, args.reset = DTYPES[x.dtype], _RESETS[spec.reset]
     args.alpha, args.detach = spec.alpha, spec.detach_reset
-    args.neuron, args.P = _NEURONS[spec.neuron], len(spec.row.params)
-    args.surrogate = surrogates.BUILTIN.index(spec.surrogate)
+    args.neuron, args.surrogate = _numbers(extension, spec)
+    args.P = len(spec.row.params)
+    return args
+
+
+def _numbers(extension: ModuleType, spec: LIFSpec) -> tuple[int, int]:
+    """How the extension calls neuron and surrogate."""
+    if not spec.builtin:
+        return import_module("trtkern.backends._compiled").numbers(extension, spec)
+    return _NEURONS[spec.neuron], surrogates.BUILTIN.index(str(spec.surrogate))
+
+
+def fixed(extension: ModuleType, inp: LIFInputs) -> Any:
+    """The arguments of launches in both directions that are no addresses, for one that takes those itself."""
+    args = _sizes(extension, inp)
+    args.before = inp.before
     return args
 
 
@@ -89,6 +106,18 @@ def backward(extension: ModuleType, inp: LIFInputs, edges: Tensor | None, grads:
     """The arguments of a backward launch."""
     before = inp.before and grads.v is not None
     return _at(extension, inp, before, None, None, None, edges, None, None, *grads, *out)
+
+
+def recurrent(
+    extension: ModuleType, inp: RecurrentInputs, current: Tensor | None, fill: Callable[..., Any], *others: Any
+) -> Any:
+    """What ``fill`` (``forward``, ``backward``) makes for neurons that feed each other: the current is their x."""
+    x = inp.x if current is None else current
+    given = LIFInputs(x, inp.v0, inp.params, inp.scalars, inp.spec, 1, before=inp.before)
+    args = fill(extension, given, *others)
+    if current is None:
+        args.x = 0
+    return args
 
 
 def sequence(extension: ModuleType, x: Tensor, channels: int = 1, inner: int = 1) -> Any:
@@ -127,18 +156,21 @@ def finish(
     extension: ModuleType, norm: Finish, out: Finished, mean: Tensor | None = None, spread: Tensor | None = None
 ) -> Any:
     """The arguments of what finishes statistics; ``mean``, ``spread``: where they are known, the spread a variance."""
-    weight, bias, running_mean, running_var, batches, eps, momentum, samples = norm
-    fixed = _norm(
-        extension,
-        out.affine.shape[1],
-        samples,
-        _of(weight, bias),
-        torch.float32 if running_mean is None else running_mean.dtype,
-        torch.float64 if mean is None else mean.dtype,
-        eps,
-        momentum,
-    )
-    return fixed.at((mean, spread, weight, bias, running_mean, running_var, batches, *out))
+    source = torch.float64 if mean is None else mean.dtype
+    tensors = (mean, spread, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.batches, *out)
+    return fixed_finish(extension, norm, out.affine.shape[1], source).at(tensors)
+
+
+def fixed_finish(extension: ModuleType, norm: Finish, channels: int, source: torch.dtype) -> Any:
+    """Those of them that are no addresses; ``source``: in what the statistics come."""
+    running = torch.float32 if norm.running_mean is None else norm.running_mean.dtype
+    kind = _of(norm.weight, norm.bias)
+    return _norm(extension, channels, norm.samples, kind, running, source, norm.eps, norm.momentum)
+
+
+def fixed_norm_grads(extension: ModuleType, norm: Finish, channels: int) -> Any:
+    """Those of ``norm_grads`` that are no addresses."""
+    return _norm(extension, channels, norm.samples, _of(norm.weight, norm.bias))
 
 
 def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor | None = None) -> Any:
@@ -149,11 +181,9 @@ def norm_grads(extension: ModuleType, out: NormGrads, sums: Tensor, own: Tensor 
 
 
 def refuses(case: Case, device: str) -> str | None:
-    """What both extensions refuse: another device, a dtype that they do not hold, a surrogate that is not built in."""
+    """What both extensions refuse: another device, a dtype that they do not hold."""
     if case.device != device:
         return f"it runs on {device} tensors, not on {case.device}"
     if case.dtype not in DTYPES:
         return f"it holds float32, bfloat16 and float16, not {str(case.dtype).removeprefix('torch.')}"
-    if case.spec is not None and case.spec.surrogate not in surrogates.BUILTIN:
-        return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
     return None

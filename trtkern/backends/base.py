@@ -95,6 +95,59 @@ class LIFBackward(NamedTuple):
     """float64 [2, C]: over steps and neurons, of gx and of gx * (x - center)."""
 
 
+class RecurrentInputs(NamedTuple):
+    """What both directions of neurons that feed each other read, checked: current[t] = x[t] + s[t-1] weight^T + bias,
+    then the step of the neuron. Memory is contiguous."""
+
+    x: Tensor
+    """[T, B, N] in float32, bfloat16 or float16: forward what comes in, backward the current that forward wrote."""
+    s0: Tensor | None
+    """[B, N] in x's dtype: the spikes of the step before the first; None is zero."""
+    v0: Tensor | None
+    """The state, [B, N] float32, of a neuron with several [S, B, N]; None is zero."""
+    weight: Tensor
+    """[N, N] float32: weight[j, k] is from neuron k to neuron j."""
+    bias: Tensor | None
+    """[N] float32."""
+    params: Tensor | None
+    """[P, 1] or [P, N] float32, rows as in ``spec.row.params``; None when all are numbers."""
+    scalars: tuple[float, ...]
+    """The P numbers, used when ``params`` is None."""
+    spec: LIFSpec
+    before: bool = False
+    """``RecurrentForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
+
+
+class RecurrentForward(NamedTuple):
+    """What the forward pass writes; None is not wanted."""
+
+    s: Tensor
+    """[T, B, N] in x's dtype."""
+    current: Tensor | None
+    """[T, B, N] in x's dtype: the input current, which the neurons take as it is rounded here."""
+    v: Tensor | None
+    """[T, B, N] in x's dtype."""
+    v_final: Tensor | None
+    """[B, N] or [S, B, N] float32."""
+    edges: Tensor | None
+    """[edges * S, B * N] float32, as in ``LIFForward``."""
+    flag: Tensor | None
+    """int32 [1], as in ``LIFForward``."""
+    packed: Tensor | None
+    """uint8 [ceil(T / 8), B, N], as in ``LIFForward``."""
+
+
+class RecurrentBackward(NamedTuple):
+    """What the backward pass writes. The gradient that comes for s[t] is that of the caller plus gx[t+1] weight."""
+
+    x: Tensor
+    """[T, B, N] in x's dtype: the gradient of the current, which is that of x."""
+    v0: Tensor | None
+    """[B, N] or [S, B, N] float32; None is not wanted."""
+    params: Tensor | None
+    """[P, 1] or [P, N] float32; None is not wanted."""
+
+
 class Finish(NamedTuple):
     """What statistics of a BatchNorm are finished with; tensors are [C], of any floating dtype."""
 
@@ -196,7 +249,7 @@ class RegularizerSpec(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a backend is asked to run: an op family ("lif", "batch_norm_lif", "regularizer") on a device, in a dtype."""
+    """What a backend is asked to run: an op family ("lif", "recurrent", ...) on a device, in a dtype."""
 
     op: str
     device: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -26,6 +26,9 @@ from trtkern.backends.base import (
     LIFInputs,
     NormGrads,
     Pool,
+    RecurrentBackward,
+    RecurrentForward,
+    RecurrentInputs,
     RegularizerSpec,
     SpikeConvolution,
 )
@@ -58,7 +61,10 @@ def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
     if case.op in ("regularizer", "spike_conv") and case.device == "cpu":
         return None if case.dtype == torch.float32 else f"it takes float32 parameters, not {case.dtype}"
-    return _args.refuses(case, "cpu")
+    refused = _args.refuses(case, "cpu")
+    if refused is not None or case.spec is None or case.spec.builtin or missing() is not None:
+        return refused
+    return import_module("trtkern.backends._compiled").objection(_extension(), case.spec)
 
 
 def lif_forward(inp: LIFInputs, out: LIFForward) -> None:
@@ -81,6 +87,55 @@ def lif_backward(
         extension.lif_backward(args)
     else:
         extension.lif_backward(args, _args.norm_grads(extension, norm, out.sums))
+
+
+def lif_again(inp: LIFInputs) -> tuple[Callable[[tuple], None], Callable[[tuple], None]]:
+    """What launches the forward and the backward pass again for other tensors, in the order of ``csrc/lif/fields.h``,
+    of the same sizes and numbers; outputs that are v are h where ``inp.before``."""
+    extension, threads = _extension(), torch.get_num_threads
+    args, forward, backward = _args.fixed(extension, inp), extension.lif_forward_at, extension.lif_backward_at
+    return (lambda tensors: forward(args, tensors, threads())), (lambda tensors: backward(args, tensors, threads()))
+
+
+def lif_parameters(numbers: Sequence[float], learned: Sequence[tuple[int, int, str]], channels: int) -> Any:
+    """What fills parameters [P, C] from float32 tensors, ``fill(params, tensors)``, and says whether these lie in their
+    ranges.
+
+    Args:
+        numbers: one for each row.
+        learned: of each row that a tensor has: which, how many numbers that has, their range (``checks.allowed``).
+    """
+    return _extension().ParamRows(list(numbers), list(learned), channels)
+
+
+def batch_norm_lif_again(inp: LIFInputs, norm: Finish, channels: int) -> tuple[Callable, Callable, Callable]:
+    """What makes the statistics of y and finishes them, or finishes running ones (``norm.samples`` 0), for tensors in
+    the order of ``csrc/norm/fields.h``; and the two passes as ``lif_again``, the backward one with the tensors that its
+    sums are finished into, or None."""
+    extension, threads, x = _extension(), torch.get_num_threads, inp.x
+    args, forward, backward = _args.fixed(extension, inp), extension.lif_forward_at, extension.lif_backward_at
+    sequence, grads = _args_of(x, channels, inp.inner), _args.fixed_norm_grads(extension, norm, channels)
+    affine, known = extension.batch_norm_lif_affine_at, extension.batch_norm_lif_finish
+    if norm.samples:
+        finish = _args.fixed_finish(extension, norm, channels, torch.float64)
+
+        def first(y: Tensor, tensors: tuple) -> None:
+            affine(sequence, (y,), threads(), finish, tensors)
+    else:
+        of_running = norm._replace(running_mean=None, running_var=None, batches=None)
+        assert norm.running_mean is not None
+        finish = _args.fixed_finish(extension, of_running, channels, norm.running_mean.dtype)
+
+        def first(y: Tensor, tensors: tuple) -> None:
+            known(finish.at(tensors))
+
+    def back(tensors: tuple, finished: tuple | None) -> None:
+        if finished is None:
+            backward(args, tensors, threads())
+        else:
+            backward(args, tensors, threads(), grads, finished)
+
+    return first, (lambda tensors: forward(args, tensors, threads())), back
 
 
 def _args_of(x: Tensor, channels: int = 1, inner: int = 1) -> Any:
@@ -234,6 +289,34 @@ def spike_conv_described() -> str:
     return _spike_kernels.described(_extension())
 
 
+def recurrent_forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
+    """Fill what ``out`` asks for."""
+    extension = _extension()
+    made = LIFForward(out.s, out.v, out.v_final, out.edges, out.flag, out.packed)
+    args = _args.recurrent(extension, inp, out.current, _args.forward, made)
+    args.threads = torch.get_num_threads()
+    extension.recurrent_forward(args, inp.x.shape[2], (inp.x, inp.s0, inp.weight, inp.bias))
+
+
+def recurrent_backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
+    """Fill ``out``; the same bits for any number of threads."""
+    extension = _extension()
+    args = _args.recurrent(extension, inp, inp.x, _args.backward, edges, grads, LIFBackward(*out))
+    args.threads = torch.get_num_threads()
+    extension.recurrent_backward(args, inp.x.shape[2], (None, None, inp.weight, None))
+
+
+def recurrent_weight_grad(words: Tensor, gx: Tensor, gweight: Tensor) -> bool:
+    """Fill gweight [N, N] float32 with the sum over steps and samples of gx[t] s[t]^T, from float32 gx [T, B, N] and
+    the words of s [ceil(T / 8), B, N]; False where a kernel for it is not there, or one of gx is not finite."""
+    conv = SpikeConvolution(words[..., None, None], gx.shape[0], False, (1, 1), (0, 0))
+    weight = gweight[..., None, None]
+    kernel, _ = spike_conv_kernel(conv, weight, weight_grad=True)
+    kernels = [kernel] if kernel else spike_conv_kernels(conv, weight)[:1]
+    g = gx.flatten(0, 1)[..., None, None]
+    return bool(kernels) and spike_conv_weight_grad(conv, g, weight, kernels[0])
+
+
 def regularizer(
     weights: list[Tensor],
     spec: RegularizerSpec,
@@ -266,6 +349,9 @@ BACKEND = Backend(
     ops={
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
+        "lif_again": lif_again,
+        "lif_parameters": lif_parameters,
+        "batch_norm_lif_again": batch_norm_lif_again,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
         "batch_norm_lif_affine": batch_norm_lif_affine,
         "batch_norm_lif_finish": batch_norm_lif_finish,
@@ -276,6 +362,9 @@ BACKEND = Backend(
         "spike_conv_forward": spike_conv_forward,
         "spike_conv_weight_grad": spike_conv_weight_grad,
         "spike_conv_input_grad": spike_conv_input_grad,
+        "recurrent_forward": recurrent_forward,
+        "recurrent_backward": recurrent_backward,
+        "recurrent_weight_grad": recurrent_weight_grad,
         "regularizer": regularizer,
         "delay_forward": delay_forward,
         "delay_backward": delay_backward,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +55,12 @@ def refuses(case: Case) -> str | None:
     """Why this backend does not take the case, or None."""
     if case.lengths and case.device == "cuda":
         return "its kernels know no lengths; use triton"
-    return _args.refuses(case, "cuda")
+    refused = _args.refuses(case, "cuda")
+    if refused is not None or case.spec is None or case.spec.builtin:
+        return refused
+    if not case.spec.row.builtin:
+        return f"it holds the built-in neurons, not {case.spec.neuron}; use triton or reference"
+    return f"it holds the built-in surrogates, not {case.spec.surrogate}; use triton or reference"
 
 
 THREADS = 64
@@ -127,6 +133,54 @@ def lif_backward(
     finish = None if norm is None or out.sums is None else _args.norm_grads(extension, norm, out.sums)
     workspace = _workspace(extension.workspace_floats(args), inp.x)
     extension.lif_backward(args, workspace.data_ptr(), finish)
+
+
+def lif_again(inp: LIFInputs) -> tuple[Callable[[tuple], None], Callable[[tuple], None]]:
+    """What launches the forward and the backward pass again for other tensors, in the order of ``csrc/lif/fields.h``,
+    of the same sizes and numbers, without parameters; outputs that are v are h where ``inp.before``."""
+    extension, stream = _extension(), _stream
+    args, forward, backward = _args.fixed(extension, inp), extension.lif_forward_at, extension.lif_backward_at
+    args.device, _, args.processors = _place(inp.x)
+    device = args.device
+    return (
+        lambda tensors: forward(args, tensors, stream(device)),
+        lambda tensors: backward(args, tensors, stream(device)),
+    )
+
+
+def batch_norm_lif_again(inp: LIFInputs, norm: Finish, channels: int) -> tuple[Callable, Callable, Callable]:
+    """What makes the statistics of y and finishes them, or finishes running ones (``norm.samples`` 0), for tensors in
+    the order of ``csrc/norm/fields.h``; and the two passes as ``lif_again``, the backward one with the tensors that its
+    sums are finished into, or None."""
+    extension, stream, x = _extension(), _stream, inp.x
+    args, forward, backward = _args.fixed(extension, inp), extension.lif_forward_at, extension.lif_backward_at
+    args.device, _, args.processors = _place(x)
+    device, grads = args.device, _args.fixed_norm_grads(extension, norm, channels)
+    room = partial(torch.empty, dtype=torch.float32, device=x.device)
+    if norm.samples:
+        finish = _args.fixed_finish(extension, norm, channels, torch.float64)
+        sequence = _args.sequence(extension, x, channels, inp.inner)
+        sequence.device, sequence.processors = args.device, args.processors
+
+        def first(y: Tensor, tensors: tuple) -> None:
+            extension.batch_norm_lif_affine_at(sequence, (y,), stream(device), room, finish, tensors)
+    else:
+        of_running = norm._replace(running_mean=None, running_var=None, batches=None)
+        assert norm.running_mean is not None
+        finish = _args.fixed_finish(extension, of_running, channels, norm.running_mean.dtype)
+
+        def first(y: Tensor, tensors: tuple) -> None:
+            made = finish.at(tensors)
+            made.device, made.stream = device, stream(device)
+            extension.batch_norm_lif_finish(made)
+
+    def back(tensors: tuple, finished: tuple | None) -> None:
+        if finished is None:
+            backward(args, tensors, stream(device))
+        else:
+            backward(args, tensors, stream(device), room, grads, finished)
+
+    return first, (lambda tensors: forward(args, tensors, stream(device))), back
 
 
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
@@ -204,7 +258,12 @@ def _workspace(floats: int, x: Tensor) -> Tensor:
 def _place(x: Tensor) -> tuple[int, int, int]:
     """The tensor's device, that device's current stream, and how many multiprocessors it has."""
     device = x.get_device()
-    return device, torch.cuda.current_stream(device).cuda_stream, processors(device)
+    return device, _stream(device), processors(device)
+
+
+def _stream(device: int) -> int:
+    """The device's current stream."""
+    return torch.cuda.current_stream(device).cuda_stream
 
 
 @cache
@@ -220,6 +279,8 @@ BACKEND = Backend(
     ops={
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
+        "lif_again": lif_again,
+        "batch_norm_lif_again": batch_norm_lif_again,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
         "batch_norm_lif_affine": batch_norm_lif_affine,
         "batch_norm_lif_finish": batch_norm_lif_finish,

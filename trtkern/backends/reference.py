@@ -13,6 +13,7 @@ BACKEND = Backend(
         "lif": reference.lif,
         "batch_norm_lif": reference.batch_norm,
         "delay": reference.delay,
+        "recurrent": reference.recurrent,
         "regularizer": reference.regularizer,
         "spike_conv_forward": reference.spike_conv,
         "spike_conv_weight_grad": reference.spike_conv_weight_grad,

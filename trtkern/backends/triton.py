@@ -32,6 +32,9 @@ from trtkern.backends.base import (
     LIFInputs,
     NormGrads,
     Pool,
+    RecurrentBackward,
+    RecurrentForward,
+    RecurrentInputs,
     RegularizerSpec,
 )
 
@@ -133,6 +136,18 @@ def lif_backward(
             launch()
 
 
+def recurrent_forward(inp: RecurrentInputs, out: RecurrentForward) -> None:
+    """Fills ``out``: one launch, and one that turns the weight; of many neurons a loop of steps."""
+    with _on(inp.x):
+        _kernels("recurrent_launch").forward(inp, out)
+
+
+def recurrent_backward(inp: RecurrentInputs, edges: Tensor | None, grads: LIFGrads, out: RecurrentBackward) -> None:
+    """Fills ``out``: one launch, and one that adds up the parameters' gradients; of many neurons a loop of steps."""
+    with _on(inp.x):
+        _kernels("recurrent_launch").backward(inp, edges, grads, out)
+
+
 def batch_norm_lif_statistics(x: Tensor, channels: int, inner: int, stats: Tensor) -> None:
     """stats [2, channels] float64: mean and sum of squared deviations of each channel of x [T, N]; two launches."""
     with _on(x):
@@ -226,6 +241,8 @@ BACKEND = Backend(
     ops={
         "lif_forward": lif_forward,
         "lif_backward": lif_backward,
+        "recurrent_forward": recurrent_forward,
+        "recurrent_backward": recurrent_backward,
         "batch_norm_lif_statistics": batch_norm_lif_statistics,
         "batch_norm_lif_affine": batch_norm_lif_affine,
         "batch_norm_lif_finish": batch_norm_lif_finish,

@@ -16,7 +16,8 @@ from trtkern.profiling import traffic
 from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack", "delay")
-"""The kernels, which "all" is; "step" is a whole training step, "overhead" the host's time for a layer."""
+"""The kernels, which "all" is; "recurrent" is neurons that feed each other, "step" a whole training step, "overhead"
+the host's time for a layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -59,12 +60,12 @@ CANDIDATES = ("own", "relu", "exact", "peers", "plain", "captured", "checkpoint"
 the neurons of other libraries; plain torch; the step of ``trtkern train``; checkpointed blocks."""
 SHAPES = {
     "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
-    "delay": "T,B,C", "overhead": "T,B,C,H,W",
-    "step": ", ".join(f"{each.axes} ({name})" for name, each in NETWORKS.items()),
+    "step": ", ".join(f"{each.axes} ({name})" for name, each in NETWORKS.items()), "overhead": "T,B,C,H,W",
+    "recurrent": "T,B,N", "delay": "T,B,C",
 }  # fmt: skip
 AXES = {
-    "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "delay": (3,), "linear-lif": (3,),
-    "overhead": (5,),
+    "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "overhead": (5,),
+    "recurrent": (3,), "delay": (3,),
 }  # fmt: skip
 """How many numbers the shape of an op may have; of a step its network says it."""
 
@@ -119,6 +120,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("delay", (250, 128, 512)),
         *(Case("step", each.shape, network=name) for name, each in NETWORKS.items()),
         Case("overhead", (4, 2, 8, 4, 4)),
+        Case("recurrent", (250, 128, 512)),
     ),
     "long": (
         Case("lif", (100, 32, 2048)),
@@ -146,7 +148,7 @@ def select(
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
-    one_of("op", op, ("all", *OPS, "step", "overhead"))
+    one_of("op", op, ("all", *OPS, "recurrent", "step", "overhead"))
     one_of("dtype", dtype, DTYPES)
     one_of("suite", suite, SUITES)
     one_of("neuron", neuron, neurons.TABLE)
@@ -260,7 +262,7 @@ def least_bytes(case: Case, direction: str) -> int:
     """What has to be moved, by the traffic model (docs/design.md); 0 where it has no formula or none matters (Linear, a
     step, the overhead)."""
     e, steps = case.element_size, case.timesteps
-    if case.op in ("linear-lif", "step", "overhead"):
+    if case.op in ("linear-lif", "recurrent", "step", "overhead"):
         return 0
     if case.op == "lif":
         reset = next(iter(neurons.lookup(case.neuron).settle))
@@ -305,7 +307,7 @@ def memory_needed(case: Case, device: torch.device) -> int:
         return round(case.elements * NETWORKS[case.network].neurons) * 4 * 14 + (3 << 30)
     tensors = 2 * rotations(case, device) + 12
     exact = {"bn-lif": 112, "delay": 24}.get(case.op, 8)
-    weights = 12 * case.shape[-1] ** 2 if case.op == "linear-lif" else 0
+    weights = 12 * case.shape[-1] ** 2 if case.op in ("linear-lif", "recurrent") else 0
     return case.elements * (tensors * case.element_size + exact) + weights
 
 

@@ -42,6 +42,8 @@ class Where(NamedTuple):
     """Whether to offer layers that torch.compile makes."""
     neuron: str = "LIF"
     """A name of ``trtkern.neurons.TABLE``."""
+    threshold: float = 1.0
+    """Of the neurons; only those who are put into whole networks look at it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Layer:
     note: str = ""
     strong: bool = False
     """Whether it is among the fastest of its library at its T: those that a suite of many sizes is compared with."""
+    lag: int = 1
+    """Of neurons that feed each other: after how many steps a spike reaches the others."""
 
 
 def loop(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, unbind: bool = True) -> Tensor:

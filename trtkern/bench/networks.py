@@ -131,10 +131,10 @@ def inputs(network: Network, device: torch.device, seed: int = 0) -> tuple[Tenso
 
 
 def plain_network(
-    network: Network, device: torch.device, run: Callable[[Tensor], Tensor] | None = None, *,
+    network: Network, device: torch.device, run: Callable[[float], Callable[[Tensor], Tensor]] | None = None, *,
     form: torch.memory_format = torch.contiguous_format,
 ) -> nn.Module:  # fmt: skip
-    """The plain network, always of the same weights, with a function in place of its neurons."""
+    """The plain network, always of the same weights; ``run``: what stands in place of neurons of that threshold."""
     torch.manual_seed(0)
     sizes = {} if network.whole else FEW[network.name]
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -152,7 +152,7 @@ def plain_network(
         for module in list(made.modules()):
             for name, child in module.named_children():
                 if isinstance(child, plain.Neurons):
-                    setattr(module, name, Swapped(run))
+                    setattr(module, name, Swapped(run(child.threshold)))
     return made.to(device, memory_format=form)
 
 
@@ -172,7 +172,7 @@ def entries(
         yield from (own(network, device, backend) for backend in names)
     if "exact" in candidates and device.type == "cpu":  # a GPU's convolutions are torch's own in any case
         yield from (own(network, device, backend, exact=True) for backend in compiled[:1])
-    theirs: list[tuple[peers.Peer, Layer]] = []
+    theirs: list[tuple[peers.Peer, dict[float, Layer]]] = []
     if "peers" in candidates:
         for each in _neurons(network, device, found):
             if isinstance(each, LeftOut):
@@ -183,11 +183,11 @@ def entries(
     for layout, form in network.layouts.items():
         made = partial(plain_network, network, device, form=form)
         if "relu" in candidates:
-            relu = made(functional.relu)
+            relu = made(lambda _: functional.relu)
             name = "ReLU" if network.name == "mlp" else "BatchNorm + ReLU"
             yield Entry(f"{name}, {layout}", library, relu, TRTLoss(relu), judged=False)
-        for peer, layer in theirs:
-            swapped = made(layer.run)
+        for peer, by_threshold in theirs:
+            swapped, layer = made(partial(_of, by_threshold)), by_threshold[1.0]
             yield Entry(f"{layer.name}, {layout}", f"{peer.name} {peer.version}", swapped, TRTLoss(swapped), layer)
         if "peers" in candidates:
             yield from _whole(network, device, found, layout, form)
@@ -201,11 +201,17 @@ def entries(
         yield from (own(network, device, backend, checkpoint=True) for backend in compiled[:1])
 
 
+def _of(layers: dict[float, Layer], threshold: float) -> Callable[[Tensor], Tensor]:
+    return layers[threshold].run
+
+
 def _neurons(
     network: Network, device: torch.device, found: Sequence[peers.Peer]
-) -> Iterator[tuple[peers.Peer, Layer] | LeftOut]:
-    """SpikingJelly's neurons in each implementation, or why there are none."""
+) -> Iterator[tuple[peers.Peer, dict[float, Layer]] | LeftOut]:
+    """SpikingJelly's neurons in each implementation, by each threshold of the network, or why there are none."""
     where = Where(device, torch.float32, network.timesteps, math.prod(network.shape), False)
+    plainly = plain_network(network, torch.device("cpu"))
+    thresholds = {1.0} | {each.threshold for each in plainly.modules() if isinstance(each, plain.Neurons)}
     for peer in found:
         if peer.name != "spikingjelly":
             continue
@@ -213,7 +219,12 @@ def _neurons(
             yield LeftOut(peer.name, "", "skipped", peer.missing)
             continue
         try:
-            yield from [(peer, layer) for layer in peer.layers(where) if " LIFNode m" in layer.name]
+            made: dict[str, dict[float, Layer]] = {}
+            for threshold in thresholds:
+                for layer in peer.layers(where._replace(threshold=threshold)):
+                    if " LIFNode m" in layer.name:
+                        made.setdefault(layer.name, {})[threshold] = layer
+            yield from [(peer, by_threshold) for by_threshold in made.values()]
         except Exception as error:  # of whatever kind: the others are measured
             yield LeftOut(peer.name, peer.version, "failed", rows.words(error))
 

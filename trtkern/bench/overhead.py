@@ -21,13 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from trtkern import nn as snn
-from trtkern.bench import contest, gate, layers, measure, rounds, rows
+from trtkern.bench import cells, contest, gate, layers, measure, rounds, rows
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.ops._library import unseen
 from trtkern.profiling.unchanged import quiet
 
-CALLS = 200
-"""Of which a round takes the median."""
 PAIRS = {"LIF": "ReLU", "PLIF": "ReLU", "BatchNormLIF": "BatchNorm2d + ReLU"}
 """The layers, and what each is set beside."""
 STUBBED = (4, 64, 32, 8, 8)
@@ -130,13 +128,8 @@ def timed(subjects: Sequence[Subject], visits: int, label: str) -> dict[str, lis
     """Seconds of a call by the subject's name, a number a round; the subjects take turns."""
     candidates = [measure.Candidate(subject.name, subject.both, 0) for subject in subjects]
     for candidate in candidates:
-        measure.warm_up(candidate, calls=CALLS)
-    return measure.interleave(candidates, [visits] * len(candidates), label, timer=_median)
-
-
-def _median(run: Callable[[], object]) -> float:
-    """Seconds of a call: the median of many, so that what interrupts the process does not count."""
-    return float(torch.tensor([measure.on_cpu(run) for _ in range(CALLS)], dtype=torch.float64).median())
+        measure.warm_up(candidate, calls=cells.CALLS)
+    return measure.interleave(candidates, [visits] * len(candidates), label, timer=cells.median)
 
 
 def backends(name: str, device: torch.device) -> list[str]:
@@ -154,9 +147,14 @@ def backends(name: str, device: torch.device) -> list[str]:
 
 
 def tables(case: Case, options: rounds.Options) -> Iterator[list[rows.Row]]:
-    """The rows of a case, layer after layer: of the cpu backend, then of the GPU's without a GPU."""
+    """The rows of a case, layer after layer: of the cpu backend, with steps in a loop, then of the GPU's without a
+    GPU."""
     for name in backends(options.backend, options.device):
-        yield from _stubbed(name, case, options) if name in ON_GPU else _on_cpu(name, case, options)
+        if name in ON_GPU:
+            yield from _stubbed(name, case, options)
+        else:
+            yield from _on_cpu(name, case, options)
+            yield from cells.tables(options)
 
 
 def _on_cpu(backend: str, case: Case, options: rounds.Options) -> Iterator[list[rows.Row]]:

@@ -48,7 +48,8 @@ above 1 this project is faster, and a dot says that it is behind by more than th
 
 OVERHEAD = """Forward and backward of one layer on tensors so small that what is left is the time of the host: Python,
 autograd and the dispatcher. Medians of rounds, each the median of many calls; below a layer of this project what it is
-set beside: ReLU, or BatchNorm2d and ReLU on images whose time steps are folded into the batch. On the GPU backends the
+set beside: ReLU, or BatchNorm2d and ReLU on images whose time steps are folded into the batch. "step" is one step in a
+loop, `layer.step`, beside the same neuron as a cell of plain torch, and beside ReLU. On the GPU backends the
 kernels are compiled as they are for a GPU and everything before a launch is done, but a stand-in for the GPU's driver
 launches nothing, and what the driver's own launcher takes is not in it."""
 

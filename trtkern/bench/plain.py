@@ -45,6 +45,44 @@ class Neurons(nn.Module):
         return torch.stack(spikes)
 
 
+class LIFCell(nn.Module):
+    """One step of ``Neurons`` for loops: h = decay * v + x, a spike above 1, v = (1 - s) * h."""
+
+    def __init__(self, decay: float | nn.Parameter = 0.5) -> None:
+        super().__init__()
+        self.decay = decay
+
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.decay * v + x
+        s = Triangle.apply(h - 1.0)
+        return s, (1 - s) * h
+
+
+class ALIFCell(nn.Module):
+    """One step of a neuron whose threshold rises with its spikes, with the defaults of ``trtkern.nn.ALIF``."""
+
+    decay, decay_a, beta = 0.95, 0.995, 1.8
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        v, a = state
+        h = self.decay * v + (1 - self.decay) * x
+        s = Triangle.apply(h - (1.0 + self.beta * a))
+        return s, (h - s, self.decay_a * a + (1 - self.decay_a) * s)
+
+
+class CUBALIFCell(nn.Module):
+    """One step of a neuron behind a synaptic current, with the defaults of ``trtkern.nn.CUBALIF``."""
+
+    decay_syn, decay = 0.8, 0.9
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        i, v = state
+        i = self.decay_syn * i + x
+        h = self.decay * v + (1 - self.decay) * i
+        s = Triangle.apply(h - 1.0)
+        return s, (i, (1 - s) * h)
+
+
 class Step(nn.Module):
     """A layer of one step over [T, B, ...]."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trtkern.bench import contest, delays, layers, measure, others, overhead, peers, rounds, rows, steps
+from trtkern.bench import contest, delays, layers, measure, others, overhead, peers, recurrent, rounds, rows, steps
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
@@ -46,7 +46,8 @@ def _backends(case: Case, options: Options) -> list[str]:
     if case.op == "overhead":
         return overhead.backends(options.backend, options.device)
     op = _KERNELS.get(case.op, case.op)
-    where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False, case.neuron)
+    neuron = recurrent.KIND if op == "recurrent" else case.neuron
+    where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False, neuron)
     return layers.backends(options.backend, op, where)
 
 
@@ -100,7 +101,12 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         return
     width = math.prod(case.shape[2:]) if len(case.shape) > 2 else case.shape[1]
     where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled, case.neuron)
-    compared: list[Layer] = [*layers.own(names, case.neuron), *layers.eager(where)]
+    weight = recurrent.weights(case, options.device) if case.op == "recurrent" else None
+    compared: list[Layer] = (
+        [*layers.own(names, case.neuron), *layers.eager(where)]
+        if weight is None
+        else [*recurrent.own(names, weight), *recurrent.eager(where, weight)]
+    )
     versions = {layer.name: rows.library(layer.name) for layer in compared}
     for peer in found:
         if peer.missing:
@@ -108,7 +114,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
                 bench.left_out.append((peer.name, "", "skipped", peer.missing))
             continue
         try:
-            theirs = peer.layers(where)
+            theirs = peer.layers(where) if weight is None else peer.recurrent(where, weight)
         except Exception as error:  # of whatever kind: the bench goes on without this library
             bench.left_out.append((peer.name, peer.version, "failed", rows.words(error)))
             continue
@@ -120,7 +126,9 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         compared = [layer for layer in compared if layer.strong and (kept or versions[layer.name] != "trtkern")]
     # What may use up the budget comes last.
     compared.sort(key=lambda layer: (layer.compiled, layer.quadratic))
-    if case.op == "lif":
+    if weight is not None:
+        entries = recurrent.contestants(case, options.device, compared, weight)
+    elif case.op == "lif":
         entries = contest.neurons(case, options.device, compared)
     elif case.op == "bn-lif":
         entries = contest.behind_norm(case, options.device, names, compared, alone=not few)

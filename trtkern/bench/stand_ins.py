@@ -112,6 +112,7 @@ def cuda() -> Launches:
     vars(torch.cuda).update(
         current_stream=lambda device=None: stream, get_device_properties=lambda device=None: properties
     )
+    backend._stream = lambda device: 0
     backend.processors.cache_clear()
     _ready("cuda")
     return launches

@@ -25,6 +25,7 @@ from trtkern.bench import by_layer, memory, peers, plain, rows
 from trtkern.bench.cases import CANDIDATES, DTYPES, Case
 from trtkern.bench.contest import Contestant
 from trtkern.bench.gate import Verdict
+from trtkern.bench.layers import Neuron
 from trtkern.bench.measure import Candidate
 from trtkern.bench.networks import Entry, LeftOut, Network, entries, inputs, of, plain_network, small
 from trtkern.profiling import memory as kept_by
@@ -195,12 +196,18 @@ def exactly() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def _as_reference(neuron: Neuron, threshold: float) -> Callable[[Tensor], Tensor]:
+    """The reference's neuron with that threshold."""
+    decay, gain, bias, reset_amount, _, v_reset = neuron.numbers
+    numbers = decay, gain, bias, reset_amount, threshold, v_reset
+    return lambda x: reference.lif(x, None, numbers, neuron.spec).s
+
+
 def differs(entry: Entry, network: Network, device: torch.device) -> str:
     """Why an entry is WRONG: loss or gradient are not those of the plain network with its neuron; empty if they are."""
     run = None
     if entry.against is not None:
-        neuron = entry.against.neuron
-        run = lambda x: reference.lif(x, None, neuron.numbers, neuron.spec).s  # noqa: E731
+        run = partial(_as_reference, entry.against.neuron)
     twin = Entry("", "", plain_network(network, device, run), None)
     said = ""
     for seed in range(DRAWS):

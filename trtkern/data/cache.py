@@ -21,12 +21,12 @@ from torch import Tensor
 
 from trtkern.data import tensor_file
 from trtkern.data.files import in_utf8
+from trtkern.output.files import cache_folder
 
 
 def default_folder() -> Path:
-    """$XDG_CACHE_HOME/trtkern, or ~/.cache/trtkern."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trtkern"
+    """$TRTKERN_CACHE, else $XDG_CACHE_HOME/trtkern, else ~/.cache/trtkern."""
+    return cache_folder()
 
 
 def fingerprint(root: Path, files: Iterable[Path], times: bool = True) -> str:

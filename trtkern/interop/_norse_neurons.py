@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trtkern.interop.parameters import along
 from trtkern.interop.stepping import Stepping, folded, unfold
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.neurons import ALIF, CUBALI, CUBALIF, LI, LIF
 
 
@@ -29,7 +29,7 @@ class Dynamics(nn.Module):
         field: which of the library's parameters that is.
     """
 
-    def __init__(self, neuron: Neuron, kind: type[Any], start: float = 0.0, field: str = "v_leak") -> None:
+    def __init__(self, neuron: NeuronLayer, kind: type[Any], start: float = 0.0, field: str = "v_leak") -> None:
         super().__init__()
         self.neuron, self.kind, self.start, self.field = neuron, kind, start, field
 
@@ -88,7 +88,7 @@ class AdaptiveDynamics(Dynamics):
         dynamics: what ``Dynamics`` takes.
     """
 
-    def __init__(self, current: LI, neuron: Neuron, kind: type[Any], start: float) -> None:
+    def __init__(self, current: LI, neuron: NeuronLayer, kind: type[Any], start: float) -> None:
         super().__init__(neuron, kind, start)
         self.current = current
 
@@ -184,7 +184,7 @@ class NorseCell(Stepping):
         return ""
 
 
-class _Live(Neuron):
+class _Live(NeuronLayer):
     """A neuron whose numbers follow, at each call, from the library's parameters, some of which are trained.
 
     They are where the user has put them: Norse's ``p`` is a plain tuple, whose tensors no layer registers.
@@ -195,7 +195,7 @@ class _Live(Neuron):
     dt: float
 
     def values(self) -> dict[str, Any]:
-        """As ``Neuron.values``."""
+        """As ``NeuronLayer.values``."""
         found, fresh = super().values(), self.numbers(self.p, self.dt)
         fresh = {name: value.reshape(-1) if isinstance(value, Tensor) else value for name, value in fresh.items()}
         found.update({name: value for name, value in fresh.items() if name in found and value is not None})
@@ -227,7 +227,7 @@ class LiveALIF(_Live, ALIF):
     __doc__ = _Live.__doc__
 
 
-LIVE: dict[type[Neuron], type[Neuron]] = {
+LIVE: dict[type[NeuronLayer], type[NeuronLayer]] = {
     LIF: LiveLIF, LI: LiveLI, CUBALIF: LiveCUBALIF, CUBALI: LiveCUBALI, ALIF: LiveALIF,
 }  # fmt: skip
 

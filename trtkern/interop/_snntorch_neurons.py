@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trtkern.interop.parameters import along
 from trtkern.interop.stepping import Stepping, never_again, unfold
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.neurons import LI, AdLIF
 from trtkern.ops.checks import Number
 
@@ -37,7 +37,7 @@ class _Membrane(Stepping):
     """The states that the library hands out, in its order."""
     instances: list[Any]
 
-    def __init__(self, neuron: Neuron, settings: dict[str, Any], delayed: bool = True, gain: float = 1.0) -> None:
+    def __init__(self, neuron: NeuronLayer, settings: dict[str, Any], delayed: bool = True, gain: float = 1.0) -> None:
         nn.Module.__init__(self)  # the library's own would make its parameters once more
         self.__dict__.update(settings)
         self.neuron, self.start, self.state = neuron, 0.0, None
@@ -195,7 +195,7 @@ class _Current(_Membrane):
 
     names = ("syn", "mem")
 
-    def __init__(self, current: LI, neuron: Neuron, settings: dict[str, Any], **membrane: Any) -> None:
+    def __init__(self, current: LI, neuron: NeuronLayer, settings: dict[str, Any], **membrane: Any) -> None:
         super().__init__(neuron, settings, **membrane)
         self.current = current
 
@@ -220,7 +220,7 @@ class _Kernel(_Membrane):
 
     names = ("syn_exc", "syn_inh", "mem")
 
-    def __init__(self, excitatory: LI, inhibitory: LI, neuron: Neuron, settings: dict[str, Any]) -> None:
+    def __init__(self, excitatory: LI, inhibitory: LI, neuron: NeuronLayer, settings: dict[str, Any]) -> None:
         super().__init__(neuron, settings)
         self.excitatory, self.inhibitory = excitatory, inhibitory
 

@@ -121,7 +121,7 @@ KNOWN: dict[str, Callable[[Any], Found]] = {
     "LogTailedReLU": lambda f: (log_tailed_relu, 1.0) if f.alpha == 0 else (log_tailed_leaky_relu, f.alpha),
     "DeterministicPass": lambda _: (deterministic_pass, 1.0),
 }
-"""By the name of the class: the surrogate and its alpha. Functions run on the backends reference and triton."""
+"""By the name of the class: the surrogate and its alpha. Functions run on every backend but cuda."""
 
 
 def surrogate_of(node: Any) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from trtkern import surrogates
 from trtkern.interop.adapters import CannotConvert, adapter_for, objection_to, package_of
 from trtkern.interop.fusing import fuse_norms
 from trtkern.interop.stepping import FoldedSequential, Stepping, folds
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.convert import ConversionReport, hooks_of, join
 
-OWN_SURROGATES = ("reference", "triton")
-"""The backends that run a surrogate that is none of the built-in ones."""
+OWN_SURROGATES = "reference and triton run it, and cpu where a C++ compiler is there"
+"""What runs a surrogate that is none of the built-in ones."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _walk(
         return
     yield path, layer, parent, name
     row = adapter_for(layer)
-    if isinstance(layer, (Neuron, Stepping)) or (row is not None and row.neuron):
+    if isinstance(layer, (NeuronLayer, Stepping)) or (row is not None and row.neuron):
         return
     for inner, child in layer._modules.items():
         if child is not None:
@@ -155,9 +155,11 @@ def _other(path: str, layer: nn.Module, holder: nn.Module, report: ConvertReport
     if device is not None:
         made.to(device)
     shown = " ".join(repr(made).split())
-    own = [each.spec.surrogate for each in nn.Module.modules(made) if isinstance(each, Neuron) and each.spec.surrogate]
+    own = [
+        each.spec.surrogate for each in nn.Module.modules(made) if isinstance(each, NeuronLayer) and each.spec.surrogate
+    ]
     apart = [name for name in own if not surrogates.lookup(str(name)).builtin]
-    note = f" (its surrogate is none of the built-in ones: it runs on {' and '.join(OWN_SURROGATES)})" if apart else ""
+    note = f" (its surrogate is none of the built-in ones: {OWN_SURROGATES})" if apart else ""
     report.converted[path] = f"{was} -> {shown}{note}"
     return made
 

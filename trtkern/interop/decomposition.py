@@ -155,14 +155,48 @@ def _lif_forward(
             made.append(potential.to(x.dtype))
         return [t.clone() for t in (*state, *made)]  # which must not share memory
 
-    zero = torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
-    before = [zero] * len(spec.row.states) if v0 is None else v0.to(dtype).unbind(0) if several else [v0.to(dtype)]
-    state, outputs = _stepped(scan, step, [t.clone() for t in before], given, held)
+    state, outputs = _stepped(scan, step, _before(x, v0, spec), given, held)
     nothing = x.new_empty(0)
     s = outputs.pop(0) if want & WANT_SPIKES else nothing
     v = outputs.pop(0) if want & (WANT_V | WANT_H) else nothing
     last = (torch.stack(state) if several else state[0]) if want & WANT_STATE else nothing
     return s, v, last, nothing, nothing
+
+
+def _before(x: Tensor, v0: Tensor | None, spec: LIFSpec) -> list[Tensor]:
+    """The states before the first step of x, one by one."""
+    dtype, several = state_dtype(x), len(spec.row.states) > 1
+    zero = torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
+    before = [zero] * len(spec.row.states) if v0 is None else v0.to(dtype).unbind(0) if several else [v0.to(dtype)]
+    return [t.clone() for t in before]
+
+
+def _recurrent_forward(
+    scan: bool | None, x: Tensor, s0: Tensor | None, v0: Tensor | None, weight: Tensor, bias: Tensor | None,
+    params: Tensor | None, scalars: Sequence[float], token: str, flag: Tensor | None, want: int, backend: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``recurrent_forward`` of ``trtkern.ops.recurrent``."""
+    spec, dtype = LIFSpec.from_token(token), state_dtype(x)
+    held = [weight.to(dtype), *(each.to(dtype) for each in (bias, params) if each is not None)]
+
+    def step(state: Sequence[Tensor], x: Tensor, residual: Tensor | None, held: Sequence[Tensor]) -> list[Tensor]:
+        """The spikes and the states after a step, and what is wanted of it."""
+        s, *before = state
+        current = x.to(dtype) + nn.functional.linear(s, held[0], None if bias is None else held[1])
+        values = scalars if params is None else held[-1].unbind(0)
+        fired, trace, after = reference.advance(current, tuple(before), values, spec)
+        s, made = fired.to(dtype), [fired.to(x.dtype)]
+        if want & (WANT_V | WANT_H):
+            potential = trace[spec.row.potential] if want & WANT_H else after[spec.row.membrane]
+            made.append(potential.to(x.dtype))
+        return [t.clone() for t in (s, *after, *made)]
+
+    first = torch.zeros(x.shape[1:], dtype=dtype, device=x.device) if s0 is None else s0.to(dtype).clone()
+    (_, *state), outputs = _stepped(scan, step, [first, *_before(x, v0, spec)], [x], held)
+    nothing = x.new_empty(0)
+    v = outputs[1] if want & (WANT_V | WANT_H) else nothing
+    last = (torch.stack(state) if len(state) > 1 else state[0]) if want & WANT_STATE else nothing
+    return outputs[0], v, last, nothing, nothing, nothing
 
 
 def _stepped(
@@ -274,6 +308,7 @@ def _regularizer(
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward,
+    "recurrent_forward": _recurrent_forward,
     "batch_norm_lif_finish": _finish,
     "batch_norm_lif_statistics": _statistics,
     "batch_norm_lif_forward": _batch_norm_lif_forward,

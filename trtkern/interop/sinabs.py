@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trtkern.interop.adapters import Adapter, CannotConvert, base_names, unlike
 from trtkern.interop.surrogates import surrogate
 from trtkern.nn._leaf import is_proxy
-from trtkern.nn._neuron import AnyState, Neuron, Readout, Spiking, one_step, wide
+from trtkern.nn._neuron import AnyState, NeuronLayer, Readout, Spiking, one_step, wide
 from trtkern.nn.neurons import CUBALIFState
 from trtkern.ops import checks
 from trtkern.ops.checks import Number
@@ -21,7 +21,7 @@ TIME_CONSTANTS = ("tau_mem", "tau_syn", "alpha_mem", "alpha_syn")
 """The learned parameters of a layer: time constants in steps, or with ``train_alphas`` the decays themselves."""
 
 
-class _Sinabs(Neuron):
+class _Sinabs(NeuronLayer):
     """What the layers here share: sinabs' parameters under sinabs' names, its shapes [B, T, ...], and in the Squeeze
     forms [B * T, ...]."""
 
@@ -76,7 +76,7 @@ class _Sinabs(Neuron):
         return tuple(part if place == state else part.flatten(0, 1) for place, part in enumerate(made))
 
     def step(self, x: Tensor, v: AnyState = None) -> tuple[Tensor, Any]:
-        """One step [B, ...], of a Squeeze form too (``Neuron.step``)."""
+        """One step [B, ...], of a Squeeze form too (``NeuronLayer.step``)."""
         x = one_step(type(self).__name__, x, self.time_dim)
         out, state = super().forward(x, v, return_state=True)
         return dense(out).squeeze(self.time_dim), state

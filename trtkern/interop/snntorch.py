@@ -17,7 +17,7 @@ from trtkern.interop._snntorch_neurons import kind_of
 from trtkern.interop.adapters import Adapter, CannotConvert, base_names
 from trtkern.interop.parameters import Channels, Clamped
 from trtkern.interop.surrogates import surrogate
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.bounded import Bounded
 from trtkern.nn.neurons import LI, LIF, AdLIF
 from trtkern.ops.checks import Number
@@ -95,7 +95,7 @@ def alpha(node: Any) -> nn.Module:
     return kind_of("Alpha")(*currents, neuron, settings)
 
 
-def _membrane(node: Any, beta: Any, threshold: Any, channels: Channels) -> tuple[Neuron, dict[str, Any]]:
+def _membrane(node: Any, beta: Any, threshold: Any, channels: Channels) -> tuple[NeuronLayer, dict[str, Any]]:
     """What integrates, fires and resets as the node does, and the node's settings."""
     for name in ("inhibition", "state_quant"):
         if getattr(node, name):

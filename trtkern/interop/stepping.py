@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from trtkern.interop.adapters import objection_to
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.convert import join
 from trtkern.nn.time import takes_time
 from trtkern.ops import checks
@@ -59,7 +59,7 @@ class Stepping(nn.Module):
         start: the potential before the first step (SpikingJelly's is v_reset).
     """
 
-    def __init__(self, neuron: Neuron, start: float = 0.0) -> None:
+    def __init__(self, neuron: NeuronLayer, start: float = 0.0) -> None:
         super().__init__()
         self.neuron, self.start = neuron, float(start)
         self.state: Any = None
@@ -168,7 +168,7 @@ def never_again(layer: nn.Module) -> None:
         )
 
 
-def begin(neuron: Neuron, x: Tensor, start: float) -> Any:
+def begin(neuron: NeuronLayer, x: Tensor, start: float) -> Any:
     """The state before the first step for x [B, C, ...]: None where all of it is 0, else the potential at ``start``."""
     if start == 0.0:
         return None
@@ -193,7 +193,7 @@ class FromStart(nn.Module):
 
     takes_time = True
 
-    def __init__(self, neuron: Neuron, start: float) -> None:
+    def __init__(self, neuron: NeuronLayer, start: float) -> None:
         super().__init__()
         self.neuron, self.start = neuron, float(start)
 
@@ -341,7 +341,7 @@ def _outer(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in layer._modules.items():
         if child is None or folds(child):
             continue
-        if not child._modules or isinstance(child, Neuron):
+        if not child._modules or isinstance(child, NeuronLayer):
             yield join(path, name), child
         yield from _outer(child, join(path, name))
 

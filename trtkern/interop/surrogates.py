@@ -3,7 +3,7 @@
     spec = LIF(surrogate=surrogate("exponential", height=0.5), alpha=2.0)  # 0.5 * exp(-2 * abs(u))
 
 The numbers of a shape are frozen in its function, and stand in the function's name, by which another process that loads
-such a layer finds it here. They run on the reference and on Triton, as every surrogate that is not built in.
+such a layer finds it here. They run on every backend but CUDA, as every surrogate that is not built in.
 """
 
 from __future__ import annotations

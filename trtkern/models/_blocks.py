@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trtkern import nn as layers
-from trtkern.names import NEURONS, unknown
+from trtkern.names import NEURONS, OWN_NEURON, is_own, unknown
 from trtkern.nn import (
     LIF,
     BatchNormLIF,
@@ -22,7 +23,9 @@ from trtkern.nn import (
     TimeSequential,
 )
 from trtkern.nn._neuron import Spiking
+from trtkern.nn.own import maker
 from trtkern.ops.spikes import add, dense, pack, packing
+from trtkern.own import OwnError, imported
 
 fx.wrap("dense")
 
@@ -72,17 +75,31 @@ def windows(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tu
     return height, width
 
 
-def neuron_of(neuron: type[Spiking] | str) -> type[Spiking]:
-    """The class of neurons of that name; a class is itself.
+def neuron_of(neuron: type[Spiking] | str) -> Callable[..., Spiking]:
+    """The class of neurons of that name; a class is itself. Of a neuron of the user's own, by its name or by
+    "module:NAME", what makes its layers.
 
     Raises:
-        ValueError: neither; the message lists the names.
+        ValueError: none of these; the message lists the names.
+        OwnError: "module:NAME" leads to nothing, or to something else.
     """
+    if isinstance(neuron, str) and is_own(neuron):
+        found = imported(neuron, "model.neuron")
+        if not (isinstance(found, type) and issubclass(found, Spiking)) and not isinstance(found, str):
+            raise OwnError(
+                f"model.neuron: expected {neuron} to be what trtkern.neurons.register returned, or a class of spiking "
+                f"neurons, got {found!r}"
+            )
+        neuron = found
     if isinstance(neuron, type) and issubclass(neuron, Spiking):
         return neuron
-    if neuron not in NEURONS:
-        raise unknown("neuron", neuron, NEURONS, ", or a class of spiking neurons")
-    return getattr(layers, str(neuron))
+    if neuron in NEURONS:
+        return getattr(layers, str(neuron))
+    try:
+        return maker(neuron)
+    except (TypeError, ValueError):
+        others = f", a class of spiking neurons, or {OWN_NEURON}"
+        raise unknown("neuron", neuron, NEURONS, others) from None
 
 
 @dataclass(frozen=True)
@@ -93,29 +110,36 @@ class Style:
         checkpoint: keep no convolution's output (``ConvBatchNormLIF``).
         packed: keep bits in place of dense spikes.
         sync: share the statistics of the batch among the processes of torch.distributed.
-        neuron: a class of spiking neurons (``LIF``, ``CUBALIF``, ...), or its name.
+        neuron: what makes the neurons (``neuron_of``).
         lif: what that neuron takes.
+        recurrent: the neurons of each layer feed each other (``Recurrent``): of Linear layers only.
     """
 
     checkpoint: bool = False
     packed: bool = True
     sync: bool = False
-    neuron: type[Spiking] = LIF
+    neuron: Callable[..., Spiking] = LIF
     lif: dict[str, Any] = field(default_factory=dict)
+    recurrent: bool = False
 
     @classmethod
     def of(
-        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF, **lif: Any
-    ) -> Style:
+        cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF,
+        recurrent: bool = False, **lif: Any,
+    ) -> Style:  # fmt: skip
         """The style that a network's options say; an unknown neuron's name is a ValueError."""
-        return cls(checkpoint, packed, sync, neuron_of(neuron), lif)
+        return cls(checkpoint, packed, sync, neuron_of(neuron), lif, recurrent)
 
     def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""
         return self._normed(conv.make(), conv.out, pool=pool, packed=packed)
 
-    def linear(self, features: int, out: int) -> ConvBatchNormLIF:
+    def linear(self, features: int, out: int) -> ConvBatchNormLIF | TimeSequential:
         """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
+        if self.recurrent:
+            norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm1d)(out)
+            parts = {"linear": SpikeLinear(features, out, bias=False), "norm": norm, "lif": self.feeding(out)}
+            return TimeSequential(OrderedDict(parts))
         return self._normed(SpikeLinear(features, out, bias=False), out)
 
     def tokens(self, features: int, out: int, *, bias: bool) -> ConvBatchNormLIF:
@@ -130,6 +154,14 @@ class Style:
         """LIF alone, with some settings of its own."""
         return self.neuron(packed=self.packed, **{**self.lif, **own})
 
+    def feeding(self, out: int) -> nn.Module:
+        """Neurons alone, or ``recurrent`` ones: W is drawn orthogonal and has no bias (Bittar and Garner 2022)."""
+        if not self.recurrent:
+            return self.neurons()
+        linear = nn.Linear(out, out, bias=False)
+        nn.init.orthogonal_(linear.weight)
+        return layers.Recurrent(self.neurons(), linear)
+
     def _normed(
         self, layer: nn.Module, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int = 2
     ) -> ConvBatchNormLIF:
@@ -137,6 +169,11 @@ class Style:
         return ConvBatchNormLIF(layer, norm, checkpoint=self.checkpoint)
 
     def _norm(self, out: int, *, pool: int = 1, packed: bool = True, channel_dim: int) -> BatchNormLIF:
+        if self.recurrent:
+            raise ValueError(
+                "model: expected recurrent=True with layers of neurons behind a Linear (FC-n, FCBN-n), got neurons in "
+                "images or tokens; leave recurrent out"
+            )
         return BatchNormLIF(
             out,
             channel_dim=channel_dim,
@@ -285,7 +322,7 @@ class LinearLIF(nn.Module):
     def __init__(self, features: int, out: int, style: Style) -> None:
         super().__init__()
         self.linear = SpikeLinear(features, out)
-        self.lif = style.neurons()
+        self.lif = style.feeding(out)
 
     def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""

@@ -30,7 +30,7 @@ def style_of(neuron: Any = "LIF", checkpoint: bool = False, packed: bool = True,
     """The style of a transformer: the published neuron where the options say nothing else; one that the published code
     does not have starts from its own settings."""
     style = Style.of(checkpoint, packed, neuron=neuron, **lif)
-    settings = {**PUBLISHED.get(style.neuron.__name__, {}), **style.lif}
+    settings = {**PUBLISHED.get(getattr(style.neuron, "__name__", ""), {}), **style.lif}
     return Style(style.checkpoint, style.packed, style.sync, style.neuron, settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from trtkern.models.topology import from_topology, with_readout
 from trtkern.names import unknown
 from trtkern.nn import LIF
 from trtkern.nn._neuron import Spiking
+from trtkern.nn.own import registered
 from trtkern.own import OwnError
 
 
@@ -77,10 +79,12 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: Any) 
     return BUILDERS[name](classes, shape=shape, **options)
 
 
-def _options(name: str, neuron: type[Spiking]) -> list[str]:
+def _options(name: str, neuron: Callable[..., Spiking]) -> list[str]:
     """What may be said of a network of that name: its own, that of every network, and that of its neurons."""
     found = [*_named(BUILDERS[name]), *_named(ConvSNN if name in _LISTS else from_topology), *_named(Style.of)]
-    for kind in neuron.__mro__:  # up to the one that does not hand on what it is given
+    own = isinstance(neuron, partial)  # of the user's own
+    found += [*registered(neuron.args[0]).params, *_named(neuron.func)] if isinstance(neuron, partial) else []
+    for kind in () if own else inspect.getmro(neuron):  # type: ignore[arg-type]  # up to the one that does not hand on what it is given
         parameters = inspect.signature(kind).parameters.values()
         found += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):

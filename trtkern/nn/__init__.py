@@ -21,18 +21,20 @@ from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 from trtkern.ops.spikes import Spikes
 
 if _TYPE_CHECKING:
+    from trtkern.nn.own import Neuron
+    from trtkern.nn.recurrent import Recurrent
     from trtkern.nn.streams import Stream, stream
 
 __all__ = [
     "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF", "BatchNormLIF",
-    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Delay", "Izhikevich", "LossParts",
-    "OverTime", "PackedReport", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes", "Stream",
-    "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif",
+    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Delay", "Izhikevich", "LossParts", "Neuron",
+    "OverTime", "PackedReport", "Recurrent", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes",
+    "Stream", "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif",
     "convert_spike_layers", "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms",
     "packed_activations", "stream", "unfuse", "update_norms",
 ]  # fmt: skip
 
-_LATER = {"Stream": "streams", "stream": "streams"}
+_LATER = {"Neuron": "own", "Recurrent": "recurrent", "Stream": "streams", "stream": "streams"}
 """What is imported when it is asked for, by the file that has it."""
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, fx, nn
 from trtkern import neurons
 from trtkern.backends import explain, named, resolve, sizes
 from trtkern.backends.base import Case
+from trtkern.nn._calls import Calls
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import checks
-from trtkern.ops._prepared import WANT_STATE
+from trtkern.ops._prepared import WANT_H, WANT_SPIKES, WANT_STATE, WANT_V
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import LIFOutput, wanted
 from trtkern.ops.lif import neuron as run_neuron
@@ -37,10 +38,10 @@ class Carrier(Protocol):
     """Holds the states of a model's neurons and delays from one call of the model to the next
     (``trtkern.nn.streams``)."""
 
-    def start(self, layer: Leaf, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: Any, x: Tensor, v0: AnyState) -> AnyState:
         """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""
 
-    def end(self, layer: Leaf, state: AnyState) -> None:
+    def end(self, layer: Any, state: AnyState) -> None:
         """Where that call ended."""
 
 
@@ -53,7 +54,7 @@ def carrier() -> Carrier | None:
     return None if torch.compiler.is_compiling() else carriers.get()
 
 
-class Neuron(Leaf):
+class NeuronLayer(Leaf):
     """What the neurons share: the axes, the backend, the non-finite flag and the call of the op."""
 
     takes_time = True
@@ -68,6 +69,8 @@ class Neuron(Leaf):
     complements: tuple[tuple[str, str], ...] = ()
     """Parameters that are 1 - a decay where they are None: (name, that decay)."""
 
+    _step_wants = WANT_SPIKES + WANT_STATE
+
     nonfinite: Tensor
     _own: tuple[str, ...]
     """What a spiking neuron takes beside ``Spiking``'s, and a readout takes in all."""
@@ -80,6 +83,11 @@ class Neuron(Leaf):
         # Set to 1 by the kernel when a potential is not finite: spikes hide NaN from the loss.
         self.register_buffer("nonfinite", torch.zeros(1, dtype=torch.int32), persistent=False)
         self._made_on_meta = self.nonfinite.is_meta
+        self._calls = Calls()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_calls", Calls())
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -114,10 +122,14 @@ class Neuron(Leaf):
         """Keep a parameter of the neuron: numbers, a Parameter and a ``Bounded`` as they are, a tensor as a buffer."""
         if isinstance(value, Bounded):
             checks.held_range(type(self).__name__, name, value.low, value.high)
+        else:
+            checks.held_parameter(type(self).__name__, name, value)
+        self._put(name, value)
+
+    def _put(self, name: str, value: Number | Bounded) -> None:
+        if isinstance(value, Bounded):
             self.add_module(name, value)
-            return
-        checks.held_parameter(type(self).__name__, name, value)
-        if isinstance(value, nn.Parameter):
+        elif isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         elif isinstance(value, Tensor):
             self.register_buffer(name, value)
@@ -147,9 +159,9 @@ class Neuron(Leaf):
         checks.states(type(self).__name__, state, x, self.state_names)
         return torch.stack(tuple(state))
 
-    def named_state(self, state: Tensor | None) -> AnyState:
+    def named_state(self, state: AnyState) -> AnyState:
         """The op's state as ``return_state`` gives it: several as a NamedTuple."""
-        if state is None or self.State is None:
+        if state is None or self.State is None or isinstance(state, tuple):
             return state
         return self.State(*[state[i] for i in range(len(self.state_names))])
 
@@ -168,8 +180,13 @@ class Neuron(Leaf):
         asked = want
         if held is not None:
             v0, asked = held.start(self, x, v0), want | WANT_STATE
-        state, flag = None if v0 is None else self.stacked(x, v0), self.flag_for(x)
-        out = run_neuron(x, state, self.values(), self.spec, asked, self.backend, channel, on_equal, flag, lengths)
+        made = None
+        if lengths is None and not torch.compiler.is_compiling():
+            made = self._calls.again(self, x, v0, asked)
+        if made is None:
+            out = self._anew(x, v0, asked, channel, on_equal, lengths)
+        else:
+            out = self.outputs(made, asked)
         if held is not None:
             last = self.named_state(out.state)
             held.end(self, last)
@@ -178,6 +195,28 @@ class Neuron(Leaf):
             return out
         moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}
         return LIFOutput(**moved)
+
+    def _anew(
+        self, x: Tensor, v0: AnyState, want: int, channel: int, on_equal: bool, lengths: Tensor | None
+    ) -> LIFOutput:  # fmt: skip
+        """The same for a call that none before was like."""
+        state, flag, values = None if v0 is None else self.stacked(x, v0), self.flag_for(x), self.values()
+        out = run_neuron(x, state, values, self.spec, want, self.backend, channel, on_equal, flag, lengths)
+        if lengths is None and not torch.compiler.is_compiling():
+            self._calls.keep(self, x, v0, want, channel, on_equal)
+        return out
+
+    def outputs(self, made: Any, want: int) -> LIFOutput:
+        """What a call gave that was made again, by name."""
+        if want == WANT_SPIKES:
+            return LIFOutput(made, None, None, None)
+        parts = iter(made if isinstance(made, tuple) else (made,))
+        s = next(parts) if want & WANT_SPIKES else None
+        v = next(parts) if want & (WANT_V | WANT_H) else None
+        state: Any = None
+        if want & WANT_STATE:
+            state = next(parts) if self.State is None else self.State(*parts)
+        return LIFOutput(s, state, v if want & WANT_V else None, None, v if want & WANT_H else None)
 
     def axes(self, x: Tensor) -> tuple[int, int]:
         """The axis of x that time is on, and the one that the channels are on once time has moved to the front."""
@@ -204,7 +243,14 @@ class Neuron(Leaf):
         Raises:
             TypeError, ValueError: x or v of another shape, dtype or device.
         """
+        if not torch.compiler.is_compiling() and carriers.get() is None:
+            made = self._calls.again(self, x, v, self._step_wants, True)
+            if made is not None:
+                return made if self.State is None else (made[0], self.State(*made[1:]))
         out, state = self(one_step(type(self).__name__, x, self.time_dim), v, return_state=True)
+        if not torch.compiler.is_compiling() and not is_proxy(x):
+            on_equal = getattr(self, "fire_on_equal", False)
+            self._calls.keep(self, x, v, self._step_wants, self.channel_dim, on_equal, True)
         return dense(out).squeeze(self.time_dim), state
 
     def values(self) -> dict[str, Number]:
@@ -251,7 +297,12 @@ class Neuron(Leaf):
         return ", ".join([*shown, f"backend={self.backend!r}"])
 
 
-class Spiking(Neuron):
+def feeds_back(layer: Any) -> bool:
+    """Whether it is a ``Recurrent`` around neurons; its file is imported where somebody asks for it."""
+    return isinstance(getattr(layer, "neuron", None), NeuronLayer)
+
+
+class Spiking(NeuronLayer):
     """What the spiking neurons share: threshold, reset, surrogate, outputs. A subclass has what its row has besides."""
 
     still_threshold = True
@@ -338,8 +389,10 @@ class Spiking(Neuron):
         }
 
 
-class Readout(Neuron):
+class Readout(NeuronLayer):
     """What the neurons without spikes share: their output is v of every step."""
+
+    _step_wants = WANT_V + WANT_STATE
 
     # There is no reset: these numbers change nothing.
     reset_amount = v_threshold = 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from trtkern.backends import explain, resolve, sizes
 from trtkern.backends.base import Case
+from trtkern.nn._calls import Calls
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, Spiking, carrier, one_step, spikes_of, warn_of_one_step
 from trtkern.nn.neurons import LIF
@@ -40,7 +43,8 @@ class BatchNormLIF(Leaf):
         sync: share the statistics with all processes of torch.distributed, once it is initialised.
         pool: 2 returns 2x2 averages of the spikes, [T, B, C, H // 2, W // 2], and never writes the spikes themselves.
         packed: return ``Spikes``, which carry the T bits of every neuron: what ``SpikeConv2d`` keeps.
-        neuron: a class of spiking neurons: ``LIF``, ``PLIF``, ``CUBALIF``, ``ALIF``, ...
+        neuron: a class of spiking neurons: ``LIF``, ``PLIF``, ``CUBALIF``, ``ALIF``, ..., or the name of one of your
+            own (``trtkern.neurons.register``).
         lif: what that neuron takes: decay, gain, v_threshold, surrogate, backend, ...
 
     The state dict has weight, bias, running_mean, running_var and num_batches_tracked, and ``lif.*`` for learned
@@ -64,7 +68,7 @@ class BatchNormLIF(Leaf):
         sync: bool = False,
         pool: int = 1,
         packed: bool = False,
-        neuron: type[Spiking] = LIF,
+        neuron: Callable[..., Spiking] | str = LIF,
         **lif: Any,
     ) -> None:
         super().__init__()
@@ -80,8 +84,14 @@ class BatchNormLIF(Leaf):
         for name, make in held.items():
             self.register_buffer(name, make(num_features) if track_running_stats else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
-        self.lif = neuron(channel_dim=channel_dim, **lif)
+        neurons = import_module("trtkern.nn.own").maker(neuron) if isinstance(neuron, str) else neuron
+        self.lif: Spiking = neurons(channel_dim=channel_dim, **lif)
+        self._calls = Calls()
         self.reset_parameters()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_calls", Calls())
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -171,8 +181,17 @@ class BatchNormLIF(Leaf):
         lif, held = self.lif, carrier()
         if held is not None:
             v0 = held.start(lif, y, v0)
-        state, neuron = None if v0 is None else lif.stacked(y, v0), self.neuron(state=return_state or held is not None)
-        out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source, lengths)
+        plainly = residual is None and source is None and lengths is None and not torch.compiler.is_compiling()
+        want = wanted(True, False, return_state or held is not None, False)
+        made = self._calls.normed_again(self, y, v0, want) if plainly else None
+        if made is None:
+            state = None if v0 is None else lif.stacked(y, v0)
+            neuron = self.neuron(state=return_state or held is not None)
+            out = batch_norm_lif(y, self.norm(), neuron, residual, state, self.channel_dim, source, lengths)
+            if plainly:
+                self._calls.keep_normed(self, y, v0, want)
+        else:
+            out = lif.outputs(made, want)
         last = lif.named_state(out.state)
         if held is not None:
             held.end(lif, last)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trtkern.nn._neuron import Spiking
+from trtkern.nn._neuron import Spiking, feeds_back
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.convert import hooks_of, join
@@ -148,7 +148,7 @@ def _links(path: str, parent: nn.Sequential) -> Iterator[_Link]:
     inner = 1 if isinstance(parent, TimeSequential) else 2
     for at, name in enumerate(names):
         giver = layers[at]
-        if not isinstance(giver, (Spiking, BatchNormLIF, ConvBatchNormLIF)):
+        if not isinstance(giver, (Spiking, BatchNormLIF, ConvBatchNormLIF)) and not feeds_back(giver):
             continue
         flatten = None
         for behind in count(at + 1):

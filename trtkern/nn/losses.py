@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trtkern.backends import named
 from trtkern.backends.base import RegularizerSpec
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.ops import checks
 from trtkern.ops._beneath import look, requires_grad
@@ -360,7 +360,7 @@ def _regularized(model: Any, exclude: tuple[str, ...]) -> list[tuple[str, Tensor
     left_out: set[int] = set()
     if isinstance(model, nn.Module):
         modules = list(model.modules())
-        kinds = (Neuron, *NORMS) if "norm" in exclude else (Neuron,)
+        kinds = (NeuronLayer, *NORMS) if "norm" in exclude else (NeuronLayer,)
         for module in modules:
             if isinstance(module, kinds):
                 left_out.update(id(p) for p in module.parameters())

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern._torch import recording
-from trtkern.nn._neuron import AnyState, carriers
+from trtkern.nn._neuron import AnyState, NeuronLayer, carriers
 from trtkern.nn.batch_norm_lif import BatchNormLIF
 from trtkern.nn.delay import STATEFUL, Delay
+from trtkern.nn.recurrent import Recurrent
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
+
+Layer = NeuronLayer | Recurrent | Delay
+"""What has a state of its own."""
 
 
 class Stream:
@@ -41,11 +45,12 @@ class Stream:
         if not isinstance(model, nn.Module):
             raise TypeError(f"stream: expected a module, got {checks.describe(model)}")
         self.model = model
-        self._names: dict[Any, str] = {}
+        self._names: dict[Layer, str] = {}
         self._norms: list[tuple[str, Any]] = []
+        inside = {id(module.neuron) for module in model.modules() if isinstance(module, Recurrent)}
         for name, module in model.named_modules():
             _refuse(name, module)
-            if isinstance(module, STATEFUL):
+            if isinstance(module, (*STATEFUL, Recurrent)) and id(module) not in inside:
                 self._names[module] = name or ITSELF
             elif isinstance(module, (_BatchNorm, BatchNormLIF)):
                 self._norms.append((name or ITSELF, module))
@@ -177,12 +182,12 @@ ITSELF = "itself"
 class _Held:
     """The states during one call of the model (``Carrier``)."""
 
-    def __init__(self, names: Mapping[Any, str], states: Mapping[str, AnyState]) -> None:
+    def __init__(self, names: Mapping[Layer, str], states: Mapping[str, AnyState]) -> None:
         self.ended: dict[str, AnyState] = {}
         self._names, self._states = names, states
-        self._uses: dict[Any, int] = {}
+        self._uses: dict[Layer, int] = {}
 
-    def start(self, layer: Any, x: Tensor, v0: AnyState) -> AnyState:
+    def start(self, layer: Layer, x: Tensor, v0: AnyState) -> AnyState:
         """The state that the layer ended in, or v0 where that is what it gave within this call: a loop over time."""
         name = self._names.get(layer)
         if name is None:
@@ -202,11 +207,11 @@ class _Held:
             _check_fit(who, layer, x, state)
         return state
 
-    def end(self, layer: Any, state: AnyState) -> None:
+    def end(self, layer: Layer, state: AnyState) -> None:
         """What the layer's latest call ended in."""
         self.ended[self._key(layer)] = state
 
-    def _key(self, layer: Any) -> str:
+    def _key(self, layer: Layer) -> str:
         use = self._uses.get(layer, 0)
         return self._names[layer] if use < 2 else f"{self._names[layer]}#{use}"
 
@@ -237,7 +242,7 @@ def _path(key: Any) -> str:
     return name if mark and use.isdecimal() and int(use) > 1 else str(key)
 
 
-def _who(name: str, layer: Any) -> str:
+def _who(name: str, layer: Layer) -> str:
     return f"stream: layer {name!r} ({type(layer).__name__})"
 
 
@@ -253,7 +258,7 @@ def _each(run: Callable[[Tensor], Tensor], state: AnyState) -> AnyState:
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
-def _check_kind(who: str, layer: Any, state: AnyState) -> None:
+def _check_kind(who: str, layer: Layer, state: AnyState) -> None:
     names = layer.state_names
     parts = list(_parts(state))
     for part in parts:
@@ -265,7 +270,7 @@ def _check_kind(who: str, layer: Any, state: AnyState) -> None:
         raise ValueError(f"{who} expected {shown}, got {len(parts)} in a {type(state).__name__}")
 
 
-def _check_fit(who: str, layer: Any, x: Tensor, state: AnyState) -> None:
+def _check_fit(who: str, layer: Layer, x: Tensor, state: AnyState) -> None:
     """The state belongs to sequences like x."""
     try:
         if isinstance(layer, Delay):

@@ -13,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from trtkern._torch import exporting, recording
 from trtkern.nn._leaf import is_proxy
-from trtkern.nn._neuron import carrier
+from trtkern.nn._neuron import carrier, feeds_back
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.delay import STATEFUL
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
@@ -379,9 +379,9 @@ def _same_time(x: Tensor | Spikes, steps: int) -> None:
         )
 
 
-def _time_dim(layer: nn.Module) -> int:
+def _time_dim(layer: Any) -> int:
     """Where it has time."""
-    return layer.time_dim if isinstance(layer, STATEFUL) else 0
+    return layer.time_dim if isinstance(layer, STATEFUL) or feeds_back(layer) else 0
 
 
 @fx.wrap

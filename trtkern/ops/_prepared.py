@@ -121,7 +121,8 @@ class Prepared:
 
     def look(self, params: Tensor) -> None:
         """What the parameters hold; a ValueError where a neuron cannot have it."""
-        checks.parameter_values(self._spec.neuron.lower(), params, self._spec.row.params)
+        row = self._spec.row
+        checks.parameter_values(self._spec.op, params, row.params, row.ranges)
 
     def forward(
         self, x: Tensor, v0: Tensor | None, params: Tensor | None, affine: Tensor | None, residual: Tensor | None,

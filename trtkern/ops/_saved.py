@@ -46,13 +46,14 @@ def keep(ctx: Any, *tensors: Tensor | None, held: dict[str, Any] | None = None) 
     ``held``: what calls share whose tensors have the same layouts, which are then asked for once.
     """
     if not torch.compiler.is_compiling():  # which would hold T and the batch to those of the first call
-        ctx.layouts = _layouts(tensors) if held is None else held.get("layouts")
+        ctx.layouts = layouts(tensors) if held is None else held.get("layouts")
         if ctx.layouts is None and held is not None:
-            ctx.layouts = held["layouts"] = _layouts(tensors)
+            ctx.layouts = held["layouts"] = layouts(tensors)
     ctx.save_for_backward(*tensors)
 
 
-def _layouts(tensors: Iterable[Tensor | None]) -> list[Any]:
+def layouts(tensors: Iterable[Tensor | None]) -> list[Any]:
+    """How they lie in memory, as ``kept`` compares it with what comes back."""
     return [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
 
 
@@ -60,11 +61,11 @@ def kept(ctx: Any) -> tuple[Any, ...]:
     """``ctx.saved_tensors`` as they were; in compiled code, whose layouts the compiler settles, as they come."""
     if torch.compiler.is_compiling():
         return ctx.saved_tensors
-    found, layouts = ctx.saved_tensors, ctx.layouts
-    now = _layouts(found)
-    if now == layouts:
+    found, before = ctx.saved_tensors, ctx.layouts
+    now = layouts(found)
+    if now == before:
         return found
     return tuple(
         Layout(*then).restore(t) if then is not None and then != other else t
-        for t, then, other in zip(found, layouts, now, strict=True)
+        for t, then, other in zip(found, before, now, strict=True)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -117,12 +117,7 @@ def batch_norm_lif(
         # Dynamo loses the gradient of a tensor that a Function keeps words instead of: compiled code keeps it dense.
         words = residual.addends == 1 and not torch.compiler.is_compiling()
         residual = current(residual) if words else residual.spikes
-    settings = (
-        neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
-        type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
-    )  # fmt: skip
-    around = residual if isinstance(residual, Spikes) else (residual,)
-    call = known(settings, (y, *around, *norm[:5], v0, neuron.flag, lengths, *neuron.values.values()))
+    call = known_by(y, norm, neuron, residual, v0, channel_dim, lengths)
     ready = recall(call)
     new = ready is None
     if ready is None:
@@ -158,6 +153,19 @@ def batch_norm_lif(
     if new:
         remember(call, ready)
     return output
+
+
+def known_by(
+    y: Tensor, norm: BatchNorm, neuron: Neuron, residual: Tensor | Spikes | None, v0: Tensor | None, channel_dim: int,
+    lengths: Tensor | None = None,
+) -> Hashable:  # fmt: skip
+    """By what a call is known, or None (``known``)."""
+    settings = (
+        neuron.spec.token, neuron.backend, neuron.pool, channel_dim, type(channel_dim), neuron.fire_on_equal,
+        type(residual), norm.batch_statistics, norm.group is None, *neuron.values,
+    )  # fmt: skip
+    around = residual if isinstance(residual, Spikes) else (residual,)
+    return known(settings, (y, *around, *norm[:5], v0, neuron.flag, lengths, *neuron.values.values()))
 
 
 class _Ready(NamedTuple):
@@ -198,7 +206,7 @@ def _checked(
             f"{OP}: expected running statistics with lengths, got those of the batch, in which what samples are padded "
             "with would count; call eval() (trtkern.nn.freeze_norms), or leave lengths out"
         )
-    checks.parameters(OP, values)
+    checks.parameters(OP, values, spec.row.ranges)
     measured = (0, 0, 0) if neuron.want & WANT_PACKED else sizes(y)
     chosen = choose(neuron.backend, OP, y.device.type, y.dtype, spec.token, measured, lengths is not None)
     numbers = scalars(OP, values, neuron.fire_on_equal, y)
@@ -233,7 +241,7 @@ def _reference(
     x, found = normalised(y, norm, residual, ready.axis)
     dtype = state_dtype(y)
     values, params = _parameters(y, neuron, ready.axis, dtype)
-    rows = reference_rows(params, ready.axis, values, y)
+    rows = reference_rows(params, ready.axis, values, y, neuron.spec.row.ranges)
     trace = reference.lif(x.to(dtype), v0, rows, neuron.spec, lengths)
     out = from_trace(trace, y, want, flag)
     if neuron.pool and out.spikes is not None:

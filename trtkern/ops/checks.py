@@ -190,9 +190,13 @@ def axis(op: str, name: str, dim: int, x: Tensor) -> int:
     return dim % x.dim()
 
 
-def parameters(op: str, values: Mapping[str, Number]) -> None:
+Ranges = Mapping[str, tuple[float, float]] | None
+"""Of the parameters of a user's own neuron, from where to where; None: that follows from their names."""
+
+
+def parameters(op: str, values: Mapping[str, Number], ranges: Ranges = None) -> None:
     """The parameters of a neuron: numbers that float32 holds, or floating tensors of rank 0 or 1; decay in [0, 1],
-    threshold >= 0.
+    threshold >= 0, or as the ranges say.
 
     The threshold comes first: where it stands in for the reset amount it is the one to be named.
     """
@@ -207,14 +211,19 @@ def parameters(op: str, values: Mapping[str, Number]) -> None:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{op}: expected {name} to be a number or a tensor, got {describe(value)}")
         else:
-            _within(op, name, value, value)
+            _within(op, name, value, value, ranges=ranges)
 
 
-def held_parameter(op: str, name: str, value: Number) -> None:
+def held_parameter(op: str, name: str, value: Number, ranges: Ranges = None) -> None:
     """A parameter that a layer is constructed with: also the values of a tensor, wherever it is."""
-    parameters(op, {name: value})
+    parameters(op, {name: value}, ranges)
     if isinstance(value, Tensor) and value.device.type != "meta":
-        look(lambda value: _within(op, name, *(end.item() for end in value.aminmax())), value.detach())
+
+        def within(value: Tensor) -> None:
+            low, high = (end.item() for end in value.aminmax())
+            _within(op, name, low, high, ranges=ranges)
+
+        look(within, value.detach())
 
 
 def _is_decay(name: str) -> bool:
@@ -227,10 +236,12 @@ def _divides(name: str) -> bool:
     return name in ("tau", "delta_t") or name.startswith("tau_")
 
 
-def held_range(op: str, name: str, low: float, high: float) -> None:
+def held_range(op: str, name: str, low: float, high: float, ranges: Ranges = None) -> None:
     """The range of a bounded parameter is one of allowed values; its ends may be infinite where those may."""
     least = 0.0 if name == "v_threshold" or _divides(name) else -math.inf
     allowed = (0.0, 1.0) if _is_decay(name) else (least, math.inf)
+    if ranges is not None:
+        allowed = ranges.get(name, (-math.inf, math.inf))
     if not allowed[0] <= low <= high <= allowed[1]:
         raise ValueError(
             f"{op}: expected {name} to be bounded within {allowed[0]:g} to {allowed[1]:g}, got {low:g} to {high:g}; "
@@ -260,37 +271,45 @@ def held_now(op: str, name: str, value: Number) -> None:
         look(lambda value: _within(op, name, value.min().item(), value.max().item(), hint), value.detach())
 
 
-def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS) -> None:
+def parameter_values(op: str, params: Tensor | None, names: Sequence[str] = PARAMS, ranges: Ranges = None) -> None:
     """The values of a [P, C] parameter tensor, where looking at them costs no synchronisation; what torch compiles or
     exports has none yet."""
     if params is None or torch.compiler.is_compiling() or not (params.device.type == "cpu" or _debugging):
         return
-    look(lambda params: _rows_within(op, params, names), params.detach())
+    look(lambda params: _rows_within(op, params, names, ranges), params.detach())
 
 
-def _rows_within(op: str, params: Tensor, names: Sequence[str]) -> None:
+def _rows_within(op: str, params: Tensor, names: Sequence[str], ranges: Ranges) -> None:
     if params.dim() > 2:
         params = params.movedim(-2, 0).flatten(1)
     low, high = params.aminmax(dim=1)
     rows = list(zip(names, low.tolist(), high.tolist(), strict=True))
-    if any(_expected(*row) for row in rows):
+    if any(_expected(*row, ranges) for row in rows):
         for name, lowest, highest in sorted(rows, key=lambda row: row[0] != "v_threshold"):
-            _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded")
+            _within(op, name, lowest, highest, "; a learned one stays there as trtkern.nn.Bounded", ranges)
 
 
-def _within(op: str, name: str, low: float, high: float, hint: str = "") -> None:
-    if expected := _expected(name, low, high):
+def allowed(name: str) -> str:
+    """The range of a parameter besides that it is finite in float32: "[0, 1]", ">= 0", "> 0" or ""."""
+    return "[0, 1]" if _is_decay(name) else ">= 0" if name == "v_threshold" else "> 0" if _divides(name) else ""
+
+
+def _within(op: str, name: str, low: float, high: float, hint: str = "", ranges: Ranges = None) -> None:
+    if expected := _expected(name, low, high, ranges):
         came = repr(low) if low == high or low != low else f"values from {low!r} to {high!r}"
         raise ValueError(f"{op}: expected {name} to be {expected}, got {came}{hint}")
 
 
-def _expected(name: str, low: float, high: float) -> str | None:
+def _expected(name: str, low: float, high: float, ranges: Ranges = None) -> str | None:
     """What the values of a parameter should be where they are not, in the words of the errors; else None."""
     expected = None
     if not (abs(low) < math.inf and abs(high) < math.inf):
         expected = "finite"
     elif max(abs(low), abs(high)) > LARGEST:
         expected = f"finite in float32, at most {LARGEST:.1e}"
+    elif ranges is not None:
+        least, most = ranges.get(name, (-math.inf, math.inf))
+        expected = None if least <= low <= high <= most else f"from {least:g} to {most:g}"
     elif _is_decay(name) and not 0 <= low <= high <= 1:
         expected = "in [0, 1]"
     elif name == "v_threshold" and low < 0:

@@ -5,7 +5,7 @@ The public function and its autograd. The private ops beneath, which BatchNorm +
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,8 +150,7 @@ def neuron(
         values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
         want: which outputs to make (``wanted``).
     """
-    settings = (spec.token, backend, channel_dim, type(channel_dim), want, fire_on_equal, *values)
-    call = known(settings, (x, state, flag, lengths, *values.values()))
+    call = known_by(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths)
     ready = recall(call)
     new = ready is None
     if ready is None:
@@ -159,7 +158,7 @@ def neuron(
             x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths, call is not None
         )  # fmt: skip
     if lengths is not None:
-        checks.length_values(spec.neuron.lower(), lengths, x)
+        checks.length_values(spec.op, lengths, x)
     if new:
         remember(call, ready)
 
@@ -167,17 +166,26 @@ def neuron(
         return _fused(x, state, None, None, lengths, spec, ready, want, flag)
 
     def run(want: int, flag: Tensor | None) -> LIFOutput:
-        op = spec.neuron.lower()
+        op = spec.op
         own = firing(op, {name: values[name] for name in spec.row.params}, fire_on_equal, x)
         if ready.backend == "reference":
             dtype = state_dtype(x)
-            rows = reference_rows(*stack(op, x, own, channel_dim, dtype), own, x)
+            rows = reference_rows(*stack(op, x, own, channel_dim, dtype), own, x, spec.row.ranges)
             return from_trace(reference.lif(x.to(dtype), state, rows, spec, lengths), x, want, flag)
         params, axis = stack(op, x, own, channel_dim, torch.float32)
         laid = x if ready.plain else layout.dense(x) if lengths is None else layout.by_sample(x)
         return _fused(laid, state, params, axis, lengths, spec, ready, want, flag)
 
-    return perform(spec.neuron.lower(), x, want, flag, run)
+    return perform(spec.op, x, want, flag, run)
+
+
+def known_by(
+    x: Tensor, state: Tensor | None, values: dict[str, Number], spec: LIFSpec, want: int, backend: str,
+    channel_dim: int, fire_on_equal: bool, flag: Tensor | None, lengths: Tensor | None = None,
+) -> Hashable:  # fmt: skip
+    """By what a call of ``neuron`` is known, or None (``known``)."""
+    settings = (spec.token, backend, channel_dim, type(channel_dim), want, fire_on_equal, *values)
+    return known(settings, (x, state, flag, lengths, *values.values()))
 
 
 class _Fixed(NamedTuple):
@@ -209,13 +217,13 @@ def _checked(
     channel_dim: int, fire_on_equal: bool, flag: Tensor | None, lengths: Tensor | None, direct: bool,
 ) -> _Ready:  # fmt: skip
     """The call, when all that its shapes, types, places and numbers say was checked."""
-    op, row = spec.neuron.lower(), spec.row
+    op, row = spec.op, spec.row
     checks.sequence(op, x)
     checks.state(op, state, x, row.states)
     checks.flag(op, flag, x)
     checks.lengths(op, lengths, x)
     values = {name: values[name] for name in row.params}
-    checks.parameters(op, values)
+    checks.parameters(op, values, row.ranges)
     numbers = scalars(op, values, fire_on_equal, x)
     measured = (0, 0, 0) if want & WANT_PACKED else sizes(x)
     chosen = choose(backend, "lif", x.device.type, x.dtype, spec.token, measured, lengths is not None)
@@ -258,7 +266,7 @@ def _fused(
     if lengths is not None:
         lengths = lengths.to(torch.int32).contiguous()
     differentiable = needs_grad(x, v0, params) if ready.plain else differentiated(x, v0, params)
-    dual = not ready.plain and pushed(spec.neuron.lower(), x, v0, params)
+    dual = not ready.plain and pushed(spec.op, x, v0, params)
     made = wanted_with(x, spec, want, differentiable)
     lazy = want & WANT_PACKED and want & WANT_SPIKES and spikes.lazily(x, ready.backend)
     if lazy and (ready.plain or (undisturbed() and bare((x, v0, params)))):

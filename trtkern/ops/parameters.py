@@ -97,10 +97,12 @@ def _rows(numbers: tuple[float, ...], count: int, dtype: torch.dtype, device: to
     return torch.cat([torch.full((1, count), number, dtype=dtype, device=device) for number in numbers])
 
 
-def reference_rows(params: Tensor | None, axis: int | None, values: dict[str, Number], x: Tensor) -> list[Any]:
+def reference_rows(
+    params: Tensor | None, axis: int | None, values: dict[str, Number], x: Tensor, ranges: checks.Ranges = None
+) -> list[Any]:
     """The parameters as the reference takes them: numbers, or tensors that broadcast with x[0]."""
     if params is None:
         return list(values.values())
-    checks.parameter_values("lif", params, tuple(values))
+    checks.parameter_values("lif", params, tuple(values), ranges)
     trailing = 0 if axis is None else x.dim() - axis - 1
     return list(params.reshape(len(values), -1, *[1] * trailing).unbind(0))

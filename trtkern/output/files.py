@@ -18,6 +18,14 @@ ADVICE = {
 }  # fmt: skip
 
 
+def cache_folder() -> Path:
+    """$TRTKERN_CACHE, else $XDG_CACHE_HOME/trtkern, else ~/.cache/trtkern; what is kept there can be made again."""
+    own, base = os.environ.get("TRTKERN_CACHE", ""), os.environ.get("XDG_CACHE_HOME", "")
+    if own:
+        return Path(own).absolute()
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trtkern"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

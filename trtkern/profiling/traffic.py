@@ -136,6 +136,32 @@ def lif_backward(
     )
 
 
+def recurrent_forward(
+    e: int, timesteps: int, *, packed: bool = False, returns_v: bool = False, grad: bool = True, spec: LIFSpec = LIF
+) -> Terms:
+    """Of neurons that feed each other: reads x, writes s: 2e; with a backward pass also the current, e, and the words,
+    w. The weights stay in the caches."""
+    return (
+        *lif_forward(e, timesteps, packed=packed or grad, returns_v=returns_v, grad=grad, spec=spec),
+        *[_dense("current", "write", e)] * grad,
+    )
+
+
+def recurrent_backward(e: int, timesteps: int, *, returns_v: bool = False, spec: LIFSpec = LIF) -> Terms:
+    """Reads the current and gs, writes gx: 3e; for the gradient of the weights gx and the words again: e + w."""
+    return (
+        _dense("current", "read", e),
+        *lif_backward(e, timesteps, returns_v=returns_v, spec=spec)[1:],
+        _dense("gx", "read", e),
+        _words("read", timesteps),
+    )
+
+
+def recurrent_kept(e: int, timesteps: int, spec: LIFSpec = LIF) -> Terms:
+    """The current, e, and the words, w; + 4/16 when T exceeds 16."""
+    return _dense("current", "keep", e), _words("keep", timesteps), *_edges("keep", timesteps, spec)
+
+
 def lif_kept(e: int, timesteps: int, *, static: bool = False, spec: LIFSpec = LIF) -> Terms:
     """x: e; + 4/16 when T exceeds 16. Tensors among the neuron's parameters: ``parameter_bytes`` a channel more."""
     return _input("x", "keep", e, timesteps, static), *_edges("keep", timesteps, spec)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trtkern import neurons, reference, surrogates
 from trtkern.ops.lif import neuron, wanted
+from trtkern.rows import Registered
 from trtkern.spec import LIFSpec
 
 MARGIN = 1e-3
@@ -73,8 +74,10 @@ class Cell:
         """The neuron's parameters, float64 [count] each; numbers that float32 holds exactly, so that every backend and
         the oracle read the same ones."""
         spread = 0.0 if self.learnable == "none" else 0.1
-        row = self.spec.row.params
-        return [(neurons.CENTERS[name] + spread * torch.rand(count, generator=draw)).double() for name in row]
+        row = self.spec.row
+        own = row.defaults if isinstance(row, Registered) else {}
+        centers = {**neurons.CENTERS, **{name: value for name, value in own.items() if value is not None}}
+        return [(centers[name] + spread * torch.rand(count, generator=draw)).double() for name in row.params]
 
     def __str__(self) -> str:
         detach = "detached" if self.detach_reset else "attached"

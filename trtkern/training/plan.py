@@ -15,6 +15,7 @@ from trtkern.names import (
     OPTIMIZERS,
     OVER,
     OWN,
+    OWN_NEURON,
     is_own,
     one_of,
     unknown,
@@ -142,7 +143,9 @@ def _model(said: dict[str, Any]) -> dict[str, Any]:
             flag = OPTIONS[key].flags[0]
             raise ValueError(f"--set model.{key}: expected {flag}, which is for the whole run, got model.{key}")
     if not is_own(said["name"]):
-        one_of("set model.neuron", said.get("neuron", "LIF"), NEURONS)
+        neuron = said.get("neuron", "LIF")
+        if not is_own(neuron):
+            one_of("set model.neuron", neuron, NEURONS, f", or {OWN_NEURON}")
     return said
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtkern.names import NEURONS, unknown
+from trtkern.names import NEURONS, is_own, unknown
 from trtkern.training.options import OPTIONS, RECIPE
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -108,7 +108,8 @@ def _merge(recipe: dict[str, Any], part: dict[str, Any]) -> None:
     another neuron from its own."""
     if "neuron" in part.get("model", {}) and "model" in recipe:
         own = NEURONS.get(str(recipe["model"].get("neuron", "LIF")), ())
-        kept = NEURONS.get(str(part["model"]["neuron"]), own)
+        named = str(part["model"]["neuron"])
+        kept = () if is_own(named) else NEURONS.get(named, own)
         recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in own or key in kept}
     for key, value in part.items():
         old = recipe.get(key)

@@ -47,6 +47,11 @@ class Peer(NamedTuple):
         make = getattr(module, "OTHERS", {}).get(where.neuron)
         return [] if make is None else make(where)
 
+    def recurrent(self, where: Where, weight: nn.Parameter) -> list[Layer]:
+        """Its layers whose neurons feed each other by these weights, if it has any."""
+        make = getattr(import_module(f"{__name__}.{self.name}"), "recurrent", None)
+        return [] if make is None else make(where, weight)
+
     def network(self, name: str, timesteps: int, shape: tuple[int, ...]) -> Whole | None:
         """Its own network of that name for images of that shape, where it has one."""
         make = getattr(import_module(f"{__name__}.{self.name}"), "network", None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,41 @@ def adaptive(where: Where) -> list[Layer]:
     spec = LIFSpec(surrogate="triangle", alpha=1.0, neuron="ALIF")
     neuron = Neuron((0.5, 0.5, 0.0, 0.75, 0.2, 0.75, 0.5, 0.5, 0.0), spec)
     return [_unbound("norse LSNNCell, unbind", cell, neuron, late=1)]
+
+
+def recurrent(where: Where, weight: torch.nn.Parameter) -> list[Layer]:
+    """The neuron of ``adaptive``, whose reset is detached here: ``LSNNRecurrentCell``, and ``LSNNCell`` that is handed
+    the product. Both integrate the current of the step before."""
+    import norse.torch as norse
+
+    numbers = {
+        "tau_syn_inv": 1.0, "tau_mem_inv": 0.5, "tau_adapt_inv": 0.25, "v_leak": 0.0, "v_th": 0.5, "v_reset": 0.0,
+        "beta": 0.2,
+    }  # fmt: skip
+    tensors = {name: torch.tensor(value, device=where.device) for name, value in numbers.items()}
+    parameters = norse.LSNNParameters(**tensors, method="triangle", alpha=1.0)
+    spec = LIFSpec(surrogate="triangle", alpha=1.0, neuron="ALIF")
+    neuron = Neuron((0.5, 0.5, 0.0, 0.75, 0.2, 0.75, 0.5, 0.5, 0.0), spec)
+    detached = neuron._replace(spec=LIFSpec(surrogate="triangle", alpha=1.0, detach_reset=True, neuron="ALIF"))
+    N = len(weight)
+    whole = norse.LSNNRecurrentCell(N, N, p=parameters, dt=1.0, autapses=True)
+    whole.input_weights = torch.nn.Parameter(torch.eye(N, device=where.device, dtype=where.dtype), requires_grad=False)
+    whole.recurrent_weights = weight
+    cell = norse.LSNNCell(p=parameters, dt=1.0)
+
+    def around(x: Tensor) -> Tensor:
+        s, state, spikes = torch.zeros_like(x[0]), None, []
+        for current in (*x.unbind(0), torch.zeros_like(x[0])):
+            s, state = cell(current + torch.nn.functional.linear(s, weight), state)
+            spikes.append(s)
+        return torch.stack(spikes[1:])
+
+    late = "a spike reaches the others two steps later"
+    given = _unbound("norse LSNNRecurrentCell, unbind", whole, detached, late=1)
+    return [
+        Layer("norse LSNNCell and the product, unbind", around, neuron, lag=2, note=late),
+        replace(given, lag=2, note=f"{late}; multiplies x by the identity"),
+    ]
 
 
 def _unbound(name: str, cell: Any, neuron: Neuron, late: int = 0) -> Layer:

@@ -71,4 +71,24 @@ def synaptic(where: Where) -> list[Layer]:
     return [Layer("snntorch Synaptic, unbind", run, SYNAPTIC)]
 
 
+def recurrent(where: Where, weight: torch.nn.Parameter) -> list[Layer]:
+    """``RLeaky``, the neuron of ``layers`` with all-to-all weights."""
+    import snntorch
+    from snntorch import surrogate
+
+    spike_grad = surrogate.atan(alpha=2.0)
+    neuron = snntorch.RLeaky(beta=0.5, linear_features=len(weight), threshold=1.0, spike_grad=spike_grad)
+    neuron.recurrent = torch.nn.Linear(len(weight), len(weight), bias=False, device="meta")
+    neuron.recurrent.weight = weight
+
+    def run(x: Tensor) -> Tensor:
+        s, mem, spikes = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+        for current in x.unbind(0):
+            s, mem = neuron(current, s, mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return [Layer("snntorch RLeaky, unbind", run, NEURON)]
+
+
 OTHERS = {"CUBALIF": synaptic}

@@ -28,7 +28,7 @@ def layers(where: Where) -> list[Layer]:
 
     def node(mode: str) -> torch.nn.Module:
         atan = surrogate.ATan(alpha=2.0)
-        return neuron.LIFNode(2.0, False, 1.0, 0.0, atan, step_mode=mode).to(where.device)
+        return neuron.LIFNode(2.0, False, where.threshold, 0.0, atan, step_mode=mode).to(where.device)
 
     many, single, traced = node("m"), node("s"), node("m")
 

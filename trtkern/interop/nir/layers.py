@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trtkern.nn import LIF
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import AnyState, Neuron
+from trtkern.nn._neuron import AnyState, NeuronLayer
 from trtkern.nn.delay import Delay
 
 
@@ -57,7 +57,7 @@ class PerNeuron(Leaf):
 
     takes_time = True
 
-    def __init__(self, layer: Neuron | Delay) -> None:
+    def __init__(self, layer: NeuronLayer | Delay) -> None:
         super().__init__()
         self.layer = layer
 

@@ -15,7 +15,7 @@ from trtkern.interop.nir.dialects import Clock, Dialect, array
 from trtkern.interop.nir.layers import PerNeuron, Threshold
 from trtkern.interop.nir.problems import Problems
 from trtkern.nn import CUBALI, CUBALIF, IF, LI, LIF, Bounded
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 
 LEARNED = ("decay", "gain", "decay_syn", "gain_syn", "v_leak", "v_threshold", "v_reset")
 """What of a neuron can be learned after an import."""
@@ -31,7 +31,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """The numbers of each node."""
 
-LAYERS: dict[str, type[Neuron]] = {
+LAYERS: dict[str, type[NeuronLayer]] = {
     "LIF": LIF, "IF": IF, "LI": LI, "I": LI, "CubaLIF": CUBALIF, "CubaLI": CUBALI, "Threshold": Threshold
 }  # fmt: skip
 """The layer of each node."""

@@ -14,7 +14,7 @@ from trtkern.interop.nir.building import Builder, Norm, Value
 from trtkern.interop.nir.layers import PerNeuron, Scale
 from trtkern.interop.nir.writing_neurons import Place, neuron, over_neurons
 from trtkern.nn import BatchNormLIF, Delay, SpikeConv2d, SpikeLinear
-from trtkern.nn._neuron import Neuron
+from trtkern.nn._neuron import NeuronLayer
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 IMAGES = (nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -33,7 +33,7 @@ def leaf(builder: Builder, path: str, module: nn.Module, value: Value, channel_d
     """
     if isinstance(module, (*BATCH_NORMS, BatchNormLIF)):
         return _norm(builder, path, module, value, channel_dim)
-    if isinstance(module, Neuron):
+    if isinstance(module, NeuronLayer):
         return _neuron(builder, path, module, value)
     found = next((write for kind, write in LEAVES.items() if isinstance(module, kind)), None)
     if found is None:
@@ -59,7 +59,7 @@ def _numpy(tensor: Any) -> np.ndarray:
     return (held if held.dtype in (torch.float32, torch.float64) else held.float()).contiguous().numpy().copy()
 
 
-def _neuron(builder: Builder, path: str, layer: Neuron, value: Value) -> Value:
+def _neuron(builder: Builder, path: str, layer: NeuronLayer, value: Value) -> Value:
     if value.shape is None:
         return value
     place = Place(

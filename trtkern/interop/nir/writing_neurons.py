@@ -11,7 +11,7 @@ from torch import Tensor
 from trtkern.interop.nir.dialects import Clock, Dialect
 from trtkern.interop.nir.layers import Threshold
 from trtkern.interop.nir.problems import Problems
-from trtkern.nn._neuron import Neuron, Readout, Spiking
+from trtkern.nn._neuron import NeuronLayer, Readout, Spiking
 
 KINDS = ("LIF", "CUBALIF")
 """The rows of ``trtkern.neurons.TABLE`` that NIR has an equation for."""
@@ -35,7 +35,7 @@ class Place(NamedTuple):
         self.problems.add(self.path, self.kind, expected, got, do)
 
 
-def neuron(layer: Neuron, place: Place, numbers: dict[str, np.ndarray] | None = None) -> Any:
+def neuron(layer: NeuronLayer, place: Place, numbers: dict[str, np.ndarray] | None = None) -> Any:
     """The node of a layer; None, and problems, where NIR or the reader has none.
 
     Args:
@@ -71,7 +71,7 @@ def neuron(layer: Neuron, place: Place, numbers: dict[str, np.ndarray] | None = 
     return (_cuba if layer.kind == "CUBALIF" else _lif)(layer, numbers, place, metadata)
 
 
-def _numbers(layer: Neuron, place: Place) -> dict[str, np.ndarray] | None:
+def _numbers(layer: NeuronLayer, place: Place) -> dict[str, np.ndarray] | None:
     """The parameters of every neuron in float64, [*shape]."""
     axis = layer.channel_dim - 2 if layer.channel_dim >= 2 else layer.channel_dim + len(place.shape)
     found = {}
@@ -100,7 +100,7 @@ def over_neurons(value: Any, shape: tuple[int, ...], axis: int) -> np.ndarray | 
     return np.ascontiguousarray(np.broadcast_to(held.reshape(along), shape))
 
 
-def _reset(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> dict[str, Any]:
+def _reset(layer: NeuronLayer, numbers: dict[str, np.ndarray], place: Place) -> dict[str, Any]:
     """The metadata of a spiking node; a problem where neither it nor the reader can say the reset or the firing."""
     if not isinstance(layer, Spiking) or isinstance(layer, Threshold):
         return {}
@@ -127,7 +127,7 @@ def _reset(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> dict[
     return said
 
 
-def _decays(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> None:
+def _decays(layer: NeuronLayer, numbers: dict[str, np.ndarray], place: Place) -> None:
     """A problem for each decay without a time constant."""
     for name in ("decay", "decay_syn"):
         if name not in numbers:
@@ -188,7 +188,7 @@ def _potentials(numbers: dict[str, np.ndarray], place: Place) -> None:
         place.refuse("v_leak = v_reset, which this reader takes", "another v_leak", "make them equal")
 
 
-def _readout(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> None:
+def _readout(layer: NeuronLayer, numbers: dict[str, np.ndarray], place: Place) -> None:
     """A problem where the reader has a readout of another gain: no threshold can make up for it."""
     if place.dialect.plain_leak and (numbers["gain"] != 1).any():
         place.refuse("gain = 1, which this reader gives to every LI", "another gain", "put it into the weights before")
@@ -196,7 +196,7 @@ def _readout(layer: Neuron, numbers: dict[str, np.ndarray], place: Place) -> Non
         place.refuse("v_leak = 0, which this reader takes", "another v_leak", "put it into the bias before")
 
 
-def _lif(layer: Neuron, numbers: dict[str, np.ndarray], place: Place, metadata: dict[str, Any]) -> Any:
+def _lif(layer: NeuronLayer, numbers: dict[str, np.ndarray], place: Place, metadata: dict[str, Any]) -> Any:
     nir, clock, decay, gain = place.nir, place.clock, numbers["decay"], numbers["gain"]
     firing = {}
     if isinstance(layer, Spiking):
@@ -216,7 +216,7 @@ def _lif(layer: Neuron, numbers: dict[str, np.ndarray], place: Place, metadata: 
     return node(tau=clock.tau(decay), r=r, v_leak=numbers["v_leak"], **firing, metadata=metadata)
 
 
-def _cuba(layer: Neuron, numbers: dict[str, np.ndarray], place: Place, metadata: dict[str, Any]) -> Any:
+def _cuba(layer: NeuronLayer, numbers: dict[str, np.ndarray], place: Place, metadata: dict[str, Any]) -> Any:
     nir, clock, decay, decay_syn = place.nir, place.clock, numbers["decay"], numbers["decay_syn"]
     fields = {
         "tau_syn": clock.tau(decay_syn),

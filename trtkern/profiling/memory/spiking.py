@@ -14,6 +14,7 @@ from trtkern.nn import (
     BatchNormLIF,
     ConvBatchNormLIF,
     Delay,
+    Recurrent,
     SDTLoss,
     SpikeConv2d,
     SpikeLinear,
@@ -21,7 +22,7 @@ from trtkern.nn import (
     TETLoss,
     TRTLoss,
 )
-from trtkern.nn._neuron import AnyState, Neuron, Readout, Spiking
+from trtkern.nn._neuron import AnyState, NeuronLayer, Readout, Spiking
 from trtkern.ops import layout
 from trtkern.ops.spikes import dense
 from trtkern.profiling import traffic
@@ -35,7 +36,7 @@ def neuron_steps(call: Call) -> int:
         return call.made[id(module.conv)].numel() if checkpoints(call) else 0
     if isinstance(module, BatchNormLIF):
         return call.given(0, "y").numel()
-    return call.given(0, "x").numel() if isinstance(module, Neuron) else 0
+    return call.given(0, "x").numel() if isinstance(module, (NeuronLayer, Recurrent)) else 0
 
 
 def _terms(terms: traffic.Terms, steps: int, tensors: Mapping[str, Tensor | None]) -> list[Kept]:
@@ -47,7 +48,7 @@ def _terms(terms: traffic.Terms, steps: int, tensors: Mapping[str, Tensor | None
     ]
 
 
-def _parameters(neuron: Neuron, channels: int | None = None) -> list[Kept]:
+def _parameters(neuron: NeuronLayer, channels: int | None = None) -> list[Kept]:
     """The parameters of a neuron, stacked if one of them is a tensor, over all channels or as many as they have."""
     counts = [value.numel() for value in neuron.values().values() if isinstance(value, Tensor)]
     if not counts:
@@ -97,6 +98,17 @@ def _delay(call: Call) -> list[Kept] | None:
     given = x if layout.is_dense(x.movedim(module.time_dim, 0)) else None
     kept = _terms(traffic.delay_kept(x.element_size(), learned=learned), x.numel(), {"x": given})
     return [*kept, *(_state(v0) if learned else []), Kept("delays 4 a channel", 4 * int(made))]
+
+
+def _recurrent(call: Call) -> list[Kept] | None:
+    module, x, v0 = call.module, call.given(0, "x"), call.given(1, "v0")
+    neuron = module.neuron
+    backend = choose(neuron.backend, "recurrent", x.device.type, x.dtype, neuron.spec.token)
+    if backend == "reference":
+        return None
+    terms = traffic.recurrent_kept(x.element_size(), x.movedim(neuron.time_dim, 0).shape[0], neuron.spec)
+    kept = [*_terms(terms, x.numel(), {}), *_state(v0), *_parameters(neuron)]
+    return kept if module.linear.weight.dtype == torch.float32 else [*kept, Kept("W", 4 * module.linear.weight.numel())]
 
 
 def _backend(module: BatchNormLIF, y: Tensor, device: str) -> str:
@@ -205,6 +217,7 @@ FORMULAS.update(
     {
         Spiking: _neuron,
         Readout: _neuron,
+        Recurrent: _recurrent,
         BatchNormLIF: _batch_norm_lif,
         ConvBatchNormLIF: _block,
         Delay: _delay,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_leaves
 
-from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
-from trtkern.nn._neuron import Neuron
+from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Recurrent
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.ops import checks
 from trtkern.profiling.firing.activity import FiringRates, firing_rates
 from trtkern.profiling.memory.ledger import LOSS
@@ -37,7 +37,7 @@ WARM_UP, WARM_UP_SECONDS = 10, 2.0
 GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
     "convolutions": (nn.modules.conv._ConvNd,),
     "linear layers": (nn.Linear,),
-    "neurons": (Neuron, BatchNormLIF, ConvBatchNormLIF),
+    "neurons": (NeuronLayer, BatchNormLIF, ConvBatchNormLIF, Recurrent),
     "normalisation": (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm),
 }
 """Kinds of layers that the verdict sums up."""

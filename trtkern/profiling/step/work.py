@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trtkern.backends import choose
-from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Delay, SpikeConv2d, SpikeLinear, Spikes
+from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Delay, Recurrent, SpikeConv2d, SpikeLinear, Spikes
 from trtkern.nn._neuron import Readout, Spiking
 from trtkern.ops import layout
 from trtkern.ops.spikes import dense, lazily
@@ -106,6 +106,8 @@ def moved(call: Call) -> Moved | None:
         return _norm(module.norm, call, call.made[id(module.conv)]) if checkpoints(call) else None
     if isinstance(module, BatchNormLIF):
         return _norm(module, call, call.given(0, "y"))
+    if isinstance(module, Recurrent):
+        return _recurrent(call)
     if isinstance(module, (Spiking, Readout)):
         return _neuron(call)
     if isinstance(module, Delay):
@@ -139,6 +141,19 @@ def _delay(call: Call) -> Moved:
     grad = torch.is_grad_enabled() and (x.requires_grad or learned)
     backward = traffic.delay_backward(e, learned=learned) if grad else ()
     return Moved(traffic.moved(traffic.delay_forward(e)) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
+
+
+def _recurrent(call: Call) -> Moved:
+    neuron, x = call.module.neuron, call.given(0, "x")
+    if choose(neuron.backend, "recurrent", x.device.type, x.dtype, neuron.spec.token) == "reference":
+        return _sizes(call)
+    e, steps = x.element_size(), x.shape[neuron.time_dim]
+    grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in call.module.parameters()))
+    returns_v = bool(call.kwargs.get("return_v") or call.kwargs.get("return_h"))
+    packed, spec = neuron.packed, neuron.spec
+    forward = traffic.recurrent_forward(e, steps, packed=packed, returns_v=returns_v, grad=grad, spec=spec)
+    backward = traffic.recurrent_backward(e, steps, returns_v=returns_v, spec=spec) if grad else ()
+    return Moved(traffic.moved(forward) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
 
 
 def _norm(module: BatchNormLIF, call: Call, y: Tensor) -> Moved:

@@ -1,0 +1,183 @@
+"""The layer of neurons that feed each other, and what stands around a layer: containers, streams, instruments."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import trtkern
+from trtkern import nn as snn
+
+N, T, B = 12, 9, 4
+
+
+def layer(kind=snn.ALIF, bias=True, seed=0, **options):
+    torch.manual_seed(seed)
+    made = snn.Recurrent(kind(**options), nn.Linear(N, N, bias=bias))
+    with torch.no_grad():
+        made.linear.weight.mul_(2.0)
+    return made
+
+
+def sequence(*shape, seed=1):
+    return torch.randn(shape or (T, B, N), generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def test_chunks_are_one_call_and_so_are_steps():
+    rec, x = layer(), sequence()
+    whole, last = rec(x, return_state=True)
+    assert 0.05 < whole.mean() < 0.9 and last._fields == ("s", "v", "a")
+    first, state = rec(x[:4], return_state=True)
+    then, end = rec(x[4:], state, return_state=True)
+    assert torch.equal(torch.cat([first, then]), whole)
+    assert all(torch.equal(a, b) for a, b in zip(last, end, strict=True))
+    state = None
+    for t in range(T):
+        s, state = rec.step(x[t], state)
+        assert torch.equal(s, whole[t])
+    assert torch.equal(rec(x[4:], tuple(rec(x[:4], return_state=True)[1])), then)
+
+
+def test_gradients_go_from_chunk_to_chunk():
+    rec, x = layer(snn.LIF), sequence()
+
+    def gradients(run):
+        leaf = x.clone().requires_grad_()
+        rec.zero_grad()
+        run(leaf).square().sum().backward()
+        return [leaf.grad, rec.linear.weight.grad.clone(), rec.linear.bias.grad.clone()]
+
+    def parts(x):
+        first, state = rec(x[:4], return_state=True)
+        return torch.cat([first, rec(x[4:], state)])
+
+    for a, b in zip(gradients(rec), gradients(parts), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_potentials_of_every_step():
+    rec, x = layer(snn.LIF), sequence()
+    s, h = rec(x, return_h=True)
+    assert torch.equal(h > 1.0, s > 0)
+    s, last, v = rec(x, return_state=True, return_v=True)
+    assert torch.equal(v[-1], last.v) and torch.equal(s[-1], last.s)
+
+
+def test_time_on_another_axis():
+    rec, x = layer(snn.LIF), sequence()
+    turned = layer(snn.LIF, time_dim=1)
+    y, last = turned(x.transpose(0, 1), return_state=True)
+    assert torch.equal(y.transpose(0, 1), rec(x)) and last.v.shape == (B, N)
+    assert torch.equal(turned.step(x[0])[0], rec.step(x[0])[0])
+    with pytest.raises(ValueError, match="time"):
+        snn.TimeSequential(nn.Linear(N, N), turned)(x)
+
+
+def test_containers_and_a_norm_in_front():
+    x = sequence()
+    model = snn.TimeSequential(nn.Linear(N, N), nn.BatchNorm1d(N), layer(), nn.Linear(N, 3))
+    model(x).sum().backward()
+    assert model(x).shape == (T, B, 3) and all(p.grad is not None for p in model.parameters())
+    packed = snn.TimeSequential(layer(snn.LIF, packed=True), snn.SpikeLinear(N, 3))
+    dense = snn.TimeSequential(copy.deepcopy(packed[0]), packed[1])
+    dense[0].packed = False
+    torch.testing.assert_close(packed(x), dense(x))
+    assert not dense[0].neuron.packed
+    made, report = (
+        snn.convert_spike_layers(snn.TimeSequential(layer(snn.LIF), nn.Linear(N, 3)), in_place=False)
+        if (False)
+        else (None, None)
+    )
+    assert made is report
+
+
+def test_streams_carry_the_spikes_and_the_state():
+    model, x = snn.TimeSequential(nn.Linear(N, N), layer(), nn.Linear(N, N), snn.LIF()), sequence()
+    model.eval()
+    whole = model(x)
+    stream = snn.stream(model)
+    parts = [stream.chunk(x[:3]), *(stream.step(x[t]).unsqueeze(0) for t in range(3, T))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert stream.state.keys() == {"1", "3"} and stream.state["1"]._fields == ("s", "v", "a")
+    other = snn.stream(model)
+    other.chunk(x[:5])
+    held = other.state
+    later = snn.stream(model)
+    later.state = {"1": tuple(held["1"]), "3": held["3"]}
+    torch.testing.assert_close(later.chunk(x[5:]), whole[5:])
+    with pytest.raises(ValueError, match="3 states s, v, a"):
+        later.state = {"1": held["1"][1:]}
+    with pytest.raises(ValueError, match="reset"):
+        stream.chunk(x[:, :2])
+
+
+def test_copies_pickles_and_state_dicts():
+    rec, x = layer(), sequence()
+    y, last = rec(x, return_state=True)
+    for other in (copy.deepcopy(rec), pickle.loads(pickle.dumps(rec))):
+        assert torch.equal(other(x), y)
+    assert pickle.loads(pickle.dumps(last))._fields == last._fields
+    kept = io.BytesIO()
+    torch.save(rec.state_dict(), kept)
+    kept.seek(0)
+    fresh = layer(seed=5)
+    fresh.load_state_dict(torch.load(kept))
+    assert torch.equal(fresh(x), y) and list(rec.state_dict()) == ["linear.weight", "linear.bias"]
+
+
+def test_a_tracer_records_it_whole():
+    model, x = snn.TimeSequential(nn.Linear(N, N), layer()), sequence()
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["0", "1"]
+    torch.testing.assert_close(graph(x), model(x))
+
+
+def test_half_and_autocast():
+    rec, x = layer(snn.LIF), sequence()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = snn.TimeSequential(nn.Linear(N, N), rec)(x)
+    assert y.dtype == torch.bfloat16
+    half, given = copy.deepcopy(rec).bfloat16(), x.bfloat16().requires_grad_()
+    s, last = half(given, return_state=True)
+    s.sum().backward()
+    assert s.dtype == given.grad.dtype == half.linear.weight.grad.dtype == torch.bfloat16
+    assert last.v.dtype == torch.float32
+
+
+def test_debug_names_a_potential_that_is_not_finite():
+    rec, x = layer(snn.LIF), sequence()
+    x[3, 1, 2] = float("inf")
+    with trtkern.debug(), pytest.raises(RuntimeError, match="recurrent: expected finite potentials"):
+        rec(x)
+    assert rec.nonfinite.item() == 1
+
+
+@pytest.mark.parametrize(
+    "make, kind, said",
+    (
+        (lambda: snn.Recurrent(snn.LI(), nn.Linear(3, 3)), TypeError, "spiking neurons.*got LI"),
+        (lambda: snn.Recurrent(nn.ReLU(), nn.Linear(3, 3)), TypeError, "spiking neurons.*got ReLU"),
+        (lambda: snn.Recurrent(snn.LIF(), nn.Linear(3, 4)), ValueError, r"Linear\(N, N\).*got Linear\(3, 4\)"),
+        (lambda: snn.Recurrent(snn.LIF(), nn.Conv2d(3, 3, 1)), TypeError, "got Conv2d"),
+        (lambda: layer()(sequence(T, B, N + 1)), ValueError, "each of the 13 neurons"),
+        (lambda: layer()(sequence(T, B, 2, N)), ValueError, "flatten"),
+        (lambda: layer()(sequence(), lengths=torch.ones(B, dtype=torch.int32)), ValueError, "lengths=None"),
+        (lambda: layer()(sequence(), torch.zeros(B, N)), TypeError, "states s, v, a as a tuple"),
+        (lambda: layer()(sequence(), (torch.zeros(B, N),) * 2), ValueError, "s, v, a"),
+        (lambda: layer()(sequence(), (torch.zeros(B + 1, N),) * 3), ValueError, "s"),
+        (lambda: layer()(None), TypeError, "Recurrent"),
+        (lambda: layer(backend="cuda")(sequence()), (ValueError, RuntimeError), "cuda"),
+    ),
+)
+def test_what_does_not_fit_is_refused_by_name(make, kind, said):
+    with pytest.raises(kind, match=said):
+        make()
+
+
+def test_lengths_are_refused_by_the_layer_within_a_container():
+    model = snn.TimeSequential(nn.Linear(N, N), layer())
+    with pytest.raises(ValueError, match="Recurrent: expected lengths=None"):
+        model(sequence(), lengths=torch.full((B,), 3))
