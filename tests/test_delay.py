@@ -96,9 +96,11 @@ def test_values_are_those_of_the_formula(holder, steps, batch, channels, most):
 
 
 @pytest.mark.parametrize(("steps", "batch", "channels", "most"), SHAPES)
-@pytest.mark.parametrize("rounded", [False, True])
-def test_all_gradients(fused, steps, batch, channels, most, rounded):
-    for started in (False, True):
+def test_all_gradients(fused, steps, batch, channels, most):
+    ways = [(started, rounded) for started in (True, False) for rounded in (False, True)]
+    if fused == "triton" and HOLDERS[fused] == "cpu":  # the interpreter takes half a second for each
+        ways = ways[SHAPES.index((steps, batch, channels, most)) % 4 :: 4]
+    for started, rounded in ways:
         cell = DelayCell(torch.float32, steps, (batch, channels), most, rounded, started=started)
         found = compare_delay(fused, cell, HOLDERS[fused])
         assert found.within(cell.dtype), found
@@ -526,7 +528,8 @@ def test_vmap_and_gradients_per_sample(holder, own):
         torch.testing.assert_close((grads[0][i], grads[1][i]), one, rtol=1e-5, atol=1e-5)
 
 
-def test_opcheck(fused):
+def test_opcheck():
+    fused = FUSED[0]  # what it looks at is the same of all
     device = HOLDERS[fused]
     x, steps, v0 = (t.to(device) for t in (numbers(5, 2, 3, 4), torch.tensor([0.0, 1.5, 2.0]), numbers(2, 2, 3, 4)))
     torch.library.opcheck(torch.ops.trtkern.delay_forward, (x, steps, v0, 4, 2, False, fused))
