@@ -62,6 +62,7 @@ AMX_SOURCES = ("csrc/spike_conv/cpu_amx.cpp", "csrc/recurrent/cpu_amx.cpp")  # l
 LAUNCHERS = ("csrc/cpu/launch.cpp", "csrc/recurrent/cpu_launch.cpp")  # which know of every instruction set
 HEADERS = (
     "cpu",
+    "delay",
     "lif",
     "norm",
     "recurrent",
@@ -75,17 +76,18 @@ CPU_SOURCES = {
     "csrc/norm/cpu_finish.cpp": [],
     "csrc/cpu/isa_baseline.cpp": [], "csrc/spike_conv/cpu_launch.cpp": ["-fopenmp"],
     "csrc/spike_conv/cpu_baseline.cpp": [], "csrc/recurrent/cpu_launch.cpp": ["-fopenmp"],
-    "csrc/recurrent/cpu_baseline.cpp": [],
+    "csrc/recurrent/cpu_baseline.cpp": [], "csrc/delay/cpu_baseline.cpp": [],
 }  # fmt: skip
 if X86:
     CPU_SOURCES["csrc/cpu/isa_baseline.cpp"] = compiler.BASELINE
     CPU_SOURCES["csrc/recurrent/cpu_baseline.cpp"] = ["-O1"]
-    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/recurrent/cpu_"):
+    for unit_of in ("csrc/cpu/isa_", "csrc/spike_conv/cpu_", "csrc/recurrent/cpu_", "csrc/delay/cpu_"):
         CPU_SOURCES[f"{unit_of}avx512.cpp"], CPU_SOURCES[f"{unit_of}avx2.cpp"] = AVX512, AVX2
     if sys.platform == "linux":  # which lets a process ask for the tiles
         CPU_SOURCES |= {source: [*AVX512, *AMX] for source in AMX_SOURCES}
 if X86 and os.environ.get("TRTKERN_CPU_WIDE") == "1":
-    CPU_SOURCES["csrc/cpu/isa_wide.cpp"] = CPU_SOURCES["csrc/recurrent/cpu_wide.cpp"] = compiler.WIDE
+    for folder in ("cpu/isa", "recurrent/cpu", "delay/cpu"):
+        CPU_SOURCES[f"csrc/{folder}_wide.cpp"] = compiler.WIDE
     for launcher in LAUNCHERS:
         CPU_SOURCES[launcher].append("-DTRTKERN_CPU_WIDE")
 

@@ -24,7 +24,7 @@ from trtkern.spec import CHUNK
 FEWEST_COLUMNS = 1 << 17
 """Enough lanes to fill a GPU."""
 
-_LOOSE_POINTERS = ("param_rows", "affine", "coef", "flag", "lengths")
+_LOOSE_POINTERS = ("param_rows", "affine", "coef", "flag", "lengths", "delays")
 
 
 class Launch(NamedTuple):

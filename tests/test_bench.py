@@ -53,6 +53,7 @@ def measured(case: Case, options: rounds.Options = OPTIONS) -> dict[str, rows.Ro
         ("bn-lif", "3,2,4,2,2", ["BatchNorm + ReLU", "BatchNorm alone", "BatchNorm, then eager loop, unbind"]),
         ("regularizer", "3,50", ["reference.py"]),
         ("pack", "9,40", ["reference.py"]),
+        ("delay", "9,2,5", ["reference.py", "channel by channel", "trtkern cpu, learned"]),
     ],
 )
 @pytest.mark.parametrize("direction", ["fwd", "bwd", "both"])
@@ -254,6 +255,7 @@ def test_least_bytes_are_those_of_the_traffic_contract():
     assert cases.least_bytes(Case("bn-lif", (4, 10, 100)), "both") == 8 * 4 * n
     assert cases.least_bytes(Case("regularizer", (6, 1000)), "both") == 8 * 1000
     assert cases.least_bytes(Case("pack", (8, 500)), "fwd") == 4 * n + 500
+    assert cases.least_bytes(Case("delay", (4, 10, 100)), "both") == 4 * 4 * n
 
 
 def test_inputs_larger_than_the_cache_or_in_turns():
@@ -273,7 +275,10 @@ def test_peak_memory_is_what_one_call_allocates():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--op", "lfi"], "--op: expected one of all, lif, bn-lif, regularizer, pack, step, overhead, got 'lfi'"),
+        (
+            ["--op", "lfi"],
+            "--op: expected one of all, lif, bn-lif, regularizer, pack, delay, step, overhead, got 'lfi'",
+        ),
         (["--op", "lif", "--neuron", "ALF"], "--neuron: expected one of LIF, CUBALIF"),
         (["--op", "bn-lif", "--neuron", "ALIF"], "--neuron: expected --op lif with ALIF"),
         (["--op", "lif", "--shape", "0,8"], "expected T, N and all others to be at least 1, got '0,8'"),

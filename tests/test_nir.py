@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trtkern import nn as snn
-from trtkern.interop.nir import Delay, NodeGraph, PerNeuron, Scale, Threshold, from_nir, to_nir
+from trtkern.interop.nir import NodeGraph, PerNeuron, Scale, Threshold, from_nir, to_nir
 from trtkern.interop.nir.dialects import DIALECTS
 
 nir = pytest.importorskip("nir")
@@ -101,8 +101,9 @@ LAYERS = {
     "Flatten": (nn.Flatten, (2, 3, 4), "Flatten"),
     "Flatten in part": (lambda: nn.Flatten(1, 2), (2, 3, 4), "Flatten"),
     "Scale": (lambda: Scale(torch.rand(2, 3, 4)), (2, 3, 4), "Scale"),
-    "Delay": (lambda: Delay(3), (2, 3), "Delay"),
-    "Delay of each": (lambda: Delay(torch.arange(6).view(2, 3)), (2, 3), "Delay"),
+    "Delay": (lambda: snn.Delay(None, 3, 3), (2, 3), "Delay"),
+    "Delay of each channel": (lambda: snn.Delay(3, 4, torch.tensor([0, 4, 1])), (3, 2, 2), "Delay"),
+    "Delay of each place": (lambda: PerNeuron(snn.Delay(6, 5, torch.arange(6))), (2, 3), "Delay"),
 }
 
 
@@ -260,7 +261,7 @@ def test_delays_are_whole_steps_or_rounded():
 
 def test_a_delay_in_parts_is_a_delay():
     for steps in (0, 2, torch.tensor([0, 1, 4])):
-        layer, x = Delay(steps), torch.rand(9, 2, 3)
+        layer, x = snn.Delay(3, 4, steps), torch.rand(9, 2, 3)
         first, state = layer(x[:5], return_state=True)
         second, state = layer(x[5:], state, return_state=True)
         assert torch.equal(torch.cat([first, second]), layer(x))

@@ -27,6 +27,7 @@ TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the traffic contract
 NORM = {"norm_forward": (1, 1), "norm_sums": (1, 1), "norm_input": (2, 1)}
 RESIDUAL = {"norm_forward": 1, "norm_sums": 2, "norm_input": 0}  # it is read, and its gradient written
 ELEMENTWISE = ("norm_statistics", "norm_input_grad", "spikes_packed", "spikes_unpacked")
+DELAYS = ("delay_forward", "delay_backward")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def nvidia(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_everything_compiles_everywhere(aot):
-    families = {*TENSORS, *NORM, *ELEMENTWISE, "regularizer"}
+    families = {*TENSORS, *NORM, *ELEMENTWISE, *DELAYS, "regularizer"}
     for target in ("sm_80", "sm_90", "gfx942"):
         assert {row["direction"] for row in aot["rows"] if row["target"] == target} == families
     classes = {(row["direction"], row["T"]) for row in lif_rows(aot, target="sm_90", dtype="float32", aligned=True)}
@@ -188,6 +189,17 @@ def test_regularizer_reads_and_writes_once(aot):
         loads, stores = row["loads"]["16"], row["stores"]["16"]
         assert loads == stores * (2 if row["accumulate"] else 1), row
     assert {row["accumulate"] for row in rows} == {False, True}
+
+
+def test_delays_read_each_row_once(aot):
+    rows = some_rows(aot, DELAYS)
+    for row in rows:
+        learned = bool(row.get("channels"))
+        assert row["counted"] == row["contract"] == ELEMENT[row["dtype"]] * (2 + learned), row
+        assert row["target"] == "gfx942" or row["int32_products"] == 0, row
+    assert {(row["direction"], bool(row.get("channels"))) for row in rows} == {
+        ("delay_forward", False), ("delay_backward", False), ("delay_backward", True)
+    }  # fmt: skip
 
 
 def test_addresses_are_64_bits_wide(aot):

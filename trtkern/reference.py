@@ -353,6 +353,51 @@ def spike_conv_input_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
     return gx
 
 
+class Taps(NamedTuple):
+    """What a delay reads at each step: near = x[t - k] and far = x[t - k - 1], both [T, ...], and the share of far."""
+
+    near: Tensor
+    far: Tensor
+    share: Tensor
+    """f, where the delay is k + f steps; it broadcasts with x[0]."""
+
+
+def delay_taps(x: Tensor, delays: Tensor, v0: Tensor | None, most: int, rounded: bool = False) -> Taps:
+    """What ``delay`` mixes, of the same arguments."""
+    held = delays.detach().clamp(0, most)
+    whole = torch.nan_to_num(held.floor()).clamp(max=max(most - 1, 0))
+    share = delays - whole
+    if rounded:  # the share is 0 or 1, and its gradient what it was
+        share = share + ((share >= 0.5).to(share.dtype) - share).detach()
+    before = x.new_zeros((most + 1, *x.shape[1:]))
+    if v0 is not None:
+        before = torch.cat([before[:1], v0])
+    line, steps = torch.cat([before, x]), torch.arange(x.shape[0], device=x.device)
+    at = steps.view(-1, *[1] * (x.dim() - 1)) - whole.to(torch.int64)  # [T, ...], as it broadcasts with x
+    near, far = (line.gather(0, (at + late).expand(x.shape)) for late in (most + 1, most))
+    return Taps(near, far, share)
+
+
+def delay(x: Tensor, delays: Tensor, v0: Tensor | None, most: int, rounded: bool = False) -> Tensor:
+    """y[t] = (1 - f) x[t - k] + f x[t - k - 1], the delay being k + f steps, 0 <= f < 1, or f = 1 where it is ``most``.
+
+    The derivative by the delay is x[t - k - 1] - x[t - k].
+
+    Args:
+        x: [T, ...].
+        delays: from 0 to ``most``; they broadcast with x[0].
+        v0: [most, ...], the steps before the first one, the last of them last; None: zeros.
+        most: no delay is longer.
+        rounded: f is 0 or 1, whichever is nearer, with the derivative as if it were not.
+    """
+    near, far, share = delay_taps(x, delays, v0, most, rounded)
+    rest = 1 - share
+    # A share of 0 reads nothing: 0 * NaN is NaN. What is finite stays, for the derivative by the share.
+    near = torch.where((rest == 0) & ~torch.isfinite(near), torch.zeros_like(near), near)
+    far = torch.where((share == 0) & ~torch.isfinite(far), torch.zeros_like(far), far)
+    return rest * near + share * far
+
+
 def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
     """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
 

@@ -2,6 +2,7 @@
 
 #include "lif/bindings.h"
 #include "cpu/launch.h"
+#include "delay/bindings.h"
 #include "host/known.h"
 #include "host/rows.h"
 #include "norm/cpu_finish.h"
@@ -15,6 +16,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of trtkern. Addresses are not checked here: trtkern.ops has checked the tensors behind them.";
   bind_lif_args(m);
   bind_spike_conv(m);
+  bind_delay(m);
   bind_recurrent(m);
   bind_known(m);
   bind_param_rows(m);

@@ -1,5 +1,6 @@
 // The table of an instruction set's kernels, TK_KERNELS: all that its translation unit is compiled from but for what
-// computes on packed spikes, TK_SPIKE_CONV, which has units of its own (spike_conv/cpu_kernels.h).
+// computes on packed spikes, TK_SPIKE_CONV, and delays, TK_DELAY, which have units of their own (cpu_kernels.h of
+// spike_conv and of delay).
 #pragma once
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -24,6 +25,7 @@ extern const Kernels TK_KERNELS = {
     .spikes_pack = TK_ISA::spikes_pack,
     .spikes_unpack = TK_ISA::spikes_unpack,
     .regularizer = TK_ISA::regularizer,
+    .delay = TK_DELAY,
     .spike_conv = TK_SPIKE_CONV,
 };
 

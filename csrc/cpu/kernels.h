@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "delay/args.h"
 #include "lif/args.h"
 #include "recurrent/args.h"
 #include "spike_conv/cpu_pass.h"
@@ -59,6 +60,7 @@ struct Kernels {
   void (*spikes_unpack)(const LifArgs&, int64_t first, int64_t begin, int64_t end, float* scratch, bool streaming);
   // At most kPiece parameters: their sum of w^2 sum_t q[t]; g may be null.
   double (*regularizer)(const RegularizerArgs&, const float* w, float* g, int64_t n, bool streaming);
+  const DelayKernels* delay;
   // What computes on packed spikes; null: nothing does.
   const SpikeConvKernels* spike_conv;
 };

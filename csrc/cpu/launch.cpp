@@ -20,8 +20,8 @@
 // what belongs to the parameters for itself; it is put together here, in the order of the threads.
 //
 // What computes on packed spikes is launched by spike_conv/cpu_launch.cpp. The other launchers go the same way, to
-// norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing) and cpu/regularizer.h. What is done between
-// the passes of a norm, channel by channel, is norm/cpu_finish.cpp.
+// norm/cpu.h (statistics, gradient of the input), spikes/cpu.h (packing), delay/cpu.h and cpu/regularizer.h. What is
+// done between the passes of a norm, channel by channel, is norm/cpu_finish.cpp.
 #include "cpu/launch.h"
 
 #if defined(TRTKERN_AMX)
@@ -343,6 +343,46 @@ void cpu_spikes_pack(const LifArgs& a) {
 
 void cpu_spikes_unpack(const LifArgs& a, int64_t first) {
   on_neurons(a, [&](auto... part) { cpu_kernels().spikes_unpack(a, first, part...); });
+}
+
+namespace {
+
+constexpr int64_t kDelayNeurons = 128, kFewestDelayed = 16;
+constexpr int64_t kDelayRing = 16384;  // floats of a ring, where that does not make the neurons too few
+
+DelayPlan delay_plan(const DelayArgs& a) {
+  DelayPlan plan{kDelayNeurons, 1};
+  while (plan.ring <= a.most) plan.ring *= 2;
+  while (plan.neurons > kFewestDelayed && plan.neurons * plan.ring > kDelayRing) plan.neurons /= 2;
+  return plan;
+}
+
+// run(begin, end, scratch, streaming) for the neurons of all threads.
+template <class Run>
+void on_delays(const DelayArgs& a, const DelayPlan& plan, Run run) {
+  const Split split(a.N, a.N >= 4096 ? 64 : 16, a.T * a.N, a.threads);
+  const int64_t each = plan.neurons * (plan.ring + 9);  // DelayBlock
+  float* scratch = scratch_memory(split.count * each);
+  const bool streaming = is_large(a.T * a.N * (a.dtype == kFloat32 ? 4 : 2));
+  on_threads(split.count, [&](int i) { run(split.begin(i), split.begin(i + 1), scratch + i * each, streaming); });
+}
+
+}  // namespace
+
+void cpu_delay_forward(const DelayArgs& a) {
+  const DelayPlan plan = delay_plan(a);
+  on_delays(a, plan, [&](auto... part) { cpu_kernels().delay->forward(a, plan, part...); });
+}
+
+void cpu_delay_backward(const DelayArgs& a) {
+  const DelayPlan plan = delay_plan(a);
+  std::vector<double> sums(a.gdelays ? a.N : 0), totals(a.gdelays ? a.C : 0);
+  on_delays(a, plan,
+            [&](auto... part) { cpu_kernels().delay->backward(a, plan, part..., a.gdelays ? sums.data() : nullptr); });
+  for (int64_t n = 0; n < static_cast<int64_t>(sums.size());)  // in the order of the neurons
+    for (int64_t c = 0; c < a.C; ++c)
+      for (int64_t i = 0; i < a.inner; ++i) totals[c] += sums[n++];
+  for (size_t c = 0; c < totals.size(); ++c) reinterpret_cast<float*>(a.gdelays)[c] = static_cast<float>(totals[c]);
 }
 
 double cpu_regularizer(const RegularizerList& list) {

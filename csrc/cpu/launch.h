@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "delay/args.h"
 #include "norm/args.h"
 
 namespace trtkern {
@@ -36,6 +37,11 @@ void cpu_batch_norm_lif_input_grad(const LifArgs& args);
 void cpu_spikes_pack(const LifArgs& args);
 // s, T steps from `first` on, from packed; with pool_row their averages.
 void cpu_spikes_unpack(const LifArgs& args, int64_t first);
+
+// out from x and v0.
+void cpu_delay_forward(const DelayArgs& args);
+// gx, gv0 and gdelays from g (gdelays with x and v0), each unless its address is 0; the same for any number of threads.
+void cpu_delay_backward(const DelayArgs& args);
 
 // A list of float32 tensors as addresses and lengths; grads is empty or has an address each.
 struct RegularizerList {

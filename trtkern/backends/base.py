@@ -216,6 +216,29 @@ class SpikeConvolution(NamedTuple):
         return tuple((side + 2 * pad - size) // step + 1 for side, size, step, pad in sides)
 
 
+class Delays(NamedTuple):
+    """How long each channel is delayed."""
+
+    steps: Tensor
+    """[C] float32: from 0 to ``most``. Others are held there, so that no other memory is read; NaN gives NaN."""
+    inner: int
+    """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
+    most: int
+    rounded: bool
+    """To whole steps."""
+
+
+class DelayGrads(NamedTuple):
+    """What the backward pass of a delay writes; None is not wanted."""
+
+    x: Tensor | None
+    """[T, N]."""
+    v0: Tensor | None
+    """[most, N]."""
+    delays: Tensor | None
+    """[C] float32."""
+
+
 class RegularizerSpec(NamedTuple):
     """Hyper-parameters of R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))."""
 

@@ -16,6 +16,8 @@ from trtkern.backends import _args, _spike_kernels
 from trtkern.backends.base import (
     Backend,
     Case,
+    DelayGrads,
+    Delays,
     Finish,
     Finished,
     LIFBackward,
@@ -195,6 +197,34 @@ def spikes_unpack(words: Tensor, start: int, pool: Pool | None, out: Tensor) -> 
     _extension().spikes_unpack(args, start)
 
 
+def _delays(x: Tensor, delay: Delays) -> Any:
+    """The sizes of a launch over x [T, N], and its delays."""
+    args = _extension().DelayArgs()
+    args.T, args.N, args.dtype = x.shape[0], x.numel() // x.shape[0], _args.DTYPES[x.dtype]
+    args.delays, args.C, args.inner = delay.steps.data_ptr(), delay.steps.numel(), delay.inner
+    args.most, args.rounded, args.threads = delay.most, delay.rounded, torch.get_num_threads()
+    return args
+
+
+def delay_forward(x: Tensor, v0: Tensor | None, delay: Delays, out: Tensor) -> None:
+    """out [T, N]: x delayed, v0 [most, N] being what came before."""
+    args = _delays(x, delay)
+    args.x, args.v0, args.out = x.data_ptr(), _address(v0), out.data_ptr()
+    _extension().delay_forward(args)
+
+
+def delay_backward(g: Tensor, x: Tensor | None, v0: Tensor | None, delay: Delays, out: DelayGrads) -> None:
+    """Fill ``out`` from the gradient g [T, N]; x and v0 are those of the forward pass, for the delays' gradient."""
+    args = _delays(g, delay)
+    args.g, args.x, args.v0 = g.data_ptr(), _address(x), _address(v0)
+    args.gx, args.gv0, args.gdelays = map(_address, out)
+    _extension().delay_backward(args)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _spike_conv(conv: SpikeConvolution, weight: Tensor, out: Sequence[int], kernel: str | None = None) -> Any:
     """The sizes of a convolution over packed spikes, and the kernel that computes it."""
     args = _extension().SpikeConvArgs()
@@ -339,5 +369,7 @@ BACKEND = Backend(
         "recurrent_backward": recurrent_backward,
         "recurrent_weight_grad": recurrent_weight_grad,
         "regularizer": regularizer,
+        "delay_forward": delay_forward,
+        "delay_backward": delay_backward,
     },
 )

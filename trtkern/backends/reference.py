@@ -12,6 +12,7 @@ BACKEND = Backend(
     ops={
         "lif": reference.lif,
         "batch_norm_lif": reference.batch_norm,
+        "delay": reference.delay,
         "recurrent": reference.recurrent,
         "regularizer": reference.regularizer,
         "spike_conv_forward": reference.spike_conv,

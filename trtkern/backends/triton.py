@@ -22,6 +22,8 @@ from trtkern import surrogates
 from trtkern.backends.base import (
     Backend,
     Case,
+    DelayGrads,
+    Delays,
     Finish,
     Finished,
     LIFBackward,
@@ -236,6 +238,26 @@ def regularizer(
         torch.sum(partial, 0, out=value)
 
 
+def delay_forward(x: Tensor, v0: Tensor | None, delay: Delays, out: Tensor) -> None:
+    """out [T, N]: x delayed, v0 [most, N] being what came before: one launch."""
+    if x.numel():
+        with _on(x):
+            _kernels("delay").forward_launch(x, v0, delay, out)()
+
+
+def delay_backward(g: Tensor, x: Tensor | None, v0: Tensor | None, delay: Delays, out: DelayGrads) -> None:
+    """Fills ``out``: one launch, and a sum where the delays have a gradient."""
+    if not g.numel():
+        if out.delays is not None:
+            out.delays.zero_()
+        return
+    with _on(g):
+        launch, sums = _kernels("delay").backward_launch(g, x, v0, delay, out)
+        launch()
+        if out.delays is not None and sums is not None:
+            out.delays.copy_(sums.view(-1, delay.steps.numel(), delay.inner).sum((0, 2)))
+
+
 BACKEND = Backend(
     name="triton",
     missing=missing,
@@ -253,5 +275,7 @@ BACKEND = Backend(
         "spikes_pack": spikes_pack,
         "spikes_unpack": spikes_unpack,
         "regularizer": regularizer,
+        "delay_forward": delay_forward,
+        "delay_backward": delay_backward,
     },
 )

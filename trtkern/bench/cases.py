@@ -15,7 +15,7 @@ from trtkern.names import one_of
 from trtkern.profiling import traffic
 from trtkern.spec import LIFSpec
 
-OPS = ("lif", "bn-lif", "regularizer", "pack")
+OPS = ("lif", "bn-lif", "regularizer", "pack", "delay")
 """The kernels, which "all" is; "recurrent" is neurons that feed each other, "step" a whole training step, "overhead"
 the host's time for a layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,11 +61,11 @@ the neurons of other libraries; plain torch; the step of ``trtkern train``; chec
 SHAPES = {
     "lif": "T,N or T,B,N", "bn-lif": "T,B,C or T,B,C,H,W", "regularizer": "T,N", "pack": "T,N or T,B,N",
     "step": ", ".join(f"{each.axes} ({name})" for name, each in NETWORKS.items()), "overhead": "T,B,C,H,W",
-    "recurrent": "T,B,N",
+    "recurrent": "T,B,N", "delay": "T,B,C",
 }  # fmt: skip
 AXES = {
     "lif": (2, 3), "bn-lif": (3, 5), "regularizer": (2,), "pack": (2, 3), "linear-lif": (3,), "overhead": (5,),
-    "recurrent": (3,),
+    "recurrent": (3,), "delay": (3,),
 }  # fmt: skip
 """How many numbers the shape of an op may have; of a step its network says it."""
 
@@ -117,6 +117,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("bn-lif", (4, 8, 128, 32, 32), layout="channels_last"),
         Case("regularizer", (6, 12_625_280)),
         Case("pack", (4, 2_097_152)),
+        Case("delay", (250, 128, 512)),
         *(Case("step", each.shape, network=name) for name, each in NETWORKS.items()),
         Case("overhead", (4, 2, 8, 4, 4)),
         Case("recurrent", (250, 128, 512)),
@@ -271,6 +272,8 @@ def least_bytes(case: Case, direction: str) -> int:
     elif case.op == "bn-lif":
         fwd = traffic.moved(traffic.batch_norm_lif_forward(e, steps, grad=direction != "fwd"))
         bwd = traffic.moved(traffic.batch_norm_lif_backward(e, steps))
+    elif case.op == "delay":
+        fwd, bwd = traffic.moved(traffic.delay_forward(e)), traffic.moved(traffic.delay_backward(e))
     elif case.op == "pack":
         fwd, bwd = traffic.moved(traffic.spikes_pack(e, steps)), traffic.moved(traffic.spikes_unpack(e, steps))
     else:
@@ -303,7 +306,7 @@ def memory_needed(case: Case, device: torch.device) -> int:
     if case.op == "step":
         return round(case.elements * NETWORKS[case.network].neurons) * 4 * 14 + (3 << 30)
     tensors = 2 * rotations(case, device) + 12
-    exact = 112 if case.op == "bn-lif" else 8
+    exact = {"bn-lif": 112, "delay": 24}.get(case.op, 8)
     weights = 12 * case.shape[-1] ** 2 if case.op in ("linear-lif", "recurrent") else 0
     return case.elements * (tensors * case.element_size + exact) + weights
 

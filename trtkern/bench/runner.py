@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trtkern.bench import contest, layers, measure, others, overhead, peers, recurrent, rounds, rows, steps
+from trtkern.bench import contest, delays, layers, measure, others, overhead, peers, recurrent, rounds, rows, steps
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
@@ -87,6 +87,10 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
         yield from (
             (who, rows.library(who.name)) for who in others.packs(case, options.device, names, options.compiled)
         )
+        return
+    if case.op == "delay":
+        made = delays.delays(case, options.device, names, options.compiled)
+        yield from ((who, rows.library(who.name)) for who in made)
         return
     if case.op == "step":
         for each in steps.steps(case, options.device, names, found, options.candidates):

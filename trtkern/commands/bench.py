@@ -30,17 +30,17 @@ def bench(
         str,
         typer.Option(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
-            "(spikes to bits), all of these; or recurrent (neurons that feed each other), step (whole training steps "
-            "of networks), overhead (the host's time for a small layer beside ReLU, with one thread; of the GPU backends "
-            "without a GPU)."
+            "(spikes to bits), delay (a delay a channel), all of these; or recurrent (neurons that feed each other), "
+            "step (whole training steps of networks), overhead (the host's time for a small layer beside ReLU, with "
+            "one thread; of the GPU backends without a GPU)."
         ),
     ] = "all",
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="T,N",
-            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for step what its network "
-            "takes, such as T,B,2,H,W of vggsnn; for overhead T,B,C,H,W. May be given again.",
+            help="Sizes: T,N or T,B,N (time steps, batch, neurons); for bn-lif T,B,C,H,W; for delay T,B,C; "
+            "for step what its network takes, such as T,B,2,H,W of vggsnn; for overhead T,B,C,H,W. May be given again.",
             show_default="those of --suite",
         ),
     ] = None,

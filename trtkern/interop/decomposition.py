@@ -288,6 +288,16 @@ def _batch_norm_lif_forward(
     return *made, affine, moments
 
 
+def _delay(
+    scan: bool | None, x: Tensor, delays: Tensor, v0: Tensor | None, inner: int, most: int, rounded: bool, backend: str
+) -> Tensor:
+    """``delay_forward`` of ``trtkern.ops.delay``."""
+    dtype, count = state_dtype(x), len(delays)
+    steps = delays if count == 1 else _rows(delays.unsqueeze(0), x, inner)[0]
+    made = reference.delay(x.to(dtype), steps, None if v0 is None else v0.to(dtype), most, rounded)
+    return made.to(x.dtype)
+
+
 def _regularizer(
     scan: bool | None, weights: Sequence[Tensor], timesteps: int, numbers: Sequence[float], with_grads: bool,
     backend: str,
@@ -302,5 +312,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "batch_norm_lif_finish": _finish,
     "batch_norm_lif_statistics": _statistics,
     "batch_norm_lif_forward": _batch_norm_lif_forward,
+    "delay_forward": _delay,
     "regularizer": _regularizer,
 }

@@ -9,6 +9,7 @@ from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.bounded import Bounded
 from trtkern.nn.convert import ConversionReport, convert_norm_lif, convert_state_dict, unfuse
 from trtkern.nn.convert_spikes import SpikeLayersReport, convert_spike_layers
+from trtkern.nn.delay import Delay
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import ALIF, CLIF, CUBALI, CUBALIF, IF, LI, LIF, PLIF, AdLIF
 from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
@@ -26,7 +27,7 @@ if _TYPE_CHECKING:
 
 __all__ = [
     "ALIF", "CLIF", "CUBALI", "CUBALIF", "EIF", "IF", "LI", "LIF", "PLIF", "QIF", "Absorbed", "AdLIF", "BatchNormLIF",
-    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Izhikevich", "LossParts", "Neuron",
+    "BatchNormNeuron", "Bounded", "ConvBatchNormLIF", "ConversionReport", "Delay", "Izhikevich", "LossParts", "Neuron",
     "OverTime", "PackedReport", "Recurrent", "SDTLoss", "SpikeConv2d", "SpikeLayersReport", "SpikeLinear", "Spikes",
     "Stream", "TETLoss", "TRTLoss", "TimeSequential", "UnfusedBatchNormLIF", "batch_norms", "convert_norm_lif",
     "convert_spike_layers", "convert_state_dict", "convert_sync_norms", "exact_convolutions", "freeze_norms",

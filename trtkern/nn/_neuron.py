@@ -35,7 +35,8 @@ AnyState = Tensor | tuple[Tensor, ...] | None
 
 
 class Carrier(Protocol):
-    """Holds the states of a model's neurons from one call of the model to the next (``trtkern.nn.streams``)."""
+    """Holds the states of a model's neurons and delays from one call of the model to the next
+    (``trtkern.nn.streams``)."""
 
     def start(self, layer: Any, x: Tensor, v0: AnyState) -> AnyState:
         """What a call of the layer on x, time on axis 0, starts from; v0: what the caller gave."""

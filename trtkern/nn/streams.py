@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trtkern._torch import recording
 from trtkern.nn._neuron import AnyState, NeuronLayer, carriers
 from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.nn.delay import STATEFUL, Delay
 from trtkern.nn.recurrent import Recurrent
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
 
-Layer = NeuronLayer | Recurrent
+Layer = NeuronLayer | Recurrent | Delay
 """What has a state of its own."""
 
 
@@ -25,19 +26,19 @@ class Stream:
     """A model over sequences that come in parts: what the parts give, put together, is what one call gives.
 
     The states of the neurons are held here and not in the layers, so that several streams of one model do not touch
-    each other, and the model can be called as ever in between. Every neuron layer of ``trtkern.nn`` in the model is
+    each other, and the model can be called as ever in between. Every neuron layer and every ``Delay`` in the model is
     carried, whatever holds it. Gradients flow from one part to those before it, as they do within a sequence, until
     ``detach()`` cuts them off. All else of the model has to treat each step by itself, as convolutions, poolings and
     a BatchNorm in evaluation do.
 
     Args:
-        model: takes and gives sequences [T, B, ...], with the neurons of ``trtkern.nn`` among its layers. Its mode,
-            its weights and its hooks are its own, and may change between calls.
+        model: takes and gives sequences [T, B, ...], with neurons or delays of ``trtkern.nn`` among its layers. Its
+            mode, its weights and its hooks are its own, and may change between calls.
 
     Raises:
         TypeError: no module; a compiled one, in which no Python of the layers runs; one with a recurrent layer of torch
             (``nn.GRU``), whose state is not carried.
-        ValueError: no neurons in it.
+        ValueError: neither neurons nor delays in it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,7 +50,7 @@ class Stream:
         inside = {id(module.neuron) for module in model.modules() if isinstance(module, Recurrent)}
         for name, module in model.named_modules():
             _refuse(name, module)
-            if isinstance(module, (NeuronLayer, Recurrent)) and id(module) not in inside:
+            if isinstance(module, (*STATEFUL, Recurrent)) and id(module) not in inside:
                 self._names[module] = name or ITSELF
             elif isinstance(module, (_BatchNorm, BatchNormLIF)):
                 self._norms.append((name or ITSELF, module))
@@ -65,7 +66,8 @@ class Stream:
     def state(self) -> dict[str, AnyState]:
         """The states after what came so far, by the path of each neuron layer in the model; empty at the start.
 
-        A state is what the layer's ``return_state`` gives: [B, C, ...] float32, or a NamedTuple of them. What is
+        A state is what the layer's ``return_state`` gives: [B, C, ...] float32, or a NamedTuple of them, or of a
+        ``Delay`` the last steps of its input. What is
         assigned may have plain tuples in the places of those, and may lack layers, which then start at zero. A layer
         that a model calls several times has a state for each: "lif", "lif#2", ... A model that is a neuron layer
         itself has the path "itself".
@@ -224,8 +226,8 @@ def _refuse(name: str, module: nn.Module) -> None:
         )
     if not getattr(module, "carried", True):
         raise TypeError(
-            f"stream: {name or ITSELF!r} ({kind}) expected to hold no state but that of neurons, got a delay or a "
-            "cycle, whose state a stream does not carry; a NodeGraph's step(x, state) takes and returns all of it"
+            f"stream: {name or ITSELF!r} ({kind}) expected to hold no state but that of neurons, got a cycle, "
+            "whose state a stream does not carry; a NodeGraph's step(x, state) takes and returns all of it"
         )
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         raise TypeError(
@@ -271,7 +273,9 @@ def _check_kind(who: str, layer: Layer, state: AnyState) -> None:
 def _check_fit(who: str, layer: Layer, x: Tensor, state: AnyState) -> None:
     """The state belongs to sequences like x."""
     try:
-        if isinstance(state, (tuple, list)):
+        if isinstance(layer, Delay):
+            layer.check_state(who, state, x)
+        elif isinstance(state, (tuple, list)):
             checks.states(who, state, x, layer.state_names)
         else:
             checks.state(who, state, x, layer.state_names)

@@ -268,3 +268,18 @@ def regularizer(e: int = 4, *, in_place: bool = True) -> Terms:
     """Per parameter, not neuron-step: value, and gradient added in place: 2 reads, 1 write; a fresh one: 1 and 1."""
     grad = _dense("grad", "read", e)
     return (_dense("weight", "read", e), *[grad] * in_place, _dense("grad", "write", e))
+
+
+def delay_forward(e: int) -> Terms:
+    """Reads x, writes y: 2e."""
+    return _dense("x", "read", e), _dense("y", "write", e)
+
+
+def delay_backward(e: int, *, learned: bool = False) -> Terms:
+    """Reads gy, writes gx: 2e; + e for x where the delays have a gradient."""
+    return _dense("gy", "read", e), *[_dense("x", "read", e)] * learned, _dense("gx", "write", e)
+
+
+def delay_kept(e: int, *, learned: bool = False) -> Terms:
+    """Nothing, but x where the delays have a gradient."""
+    return (_dense("x", "keep", e),) * learned

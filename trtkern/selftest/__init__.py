@@ -9,6 +9,7 @@ import torch
 from trtkern import neurons
 from trtkern.backends import BACKENDS
 from trtkern.backends.base import Backend, Case, RegularizerSpec
+from trtkern.selftest.delay import DelayCell, DelayErrors, compare_delay
 from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare, worst
 from trtkern.selftest.norm import NormCell, NormErrors, compare_norm, norm_cells
 from trtkern.selftest.regularizer import REGULARIZER_TOLERANCE, compare_regularizer
@@ -16,9 +17,9 @@ from trtkern.selftest.spike_conv import compare_spike_conv, spike_kernels
 from trtkern.spec import LIFSpec
 
 __all__ = [
-    "MARGIN", "PARAMETER_TOLERANCE", "REGULARIZER_TOLERANCE", "TOLERANCE", "Cell", "Errors", "NormCell", "NormErrors",
-    "Row", "cells", "compare", "compare_norm", "compare_regularizer", "device_of", "norm_cells", "run",
-    "worst",
+    "MARGIN", "PARAMETER_TOLERANCE", "REGULARIZER_TOLERANCE", "TOLERANCE", "Cell", "DelayCell", "DelayErrors", "Errors",
+    "NormCell", "NormErrors", "Row", "cells", "compare", "compare_delay", "compare_norm", "compare_regularizer",
+    "device_of", "norm_cells", "run", "worst",
 ]  # fmt: skip
 
 
@@ -94,6 +95,13 @@ def _row(backend: Backend) -> Row:
             if not worst <= REGULARIZER_TOLERANCE:
                 return Row(backend.name, False, f"regularizer on {device}: relative error {worst:.1e}")
             tried.append("the regulariser")
+        if backend.holds("delay"):
+            delayed = [DelayCell(), DelayCell(torch.bfloat16, shape=(2, 3, 4), rounded=True)]
+            for each in delayed:
+                off = compare_delay(backend.name, each, device)
+                if not off.within(each.dtype):
+                    return Row(backend.name, False, f"{each} on {device}: {off}")
+            tried.append(f"{len(delayed)} of delays")
         if backend.name == "cpu":
             kernels, wrong = compare_spike_conv()
             if wrong:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trtkern.interop.nir.layers import Delay, alone
+from trtkern.interop.nir.layers import PerNeuron
 from trtkern.nn._leaf import Leaf, is_proxy
+from trtkern.nn._neuron import carrier
+from trtkern.nn.delay import Delay
 from trtkern.nn.time import TimeSequential, over_time, takes_time
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
@@ -64,7 +66,7 @@ class NodeGraph(Leaf):
         self._keys = keys_of(self.names)
         self.nodes = nn.ModuleDict({self._keys[name]: layer for name, layer in nodes.items()})
         self._into = {name: [a for a, b in self.edges if b == name] for name in [*self.names, OUTPUT]}
-        lines = [name for name, layer in nodes.items() if isinstance(layer, Delay) and layer.shortest > 0]
+        lines = [name for name, layer in nodes.items() if _is_late(layer)]
         self.parts = parts_of(self.names, self._into, set(lines))
         self._late = {name for name in lines if any(p.cyclic and name in p.names for p in self.parts)}
 
@@ -116,7 +118,11 @@ class NodeGraph(Leaf):
 
     def _steps(self, part: Part, values: dict[str, Tensor], state: GraphState) -> None:
         """Run a cycle over the sequence, and leave what each of its nodes gives in ``values``."""
-        alone("cycle")
+        if carrier() is not None:
+            raise RuntimeError(
+                "stream: expected states of neurons and delays only, got a cycle, which has one that a stream does not "
+                "carry; make the model a NodeGraph, and pass its state: y, state = model(x, state, return_state=True)"
+            )
         own = {name: [a for a in self._into[name] if a in part.names] for name in part.names}
         given = {name: [values[a] for a in self._into[name] if a not in part.names] for name in part.names}
         # What comes from outside as steps: unbind has one backward for all of them, an index one each.
@@ -168,6 +174,12 @@ class NodeGraph(Leaf):
 def has_state(layer: nn.Module) -> bool:
     """Whether it takes a state and gives one: a neuron, a ``Delay``, or another graph."""
     return hasattr(layer, "step")
+
+
+def _is_late(layer: nn.Module) -> bool:
+    """Whether what it gives never depends on what comes in at the same step: a delay by a step or more."""
+    inner = layer.layer if isinstance(layer, PerNeuron) else layer
+    return isinstance(inner, Delay) and inner.least >= 1
 
 
 def keys_of(names: Sequence[str]) -> dict[str, str]:

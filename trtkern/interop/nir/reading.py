@@ -13,10 +13,10 @@ from torch import nn
 
 from trtkern.interop.nir.dialects import Clock, array, clock, dialect_of, plain
 from trtkern.interop.nir.graph import INPUT, OUTPUT, NodeGraph, keys_of, objections_to
-from trtkern.interop.nir.layers import Delay, Scale
+from trtkern.interop.nir.layers import PerNeuron, Scale
 from trtkern.interop.nir.problems import Problems, one_of, package, refuse
-from trtkern.interop.nir.reading_neurons import FIELDS, LEARNED, Wishes, neuron
-from trtkern.nn import TimeSequential
+from trtkern.interop.nir.reading_neurons import FIELDS, LEARNED, Wishes, neuron, varies
+from trtkern.nn import Delay, TimeSequential
 
 OP = "from_nir"
 
@@ -261,8 +261,13 @@ def _delay(path: str, node: Any, measure: Clock, rounds: bool, problems: Problem
         do = "pass a dt that divides it, or round_delays=True"
         problems.add(path, "Delay", f"whole steps of {measure.step:g}", f"{worst:g} steps", do)
         return None
-    same = whole.size == 1 or (whole == whole.flat[0]).all()
-    return Delay(int(whole.flat[0]) if same and whole.ndim == 0 else torch.tensor(whole).to(torch.int64))
+    most = int(whole.max())
+    if (whole == whole.flat[0]).all():
+        return Delay(None, most, float(most))
+    axes = varies(whole)
+    along = whole if len(axes) > 1 else np.moveaxis(whole, axes[0], 0).reshape(whole.shape[axes[0]], -1)[:, 0]
+    layer = Delay(along.size, most, _tensor(along).flatten(), channel_dim=axes[0] + 2 if len(axes) == 1 else 2)
+    return PerNeuron(layer) if len(axes) > 1 else layer
 
 
 def _instant(node: Any, measure: Clock) -> bool:

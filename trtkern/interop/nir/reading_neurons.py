@@ -91,7 +91,7 @@ def neuron(path: str, node: Any, wishes: Wishes, problems: Problems) -> nn.Modul
                     problems.add(path, kind, "a decay > 0, by which this reset is divided", "0", "pass reset='hard'")
                     return None
                 numbers["reset_amount"] = numbers["v_threshold"] / numbers["decay"]
-    axes = sorted({axis for value in numbers.values() for axis in _varies(value)})
+    axes = sorted({axis for value in numbers.values() for axis in varies(value)})
     spread = len(axes) > 1
     if not spread and axes and axes != [0]:
         settings["channel_dim"] = axes[0] + 2
@@ -165,7 +165,7 @@ def _range(value: np.ndarray) -> str:
     return f"{value.min():g}" if value.size == 1 else f"{value.min():g} to {value.max():g}"
 
 
-def _varies(value: np.ndarray) -> list[int]:
+def varies(value: np.ndarray) -> list[int]:
     """The axes along which the numbers differ."""
     return [axis for axis, size in enumerate(value.shape) if size > 1 and (np.diff(value, axis=axis) != 0).any()]
 
@@ -176,7 +176,7 @@ def _held(name: str, value: np.ndarray, axes: list[int], shape: tuple[int, ...],
     if name.startswith("decay"):
         value = value.clip(0.0, 1.0)  # tau may be a step but for what float32 rounds
     held: float | Tensor
-    if not _varies(value):
+    if not varies(value):
         held = float(value.flat[0])
     else:
         value = np.broadcast_to(value, shape)

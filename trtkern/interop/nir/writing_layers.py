@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from trtkern.interop.nir.building import Builder, Norm, Value
-from trtkern.interop.nir.layers import Delay, PerNeuron, Scale
+from trtkern.interop.nir.layers import PerNeuron, Scale
 from trtkern.interop.nir.writing_neurons import Place, neuron, over_neurons
-from trtkern.nn import BatchNormLIF, SpikeConv2d, SpikeLinear
+from trtkern.nn import BatchNormLIF, Delay, SpikeConv2d, SpikeLinear
 from trtkern.nn._neuron import NeuronLayer
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -72,6 +72,8 @@ def _per_neuron(builder: Builder, path: str, module: PerNeuron, value: Value) ->
     if value.shape is None:
         return value
     layer, problems = module.layer, builder.problems
+    if isinstance(layer, Delay):
+        return _delay(builder, path, layer, value, value.shape)
     place = Place(path, type(layer).__name__, value.shape, builder.clock, builder.dialect, problems, builder.nir)
     count, numbers = (math.prod(value.shape),), {}
     with torch.no_grad():
@@ -274,15 +276,26 @@ def _scale(builder: Builder, path: str, module: Scale, value: Value) -> Value:
     return builder.add(path, node, value, value.shape)
 
 
-def _delay(builder: Builder, path: str, module: Delay, value: Value) -> Value:
+def _delay(builder: Builder, path: str, module: Delay, value: Value, whole: tuple[int, ...] | None = None) -> Value:
+    """whole: the shape of a value whose places each have a delay of their own; None: its channels have."""
     if value.shape is None:
         return value
-    steps = module.steps.detach().cpu().double().numpy()
-    if not _fits(steps.shape, value.shape):
-        _refuse(builder, path, module, f"delays that fit {value.shape}", f"{steps.shape}", "check input_shape")
+    if module.time_dim != 0:
+        do = "move the axis before the layer"
+        _refuse(builder, path, module, "time on axis 0", f"time_dim={module.time_dim}", do)
+    axis = module.channel_dim - 2 if module.channel_dim >= 2 else module.channel_dim + len(value.shape)
+    shape, axis = (value.shape, axis) if whole is None else ((math.prod(whole),), 0)
+    spread = over_neurons(module.values(), shape, axis)
+    if spread is None or (module.channels is not None and shape[axis] != module.channels):
+        _refuse(builder, path, module, f"delays that fit {value.shape}", f"{module.channels}", "check input_shape")
         return value
-    delays = np.ascontiguousarray(np.broadcast_to(steps * builder.clock.step, value.shape))
-    return builder.add(path, builder.nir.Delay(delay=delays), value, value.shape)
+    steps = np.floor(spread + 0.5)
+    if not module.rounded and (steps != spread).any():
+        worst = spread.flat[int(np.abs(steps - spread).argmax())]
+        do = "call its round_(), or set its rounded = True"
+        _refuse(builder, path, module, "delays of whole steps", f"{worst:g} steps", do)
+    node = builder.nir.Delay(delay=np.ascontiguousarray(steps.reshape(value.shape) * builder.clock.step))
+    return builder.add(path, node, value, value.shape)
 
 
 LEAVES: dict[type[nn.Module], Callable[[Builder, str, Any, Value], Value]] = {

@@ -2,7 +2,8 @@
 
 The kernels' names, the same for Triton and CUDA: ``forward``, ``backward``; behind a norm ``norm_statistics``,
 ``norm_forward``, the backward passes ``norm_sums`` and ``norm_input``, with a residual ``norm_sums`` and
-``norm_input_grad``; ``regularizer``; ``spikes_packed`` and ``spikes_unpacked``.
+``norm_input_grad``; ``regularizer``; ``spikes_packed`` and ``spikes_unpacked``; ``delay_forward`` and
+``delay_backward``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Kernel(NamedTuple):
         said += (
             [] if self.pool == "none" else [f"pooled ({'channels last' if self.pool == 'places' else 'contiguous'})"]
         )
-        said += [f"learns {self.channels} x {len(self.spec.row.params)}"] if self.channels else []
+        each = "" if self.name.startswith("delay") else f" x {len(self.spec.row.params)}"
+        said += [f"learns {self.channels}{each}"] if self.channels else []
         return " ".join(said if self.accumulate else [*said, "(not in place)"])
 
 
@@ -66,6 +68,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "bn-lif": ("norm_statistics", "norm_forward", "norm_sums", "norm_input", "norm_input_grad"),
     "regularizer": ("regularizer",),
     "pack": ("spikes_packed", "spikes_unpacked"),
+    "delay": ("delay_forward", "delay_backward"),
 }
 """The kernels of each op that can be asked for."""
 
@@ -89,6 +92,10 @@ def terms(kernel: Kernel) -> Terms:
         return traffic.spikes_pack(e, T)
     if kernel.name == "spikes_unpacked":
         return traffic.spikes_unpack(e, T, pool=pool)
+    if kernel.name == "delay_forward":
+        return traffic.delay_forward(e)
+    if kernel.name == "delay_backward":
+        return traffic.delay_backward(e, learned=kernel.channels > 0)
     if kernel.name == "norm_statistics":
         return traffic.batch_norm_lif_forward(e, T)[:1]
     if kernel.name == "norm_forward":
@@ -147,6 +154,9 @@ def _once(kernel: Kernel, lanes: int, backend: str) -> Allowed:
     side; sums likewise; the flag; a row of the statistics that may be the last, and the counter of who comes last."""
     if kernel.name == "regularizer":  # the table of tensors and the slopes; the sum of a piece
         return Allowed(5 * 8 + 4 * 4 if backend == "cuda" else 2 * 4, 4)  # AMD's scalar loads are not counted
+    if kernel.name.startswith("delay"):  # the delay; forward the row before the first one; the sums in float64
+        before = lanes * kernel.element if kernel.name == "delay_forward" else 0
+        return Allowed(4 + before, 8 * lanes * bool(kernel.channels))
     each = lanes if kernel.pool == "places" else 1
     words = {
         "forward": (0, 1), "norm_statistics": (lanes * kernel.element / 4, 4), "norm_forward": (3 * each, 1),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from trtkern.backends.base import (
+    DelayGrads,
+    Delays,
     Finish,
     Finished,
     LIFBackward,
@@ -18,7 +20,7 @@ from trtkern.backends.base import (
     Pool,
     RegularizerSpec,
 )
-from trtkern.kernels import batch_norm, lif_launch, regularizer, spikes
+from trtkern.kernels import batch_norm, delay, lif_launch, regularizer, spikes
 from trtkern.kernels.launch import Launch
 from trtkern.neurons import lookup
 from trtkern.spec import LIFSpec
@@ -134,3 +136,17 @@ def regularize(accumulate: bool) -> Launch:
     """The launch over two tensors, one of them odd in size."""
     weights = [torch.empty(5000), torch.empty(7)]
     return regularizer.regularizer_launch(weights, RegularizerSpec(6, 1e-5, 0.25, 1e-5), weights, accumulate, 1.0)[0]
+
+
+def delay_forward(T: int, N: int, dtype: torch.dtype, inner: int = 256) -> Launch:
+    """16 channels, each delayed by up to 25 steps."""
+    x = torch.empty(T, N, dtype=dtype)
+    return delay.forward_launch(x, None, Delays(torch.empty(16), inner, 25, False), x)
+
+
+def delay_backward(T: int, N: int, dtype: torch.dtype, channels: int = 0, inner: int = 256) -> Launch:
+    """The same backward, with the gradient of the delays if channels > 0."""
+    x = torch.empty(T, N, dtype=dtype)
+    delays = Delays(torch.empty(channels or 16), inner, 25, False)
+    out = DelayGrads(x, None, delays.steps if channels else None)
+    return delay.backward_launch(x, x, None, delays, out)[0]

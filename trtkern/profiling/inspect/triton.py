@@ -137,3 +137,5 @@ def representatives(op: str, neuron: str = "LIF") -> Iterator[tuple[str, dict[st
         yield from (("regularizer", {"accumulate": accumulate}) for accumulate in (True, False))
     elif op == "pack":
         yield from (("spikes_packed", {}), ("spikes_unpacked", {}), ("spikes_unpacked", {"pool": "rows"}))
+    elif op == "delay":
+        yield from (("delay_forward", {}), ("delay_backward", {}), ("delay_backward", {"channels": 16}))

@@ -13,6 +13,7 @@ from trtkern.nn import (
     PLIF,
     BatchNormLIF,
     ConvBatchNormLIF,
+    Delay,
     Recurrent,
     SDTLoss,
     SpikeConv2d,
@@ -23,6 +24,7 @@ from trtkern.nn import (
 )
 from trtkern.nn._neuron import AnyState, NeuronLayer, Readout, Spiking
 from trtkern.ops import layout
+from trtkern.ops.spikes import dense
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import FORMULAS, Call, Kept, convolved, met, multiplied, viewable
 
@@ -83,6 +85,19 @@ def _neuron(call: Call) -> list[Kept] | None:
     terms = traffic.lif_kept(x.element_size(), x.shape[0], static=layout.is_static(x), spec=module.spec)
     kept = _terms(terms, x.numel(), {"x": x if _runs_as_it_is(x) else None})
     return [*kept, *_state(v0), *_parameters(module)]
+
+
+def _delay(call: Call) -> list[Kept] | None:
+    module, x, v0 = call.module, dense(call.given(0, "x")), call.given(1, "v0")
+    if choose(module.backend, "delay", x.device.type, x.dtype) == "reference":
+        return None
+    learned = module.learnable
+    made = (
+        module.delay.raw.numel() if learned else not isinstance(module.delay, Tensor)
+    )  # else they are the layer's own
+    given = x if layout.is_dense(x.movedim(module.time_dim, 0)) else None
+    kept = _terms(traffic.delay_kept(x.element_size(), learned=learned), x.numel(), {"x": given})
+    return [*kept, *(_state(v0) if learned else []), Kept("delays 4 a channel", 4 * int(made))]
 
 
 def _recurrent(call: Call) -> list[Kept] | None:
@@ -205,6 +220,7 @@ FORMULAS.update(
         Recurrent: _recurrent,
         BatchNormLIF: _batch_norm_lif,
         ConvBatchNormLIF: _block,
+        Delay: _delay,
         SpikeConv2d: _spike_convolution,
         SpikeLinear: _spike_product,
         SDTLoss: _sdt,

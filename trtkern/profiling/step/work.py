@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trtkern.backends import choose
-from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Recurrent, SpikeConv2d, SpikeLinear, Spikes
+from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Delay, Recurrent, SpikeConv2d, SpikeLinear, Spikes
 from trtkern.nn._neuron import Readout, Spiking
 from trtkern.ops import layout
-from trtkern.ops.spikes import lazily
+from trtkern.ops.spikes import dense, lazily
 from trtkern.profiling import traffic
 from trtkern.profiling.memory.kept import Call, span
 from trtkern.profiling.memory.spiking import checkpoints
@@ -110,6 +110,8 @@ def moved(call: Call) -> Moved | None:
         return _recurrent(call)
     if isinstance(module, (Spiking, Readout)):
         return _neuron(call)
+    if isinstance(module, Delay):
+        return _delay(call)
     return _sizes(call) if next(module.children(), None) is None else None
 
 
@@ -129,6 +131,16 @@ def _neuron(call: Call) -> Moved:
     )
     backward = traffic.lif_backward(e, steps, returns_v=returns_v, static=static, spec=module.spec) if grad else ()
     return Moved(traffic.moved(forward) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
+
+
+def _delay(call: Call) -> Moved:
+    module, x = call.module, dense(call.given(0, "x"))
+    if choose(module.backend, "delay", x.device.type, x.dtype) == "reference":
+        return _sizes(call)
+    e, learned = x.element_size(), module.learnable
+    grad = torch.is_grad_enabled() and (x.requires_grad or learned)
+    backward = traffic.delay_backward(e, learned=learned) if grad else ()
+    return Moved(traffic.moved(traffic.delay_forward(e)) * x.numel(), traffic.moved(backward) * x.numel(), MODEL_BYTES)
 
 
 def _recurrent(call: Call) -> Moved:

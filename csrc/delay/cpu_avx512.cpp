@@ -1,0 +1,3 @@
+#include "cpu/avx512.h"
+#define TK_DELAY kDelayAvx512
+#include "delay/cpu_kernels.h"

@@ -1,0 +1,3 @@
+#include "cpu/baseline.h"
+#define TK_DELAY kDelayBaseline
+#include "delay/cpu_kernels.h"
