@@ -110,6 +110,7 @@ class AgainNormed(Again):
         )
 
     def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        ctx.layouts = self.layouts
         saved = kept(ctx)
         y, affine, moments, coef, edges, *state = saved
         gs, *last = grads
@@ -154,7 +155,7 @@ class _AgainNormed(torch.autograd.Function):
         made, more = call.normed(y, norm, flag, state)
         if call.layouts is None:
             call.layouts = layouts((y, *more, *state))
-        ctx.call, ctx.layouts = call, call.layouts
+        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, *more, *state)
         return made
