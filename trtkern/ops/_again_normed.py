@@ -129,7 +129,7 @@ class AgainNormed(Again):
         parts: Sequence[Tensor | None] = (None,) * len(state)
         if self._needs & NEED_V0:
             parts = (gv0,) if self._states == 1 else gv0.unbind(0)
-        return gy, gweight, gbias, *parts
+        return gy, gweight if weight else None, gbias if bias else None, *parts
 
     def _as_read(self, gs: Tensor | None, last: Sequence[Tensor | None]) -> bool:
         """Whether the gradients are as the kernel reads them."""
