@@ -90,12 +90,12 @@ class Again:
 
     def forward(self, x: Tensor, flag: Tensor, state: tuple[Tensor, ...]) -> tuple[Any, Tensor | None]:
         """The same without autograd, and the states between chunks."""
-        want, edges = self.want, self._edges and self._edges()
+        want, edges = self.want, None if self._edges is None else self._edges()
         v0 = self._joined(state) if state else None
         if want == WANT_SPIKES:  # the common call
-            s = empty_like(x)
-            self._forward((x, v0, None, None, None, s, None, None, edges, None, flag))
-            return s, edges
+            spikes = empty_like(x)
+            self._forward((x, v0, None, None, None, spikes, None, None, edges, None, flag))
+            return spikes, edges
         s = empty_like(x) if want & WANT_SPIKES else None
         v = empty_like(x) if want & (WANT_V | WANT_H) else None
         last = self._room() if want & WANT_STATE else None
@@ -119,9 +119,9 @@ class Again:
         x, edges, *state = saved
         gx = empty_like(x)
         if self.want == WANT_SPIKES and not state:
-            self._backward(
-                (x, None, None, None, None, None, None, None, edges, None, None, *grads, None, None, None, gx)
-            )
+            self._backward((
+                x, None, None, None, None, None, None, None, edges, None, None, *grads, None, None, None, gx, None
+            ))  # fmt: skip
             return (gx,)
         gs, gv, *last = self._by_name(grads)
         gv0 = self._room() if self._needs & NEED_V0 else None
