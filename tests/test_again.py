@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import weakref
 from functools import partial
 
 import pytest
@@ -326,6 +327,17 @@ def test_threads_are_those_of_the_call(one_thread):
         torch.set_num_threads(count)
         found.append(both(lambda: layer(x), x))
     equal(*found)
+
+
+@pytest.mark.parametrize("layer", [LIF, CUBALIF, PLIF, lambda **more: BatchNormLIF(3, **more)])
+def test_no_tensor_of_a_call_is_kept(backend, device, layer):
+    layer, x = layer(backend=backend).to(device), currents().detach().to(device).requires_grad_()
+    for _ in range(2):
+        layer(x).sum().backward()
+    gone = weakref.ref(x)
+    del x
+    assert layer._calls.made or (backend, type(layer)) == ("triton", PLIF)
+    assert gone() is None
 
 
 def test_a_copy_of_a_layer_has_no_calls_of_its_own(anew):

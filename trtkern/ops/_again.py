@@ -265,10 +265,10 @@ def _launchers(prepared: Prepared, example: LIFInputs) -> tuple[Launcher, Launch
     if made is not None:
         return made(example)
     run_forward, run_backward = prepared.run["lif_forward"], prepared.run["lif_backward"]
-    axes = example.x.dim()
+    axes, others = example.x.dim(), example[2:]
 
     def inputs(x: Tensor, v0: Tensor | None) -> LIFInputs:
-        return LIFInputs(x if x.dim() == axes else x.unsqueeze(0), v0, *example[2:])
+        return LIFInputs(x if x.dim() == axes else x.unsqueeze(0), v0, *others)
 
     def forward(tensors: tuple) -> None:
         x, v0, _, _, _, s, v, last, edges, packed, flag = tensors

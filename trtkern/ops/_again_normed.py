@@ -218,8 +218,10 @@ def _launchers(inputs: LIFInputs, fixed: Fixed, norm: BatchNorm) -> tuple[Callab
         else:
             run["batch_norm_lif_affine"](y, inner, finish, Finished(*out))
 
+    _, _, _, scalars, spec, _, _, *others = inputs  # and no tensor
+
     def told(y: Tensor, v0: Tensor | None, affine: Tensor) -> LIFInputs:
-        return LIFInputs(y, v0, None, inputs.scalars, inputs.spec, inner, Norm(affine, None), *inputs[7:])
+        return LIFInputs(y, v0, None, scalars, spec, inner, Norm(affine, None), *others)
 
     def forward(tensors: tuple) -> None:
         y, v0, _, affine, _, s, v, last, edges, packed, flag = tensors
