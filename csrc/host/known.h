@@ -118,9 +118,10 @@ class Known {
 
   bool fits_answers() const {
     for (const Row& row : asked_) {
-      if (!is(PyObject_CallObject(std::get<0>(row).ptr(), std::get<1>(row).ptr()), std::get<2>(row).ptr())) {
-        return false;
-      }
+      PyObject *const function = std::get<0>(row).ptr(), *const arguments = std::get<1>(row).ptr();
+      PyObject* const said =
+          PyTuple_GET_SIZE(arguments) == 0 ? PyObject_CallNoArgs(function) : PyObject_CallObject(function, arguments);
+      if (!is(said, std::get<2>(row).ptr())) return false;
     }
     return true;
   }

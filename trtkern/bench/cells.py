@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ CELLS: dict[str, Callable[..., nn.Module]] = {"LIF": snn.LIF, "ALIF": snn.ALIF, 
 """The layers, each with a cell of ``trtkern.bench.plain`` by its name; behind a blank, what is special about it."""
 KINDS = (*CELLS, f"LIF {LEARNED}")
 CALLS = 200
-"""Of which a round takes the median."""
+"""Of which a round takes the median; a quarter of them of a large step."""
+LARGE = 1 << 17
+"""Numbers of a step."""
 DIRECTIONS = ("both", "fwd")
 NAMES = ("trtkern cpu", "eager cell", "ReLU")
 
@@ -141,7 +144,8 @@ def _rows(
     candidates = [measure.Candidate(cell.name, cell.calls(direction), 0) for cell in fit]
     for candidate in candidates:
         measure.warm_up(candidate, calls=CALLS)
-    times = measure.interleave(candidates, [options.rounds] * len(candidates), f"{case.name} {direction}", timer=median)
+    timer = median if math.prod(shape) < LARGE else partial(median, share=4)
+    times = measure.interleave(candidates, [options.rounds] * len(candidates), f"{case.name} {direction}", timer=timer)
     same, none = rounds.common(case, options, direction), [math.nan] * options.rounds
     ours, made = times.get(NAMES[0], none), []
     for name in NAMES:
@@ -157,6 +161,7 @@ def _rows(
     return made
 
 
-def median(run: Callable[[], object]) -> float:
+def median(run: Callable[[], object], share: int = 1) -> float:
     """Seconds of a call: the median of many, so that what interrupts the process does not count."""
-    return float(torch.tensor([measure.on_cpu(run) for _ in range(CALLS)], dtype=torch.float64).median())
+    calls = max(1, CALLS // share)
+    return float(torch.tensor([measure.on_cpu(run) for _ in range(calls)], dtype=torch.float64).median())

@@ -31,7 +31,7 @@ NORM_SETTINGS = (
 )  # fmt: skip
 """What a call of a BatchNorm + neuron follows from besides its tensors."""
 NORM_METHODS = ("norm", "neuron", "_tensors")
-METHODS = ("values", "_value", "_bias", "stacked", "named_state")
+METHODS = ("values", "_value", "_bias", "stacked", "named_state", "_run", "flag_for", "axes")
 """What a subclass may have put in the place of the layers' own: its calls are then made as ever."""
 
 

@@ -196,6 +196,13 @@ class NeuronLayer(Leaf):
         moved = {name: t if t is None or name == "state" else t.movedim(0, time) for name, t in out._asdict().items()}
         return LIFOutput(**moved)
 
+    def _shortly(self, x: Tensor) -> Tensor | None:
+        """The spikes of the common call, if one before was like it."""
+        if self.time_dim != 0 or carriers.get() is not None or type(x) is not Tensor or x.dim() < 3:
+            return None
+        spikes: Tensor | None = self._calls.again(self, x, None, WANT_SPIKES)
+        return spikes
+
     def _anew(
         self, x: Tensor, v0: AnyState, want: int, channel: int, on_equal: bool, lengths: Tensor | None
     ) -> LIFOutput:  # fmt: skip
@@ -370,6 +377,14 @@ class Spiking(NeuronLayer):
         """
         if is_proxy(x):
             return self(x, v0, return_state=return_state, return_v=return_v, return_h=return_h, lengths=lengths)
+        if (
+            v0 is None
+            and lengths is None
+            and not (return_state or return_v or return_h or torch.compiler.is_compiling())
+        ):
+            spikes = self._shortly(x)
+            if spikes is not None:
+                return spikes
         want = wanted(True, return_v, return_state, packing(self.packed), return_h)
         out = self._run(x, v0, want, lengths, self.fire_on_equal)
         if not (return_state or return_v or return_h):

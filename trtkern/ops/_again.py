@@ -34,6 +34,7 @@ from trtkern.ops._saved import kept, layouts
 from trtkern.ops.lif import _LIFBackward, given
 from trtkern.spec import LIFSpec
 
+empty_like = torch.empty_like
 Asked = Sequence[tuple[Callable, tuple, Any]]
 
 
@@ -57,7 +58,7 @@ class Again:
     """What launches the backward pass."""
 
     __slots__ = (
-        "_adjacent", "_back", "_backward", "_edges", "_fixed", "_forward", "_like", "_needs", "_room", "_rows",
+        "_adjacent", "_back", "_backward", "_edges", "_fixed", "_forward", "_needs", "_room", "_rows",
         "_state_bytes", "_states", "differentiable", "fits", "layouts", "step", "want",
     )  # fmt: skip
 
@@ -73,7 +74,6 @@ class Again:
         spec, steps, one = inputs.spec, inputs.x.shape[0], inputs.x.detach()[0]
         self._states, self._rows, self._state_bytes = len(spec.row.states), one.shape[0], 4 * one.numel()
         place = {"dtype": torch.float32, "device": x.device}
-        self._like = torch.empty_like
         several = () if self._states == 1 else (self._states * self._rows, *one.shape[1:])
         self._room = partial(torch.empty, several or one.shape, **place)
         count = (steps - 1) // spec.chunk * self._states if differentiable else 0
@@ -90,12 +90,16 @@ class Again:
 
     def forward(self, x: Tensor, flag: Tensor, state: tuple[Tensor, ...]) -> tuple[Any, Tensor | None]:
         """The same without autograd, and the states between chunks."""
-        want = self.want
-        s = self._like(x) if want & WANT_SPIKES else None
-        v = self._like(x) if want & (WANT_V | WANT_H) else None
+        want, edges = self.want, None if self._edges is None else self._edges()
+        v0 = self._joined(state) if state else None
+        if want == WANT_SPIKES:  # the common call
+            spikes = empty_like(x)
+            self._forward((x, v0, None, None, None, spikes, None, None, edges, None, flag))
+            return spikes, edges
+        s = empty_like(x) if want & WANT_SPIKES else None
+        v = empty_like(x) if want & (WANT_V | WANT_H) else None
         last = self._room() if want & WANT_STATE else None
-        edges = None if self._edges is None else self._edges()
-        self._forward((x, self._joined(state), None, None, None, s, v, last, edges, None, flag))
+        self._forward((x, v0, None, None, None, s, v, last, edges, None, flag))
         return self._given(s, v, last), edges
 
     def _given(self, s: Tensor | None, v: Tensor | None, last: Tensor | None) -> Any:
@@ -113,8 +117,13 @@ class Again:
         if self._back is None or not self._back.fits((), (*saved, *grads)):
             return self._ordinary(ctx, grads)
         x, edges, *state = saved
+        gx = empty_like(x)
+        if self.want == WANT_SPIKES and not state:
+            self._backward((
+                x, None, None, None, None, None, None, None, edges, None, None, *grads, None, None, None, gx, None
+            ))  # fmt: skip
+            return (gx,)
         gs, gv, *last = self._by_name(grads)
-        gx = self._like(x)
         gv0 = self._room() if self._needs & NEED_V0 else None
         self._backward((
             x, self._joined(state), None, None, None, None, None, None, edges, None, None,
@@ -155,6 +164,7 @@ class Again:
 
     def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradients in the way of ``ops/lif.py``, where anything may come; what came is what fits from now on."""
+        ctx.layouts = self.layouts
         saved = kept(ctx)
         x, edges, *state = saved
         gs, gv, *last = self._by_name(grads)
@@ -196,7 +206,7 @@ class _Again(torch.autograd.Function):
         made, edges = call.forward(x, flag, state)
         if call.layouts is None:
             call.layouts = layouts((x, edges, *state))
-        ctx.call, ctx.layouts = call, call.layouts
+        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, edges, *state)
         return made
@@ -255,10 +265,10 @@ def _launchers(prepared: Prepared, example: LIFInputs) -> tuple[Launcher, Launch
     if made is not None:
         return made(example)
     run_forward, run_backward = prepared.run["lif_forward"], prepared.run["lif_backward"]
-    axes = example.x.dim()
+    axes, others = example.x.dim(), example[2:]
 
     def inputs(x: Tensor, v0: Tensor | None) -> LIFInputs:
-        return LIFInputs(x if x.dim() == axes else x.unsqueeze(0), v0, *example[2:])
+        return LIFInputs(x if x.dim() == axes else x.unsqueeze(0), v0, *others)
 
     def forward(tensors: tuple) -> None:
         x, v0, _, _, _, s, v, last, edges, packed, flag = tensors

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trtkern.ops import checks
-from trtkern.ops._again import Again, Asked, stacked, suits
+from trtkern.ops._again import Again, Asked, empty_like, stacked, suits
 from trtkern.ops._known import recall
 from trtkern.ops._library import apply, needs_grad, once
 from trtkern.ops._prepared import (
@@ -77,8 +77,8 @@ class AgainLearned(Again):
         if not self._fill(params, learned):
             self._fixed.prepared.look(params)
         want = self.want
-        s = self._like(x) if want & WANT_SPIKES else None
-        v = self._like(x) if want & (WANT_V | WANT_H) else None
+        s = empty_like(x) if want & WANT_SPIKES else None
+        v = empty_like(x) if want & (WANT_V | WANT_H) else None
         last = self._room() if want & WANT_STATE else None
         edges = None if self._edges is None else self._edges()
         self._forward((x, self._joined(state), params, None, None, s, v, last, edges, None, flag))
@@ -91,7 +91,7 @@ class AgainLearned(Again):
             return self._ordinary(ctx, grads)
         x, edges, params, *state = saved
         gs, gv, *last = self._by_name(grads)
-        gx = self._like(x)
+        gx = empty_like(x)
         gv0 = self._room() if self._needs & NEED_V0 else None
         gparams = self._parameters() if self._needs & NEED_PARAMS else None
         self._backward((
@@ -112,6 +112,7 @@ class AgainLearned(Again):
         return found
 
     def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        ctx.layouts = self.layouts
         saved = kept(ctx)
         x, edges, params, *state = saved
         gs, gv, *last = self._by_name(grads)
@@ -145,7 +146,7 @@ class _AgainLearned(torch.autograd.Function):
         made, edges, params = call.run(x, flag, tensors[:count], state)
         if call.layouts is None:
             call.layouts = layouts((x, edges, params, *state))
-        ctx.call, ctx.layouts = call, call.layouts
+        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, edges, params, *state)
         return made

@@ -110,6 +110,7 @@ class AgainNormed(Again):
         )
 
     def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        ctx.layouts = self.layouts
         saved = kept(ctx)
         y, affine, moments, coef, edges, *state = saved
         gs, *last = grads
@@ -128,7 +129,7 @@ class AgainNormed(Again):
         parts: Sequence[Tensor | None] = (None,) * len(state)
         if self._needs & NEED_V0:
             parts = (gv0,) if self._states == 1 else gv0.unbind(0)
-        return gy, gweight, gbias, *parts
+        return gy, gweight if weight else None, gbias if bias else None, *parts
 
     def _as_read(self, gs: Tensor | None, last: Sequence[Tensor | None]) -> bool:
         """Whether the gradients are as the kernel reads them."""
@@ -154,7 +155,7 @@ class _AgainNormed(torch.autograd.Function):
         made, more = call.normed(y, norm, flag, state)
         if call.layouts is None:
             call.layouts = layouts((y, *more, *state))
-        ctx.call, ctx.layouts = call, call.layouts
+        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, *more, *state)
         return made
@@ -217,8 +218,10 @@ def _launchers(inputs: LIFInputs, fixed: Fixed, norm: BatchNorm) -> tuple[Callab
         else:
             run["batch_norm_lif_affine"](y, inner, finish, Finished(*out))
 
+    _, _, _, scalars, spec, _, _, *others = inputs  # and no tensor
+
     def told(y: Tensor, v0: Tensor | None, affine: Tensor) -> LIFInputs:
-        return LIFInputs(y, v0, None, inputs.scalars, inputs.spec, inner, Norm(affine, None), *inputs[7:])
+        return LIFInputs(y, v0, None, scalars, spec, inner, Norm(affine, None), *others)
 
     def forward(tensors: tuple) -> None:
         y, v0, _, affine, _, s, v, last, edges, packed, flag = tensors

@@ -65,6 +65,7 @@ def _held() -> tuple[tuple[dict, Any, Any], ...]:
         (vars(forward_ad), "_current_level", -1),
         (vars(_library), "_profiled", _library._profiled),
         (vars(checks), "_debugging", False),
+        (vars(spikes), "_listeners", EMPTY),
         (vars(_first_rows), "recording", None),
         (vars(backends), "BACKENDS", backends.BACKENDS),
         (environment, _known._INTERPRET, environment.get(_known._INTERPRET, ABSENT)),
@@ -82,7 +83,6 @@ def _asked(grad: bool) -> tuple[tuple[Callable, tuple, Any], ...]:
         (exporting, (), False),
         (_library._included, (_library._VMAP,), False),
         (_library._profiled, (), False),
-        (len, (spikes._listeners,), 0),
     )
 
 
