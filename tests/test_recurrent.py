@@ -157,7 +157,7 @@ def test_a_long_sequence_of_a_whole_batch():
     judge(tensors, values, spec, run(tensors, values, spec), 1e-4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "wide"])  # whose weights have torch's gradient
 def test_one_and_two_threads_and_a_second_run_are_the_same_bits(isa):
     extension.use_isa(isa)
     for learned, (T, B, N) in ((True, (33, 35, 64)), (False, (9, 33, 130))):
@@ -291,7 +291,7 @@ def wrong(**changed):
         ({"weight": torch.zeros(5, 5, dtype=torch.int64)}, "weight to be a floating tensor"),
         ({"bias": torch.zeros(6)}, r"bias of shape \(5,\)"),
         ({"s0": torch.zeros(3, 5)}, r"s0 of shape \(2, 5\)"),
-        ({"state": torch.zeros(3, 5)}, "state"),
+        ({"state": torch.zeros(3, 5)}, "v0 of shape"),
         ({"x": torch.zeros(3, 5)}, r"x as \[T, B, N\]"),
         ({"x": torch.zeros(3, 2, 1, 5)}, "flatten the neurons"),
     ),
@@ -308,9 +308,9 @@ def test_derivatives_that_a_kernel_does_not_have_are_refused_by_name():
     (g,) = torch.autograd.grad(
         recurrent(x, *others, values, spec, WANT_SPIKES, "cpu").spikes.sum(), x, create_graph=True
     )
-    with pytest.raises(RuntimeError, match='first derivative.*backend="reference"'):
+    with pytest.raises(RuntimeError, match=r'first derivative.*backend="reference"'):
         g.sum().backward()
-    with pytest.raises(RuntimeError, match="torch.vmap"):
+    with pytest.raises(RuntimeError, match=r"torch\.vmap"):
         torch.vmap(lambda x: recurrent(x, *others, values, spec, WANT_SPIKES, "cpu").spikes)(
             x.detach().expand(2, 3, 2, 5)
         )
