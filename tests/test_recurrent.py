@@ -156,7 +156,7 @@ def test_a_long_sequence_of_a_whole_batch():
     judge(tensors, values, spec, run(tensors, values, spec), 1e-4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "wide"])  # whose weights have torch's gradient
 def test_one_and_two_threads_and_a_second_run_are_the_same_bits(isa):
     extension.use_isa(isa)
     for learned, (T, B, N) in ((True, (33, 35, 64)), (False, (9, 33, 130))):
@@ -290,7 +290,7 @@ def wrong(**changed):
         ({"weight": torch.zeros(5, 5, dtype=torch.int64)}, "weight to be a floating tensor"),
         ({"bias": torch.zeros(6)}, r"bias of shape \(5,\)"),
         ({"s0": torch.zeros(3, 5)}, r"s0 of shape \(2, 5\)"),
-        ({"state": torch.zeros(3, 5)}, "state"),
+        ({"state": torch.zeros(3, 5)}, "v0 of shape"),
         ({"x": torch.zeros(3, 5)}, r"x as \[T, B, N\]"),
         ({"x": torch.zeros(3, 2, 1, 5)}, "flatten the neurons"),
     ),

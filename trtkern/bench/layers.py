@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +111,11 @@ def backends(name: str, op: str, where: Where) -> list[str]:
 
 def defaults(name: str) -> Neuron:
     """The neuron of that name as this project's layer has it when it is given nothing."""
-    layer = getattr(nn, name)()
+    return numbers_of(getattr(nn, name)())
+
+
+def numbers_of(layer: Any) -> Neuron:
+    """What a layer of neurons computes."""
     values = layer.values()
     numbers = (torch.as_tensor(values[each]).detach() for each in layer.spec.row.params)  # some may be learnt
     return Neuron(tuple(float(number) for number in numbers), layer.spec)

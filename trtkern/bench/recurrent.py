@@ -17,15 +17,17 @@ from trtkern import reference
 from trtkern.bench import gate
 from trtkern.bench.cases import DTYPES, Case
 from trtkern.bench.contest import Contestant, Inputs, Passes
-from trtkern.bench.layers import Layer, Neuron, Where, defaults
+from trtkern.bench.layers import Layer, Neuron, Where, numbers_of
 
 KIND = "ALIF"
+OWN = {"ALIF": {"decay": 0.5, "gain": 1.0, "decay_a": 0.9, "gain_a": 0.1}, "LIF": {}}
+"""What our layers are given: numbers with which all that are compared fire about as often."""
 SAMPLES = 4
 """Of a batch, which the gate looks at: a sample knows of no other."""
 NEAR = 1e-4
 """How far from its threshold a potential may be whose spike is another."""
 MEAN, DEVIATION = 0.1, 0.7
-"""Of x: from 5 to 15 % of the neuron-steps fire."""
+"""Of x: about an eighth of the neuron-steps fire."""
 
 
 def weights(case: Case, device: torch.device) -> nn.Parameter:
@@ -41,8 +43,9 @@ def own(names: Sequence[str], weight: nn.Parameter) -> list[Layer]:
     made = []
     for kind, suffix in ((KIND, ""), ("LIF", ", LIF")):
         for name in names:
-            layer = snn.Recurrent(getattr(snn, kind)(backend=name), _around(weight))
-            made.append(Layer(f"trtkern {name}{suffix}", layer, defaults(kind), exact=True, strong=True))
+            neuron = getattr(snn, kind)(**OWN[kind], backend=name)
+            layer = snn.Recurrent(neuron, _around(weight))
+            made.append(Layer(f"trtkern {name}{suffix}", layer, numbers_of(neuron), exact=True, strong=True))
     return made
 
 
@@ -65,7 +68,7 @@ class _Triangle(torch.autograd.Function):
 
 def eager(where: Where, weight: nn.Parameter) -> list[Layer]:
     """The loop that users write around a cell in plain torch, and around the cell compiled."""
-    neuron = defaults(KIND)
+    neuron = numbers_of(getattr(snn, KIND)(**OWN[KIND]))
     decay, gain, bias, decay_a, gain_a, beta, reset_amount, v_threshold, _ = neuron.numbers
 
     def cell(x: Tensor, s: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

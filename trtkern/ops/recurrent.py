@@ -149,7 +149,8 @@ class _Recurrent(torch.autograd.Function):
         _, s0, state, weight, bias, params, _, ctx.fixed = inputs
         s, _, _, packed, current, edges = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(t for t in (packed, current, edges) if t is not None))
+        # Not the current: through it a second derivative finds its way, and is refused.
+        ctx.mark_non_differentiable(*(t for t in (packed, edges) if t is not None))
         ctx.biased = bias is not None
         words = "recurrent_weight_grad" in named(ctx.fixed.backend).ops
         keep(ctx, current, packed if words else s, s0, state, weight, params, edges)
