@@ -172,10 +172,24 @@ def test_which_backend_and_why(compiled):
     x, spec = drawn(T, B, C, 8), layer_of().spec
     assert layer_of("auto").backend_for(x) == "cpu"
     assert "it holds the built-in neurons, not AdEx@" in cuda.refuses(Case("lif", "cuda", torch.float32, spec))
-    fed = snn.Recurrent(layer_of("auto"), nn.Linear(6, 6))
-    assert "not cpu: it compiles AdEx@" in fed.backend_for(drawn(T, B, 6))
-    fed = snn.Recurrent(layer_of("reference"), nn.Linear(6, 6))
-    assert fed(drawn(T, B, 6)).shape == (T, B, 6)
+
+
+@pytest.mark.skipif("cpu" not in FUSED, reason="the cpu backend is not here")
+def test_neurons_that_feed_each_other(compiled):
+    """Outputs and gradients of a loop in float64 that goes on from the same spikes."""
+    fed, x = snn.Recurrent(layer_of("auto"), nn.Linear(6, 6)), drawn(20, B, 6).requires_grad_()
+    assert fed.backend_for(x) == "cpu"
+    spikes, h = fed(x, return_h=True)
+    g = drawn(20, B, 6)
+    ((spikes + h) * g).sum().backward()
+    leaf, weight, bias = (t.detach().double().requires_grad_() for t in (x, fed.linear.weight, fed.linear.bias))
+    rows, spec = [float(value) for value in fed.neuron.values().values()], fed.neuron.spec
+    want = reference.recurrent(leaf, None, None, weight, bias, rows, spec, known=spikes.detach().double())
+    ((want.s + want.h) * g.double()).sum().backward()
+    assert spikes.mean() > 0.02 and torch.equal(spikes.double(), want.s)
+    torch.testing.assert_close(h.double(), want.h, rtol=1e-4, atol=1e-5)
+    for mine, theirs in ((x, leaf), (fed.linear.weight, weight), (fed.linear.bias, bias)):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4 * theirs.grad.abs().max())
 
 
 # What names mean.

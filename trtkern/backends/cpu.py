@@ -64,9 +64,6 @@ def refuses(case: Case) -> str | None:
     refused = _args.refuses(case, "cpu")
     if refused is not None or case.spec is None or case.spec.builtin or missing() is not None:
         return refused
-    if case.op == "recurrent":
-        own = case.spec.surrogate if case.spec.row.builtin else case.spec.neuron
-        return f"it compiles {own}, which is yours, for neurons that do not feed each other; use triton or reference"
     return import_module("trtkern.backends._compiled").objection(_extension(), case.spec)
 
 
