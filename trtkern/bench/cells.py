@@ -82,7 +82,7 @@ def cells(kind: str, shape: tuple[int, int], dtype: torch.dtype = torch.float32)
     settings: dict[str, Any] = {}
     if special == LEARNED:
         settings = {"decay": nn.Parameter(torch.full(shape[1:], 0.5)), "channel_dim": -1}
-    layer = CELLS[name](backend="cpu", **settings)
+    layer: Any = CELLS[name](backend="cpu", **settings)
     cell = getattr(plain, f"{name}Cell")(**{key: value for key, value in settings.items() if key == "decay"})
     count = len(layer.state_names)
     draw = torch.Generator().manual_seed(0)

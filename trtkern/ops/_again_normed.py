@@ -218,6 +218,7 @@ def _launchers(inputs: LIFInputs, fixed: Fixed, norm: BatchNorm) -> tuple[Callab
         else:
             run["batch_norm_lif_affine"](y, inner, finish, Finished(*out))
 
+    others: list[Any]
     _, _, _, scalars, spec, _, _, *others = inputs  # and no tensor
 
     def told(y: Tensor, v0: Tensor | None, affine: Tensor) -> LIFInputs:
