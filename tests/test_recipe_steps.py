@@ -31,6 +31,7 @@ PARAMETERS = {
     "dvs-gesture": 300_427,
     "shd": 250_388,
     "shd-adlif": 109_076,
+    "shd-radlif": 109_076 + 2 * 128 * 128 + 700 + 128,
     "shd-cubalif": 109_076,
     "spikformer-cifar10": 9_324_730,
     "spikformer-cifar100": 155_458,

@@ -19,7 +19,7 @@ from trtkern.models import (
     sew_resnet34,
     vggsnn,
 )
-from trtkern.nn import PLIF, Spikes
+from trtkern.nn import PLIF, Delay, Spikes
 
 # Not "auto": in Triton's interpreter a step takes minutes.
 BACKEND = "cpu" if named("cpu").missing() is None else "reference"
@@ -233,3 +233,21 @@ def test_what_is_no_state_dict_is_refused():
         reference_keys(from_topology("FCBN-3_L-2", shape=(1, 1, 4)))
     with pytest.raises(TypeError, match=r"expected a network of trtkern\.models, got Linear"):
         reference_keys(nn.Linear(2, 2))
+
+
+def test_learned_delays_before_the_layers_of_a_topology():
+    """The same spikes as the parts one by one; what they are refused with."""
+    net = from_topology(
+        "FC-5_FCBN-4_L-3", shape=(1, 1, 6), timesteps=7, recurrent=True, max_delay=3, neuron="AdLIF", backend=BACKEND
+    ).eval()
+    names = dict(net.named_parameters())
+    delays = [name for name in names if "delay" in name]
+    assert [tuple(names[name].shape) for name in delays] == [(6,), (5,)]
+    x = 2 * torch.rand(7, 2, 1, 1, 6)
+    first, second = (module for module in net.modules() if isinstance(module, Delay))
+    hidden = net.layers[0]
+    assert torch.equal(dense(hidden(x)), dense(hidden.lif(hidden.linear(first(x.flatten(2))))))
+    net.train()(x).square().mean().backward()
+    assert first.delay.raw.grad.abs().sum() > 0 and second.delay.raw.grad is not None
+    with pytest.raises(ValueError, match="expected max_delay=0 with convolutions, got 3"):
+        from_topology("CONVAP-4-3-1-1_L-3", shape=(1, 4, 4), max_delay=3)

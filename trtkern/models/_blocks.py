@@ -113,6 +113,8 @@ class Style:
         neuron: what makes the neurons (``neuron_of``).
         lif: what that neuron takes.
         recurrent: the neurons of each layer feed each other (``Recurrent``): of Linear layers only.
+        max_delay: above 0: what each hidden Linear layer reads comes later by a learned delay a channel (``Delay``), of
+            so many steps at the most.
     """
 
     checkpoint: bool = False
@@ -121,26 +123,38 @@ class Style:
     neuron: Callable[..., Spiking] = LIF
     lif: dict[str, Any] = field(default_factory=dict)
     recurrent: bool = False
+    max_delay: int = 0
 
     @classmethod
     def of(
         cls, checkpoint: bool, packed: bool, *, sync: bool = False, neuron: type[Spiking] | str = LIF,
-        recurrent: bool = False, **lif: Any,
+        recurrent: bool = False, max_delay: int = 0, **lif: Any,
     ) -> Style:  # fmt: skip
         """The style that a network's options say; an unknown neuron's name is a ValueError."""
-        return cls(checkpoint, packed, sync, neuron_of(neuron), lif, recurrent)
+        return cls(checkpoint, packed, sync, neuron_of(neuron), lif, recurrent, max_delay)
 
     def block(self, conv: Convolution, *, pool: int = 1, packed: bool = True) -> ConvBatchNormLIF:
         """Convolution, BatchNorm, LIF, a 2x2 average with ``pool=2``; ``packed=False`` where none wants the bits."""
+        if self.max_delay:
+            raise ValueError(
+                f"model: expected max_delay=0 with convolutions, got {self.max_delay}; delays stand before a Linear "
+                "(FC-n, FCBN-n)"
+            )
         return self._normed(conv.make(), conv.out, pool=pool, packed=packed)
 
     def linear(self, features: int, out: int) -> ConvBatchNormLIF | TimeSequential:
         """Linear without bias, BatchNorm, LIF: [T, B, ...] with ``features`` numbers behind the batch axis."""
+        layer = SpikeLinear(features, out, bias=False)
+        parts = OrderedDict[str, nn.Module]() if (delay := self.delay(features)) is None else OrderedDict(delay=delay)
         if self.recurrent:
             norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm1d)(out)
-            parts = {"linear": SpikeLinear(features, out, bias=False), "norm": norm, "lif": self.feeding(out)}
-            return TimeSequential(OrderedDict(parts))
-        return self._normed(SpikeLinear(features, out, bias=False), out)
+            return TimeSequential(OrderedDict(**parts, linear=layer, norm=norm, lif=self.feeding(out)))
+        normed = self._normed(layer, out)
+        return TimeSequential(OrderedDict(**parts, block=normed)) if parts else normed
+
+    def delay(self, features: int) -> nn.Module | None:
+        """Learned delays, drawn from all that there are; None without any."""
+        return Delayed(features, self.max_delay) if self.max_delay else None
 
     def tokens(self, features: int, out: int, *, bias: bool) -> ConvBatchNormLIF:
         """Linear, BatchNorm, LIF over tokens: [T, B, L, features] -> [T, B, L, out]."""
@@ -313,6 +327,21 @@ CONNECT = {
 """What a SEW block makes of its spikes s and its input i."""
 
 
+class Delayed(nn.Module):
+    """Learned delays of [T, B, ...] with ``features`` numbers behind the batch axis: [T, B, features]."""
+
+    takes_time = takes_lengths = True
+    takes_spikes = True
+
+    def __init__(self, features: int, max_delay: int) -> None:
+        super().__init__()
+        self.delay = layers.Delay(features, max_delay, learnable=True)
+
+    def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor:
+        """Each number as many steps later as its delay says, between two steps a mix of both."""
+        return self.delay(dense(x).flatten(2), **({} if lengths is None else {"lengths": lengths}))
+
+
 class LinearLIF(nn.Module):
     """LIF(W x + b): [T, B, ...] with ``features`` numbers behind the batch axis -> spikes [T, B, out]."""
 
@@ -321,9 +350,13 @@ class LinearLIF(nn.Module):
 
     def __init__(self, features: int, out: int, style: Style) -> None:
         super().__init__()
+        self.delay = style.delay(features)
         self.linear = SpikeLinear(features, out)
         self.lif = style.feeding(out)
 
     def forward(self, x: Tensor | Spikes, lengths: Tensor | None = None) -> Tensor | Spikes:
         """Spikes [T, B, out] of x [T, B, ...]."""
-        return self.lif(self.linear(x), **({} if lengths is None else {"lengths": lengths}))
+        more = {} if lengths is None else {"lengths": lengths}
+        if self.delay is not None:
+            x = self.delay(x, **more)
+        return self.lif(self.linear(x), **more)
