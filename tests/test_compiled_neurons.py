@@ -15,11 +15,12 @@ from conftest import FUSED
 from own_neurons import ADEX, EXAMPLES
 from patience import PATIENCE
 
-from trtkern import LIFSpec, cli, compiler, dialect, neurons
+from trtkern import LIFSpec, cli, compiler, data, dialect, neurons
 from trtkern import nn as snn
 from trtkern.backends import _compiled, cpu
 from trtkern.surrogates import exp, where
-from trtkern.training import checkpoint
+from trtkern.training import checkpoint, run
+from trtkern.training.loop import Trainer
 
 pytestmark = pytest.mark.skipif("cpu" not in FUSED, reason="the cpu backend is not here")
 
@@ -287,7 +288,11 @@ def test_a_recipe_trains_it_and_what_was_killed_ends_in_the_same_bits(
     )
     for one, two in ((made.model, again.model), (made.state, again.state)):
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert cli.main(["evaluate", str(tmp_path / "whole")]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "whole")]) == 0 and made.metadata["neurons"] == [ADEX]
+    trainer = Trainer.of(run.settings_of(tmp_path / "whole"), data.load("digits"))
+    changed = made._replace(metadata={**made.metadata, "neurons": ["AdEx@before"]})
+    with pytest.warns(UserWarning, match=f"not changed since the training, got {ADEX} in place of AdEx@before"):
+        trainer.restore(changed)
 
 
 def test_names_that_a_recipe_does_not_find(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from trtkern import own
 from trtkern.data import Dataset
 from trtkern.names import is_own
+from trtkern.nn._neuron import NeuronLayer
 from trtkern.training import checkpoint, resuming, run, selection, snapshot
 from trtkern.training.loader import Loader
 from trtkern.training.selection import Best
@@ -62,6 +64,13 @@ class Kept:
                 f"the network that was trained"
             )
         resuming.same_classes(saved, self.data.classes)
+        if (neurons := saved.metadata.get("neurons", [])) != own_neurons(self.model):
+            now = ", ".join(own_neurons(self.model)) or "none"
+            warnings.warn(
+                f"checkpoint: expected neurons that have not changed since the training, got {now} in place of "
+                f"{', '.join(neurons) or 'none'}: what it computes now may be something else",
+                stacklevel=2,
+            )
         try:
             self.model.load_state_dict(saved.model)
         except RuntimeError as error:
@@ -110,6 +119,7 @@ class Kept:
         return {
             "settings": self.settings.to_json(),
             "class": own.class_of(self.model) if is_own(self.settings.model["name"]) else None,
+            "neurons": own_neurons(self.model),
             "shape": list(self.data.shape),
             "classes": list(self.data.classes),
             "data": self.files,
@@ -144,3 +154,9 @@ class Kept:
         }
         made = checkpoint.Checkpoint(self.model.state_dict(), metadata, state)
         checkpoint.save(folder, made, self._made(epoch, step))
+
+
+def own_neurons(model: nn.Module) -> list[str]:
+    """The neurons of the user's own in a model, each with the digest of what it computes."""
+    kinds = {layer.kind for layer in model.modules() if isinstance(layer, NeuronLayer) and not layer.spec.row.builtin}
+    return sorted(kinds)
