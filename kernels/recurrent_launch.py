@@ -93,14 +93,15 @@ def backward_launches(
     passed = inp.weight.new_empty(programs, 2, SAMPLES, block)
     partial = None if out.params is None else inp.weight.new_empty(len(spec.row.params), programs, N)
     even = aligned(N, (current, inp.v0, inp.weight, edges, *grads[:3], out.x, out.v0, partial, states))
+    rows = ROWS if even else ROWS // 2  # an address for each element leaves room for fewer
     args = (
         current, inp.v0, inp.weight, inp.params, edges, *grads[:3], out.x, out.v0, partial, states, passed,
         T, B, N // 16 if even else N, inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
-        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, SAMPLES, ROWS,
+        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, SAMPLES, rows,
         _waits(),
     )  # fmt: skip
     first = Launch(_BACKWARD[even], (programs,), args, chosen)
     if partial is None:
         return [first]
-    rows = partial[:, :, None, :] if columns == "one" else partial[..., None]  # of all neurons together, or of each
-    return [first, add_up_launch(rows, None, out.params, None, None)]
+    sums = partial[:, :, None, :] if columns == "one" else partial[..., None]  # of all neurons together, or of each
+    return [first, add_up_launch(sums, None, out.params, None, None)]
