@@ -55,6 +55,25 @@ def turn_weight(
 
 
 @inline
+def handed_over(WAIT: tl.constexpr):
+    """Whatever threads of the program have written lies before all of them, where they read it from here on.
+
+    WAIT: Triton's barrier neither waits for stores to global memory nor keeps loads behind it, as on AMD GPUs: the
+    stores have to have arrived first, and no load may be moved.
+    """
+    if WAIT:
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\nv_mov_b32 $0, $1", "=v,v,~{memory}", [tl.program_id(0)], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
+    tl.debug_barrier()
+    if WAIT:
+        tl.inline_asm_elementwise(
+            "v_mov_b32 $0, $1", "=v,v,~{memory}", [tl.program_id(0)], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@inline
 def state_rows(pointer, at, mask, size, zero, COUNT: tl.constexpr):
     """A state, COUNT numbers [BLOCK] out of [COUNT, B, N]; zero if pointer is None."""
     state = ()
@@ -129,13 +148,14 @@ def recurrent_forward(
     T: tl.int64, B: tl.int64, n: tl.int64,
     scalars: tl.tuple,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
     """Writes s, current, v_all [T, B, N], v_final [S, B, N], edges [edges, S, B, N], packed [ceil(T / 8), B, N] bytes
     and flag, unless None; s always. One program a sample.
 
     x [T, B, N]; s0 [B, N] in x's dtype, any numbers; v0 [S, B, N]; turned and base: ``turn_weight``; heard: int32
-    [B, 2, 16 + BLOCK + ROWS], the lists; BEFORE, param_rows, scalars: as in ``lif_forward``, with a channel a neuron.
+    [B, 2, 16 + BLOCK + ROWS], the lists; WAIT: as ``handed_over`` has it; BEFORE, param_rows, scalars: as in
+    ``lif_forward``, with a channel a neuron.
     ALIGNED: N is passed divided by 16.
     """
     T = tl.cast(T, tl.int64)
@@ -154,7 +174,7 @@ def recurrent_forward(
     if s0 is not None:
         given = widen(tl.load(s0 + at, mask=mask, other=0.0))
         listed(mask & (given != 0.0), lane, heard + HALF, BLOCK)
-        tl.debug_barrier()
+        handed_over(WAIT)
         own = s0 + tl.program_id(0).to(tl.int64) * N
         fed = _fed(heard + HALF, own, turned, first, lane, mask, True, N, ROWS)
     watch = zero
@@ -176,7 +196,7 @@ def recurrent_forward(
         half = heard + (t % 2) * HALF
         listed(fired, lane, half, BLOCK)
         x_row = tl.load(x + (t + 1) * size + at, mask=mask & (t + 1 < T), other=0.0)
-        tl.debug_barrier()
+        handed_over(WAIT)
         fed = _fed(half, None, turned, first, lane, mask, t + 1 < T, N, ROWS)
     if v_final is not None:
         for k in tl.static_range(NEURON.states):

@@ -29,7 +29,7 @@ import triton.language as tl
 from trtkern.kernels.lif import parameters
 from trtkern.kernels.neurons import added, chosen, nothing, settled
 from trtkern.kernels.numerics import INTERPRETED, bound, fma, inline, narrow, widen
-from trtkern.kernels.recurrent import state_rows
+from trtkern.kernels.recurrent import handed_over, state_rows
 
 
 @inline
@@ -137,13 +137,13 @@ def recurrent_backward(
     T: tl.int64, B: tl.int64, n: tl.int64,
     scalars: tl.tuple, alpha: tl.float32,
     NEURON: tl.constexpr, BEFORE: tl.constexpr, SURROGATE: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
     """Writes gx [T, B, N], and unless None gv0 [S, B, N] and partial [P, programs, N], the sums of a program's samples.
 
     current [T, B, N]: what the forward pass wrote; weight [N, N]; edges: None where T is at most CHUNK; states:
     [CHUNK, S, B, N] float32, written and read; passed: [programs, 2, SAMPLES, BLOCK] float32 likewise; BEFORE,
-    param_rows, scalars as in the forward pass. ALIGNED: N is passed divided by 16.
+    param_rows, scalars, WAIT as in the forward pass. ALIGNED: N is passed divided by 16.
     """
     T = tl.cast(T, tl.int64)
     B = tl.cast(B, tl.int64)
@@ -170,7 +170,7 @@ def recurrent_backward(
         count = tl.minimum(CHUNK, T - t0)
         starts = _starts(edges, v0, at, mask, b, B, j, N, size, zero, NEURON, SAMPLES)
         _states_again(current, states, starts, p, at, mask, b, B, t0, count, N, size, NEURON, SAMPLES)
-        tl.debug_barrier()
+        handed_over(WAIT)
         for k in range(0, bound(count)):
             i = count - 1 - k
             t = t0 + i
@@ -190,7 +190,7 @@ def recurrent_backward(
                     )  # fmt: skip
                 backs = backs + (back,)  # noqa: RUF005
             carries = backs
-            tl.debug_barrier()
+            handed_over(WAIT)
     if gv0 is not None:
         for r in tl.static_range(SAMPLES):
             for k in tl.static_range(NEURON.states):

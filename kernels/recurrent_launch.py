@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trtkern.kernels.batch_norm_finish import add_up_launch
-from trtkern.kernels.launch import Launch, aligned, classes, options, warp_size
+from trtkern.kernels.launch import Launch, aligned, classes, options, target, warp_size
 from trtkern.kernels.neurons import steps
 from trtkern.kernels.numerics import derivative
 from trtkern.kernels.recurrent import recurrent_forward, turn_weight
@@ -45,6 +45,11 @@ def _block(N: int, roomy: bool) -> tuple[int, dict[str, Any]]:
     return block, options(max(1, block // (LANES * warp_size())), roomy)
 
 
+def _waits() -> bool:
+    """Whether a barrier has to wait for stores by itself (``handed_over``)."""
+    return target().backend == "hip"
+
+
 def _channels(params: Tensor | None, N: int) -> str:
     """How parameters are loaded (``kernels/channels.py``)."""
     return "none" if params is None else "one" if params.shape[1] == 1 or N == 1 else "many"
@@ -67,7 +72,7 @@ def forward_launches(inp: RecurrentInputs, out: RecurrentForward) -> list[Launch
     args = (
         x, inp.s0, inp.v0, turned, base, inp.params, out.s, out.current, out.v, out.v_final, edges, out.packed,
         out.flag, heard, T, B, N // 16 if even else N, inp.scalars, steps(inp.spec), inp.before and out.v is not None,
-        inp.spec.chunk, even, _channels(inp.params, N), block, ROWS,
+        inp.spec.chunk, even, _channels(inp.params, N), block, ROWS, _waits(),
     )  # fmt: skip
     turn = Launch(_TURN[0], (-(-N // TILE),), (weight, inp.bias, turned, base, N, TILE), options(4))
     return [turn, Launch(_FORWARD[even], (B,), args, chosen)]
@@ -88,13 +93,15 @@ def backward_launches(
     passed = inp.weight.new_empty(programs, 2, SAMPLES, block)
     partial = None if out.params is None else inp.weight.new_empty(len(spec.row.params), programs, N)
     even = aligned(N, (current, inp.v0, inp.weight, edges, *grads[:3], out.x, out.v0, partial, states))
+    rows = ROWS if even else ROWS // 2  # an address for each element leaves room for fewer
     args = (
         current, inp.v0, inp.weight, inp.params, edges, *grads[:3], out.x, out.v0, partial, states, passed,
         T, B, N // 16 if even else N, inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
-        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, SAMPLES, ROWS,
+        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, SAMPLES, rows,
+        _waits(),
     )  # fmt: skip
     first = Launch(_BACKWARD[even], (programs,), args, chosen)
     if partial is None:
         return [first]
-    rows = partial[:, :, None, :] if columns == "one" else partial[..., None]  # of all neurons together, or of each
-    return [first, add_up_launch(rows, None, out.params, None, None)]
+    sums = partial[:, :, None, :] if columns == "one" else partial[..., None]  # of all neurons together, or of each
+    return [first, add_up_launch(sums, None, out.params, None, None)]

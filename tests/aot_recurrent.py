@@ -37,6 +37,7 @@ def cases(target: str) -> Iterator[dict[str, Any]]:
 def row(target: str, launch: Launch, case: dict[str, Any]) -> dict[str, Any]:
     """A launch and what its compiled code does."""
     kernel = triton.compiled(launch)
+    amd = kernel.asm.get("amdgcn", "")
     return {
         **triton.read(kernel)._asdict(), "target": target, "kernel": launch.kernel.__name__, "N": case["N"],
         "dtype": str(case.get("dtype", torch.float32)).removeprefix("torch."), "neuron": case.get("neuron", "LIF"),
@@ -44,6 +45,7 @@ def row(target: str, launch: Launch, case: dict[str, Any]) -> dict[str, Any]:
         "threads": launch.options["num_warps"] * warp_size(), "grid": launch.grid,
         "contractable": len(re.findall(r"\b(?:mul|add|sub)\.f32", kernel.asm.get("ptx", ""))),
         "int32_products": len(re.findall(r"arith\.muli .*[ x]i32\b", kernel.asm["ttir"])),
+        "handed": len(re.findall(r"s_waitcnt vmcnt\(0\)\n\s*v_mov_b32(?:(?!_load)[\s\S])*?s_barrier", amd)),
         "barriers": len(re.findall(r"\bbar(?:rier)?\.sync", kernel.asm.get("ptx", ""))),
     }  # fmt: skip
 

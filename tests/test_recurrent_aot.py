@@ -97,6 +97,18 @@ def test_one_block_of_threads_a_sample(rows):
             assert row["grid"] == [2]  # of 4 samples and of 2
 
 
+def test_what_is_handed_over(rows):
+    """A list forward, the states again and gx backward. On NVIDIA GPUs the barrier of the block orders memory (the
+    others are those of the running sum); on AMD's the stores are waited for in front of it, and no load stands
+    between."""
+    handed = {FORWARD: 1, BACKWARD: 2, "turn_weight": 0}
+    for row in rows:
+        if row["target"] == "gfx942":
+            assert row["handed"] == handed[row["kernel"]], row
+        else:
+            assert row["barriers"] >= handed[row["kernel"]] and (row["kernel"] != BACKWARD or row["barriers"] == 2), row
+
+
 def test_addresses_are_64_bits_wide_and_nothing_is_contracted(rows):
     for row in rows:
         assert row["int32_products"] == 0 and row["contractable"] == 0, row

@@ -12,14 +12,15 @@ from trtkern.backends.base import Backend, Case, RegularizerSpec
 from trtkern.selftest.delay import DelayCell, DelayErrors, compare_delay
 from trtkern.selftest.lif import MARGIN, PARAMETER_TOLERANCE, TOLERANCE, Cell, Errors, cells, compare, worst
 from trtkern.selftest.norm import NormCell, NormErrors, compare_norm, norm_cells
+from trtkern.selftest.recurrent import RecurrentCell, RecurrentErrors, compare_recurrent
 from trtkern.selftest.regularizer import REGULARIZER_TOLERANCE, compare_regularizer
 from trtkern.selftest.spike_conv import compare_spike_conv, spike_kernels
 from trtkern.spec import LIFSpec
 
 __all__ = [
     "MARGIN", "PARAMETER_TOLERANCE", "REGULARIZER_TOLERANCE", "TOLERANCE", "Cell", "DelayCell", "DelayErrors", "Errors",
-    "NormCell", "NormErrors", "Row", "cells", "compare", "compare_delay", "compare_norm", "compare_regularizer",
-    "device_of", "norm_cells", "run", "worst",
+    "NormCell", "NormErrors", "RecurrentCell", "RecurrentErrors", "Row", "cells", "compare", "compare_delay",
+    "compare_norm", "compare_recurrent", "compare_regularizer", "device_of", "norm_cells", "run", "worst",
 ]  # fmt: skip
 
 
@@ -90,6 +91,12 @@ def _row(backend: Backend) -> Row:
                 if not found.within(cell.dtype):
                     return Row(backend.name, False, f"{cell} on {device}: {found}")
             tried.append(f"{len(normed)} of BatchNorm + LIF")
+        if backend.holds("recurrent"):
+            fed = RecurrentCell("ALIF", timesteps=9, batch=2, size=5)
+            seen = compare_recurrent(backend.name, fed, device)
+            if not seen.within(fed.dtype):
+                return Row(backend.name, False, f"{fed} on {device}: {seen}")
+            tried.append("neurons that feed each other")
         if backend.holds("regularizer"):
             worst = compare_regularizer(backend.name, RegularizerSpec(6, 1e-5, 0.25, 1e-5), device)
             if not worst <= REGULARIZER_TOLERANCE:
