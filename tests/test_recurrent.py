@@ -1,6 +1,5 @@
 """Neurons that feed each other: every instruction set against a plain float64 loop, and what the layer takes."""
 
-
 import pytest
 import torch
 

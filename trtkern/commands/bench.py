@@ -30,7 +30,7 @@ def bench(
         str,
         typer.Option(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
-            "(spikes to bits), all of these; or recurrent (neurons that feed each other), step (whole training steps of "
+            "(spikes to bits), all of these; or recurrent (neurons that feed each other), step (training steps of "
             "networks), overhead (the host's time for a small layer beside ReLU, with one thread; of the GPU backends "
             "without a GPU)."
         ),

@@ -380,7 +380,8 @@ def _same_time(x: Tensor | Spikes, steps: int) -> None:
 
 def _time_dim(layer: nn.Module) -> int:
     """Where it has time."""
-    return layer.time_dim if isinstance(layer, Neuron) or feeds_back(layer) else 0
+    own: Any = layer
+    return own.time_dim if isinstance(layer, Neuron) or feeds_back(layer) else 0
 
 
 @fx.wrap
