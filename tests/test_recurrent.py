@@ -168,7 +168,7 @@ def test_one_and_two_threads_and_a_second_run_are_the_same_bits(isa):
         same(first, run(*given))
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "amx"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_few_spikes_and_many_are_the_same_sums(isa):
     """Lists of what fired, and products of all: a block with few spikes beside one with many."""
     extension.use_isa(isa)

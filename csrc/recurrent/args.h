@@ -53,7 +53,7 @@ struct RecurrentKernels {
   // sums: double [units, P, C], of all units, added to; or null.
   void (*backward)(const RecurrentArgs&, int64_t first, int64_t units, const RecurrentMemory&, double* sums) = nullptr;
   RecurrentProduct vectors;  // takes any numbers
-  RecurrentProduct tiles;    // AMX; empty where there is none
+  RecurrentProduct tiles;    // AMX, backward; empty where there is none
 };
 
 extern const RecurrentKernels kRecurrentBaseline;

@@ -81,7 +81,7 @@ void on_groups(const RecurrentArgs& a, bool back, Run run) {
   const int threads = std::max(1, a.lif.threads);
   const int64_t units = std::clamp<int64_t>(a.units / threads, 1, kMostUnits);
   const int64_t groups = (a.units + units - 1) / units, team = std::min<int64_t>(groups, threads);
-  const bool tiles = k.tiles.lay && a.width >= kLeastTiles;
+  const bool tiles = back && k.tiles.lay && a.width >= kLeastTiles;
   const RecurrentProduct* product = tiles ? &k.tiles : &k.vectors;
   const int64_t shared = whole_pages(std::max(k.vectors.bytes(a.width), tiles ? k.tiles.bytes(a.width) : 0), kHugePage);
   const int64_t scratch = std::max(k.vectors.own(a.width, units), tiles ? k.tiles.own(a.width, units) : 0);

@@ -1,6 +1,7 @@
-// Rows of floats times square weights in tiles: 16 rows on the left, weights on the right, each the sum of three
-// bfloat16 (spike_conv/cpu_tiles.h). A spike is one. Of the nine products of two floats the three smallest are left
-// out; of the others those below 2^-15 are added up by themselves, so that none is lost in the sum of the large ones.
+// The product of the backward pass in tiles: 16 rows of gradients on the left, weights on the right, each the sum of
+// three bfloat16 (spike_conv/cpu_tiles.h). Forward the lists of spikes are as fast. Of the nine products of two floats
+// the three smallest are left out; of the others those below 2^-15 are added up by themselves, so that none is lost in
+// the sum of the large ones.
 #pragma once
 #include "recurrent/cpu_product.h"
 #include "spike_conv/cpu_tiles.h"
@@ -19,16 +20,11 @@ inline int64_t tiles_own(int64_t width, int64_t units) {
   return (units * parts(width, kDepth) * kPieces + 2) * kTileBytes;
 }
 
-inline void lay_tiles(const RecurrentArgs& a, bool back, int64_t column, char* weights, int* nonfinite) {
+inline void lay_tiles(const RecurrentArgs& a, bool, int64_t column, char* weights, int* nonfinite) {
   const int64_t width = a.width, depths = parts(width, kDepth);
   vint unusual = {};
-  const auto row = [&](int64_t k, int64_t c) -> vfloat {
-    const float* const from = (const float*)a.weight;
-    const int64_t left = k < width ? width - c : 0;
-    if (back) return load_some(from + k * width + c, left);
-    vfloat some = {};
-    for (int64_t i = 0; i < kTileRows && i < left; ++i) some[i] = from[(c + i) * width + k];
-    return some;
+  const auto row = [&](int64_t k, int64_t c) {
+    return load_some((const float*)a.weight + k * width + c, k < width ? width - c : 0);
   };
   char* to = weights + column * depths * kDepthBytes;
   for (int64_t depth = 0; depth < depths; ++depth, to += kDepthBytes)
@@ -43,23 +39,14 @@ inline void lay_tiles(const RecurrentArgs& a, bool back, int64_t column, char* w
 }
 
 // The rows as tiles on the left; whether all are finite. Rows that are not there are zeros.
-template <bool SPIKES>
-TK_NOINLINE bool lay_rows(const float* from, int64_t rows, int64_t width, char* to) {
-  constexpr int64_t kOnLeft = SPIKES ? 1 : kPieces;
+TK_NOINLINE inline bool lay_rows(const float* from, int64_t rows, int64_t width, char* to) {
   vint unusual = {};
   for (int64_t r = 0; r < kTileRows; ++r)
     for (int64_t k = 0; k < width; k += kDepth) {
       const float* const at = from + r * width + k;
       const int64_t left = r < rows ? width - k : 0;
       const vfloat low = load_some(at, left), high = load_some(at + kTileRows, left - kTileRows);
-      char* const piece = to + k / kDepth * kOnLeft * kTileBytes + r * 64;
-      if constexpr (SPIKES) {
-        const __m256i lower = _mm512_cvtepi32_epi16((__m512i)((vuint)low >> 16));
-        const __m256i upper = _mm512_cvtepi32_epi16((__m512i)((vuint)high >> 16));
-        _mm512_store_si512(piece, _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1));
-      } else {
-        unusual |= store_pieces(low, high, piece, kTileBytes);
-      }
+      unusual |= store_pieces(low, high, to + k / kDepth * kPieces * kTileBytes + r * 64, kTileBytes);
     }
   return !any_lane(unusual);
 }
@@ -90,26 +77,8 @@ TK_INLINE void add_numbers(const char* rows, const char* weights, int64_t depths
     _tile_dpbf16ps(3, 4, 7);
   }
 }
-TK_INLINE void add_spikes(const char* rows, const char* weights, int64_t depths) {
-  for (int64_t depth = 0; depth < depths; ++depth, rows += kTileBytes, weights += kDepthBytes) {
-    _tile_loadd(4, rows, 64);
-    _tile_loadd(5, weights, 64);
-    _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, weights + kTileBytes, 64);
-    _tile_dpbf16ps(1, 4, 6);
-    _tile_loadd(7, weights + 2 * kTileBytes, 64);
-    _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, weights + 3 * kTileBytes, 64);
-    _tile_dpbf16ps(3, 4, 5);
-    _tile_loadd(6, weights + 4 * kTileBytes, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, weights + 5 * kTileBytes, 64);
-    _tile_dpbf16ps(3, 4, 7);
-  }
-}
-
-inline unsigned multiply_tiles(const char* weights, const float* from, int64_t rows, int64_t width, bool spikes,
-                               float* out, char* own) {
+inline unsigned multiply_tiles(const char* weights, const float* from, int64_t rows, int64_t width, bool, float* out,
+                               char* own) {
   const int64_t depths = parts(width, kDepth), pitch = product_pitch(width), units = parts(rows, kTileRows);
   const int64_t unit = depths * kPieces * kTileBytes;
   char* const left = own + 2 * kTileBytes;
@@ -117,8 +86,7 @@ inline unsigned multiply_tiles(const char* weights, const float* from, int64_t r
   for (int64_t u = 0; u < units; ++u) {
     const float* const at = from + u * kTileRows * width;
     const int64_t there = rows - u * kTileRows < kTileRows ? rows - u * kTileRows : kTileRows;
-    const bool finite =
-        spikes ? lay_rows<true>(at, there, width, left + u * unit) : lay_rows<false>(at, there, width, left + u * unit);
+    const bool finite = lay_rows(at, there, width, left + u * unit);
     unusual |= (unsigned)!finite << u;
   }
   configure_tiles(kTileRows);
@@ -130,7 +98,7 @@ inline unsigned multiply_tiles(const char* weights, const float* from, int64_t r
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      spikes ? add_spikes(left + u * unit, right, depths) : add_numbers(left + u * unit, right, depths);
+      add_numbers(left + u * unit, right, depths);
       _tile_stored(0, sums, pitch * sizeof(float));
       _tile_stored(1, sums + kTileRows, pitch * sizeof(float));
       _tile_stored(2, own, 64);

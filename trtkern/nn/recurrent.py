@@ -88,7 +88,7 @@ class Recurrent(Leaf):
         return ("s", *self.neuron.state_names)
 
     def forward(
-        self, x: Tensor, v0: tuple[Tensor, ...] | None = None, *, return_state: bool = False, return_v: bool = False,
+        self, x: Tensor, v0: AnyState = None, *, return_state: bool = False, return_v: bool = False,
         return_h: bool = False, lengths: Tensor | None = None,
     ) -> Tensor | Spikes | tuple[Any, ...]:  # fmt: skip
         """Spikes [T, B, N] in x's dtype; with ``return_state`` also the state after the last step, with ``return_v`` or
