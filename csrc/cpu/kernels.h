@@ -5,7 +5,6 @@
 
 #include "delay/args.h"
 #include "lif/args.h"
-#include "recurrent/args.h"
 #include "spike_conv/cpu_pass.h"
 
 namespace trtkern {
@@ -65,19 +64,6 @@ struct Kernels {
   const SpikeConvKernels* spike_conv;
 };
 
-// What a library offers that was compiled at first use, for one neuron (cpu/own_rows.h); its functions are those of a
-// Kernels and of RecurrentKernels. The sizes have to be the extension's own.
-struct OwnRows {
-  int64_t size, args, forward_scratch, backward_scratch;
-  decltype(Kernels::lif_forward) lif_forward;
-  decltype(Kernels::lif_backward) lif_backward;
-  int64_t recurrent_args;
-  decltype(RecurrentKernels::own) recurrent_own;
-  decltype(RecurrentKernels::forward) recurrent_forward;
-  decltype(RecurrentKernels::backward) recurrent_backward;
-};
-constexpr int kOwnNeurons = 1 << 16;  // LifArgs::neuron from here on: the libraries in the order in which they came
-
 extern const Kernels kBaseline;
 #if defined(__x86_64__)
 extern const Kernels kAvx512, kAvx2;
@@ -88,7 +74,5 @@ extern const Kernels kWide;
 
 // Of the instruction set in use (cpu/launch.cpp).
 const Kernels& cpu_kernels();
-// Those of a neuron from kOwnNeurons on (cpu/own_rows.cpp).
-const OwnRows& own_rows(int neuron);
 
 }  // namespace trtkern

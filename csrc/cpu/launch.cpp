@@ -39,7 +39,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "cpu/kernels.h"
+#include "cpu/own.h"
 #include "norm/cpu_finish.h"
 
 namespace trtkern {

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "cpu/kernels.h"
+#include "cpu/own.h"
 #include "cpu/launch.h"
 
 namespace trtkern {

@@ -3,7 +3,7 @@
 // unit includes the header of its instruction set (cpu/avx512.h, ...) before.
 #pragma once
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
+#include "cpu/own.h"
 #include "lif/cpu_forward.h"
 #include "lif/cpu_backward.h"
 #include "recurrent/cpu_scratch.h"

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/own.h"
 #include "cpu/launch.h"
 #include "recurrent/args.h"
 

@@ -119,7 +119,7 @@ class Recurrent(Leaf):
         x = x.movedim(time, 0)
         held = carrier()
         if held is not None:
-            v0 = held.start(self, x, v0)  # type: ignore[assignment]
+            v0 = held.start(self, x, v0)
         s0, state = self._given(x, v0)
         want = wanted(True, return_v, return_state, packing(neuron.packed), return_h)
         asked = want if held is None else want | WANT_STATE
