@@ -273,7 +273,10 @@ def test_peak_memory_is_what_one_call_allocates():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--op", "lfi"], "--op: expected one of all, lif, bn-lif, regularizer, pack, recurrent, step, overhead, got 'lfi'"),
+        (
+            ["--op", "lfi"],
+            "--op: expected one of all, lif, bn-lif, regularizer, pack, recurrent, step, overhead, got 'lfi'",
+        ),
         (["--op", "lif", "--neuron", "ALF"], "--neuron: expected one of LIF, CUBALIF"),
         (["--op", "bn-lif", "--neuron", "ALIF"], "--neuron: expected --op lif with ALIF"),
         (["--op", "lif", "--shape", "0,8"], "expected T, N and all others to be at least 1, got '0,8'"),
