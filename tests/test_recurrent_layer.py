@@ -10,6 +10,10 @@ from torch import nn
 
 import trtkern
 from trtkern import nn as snn
+from trtkern.analysis import Samples, energy, gradients
+from trtkern.interop import decompose
+from trtkern.models.build import build
+from trtkern.profiling import memory
 
 N, T, B = 12, 9, 4
 
@@ -181,3 +185,57 @@ def test_lengths_are_refused_by_the_layer_within_a_container():
     model = snn.TimeSequential(nn.Linear(N, N), layer())
     with pytest.raises(ValueError, match="Recurrent: expected lengths=None"):
         model(sequence(), lengths=torch.full((B,), 3))
+
+
+def network(neuron=snn.LIF):
+    torch.manual_seed(0)
+    return snn.TimeSequential(nn.Linear(N, N), snn.Recurrent(neuron(), nn.Linear(N, N)), nn.Linear(N, 3))
+
+
+def test_instruments_see_the_layer_and_what_it_feeds_itself():
+    model, x = network(), 2 * sequence()
+    samples = Samples.of("test", (x, torch.zeros(B, dtype=torch.int64)), batch_dim=1)
+    spikes = model[1](model[0](x))
+    found = energy(model, samples, updates=True)
+    # Each spike but those of the last step reaches all N neurons.
+    assert float(found.layers["1.linear"].sums.sum()) == pytest.approx(float(spikes[:-1].sum()) * N / B)
+    assert not found.left_out and found.updates["1"].macs == T * N
+    assert found.activity["1"].mean == pytest.approx(float(spikes.mean()))
+    report = memory(model, x)
+    assert report.predicted == report.measured
+    assert [name for name, _ in snn.TRTLoss(model).regularized()] == ["0.weight", "1.linear.weight", "2.weight"]
+    assert "1" in gradients(model, samples).layers
+
+
+def test_compiled_and_recorded_it_gives_the_same():
+    model, x = network(snn.ALIF), 2 * sequence()
+    model[1].neuron.gain = 1.0
+
+    def gradient(run):
+        leaf = x.clone().requires_grad_()
+        model.zero_grad()
+        run(leaf).square().sum().backward()
+        return [leaf.grad, *(p.grad.clone() for p in model.parameters())]
+
+    compiled = torch.compile(lambda x: model(x), fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradient(model), gradient(compiled), strict=True):
+        torch.testing.assert_close(a, b)
+    model.eval()
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+    torch.testing.assert_close(decompose(program).module()(x), model(x))
+    torch.testing.assert_close(decompose(model)(x), model(x))
+
+
+def test_networks_of_linear_layers_take_recurrent_neurons():
+    options = {"neuron": "AdLIF", "recurrent": True, "timesteps": T}
+    model = build("topology", (1, 1, 20), 5, layers="FCBN-16_FC-12", **options)
+    model(torch.randn(T, B, 1, 1, 20)).sum().backward()
+    found = [layer for layer in model.modules() if isinstance(layer, snn.Recurrent)]
+    assert [layer.linear.in_features for layer in found] == [16, 12]
+    for layer in found:
+        W = layer.linear.weight
+        assert W.grad is not None and layer.linear.bias is None
+        torch.testing.assert_close(W @ W.T, torch.eye(len(W)), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="expected recurrent=True with layers of neurons behind a Linear"):
+        build("topology", (1, 8, 8), 5, layers="CONV-8-3-1-1", **options)
