@@ -195,8 +195,8 @@ def test_nan_reaches_no_other(many, monkeypatch):
     if many:
         monkeypatch.setattr(recurrent_launch, "LARGEST", 4)
     x, weight, bias = drawn(T=9)
-    weight[:, 6], weight[4] = 0.0, 0.0  # neuron 6 feeds nobody, nobody feeds neuron 4
-    weight[4, 6] = 0.5
+    weight[:, [4, 6]], weight[4] = 0.0, 0.0
+    weight[4, 6] = 0.5  # neuron 6 feeds neuron 4, which feeds nobody
     x[3, 1, 6] = math.nan
     flag = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     leaf = x.clone().requires_grad_()
