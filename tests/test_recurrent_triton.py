@@ -208,7 +208,7 @@ def test_nan_reaches_no_other(many, monkeypatch):
     others[:, 1, [4, 6]] = False
     assert torch.equal(out.v[others], clean.v[others]) and torch.equal(out.spikes[others], clean.spikes[others])
     (gx,) = torch.autograd.grad(out.spikes.sum(), leaf)
-    assert gx[3:, 1, 6].isnan().all() and not gx[:, [0, 2]].isnan().any()
+    assert gx[3:, 1, 6].isnan().all() and not gx[:, 0].isnan().any()
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
