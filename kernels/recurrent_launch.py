@@ -39,10 +39,10 @@ TILE = 32
 """Rows and columns of the weight that are turned at a time."""
 
 
-def _block(N: int, roomy: bool) -> tuple[int, dict[str, Any]]:
-    """Lanes of a program that holds N neurons, and how it is compiled."""
+def _block(N: int, lanes: int, roomy: bool) -> tuple[int, dict[str, Any]]:
+    """Lanes of a program that holds N neurons, and how it is compiled, with so many lanes a thread."""
     block = max(LEAST, 1 << (N - 1).bit_length())
-    return block, options(max(1, block // (LANES * warp_size())), roomy)
+    return block, options(max(1, block // (lanes * warp_size())), roomy)
 
 
 def _waits() -> bool:
@@ -64,7 +64,7 @@ def forward_launches(inp: RecurrentInputs, out: RecurrentForward) -> list[Launch
     """The forward pass: the weight is turned, then all T steps."""
     x, weight = inp.x, inp.weight
     T, B, N = x.shape
-    block, chosen = _block(N, False)
+    block, chosen = _block(N, LANES, False)
     turned, base = torch.empty_like(weight), weight.new_empty(N)
     heard = torch.empty(B, 2, 16 + block + ROWS, dtype=torch.int32, device=x.device)
     edges = _edges(out.edges)
@@ -87,17 +87,20 @@ def backward_launches(
     edges = _edges(edges)
     if spec.chunk < T and edges is None:
         raise ValueError(f"recurrent_backward: expected edges for T = {T}, got None; the forward pass writes them")
-    block, chosen = _block(N, True)
-    programs, columns = -(-B // SAMPLES), _channels(inp.params, N)
+    even = aligned(N, (current, inp.v0, inp.weight, edges, *grads[:3], out.x, out.v0))
+    # An address for each element leaves room for less.
+    rows, lanes, samples = ROWS, LANES, SAMPLES
+    if not even:
+        rows, lanes, samples = ROWS // 2, LANES // 2 if N <= 512 else LANES, SAMPLES if N <= 512 else SAMPLES // 2
+    block, chosen = _block(N, lanes, True)
+    programs, columns = -(-B // samples), _channels(inp.params, N)
     states = inp.weight.new_empty(min(T, spec.chunk), len(spec.row.states), B, N)
-    passed = inp.weight.new_empty(programs, 2, SAMPLES, block)
+    passed = inp.weight.new_empty(programs, 2, samples, block)
     partial = None if out.params is None else inp.weight.new_empty(len(spec.row.params), programs, N)
-    even = aligned(N, (current, inp.v0, inp.weight, edges, *grads[:3], out.x, out.v0, partial, states))
-    rows = ROWS if even else ROWS // 2  # an address for each element leaves room for fewer
     args = (
         current, inp.v0, inp.weight, inp.params, edges, *grads[:3], out.x, out.v0, partial, states, passed,
         T, B, N // 16 if even else N, inp.scalars, spec.alpha, steps(spec), inp.before and grads.v is not None,
-        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, SAMPLES, rows,
+        derivative(str(spec.surrogate)), spec.chunk, even, columns, block, samples, rows,
         _waits(),
     )  # fmt: skip
     first = Launch(_BACKWARD[even], (programs,), args, chosen)
