@@ -277,7 +277,7 @@ def test_peak_memory_is_what_one_call_allocates():
     [
         (
             ["--op", "lfi"],
-            "--op: expected one of all, lif, bn-lif, regularizer, pack, recurrent, step, overhead, got 'lfi'",
+            "--op: expected one of all, lif, bn-lif, regularizer, pack, delay, recurrent, step, overhead, got 'lfi'",
         ),
         (["--op", "lif", "--neuron", "ALF"], "--neuron: expected one of LIF, CUBALIF"),
         (["--op", "bn-lif", "--neuron", "ALIF"], "--neuron: expected --op lif with ALIF"),
