@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import FUSED
 from patience import PATIENCE
 
 from trtkern import cli
@@ -19,7 +20,8 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_walks_that_need_a_file_alone(tmp_path, monkeypatch, capsys, no_pictures, one_thread):
+@pytest.mark.skipif("cpu" not in FUSED, reason="in Triton's interpreter a step of training takes minutes")
+def test_the_walks_that_need_a_file_alone(compiled, tmp_path, monkeypatch, capsys, no_pictures, one_thread):
     """Every block of them in a new folder, in its order: the file is written, lines are run, commands are typed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
