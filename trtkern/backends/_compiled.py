@@ -29,7 +29,7 @@ from trtkern.spec import LIFSpec
 
 WAIT = 300.0
 """Seconds after which a process compiles for itself what another one has begun and not ended."""
-FOLDERS = ("cpu", "lif", "norm", "spikes", "spike_conv")
+FOLDERS = ("cpu", "lif", "norm", "recurrent", "spikes", "spike_conv")
 """Of csrc: where the headers are."""
 ELSE = 'use backend="reference", or triton on a GPU'
 _Key = tuple[str, str | None, str]
