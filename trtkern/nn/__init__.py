@@ -7,12 +7,8 @@ from typing import Any as _Any
 from trtkern.nn.batch_norm_lif import BatchNormLIF, BatchNormNeuron
 from trtkern.nn.block import ConvBatchNormLIF
 from trtkern.nn.bounded import Bounded
-from trtkern.nn.convert import ConversionReport, convert_norm_lif, convert_state_dict, unfuse
-from trtkern.nn.convert_spikes import SpikeLayersReport, convert_spike_layers
-from trtkern.nn.delay import Delay
 from trtkern.nn.losses import LossParts, SDTLoss, TETLoss, TRTLoss
 from trtkern.nn.neurons import ALIF, CLIF, CUBALI, CUBALIF, IF, LI, LIF, PLIF, AdLIF
-from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
 from trtkern.nn.packed import PackedReport, packed_activations
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear, exact_convolutions
 from trtkern.nn.time import OverTime, TimeSequential
@@ -21,6 +17,10 @@ from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF
 from trtkern.ops.spikes import Spikes
 
 if _TYPE_CHECKING:
+    from trtkern.nn.convert import ConversionReport, convert_norm_lif, convert_state_dict, unfuse
+    from trtkern.nn.convert_spikes import SpikeLayersReport, convert_spike_layers
+    from trtkern.nn.delay import Delay
+    from trtkern.nn.norms import batch_norms, convert_sync_norms, freeze_norms, update_norms
     from trtkern.nn.own import Neuron
     from trtkern.nn.recurrent import Recurrent
     from trtkern.nn.streams import Stream, stream
@@ -34,7 +34,23 @@ __all__ = [
     "packed_activations", "stream", "unfuse", "update_norms",
 ]  # fmt: skip
 
-_LATER = {"Neuron": "own", "Recurrent": "recurrent", "Stream": "streams", "stream": "streams"}
+_LATER = {
+    "ConversionReport": "convert",
+    "Delay": "delay",
+    "Neuron": "own",
+    "Recurrent": "recurrent",
+    "SpikeLayersReport": "convert_spikes",
+    "Stream": "streams",
+    "batch_norms": "norms",
+    "convert_norm_lif": "convert",
+    "convert_spike_layers": "convert_spikes",
+    "convert_state_dict": "convert",
+    "convert_sync_norms": "norms",
+    "freeze_norms": "norms",
+    "stream": "streams",
+    "unfuse": "convert",
+    "update_norms": "norms",
+}
 """What is imported when it is asked for, by the file that has it."""
 
 

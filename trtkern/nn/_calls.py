@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from trtkern.ops._again import again
-from trtkern.ops._again_learned import again_learned
-from trtkern.ops._again_normed import again_normed
 from trtkern.ops._prepared import WANT_STATE
-from trtkern.ops._same import ABSENT, EMPTY
 from trtkern.ops.batch_norm_lif import known_by as known_by_norm
 from trtkern.ops.lif import known_by
 
@@ -20,6 +17,9 @@ if TYPE_CHECKING:
     from trtkern.nn._neuron import NeuronLayer
     from trtkern.nn.batch_norm_lif import BatchNormLIF
 
+ABSENT: Any = ...
+EMPTY: Any = NotImplemented
+"""As ``trtkern.ops._same`` has them, which is imported with the first call that is kept."""
 MOST = 8
 """Calls that a layer keeps, the latest first."""
 PREPARED = 256
@@ -88,11 +88,13 @@ class Calls:
             key = known_by(sequence, None if v0 is None else layer.stacked(sequence, v0), *told)
         numbers = _numbers(layer)
         if numbers:
-            self._add(again(key, x, flag, state, step, spec, want, (numbers + own,), asked))
+            self._add(_of("_again").again(key, x, flag, state, step, spec, want, (numbers + own,), asked))
         elif learns and not on_equal:
             rows = {name: values[name] for name in spec.row.params}
             fixed = tuple((name, value) for name, value in rows.items() if not isinstance(value, Tensor))
-            self._add(again_learned(key, x, flag, rows, state, step, spec, want, (own, fixed), asked))
+            self._add(
+                _of("_again_learned").again_learned(key, x, flag, rows, state, step, spec, want, (own, fixed), asked)
+            )
 
     def normed_again(self, layer: BatchNormLIF, y: Any, v0: Any, want: int) -> Any:
         """``again`` of a BatchNorm + neuron without a residual."""
@@ -138,11 +140,15 @@ class Calls:
         with torch.no_grad():
             v = None if v0 is None else lif.stacked(y, v0)
             key = known_by_norm(y, norm, neuron, None, v, layer.channel_dim)
-        self._add(again_normed(key, y, norm, neuron, state, (entries, numbers + own)))
+        self._add(_of("_again_normed").again_normed(key, y, norm, neuron, state, (entries, numbers + own)))
 
     def _add(self, made: Any) -> None:
         if made is not None:
             self.made = (made, *self.made[: MOST - 1])
+
+
+def _of(name: str) -> Any:
+    return import_module(f"trtkern.ops.{name}")
 
 
 def _hooked() -> bool:

@@ -304,6 +304,11 @@ class NeuronLayer(Leaf):
         return ", ".join([*shown, f"backend={self.backend!r}"])
 
 
+def has_state(layer: Any) -> bool:
+    """Whether it is a layer with a state of its own: it can be given, returned, and carried by a ``Stream``."""
+    return isinstance(layer, Leaf) and hasattr(layer, "state_names")
+
+
 def feeds_back(layer: Any) -> bool:
     """Whether it is a ``Recurrent`` around neurons; its file is imported where somebody asks for it."""
     return isinstance(getattr(layer, "neuron", None), NeuronLayer)

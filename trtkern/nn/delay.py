@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from trtkern.backends import explain, named, resolve
 from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
-from trtkern.nn._neuron import NeuronLayer, carrier, one_step
+from trtkern.nn._neuron import carrier, one_step
 from trtkern.nn.bounded import Bounded
 from trtkern.ops import checks
 from trtkern.ops.checks import Number
@@ -230,7 +230,3 @@ def _whole(delays: Tensor) -> Tensor:
     """The nearest whole numbers, 1/2 going up."""
     low = delays.floor()
     return low + (delays - low >= 0.5).to(delays.dtype)
-
-
-STATEFUL = (NeuronLayer, Delay)
-"""The layers with a state: it can be given, returned, and carried by a ``Stream``."""

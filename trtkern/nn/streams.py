@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trtkern._torch import recording
 from trtkern.nn._neuron import AnyState, NeuronLayer, carriers
 from trtkern.nn.batch_norm_lif import BatchNormLIF
-from trtkern.nn.delay import STATEFUL, Delay
+from trtkern.nn.delay import Delay
 from trtkern.nn.recurrent import Recurrent
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
@@ -50,7 +50,7 @@ class Stream:
         inside = {id(module.neuron) for module in model.modules() if isinstance(module, Recurrent)}
         for name, module in model.named_modules():
             _refuse(name, module)
-            if isinstance(module, (*STATEFUL, Recurrent)) and id(module) not in inside:
+            if isinstance(module, (NeuronLayer, Delay, Recurrent)) and id(module) not in inside:
                 self._names[module] = name or ITSELF
             elif isinstance(module, (_BatchNorm, BatchNormLIF)):
                 self._norms.append((name or ITSELF, module))

@@ -13,9 +13,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from trtkern._torch import exporting, recording
 from trtkern.nn._leaf import is_proxy
-from trtkern.nn._neuron import carrier, feeds_back
+from trtkern.nn._neuron import carrier, has_state
 from trtkern.nn.block import ConvBatchNormLIF
-from trtkern.nn.delay import STATEFUL
 from trtkern.nn.spike_layers import SpikeConv2d, SpikeLinear
 from trtkern.ops import checks
 from trtkern.ops.spikes import Spikes, dense
@@ -177,7 +176,7 @@ def for_lengths(who: str, layer: nn.Module, lengths: Tensor | None) -> dict[str,
     takes = getattr(layer, "takes_lengths", False)
     if not is_proxy(lengths):  # which stands for None, too
         who = f"{who} ({_kind(layer)}) expected"
-        if not takes and any(isinstance(module, STATEFUL) for module in layer.modules()):
+        if not takes and any(has_state(module) for module in layer.modules()):
             raise ValueError(
                 f"{who} to hand lengths to the neurons in it, got a layer whose forward takes none; give it lengths "
                 "and takes_lengths = True (of nn.Sequential make a TimeSequential)"
@@ -381,7 +380,7 @@ def _same_time(x: Tensor | Spikes, steps: int) -> None:
 
 def _time_dim(layer: Any) -> int:
     """Where it has time."""
-    return layer.time_dim if isinstance(layer, STATEFUL) or feeds_back(layer) else 0
+    return layer.time_dim if has_state(layer) else 0
 
 
 @fx.wrap
