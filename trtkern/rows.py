@@ -7,10 +7,10 @@ library only: the build uses it before torch exists.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import keyword
 import math
 import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,7 +212,9 @@ def register(
         _VERSIONS[whole] = row
         for told in _listeners:
             told(row)
-    here = str(sys._getframe(1).f_globals.get("__name__", "__main__"))
+    frame = inspect.currentframe()
+    caller = frame.f_back if frame is not None else None
+    here = "__main__" if caller is None else str(caller.f_globals.get("__name__", "__main__"))
     _places.setdefault(whole, {}).update(dict.fromkeys((here, str(charge.__module__))))
     LATEST[name] = _VERSIONS[whole]
     return whole
