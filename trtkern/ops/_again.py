@@ -30,7 +30,7 @@ from trtkern.ops._prepared import (
     wanted_with,
 )
 from trtkern.ops._same import Entries, Same
-from trtkern.ops._saved import kept, layouts
+from trtkern.ops._saved import layouts, restored
 from trtkern.ops.lif import _LIFBackward, given
 from trtkern.spec import LIFSpec
 
@@ -115,7 +115,7 @@ class Again:
         """The gradients of x and of each state."""
         saved = ctx.saved_tensors
         if self._back is None or not self._back.fits((), (*saved, *grads)):
-            return self._ordinary(ctx, grads)
+            return self._ordinary(ctx, saved, grads)
         x, edges, *state = saved
         gx = empty_like(x)
         if self.want == WANT_SPIKES and not state:
@@ -162,14 +162,14 @@ class Again:
             return (None,) * count
         return (gv0,) if self._states == 1 else torch.unsafe_split(gv0, self._rows)
 
-    def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    def _ordinary(self, ctx: Any, given_back: tuple, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradients in the way of ``ops/lif.py``, where anything may come; what came is what fits from now on."""
-        ctx.layouts = self.layouts
-        saved = kept(ctx)
+        assert self.layouts is not None
+        saved = restored(given_back, self.layouts)
         x, edges, *state = saved
         gs, gv, *last = self._by_name(grads)
         if once(*saved, *grads) and self._aligned(x, gs, gv, last):
-            self._back = Same(False, (), (*ctx.saved_tensors, *grads))
+            self._back = Same(False, (), (*given_back, *grads))
         if self.step:
             x, gs, gv = x.unsqueeze(0), *(None if g is None else g.unsqueeze(0) for g in (gs, gv))
         v0, gv_final = stacked(state), stacked(last)

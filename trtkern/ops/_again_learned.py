@@ -29,7 +29,7 @@ from trtkern.ops._prepared import (
     wanted_with,
 )
 from trtkern.ops._same import Entries, Same
-from trtkern.ops._saved import kept, layouts
+from trtkern.ops._saved import layouts, restored
 from trtkern.ops.checks import Number
 from trtkern.ops.lif import _LIFBackward
 from trtkern.spec import LIFSpec
@@ -88,7 +88,7 @@ class AgainLearned(Again):
         """The gradients of x, of each learned parameter and of each state."""
         saved = ctx.saved_tensors
         if self._back is None or not self._back.fits((), (*saved, *grads)):
-            return self._ordinary(ctx, grads)
+            return self._ordinary(ctx, saved, grads)
         x, edges, params, *state = saved
         gs, gv, *last = self._by_name(grads)
         gx = empty_like(x)
@@ -111,13 +111,13 @@ class AgainLearned(Again):
             found.append(row if row.shape == shape else row.view(shape))
         return found
 
-    def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        ctx.layouts = self.layouts
-        saved = kept(ctx)
+    def _ordinary(self, ctx: Any, given_back: tuple, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        assert self.layouts is not None
+        saved = restored(given_back, self.layouts)
         x, edges, params, *state = saved
         gs, gv, *last = self._by_name(grads)
         if once(*saved, *grads) and self._aligned(x, gs, gv, last):
-            self._back = Same(False, (), (*ctx.saved_tensors, *grads))
+            self._back = Same(False, (), (*given_back, *grads))
         if self.step:
             x, gs, gv = x.unsqueeze(0), *(None if g is None else g.unsqueeze(0) for g in (gs, gv))
         v0, gv_final = stacked(state), stacked(last)

@@ -17,7 +17,7 @@ from trtkern.ops._library import apply, needs_grad, once
 from trtkern.ops._norm import OP, BatchNorm, moved
 from trtkern.ops._prepared import NEED_V0, WANT_H, WANT_PACKED, WANT_SPIKES, WANT_STATE, wanted_with
 from trtkern.ops._same import Entries, Same
-from trtkern.ops._saved import kept, layouts
+from trtkern.ops._saved import layouts, restored
 from trtkern.ops.batch_norm_lif import Fixed, Neuron, NormedBackward
 
 
@@ -37,9 +37,8 @@ class AgainNormed(Again):
         super().__init__(y, state, False, fixed, want, inputs, same, differentiable)
         self._first, self._forward, self._backward = _launchers(inputs, fixed, norm)
         self._channels, device = fixed.channels, y.device
-        self._output = partial(torch.empty_strided, *layout.pooled_shape(y), dtype=y.dtype, device=device)
-        if not fixed.pool:
-            self._output = partial(torch.empty_strided, y.shape, y.stride(), dtype=y.dtype, device=device)
+        laid = layout.pooled_shape(y) if fixed.pool else (y.shape, y.stride())
+        self._output = partial(torch.empty_strided, *laid, dtype=y.dtype, device=device)
         self._affine = norm.weight is not None, norm.bias is not None
         there = norm.bias if norm.weight is None else norm.weight
         self._dtype = there.dtype if there is not None and needs_grad(norm.weight, norm.bias) else None
@@ -79,7 +78,7 @@ class AgainNormed(Again):
         """The gradients of y, weight, bias and each state."""
         saved = ctx.saved_tensors
         if self._back is None or not self._back.fits((), (*saved, *grads)):
-            return self._ordinary(ctx, grads)
+            return self._ordinary(ctx, saved, grads)
         y, affine, moments, coef, edges, *state = saved
         C, device, dtype, needs_v0 = self._channels, y.device, self._dtype, self._needs & NEED_V0
         gs, *last = grads
@@ -109,13 +108,13 @@ class AgainNormed(Again):
             *self._apart(gv0, len(state)),
         )
 
-    def _ordinary(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        ctx.layouts = self.layouts
-        saved = kept(ctx)
+    def _ordinary(self, ctx: Any, given_back: tuple, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        assert self.layouts is not None
+        saved = restored(given_back, self.layouts)
         y, affine, moments, coef, edges, *state = saved
         gs, *last = grads
         if once(*saved, *grads) and self._as_read(gs, last):
-            self._back = Same(False, (), (*ctx.saved_tensors, *grads))
+            self._back = Same(False, (), (*given_back, *grads))
         v0, gv_final = stacked(state), stacked(last)
         weight, bias = ctx.needs_input_grad[1:3]
         needs = (True, False, bool(self._needs & NEED_V0), weight, bias, False)

@@ -59,9 +59,11 @@ def layouts(tensors: Iterable[Tensor | None]) -> list[Any]:
 
 def kept(ctx: Any) -> tuple[Any, ...]:
     """``ctx.saved_tensors`` as they were; in compiled code, whose layouts the compiler settles, as they come."""
-    if torch.compiler.is_compiling():
-        return ctx.saved_tensors
-    found, before = ctx.saved_tensors, ctx.layouts
+    return ctx.saved_tensors if torch.compiler.is_compiling() else restored(ctx.saved_tensors, ctx.layouts)
+
+
+def restored(found: tuple[Any, ...], before: list[Any]) -> tuple[Any, ...]:
+    """Tensors that were saved, in the layouts that they had (``layouts``)."""
     now = layouts(found)
     if now == before:
         return found
