@@ -41,6 +41,9 @@ NAMES: dict[str, Use] = {
         "whether torch.func or torch.vmap is active, which shows nowhere else"
     ),
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
+    "torch._C._autograd._top_saved_tensors_default_hooks": Use(
+        "whether hooks see what is saved for a backward pass: a checkpoint counts it", ("2.13.0",)
+    ),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
     "torch._C._disabled_torch_function_impl": Use("a subclass whose methods are those of any tensor", TWO),

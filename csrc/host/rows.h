@@ -27,11 +27,12 @@ class ParamRows {
     for (size_t i = 0; i < learned_.size(); ++i) {
       const auto& [row, count, range] = learned_[i];
       const float* const from = reinterpret_cast<const float*>(address_of(tensors[i].ptr()));
-      const float low = range.empty() ? -FLT_MAX : range == "> 0" ? FLT_TRUE_MIN : 0.0f;
+      const float low = range.empty() ? -FLT_MAX : 0.0f;
+      const bool above = range == "> 0";
       const float high = range == "[0, 1]" ? 1.0f : FLT_MAX;
       for (int64_t c = 0; c < C_; ++c) {
         const float value = from[count == 1 ? 0 : c];
-        within = within && value >= low && value <= high;  // NaN is not
+        within = within && value >= low && value <= high && !(above && value == 0.0f);  // NaN is not
         to[row * C_ + c] = value;
       }
     }

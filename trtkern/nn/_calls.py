@@ -24,6 +24,7 @@ MOST = 8
 """Calls that a layer keeps, the latest first."""
 PREPARED = 256
 """Calls that a layer prepares in all: one whose calls are ever others gains nothing from it."""
+hooked = torch._C._autograd._top_saved_tensors_default_hooks
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 NORM_SETTINGS = (
@@ -31,7 +32,9 @@ NORM_SETTINGS = (
 )  # fmt: skip
 """What a call of a BatchNorm + neuron follows from besides its tensors."""
 NORM_METHODS = ("norm", "neuron", "_tensors")
-METHODS = ("values", "_value", "_bias", "stacked", "named_state", "_run", "flag_for", "axes")
+METHODS = (
+    "forward", "outputs", "values", "_value", "_bias", "stacked", "named_state", "_run", "flag_for", "axes"
+)  # fmt: skip
 """What a subclass may have put in the place of the layers' own: its calls are then made as ever."""
 
 
@@ -69,10 +72,15 @@ class Calls:
         return None
 
     def keep(
-        self, layer: NeuronLayer, x: Tensor, v0: Any, want: int, channel: int, on_equal: bool, step: bool = False
+        self, layer: NeuronLayer, x: Tensor, v0: Any, want: int, channel: int, on_equal: bool, step: bool = False,
+        values: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """A call was made as ever: prepare it, if it is of a sort that can be made again."""
-        if not self.left:
+        """A call was made as ever: prepare it, if it is of a sort that can be made again.
+
+        Args:
+            values: the parameters of that call, where the caller has them.
+        """
+        if not self.left or hooked(True) is not None:
             return
         self.left -= 1
         state, own = _parts(layer, v0), _own(layer, step)
@@ -80,7 +88,10 @@ class Calls:
             return
         if step and (getattr(layer, "packed", False) or x.dim() < 2):
             return
-        values, spec, flag, asked = layer.values(), layer.spec, layer.nonfinite, _ASKED if step else ()
+        if values is None:
+            with torch.no_grad():
+                values = layer.values()
+        spec, flag, asked = layer.spec, layer.nonfinite, _ASKED if step else ()
         learns = any(isinstance(value, Tensor) for value in values.values())
         with torch.no_grad():
             sequence = x.unsqueeze(0) if step else x
@@ -116,7 +127,7 @@ class Calls:
 
     def keep_normed(self, layer: BatchNormLIF, y: Tensor, v0: Any, want: int) -> None:
         """``keep`` of a BatchNorm + neuron without a residual."""
-        if not self.left:
+        if not self.left or hooked(True) is not None or not _numbers(layer.lif):
             return
         self.left -= 1
         lif, held = layer.lif, {**layer._parameters, **layer._buffers}
@@ -173,6 +184,8 @@ def _own(layer: NeuronLayer, step: bool) -> tuple[tuple[str, object], ...]:
     kind, held = type(layer), layer.__dict__
     if any(getattr(kind, name).__module__ != "trtkern.nn._neuron" for name in METHODS):
         return ()
+    if kind.__call__.__module__ != "trtkern.nn._leaf" or "parametrizations" in held["_modules"]:
+        return ()  # what is evaluated at each call is evaluated once
     names = ("spec", "backend", "channel_dim", "time_dim", "fire_on_equal", "packed", *METHODS)
     own = [(name, held.get(name, ABSENT)) for name in names]
     if step:

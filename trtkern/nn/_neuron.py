@@ -210,7 +210,7 @@ class NeuronLayer(Leaf):
         state, flag, values = None if v0 is None else self.stacked(x, v0), self.flag_for(x), self.values()
         out = run_neuron(x, state, values, self.spec, want, self.backend, channel, on_equal, flag, lengths)
         if lengths is None and not torch.compiler.is_compiling():
-            self._calls.keep(self, x, v0, want, channel, on_equal)
+            self._calls.keep(self, x, v0, want, channel, on_equal, values=values)
         return out
 
     def outputs(self, made: Any, want: int) -> LIFOutput:
@@ -255,7 +255,7 @@ class NeuronLayer(Leaf):
             if made is not None:
                 return made if self.State is None else (made[0], self.State(*made[1:]))
         out, state = self(one_step(type(self).__name__, x, self.time_dim), v, return_state=True)
-        if not torch.compiler.is_compiling() and not is_proxy(x):
+        if self.time_dim == 0 and not torch.compiler.is_compiling() and not is_proxy(x):
             on_equal = getattr(self, "fire_on_equal", False)
             self._calls.keep(self, x, v, self._step_wants, self.channel_dim, on_equal, True)
         return dense(out).squeeze(self.time_dim), state

@@ -57,7 +57,7 @@ class AgainLearned(Again):
         ]
         numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in values.values()]
         self._fill = self._fixed.prepared.run["lif_parameters"](numbers, rows, channels).fill
-        self._parameters = partial(torch.empty, (len(values), channels), dtype=torch.float32)
+        self._parameters = partial(torch.empty, (len(values), channels), dtype=torch.float32, device="cpu")
         if needs_grad(*(values[name] for name in self.learned)):  # type: ignore[arg-type]
             self._needs += NEED_PARAMS
 
@@ -127,6 +127,8 @@ class AgainLearned(Again):
                 x, v0, params, None, None, None, edges, gs, gv, gv_final, None, None, 0, None, needs
             )
         else:
+            # So that a second derivative is refused, also where nothing else here needs a gradient.
+            params = params.detach().requires_grad_(torch.is_grad_enabled())
             gx, gv0, gparams = apply(_LIFBackward, "lif", gs, gv, gv_final, x, v0, params, None, edges, fixed, needs)
         parts: Sequence[Tensor | None] = (None,) * len(state)
         if needs & NEED_V0:

@@ -20,6 +20,8 @@ from trtkern import backends
 from trtkern._torch import exporting
 from trtkern.ops import _first_rows, _known, _library, checks, spikes
 
+hooked = torch._C._autograd._top_saved_tensors_default_hooks
+"""The hooks that see what is saved for a backward pass (of a checkpoint, which counts it), or None."""
 ABSENT: Any = ...
 """As the value of an entry: there is no such one."""
 EMPTY: Any = NotImplemented
@@ -83,6 +85,7 @@ def _asked(grad: bool) -> tuple[tuple[Callable, tuple, Any], ...]:
         (exporting, (), False),
         (_library._included, (_library._VMAP,), False),
         (_library._profiled, (), False),
+        (hooked, (True,), None),
     )
 
 

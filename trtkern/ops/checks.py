@@ -332,7 +332,7 @@ def channel_axis(op: str, values: Mapping[str, Number], channel_dim: int, x: Ten
             raise ValueError(f"{op}: expected channel_dim to differ from the time axis, got the time axis for both")
         count = x.shape[found]
     for name, value in tensors.items():
-        if value.numel() not in (1, count):
+        if value.numel() != 1 and value.numel() != count:  # "not in" is no comparison of symbols to torch.compile
             raise ValueError(
                 f"{op}: expected {name} to have 1 or {count} values (the channels of x), got {describe(value)} for "
                 f"{describe(x)}; check channel_dim"
