@@ -418,3 +418,34 @@ def test_the_example_is_what_the_page_shows():
     page = (EXAMPLES.parent / "docs" / "extending.md").read_text()
     code = (EXAMPLES / "adex.py").read_text().partition('"""\n\n')[2]
     assert code.strip() in page
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_firing_and_settling_may_share_what_they_compute(backend, compiled):
+    """A soft reset by the threshold of the moment: both functions have the same sum in them."""
+
+    def charge(x, state, p):
+        v, a = state
+        return 0.5 * v + x, p.decay_a * a
+
+    def fire(trace, p):
+        return trace.h, p.v_threshold + p.beta * trace.a
+
+    def settle(trace, s, p):
+        reset = p.v_threshold + p.beta * trace.a
+        return where(s, trace.h - reset, trace.h), trace.a + where(s, reset, 0.0)
+
+    neuron = neurons.register(
+        "Moving", states=("v", "a"), charge=charge, fire=fire, settle=settle,
+        params={"decay_a": 0.9, "beta": 0.5, "v_threshold": 0.6},
+    )  # fmt: skip
+    x, beta = drawn(9, 2, 3).to(DEVICE[backend]), torch.tensor(0.5, device=DEVICE[backend])
+    made = []
+    for one, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        leaf, b = (t.detach().to(dtype).requires_grad_() for t in (x, beta))
+        layer = snn.Neuron(neuron, beta=nn.Parameter(b), surrogate="atan", backend=one).to(x.device)
+        spikes, h = layer(leaf, return_h=True)
+        ((spikes + h) * torch.linspace(0, 1, 9, dtype=dtype, device=x.device)[:, None, None]).sum().backward()
+        made.append((spikes.double(), h.double(), leaf.grad.double(), layer.beta.grad.double()))
+    assert made[0][0].any()
+    torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)

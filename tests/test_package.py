@@ -68,7 +68,11 @@ def test_python_fills_every_field_of_the_launch():
     filled = {name for path in backends.glob("*.py") for name in re.findall(r"(?<!/)\bargs\.(\w+)", path.read_text())}
     # Tensors in the order of the fields (LifArgs.at, NormArgs.at).
     filled.update(POINTERS[: POINTERS.index("workspace")], list(more)[: list(more).index("C")])
-    assert filled == {*fields, *more, *spikes, *delays} - {"workspace", "counters", "values"}  # which the launchers fill
+    assert filled == {*fields, *more, *spikes, *delays} - {
+        "workspace",
+        "counters",
+        "values",
+    }  # which the launchers fill
     assert list(fields)[: len(POINTERS)] == list(POINTERS)
 
 

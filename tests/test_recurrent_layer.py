@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import trtkern
 from trtkern import nn as snn
@@ -239,3 +240,26 @@ def test_networks_of_linear_layers_take_recurrent_neurons():
         torch.testing.assert_close(W @ W.T, torch.eye(len(W)), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="expected recurrent=True with layers of neurons behind a Linear"):
         build("topology", (1, 8, 8), 5, layers="CONV-8-3-1-1", **options)
+
+
+def test_layers_that_would_have_to_be_called_are_refused():
+    """What is inside is read and not called: a forward of its own, or a weight that a hook makes, would be left out."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Noisy(snn.LIF):
+        def forward(self, x, *more, **options):
+            return super().forward(x + 1, *more, **options)
+
+    for neuron, linear, name in ((snn.LIF(), Scaled(N, N), "Scaled"), (Noisy(), nn.Linear(N, N), "Noisy")):
+        with pytest.raises(TypeError, match=f"got {name} with one of its own"):
+            snn.Recurrent(neuron, linear)
+    assert snn.Recurrent(snn.LIF(), snn.SpikeLinear(N, N))(sequence()).shape == (T, B, N)
+    pruned = layer()
+    prune.l1_unstructured(pruned.linear, "weight", 0.5)
+    with pytest.raises(RuntimeError, match="got one that a hook makes"):
+        pruned(sequence())
+    prune.remove(pruned.linear, "weight")
+    assert pruned(sequence()).shape == (T, B, N)

@@ -54,11 +54,12 @@ def fired_back(neuron: Neuron, reset: str, detach: bool) -> tuple[Parts, Parts]:
     """The gradients of the trace, and the sums, as expressions of trace_*, s (it fired), p_*, g_* (of the state), g_s,
     slope and sum_*."""
     trace, p, s = symbols("trace", neuron.trace), symbols("p", neuron.params), symbol("s")
-    grads = _sums(neuron)
+    grads, ends = _sums(neuron), (*trace, *p, s)
     after = settle(neuron, reset)
     for node, g in zip(after, symbols("g", neuron.states), strict=True):
         grads.add(node, g)
-    grads.back(after, (*trace, *p, s))
+    grads.back(after, ends)
+    grads.only(ends)
     spike = symbol("g_s") + (expressions.ZERO if detach else grads.of(s))
     if not detach and s in grads.found:
         grads.found[s] = expressions.ZERO
@@ -66,7 +67,8 @@ def fired_back(neuron: Neuron, reset: str, detach: bool) -> tuple[Parts, Parts]:
         again.found[s] = symbol("g_s")
         for node, g in zip(after, symbols("g", neuron.states), strict=True):
             again.add(node, g)
-        again.back(after, (*trace, *p, s))
+        again.back(after, ends)
+        again.only(ends)
         grads, spike = again, again.of(s)
     potential, threshold = fire(neuron)
     through = symbol("slope") * spike

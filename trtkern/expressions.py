@@ -262,6 +262,11 @@ class Gradients:
             if g is not ZERO:
                 self._node(node, g)
 
+    def only(self, nodes: Sequence[Expression]) -> None:
+        """Forget the cotangents of all other nodes: they were handed on, and another walk would hand them on again."""
+        kept = set(nodes)
+        self.found = {node: g for node, g in self.found.items() if node in kept}
+
     def _node(self, node: Expression, g: Expression) -> None:
         match node.op, node.args:
             case "+", (a, b):

@@ -189,7 +189,8 @@ def register(
     """
     who = f"neurons.register: {name}"
     states, settle = _states(who, name, states), settle if isinstance(settle, Mapping) else {"hard": settle}
-    trace = tuple("h" if each == "v" else each for each in states) if trace is None else _words(who, "trace", trace)
+    usual = tuple("h" if each == "v" else each for each in states)
+    trace = _words(who, "trace", usual if trace is None else trace)
     if len(trace) != len(states) or "h" not in trace:
         raise ValueError(
             f"{who}: expected a trace of {len(states)} names, as many as states, with h among them, got "

@@ -82,7 +82,7 @@ def _found(extension: ModuleType, spec: LIFSpec) -> int | str:
                     _known[key] = _loaded(extension, spec.row, surrogate, what, key[2])
                 except _CannotCompile as error:
                     return f"it compiles {what} at first use, and {error}"
-                except (compiler.CompilerError, TypeError, ValueError, RuntimeError) as error:
+                except (compiler.CompilerError, OSError, TypeError, ValueError, RuntimeError) as error:
                     # This will not go better the next time.
                     _known[key] = f"it compiles {what} at first use, and {error}; {ELSE}"
     return _known[key]
@@ -140,14 +140,16 @@ def _loaded(extension: ModuleType, row: Neuron, surrogate: surrogates.Surrogate,
     made_of = [*sorted(printed.items()), unit, flags, headers, _version(tuple(cxx)), isa]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:20]
     own = "" if surrogate.builtin else f"-{surrogate.name.partition('@')[0]}"
-    path = _folder() / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _short(row) + own)}-{isa}-{key}.so"
+    path = _folder() / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', (_short(row) + own)[:60])}-{isa}-{key}.so"
     files = {f"trtkern_{name}.h": text for name, text in printed.items()} | {"rows.cpp": unit}
     command = [*cxx, *flags, f"-I{csrc}"]
     if path.exists():
         try:
-            return extension.load_rows(str(path))
-        except RuntimeError:  # damaged: made again
-            path.unlink(missing_ok=True)
+            if _is_whole(path):
+                return extension.load_rows(str(path))
+        except RuntimeError:
+            pass
+        path.unlink(missing_ok=True)  # damaged: made again
     _make(path, command, files, f"{what} for this CPU ({isa})")
     return extension.load_rows(str(path))
 
@@ -165,12 +167,28 @@ def _make(path: Path, command: list[str], files: dict[str, str], what: str) -> N
                     Path(made, name).write_text(text)
                 library = Path(made, path.name)
                 compiler.run([*command, f"-I{made}", "-shared", "-s", f"{made}/rows.cpp", "-o", str(library)])
+                _seal(library)
                 os.replace(library, path)
     except OSError as error:
         raise _CannotCompile(
             f"{path.parent} cannot be written ({error.strerror or error}); set TRTKERN_CACHE to a folder of yours, or "
             f"{ELSE}"
         ) from None
+
+
+_SEAL = b"trtkern own rows"
+
+
+def _seal(library: Path) -> None:
+    """Write its hash behind a library, where nobody who loads it looks."""
+    with library.open("ab") as file:
+        file.write(_SEAL + hashlib.sha256(library.read_bytes()).digest())
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether the hash is there and right: a library that was cut short would end the process that loads it."""
+    content, end = library.read_bytes(), len(_SEAL) + 32
+    return content[-end:] == _SEAL + hashlib.sha256(content[:-end]).digest()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import namedtuple
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ def state_type(kind: str, names: tuple[str, ...]) -> Any:
     def reduce(self: Any) -> tuple:
         return _restored, (kind, names, tuple(self))
 
-    made = namedtuple(kind, names)  # type: ignore[misc]
+    made = namedtuple(re.sub(r"[^0-9A-Za-z_]", "_", kind), names)  # type: ignore[misc]
     made.__reduce__ = reduce  # type: ignore[method-assign]
     made.__module__ = __name__
     return made

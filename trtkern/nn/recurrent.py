@@ -12,6 +12,7 @@ from trtkern.backends.base import Case
 from trtkern.nn._leaf import Leaf, is_proxy
 from trtkern.nn._neuron import AnyState, Spiking, carrier, one_step, spikes_of, warn_of_one_step
 from trtkern.nn._states import state_type
+from trtkern.nn.spike_layers import SpikeLinear
 from trtkern.ops import checks
 from trtkern.ops._library import undisturbed
 from trtkern.ops._prepared import WANT_STATE
@@ -61,6 +62,13 @@ class Recurrent(Leaf):
             raise (ValueError if isinstance(linear, nn.Linear) else TypeError)(
                 f"Recurrent: expected torch.nn.Linear(N, N), from the N neurons to themselves, got {got}"
             )
+        for layer, own in ((neuron, Spiking.forward), (linear, nn.Linear.forward)):
+            # SpikeLinear computes what Linear does, and its weights are what is read here.
+            if type(layer).forward is not own and not isinstance(layer, SpikeLinear):
+                raise TypeError(
+                    f"Recurrent: expected a layer with the forward of {own.__qualname__}, got {_kind(layer)} with one "
+                    "of its own, which would not be called; write the loop over time yourself, with layer.step"
+                )
         self.neuron, self.linear = neuron, linear
 
     @property
@@ -110,6 +118,12 @@ class Recurrent(Leaf):
             raise ValueError(
                 f"{name}: expected lengths=None, got lengths: neurons that feed each other go on behind the end of a "
                 "sample; leave lengths out, and take the outputs at the end of each sample"
+            )
+        if "weight" not in self.linear._parameters and "parametrizations" not in self.linear._modules:
+            raise RuntimeError(
+                f"{name}: expected W to be a parameter of the Linear, or parametrized, got one that a hook makes "
+                "before each call of the Linear, as torch.nn.utils.prune and weight_norm do, and the Linear is not "
+                "called; use torch.nn.utils.parametrizations, or prune.remove()"
             )
         if not isinstance(x, Tensor):
             checks.sequence(name, x)
