@@ -39,6 +39,10 @@ def measured(*arguments: str) -> list[rows.Row]:
 def test_every_layer_is_beside_its_pair_with_one_thread(tmp_path):
     torch.set_num_threads(2)
     made = measured("--backend", "auto", "--rounds", "3")
+    steps = [row for row in made if " step " in row.case]
+    made = [row for row in made if row not in steps]
+    assert len(steps) == len(cells.KINDS) * len(cells.SHAPES) * len(cells.DIRECTIONS) * len(cells.NAMES)
+    assert {row.candidate for row in steps} == {*cells.NAMES} and {row.status for row in steps} == {"ok"}
     assert [(row.case, row.candidate) for row in made] == [
         (f"{kind} overhead 4x2x8x4x4 float32", name)
         for kind, other in overhead.PAIRS.items()

@@ -225,7 +225,7 @@ def test_every_op_has_kernels():
     ("options", "message"),
     [
         ({"target": ["sm_70"]}, "--target: expected one of sm_80, sm_90, gfx942, got 'sm_70'"),
-        ({"op": "conv"}, "--op: expected one of lif, bn-lif, regularizer, pack, all, got 'conv'"),
+        ({"op": "conv"}, "--op: expected one of lif, bn-lif, regularizer, pack, delay, all, got 'conv'"),
         ({"backend": "cpu"}, "--backend: expected one of triton, cuda, all"),
         ({"dtype": "float64"}, "--dtype: expected one of float32"),
         ({"timesteps": 0}, "--timesteps: expected at least 1, got 0"),

@@ -130,7 +130,8 @@ def test_a_neuron_by_its_name():
         with pytest.raises(ValueError, match=r"model\.neuron: expected one of LIF, IF, PLIF, CUBALIF, .*, got"):
             resolve("digits", f"model.neuron={wrong}")
     with pytest.raises(
-        ValueError, match=r"neuron: expected one of LIF, IF, PLIF, .*, or a class .*; did you mean 'PLIF'"
+        ValueError,
+        match=r"neuron: expected one of LIF, IF, PLIF, .*, a class .*, or module:NAME .*; did you mean 'PLIF'",
     ):
         neuron_of("PLIFF")
 

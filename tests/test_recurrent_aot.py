@@ -94,7 +94,9 @@ def test_one_block_of_threads_a_sample(rows):
         if row["kernel"] == FORWARD:
             assert row["grid"] == [6]
         if row["kernel"] == BACKWARD:
-            assert row["grid"] == [2]  # of 4 samples and of 2
+            # Of 6 samples 4 a program, then 2; where accesses are narrow and neurons many, 2 a program.
+            assert row["grid"] in ([2], [3]), row
+    assert [2] in [row["grid"] for row in rows if row["kernel"] == BACKWARD]
 
 
 def test_what_is_handed_over(rows):

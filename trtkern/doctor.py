@@ -63,7 +63,10 @@ def _own_neurons() -> str:
     from trtkern.backends import _compiled, cpu
 
     problem, by = _compiled.available()
-    problem = cpu.missing() or problem
+    try:
+        problem = cpu.missing() or problem
+    except ValueError as error:  # an instruction set that is not there: what the backend's own line says
+        problem = str(error)
     return f"compiled for the CPU at first use by {by}" if problem is None else f"not compiled for the CPU: {problem}"
 
 
