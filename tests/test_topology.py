@@ -237,6 +237,7 @@ def test_what_is_no_state_dict_is_refused():
 
 def test_learned_delays_before_the_layers_of_a_topology():
     """The same spikes as the parts one by one; what they are refused with."""
+    torch.manual_seed(0)
     net = from_topology(
         "FC-5_FCBN-4_L-3", shape=(1, 1, 6), timesteps=7, recurrent=True, max_delay=3, neuron="AdLIF", backend=BACKEND
     ).eval()
@@ -247,7 +248,7 @@ def test_learned_delays_before_the_layers_of_a_topology():
     first, second = (module for module in net.modules() if isinstance(module, Delay))
     hidden = net.layers[0]
     assert torch.equal(dense(hidden(x)), dense(hidden.lif(hidden.linear(first(x.flatten(2))))))
-    net.train()(3 * x).square().mean().backward()
+    net.train()(10 * x).square().mean().backward()
     assert first.delay.raw.grad.abs().sum() > 0 and second.delay.raw.grad is not None
     with pytest.raises(ValueError, match="expected max_delay=0 with convolutions, got 3"):
         from_topology("CONVAP-4-3-1-1_L-3", shape=(1, 4, 4), max_delay=3)

@@ -42,7 +42,7 @@ NAMES: dict[str, Use] = {
     ),
     "torch._C._autograd._get_sequence_nr": Use("the number of the next node: whose layer a node of the graph is"),
     "torch._C._autograd._top_saved_tensors_default_hooks": Use(
-        "whether hooks see what is saved for a backward pass: a checkpoint counts it", ("2.13.0",)
+        "whether hooks see what is saved for a backward pass: a checkpoint counts it (of 2.11.0 the stub was read)", TWO
     ),
     "torch._C._current_autograd_node": Use("the node whose gradient is being computed"),
     "torch._C._current_graph_task_id": Use("whether a backward pass is running: a checkpoint runs its layers again"),
