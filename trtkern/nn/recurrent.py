@@ -39,7 +39,8 @@ class Recurrent(Leaf):
         linear: ``torch.nn.Linear(N, N)``: W is its weight, [N, N], from neuron k to neuron j at [j, k], b its bias.
 
     Raises:
-        TypeError, ValueError: no spiking neuron, no Linear, or one that is not square.
+        TypeError, ValueError: no spiking neuron, no Linear, or one that is not square; a layer with a forward of its
+            own.
     """
 
     takes_time = True
