@@ -12,10 +12,11 @@ import torch
 import typer
 
 from trtkern import malloc, nn, reference
-from trtkern.bench import cases, contest, gate, layers, measure, memory, page, peers, rounds, rows, runner
+from trtkern.bench import cases, contest, gate, layers, measure, page, peers, rounds, rows, runner
 from trtkern.bench.cases import Case
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
+from trtkern.profiling.memory.peak import peak
 
 CPU = torch.device("cpu")
 OPTIONS = rounds.Options(CPU, backend="auto", rounds=3, peers="none", compiled=False)
@@ -267,9 +268,9 @@ def test_inputs_larger_than_the_cache_or_in_turns():
 
 def test_peak_memory_is_what_one_call_allocates():
     x, kept = torch.ones(1 << 18), []
-    assert memory.peak(measure.Candidate("two", lambda: x + (x + 1), 0), CPU) == 2 << 20
-    keeps = measure.Candidate("keeps", lambda: (kept.clear(), kept.append(x + x)), 0)  # and frees the last call's
-    assert [memory.peak(keeps, CPU) for _ in range(4)] == [1 << 20] * 4
+    assert peak(lambda: x + (x + 1), CPU) == 2 << 20
+    # Each call frees what the last one kept.
+    assert [peak(lambda: (kept.clear(), kept.append(x + x)), CPU) for _ in range(4)] == [1 << 20] * 4
 
 
 @pytest.mark.parametrize(

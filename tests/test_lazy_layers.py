@@ -5,14 +5,13 @@ import torch
 from lazily import SHAPE, both, fire, same, x_of
 
 from trtkern import nn
-from trtkern.bench.measure import Candidate
-from trtkern.bench.memory import peak
 from trtkern.models import from_topology, resnet19, vggsnn
 from trtkern.models._blocks import Convolution, ResidualBlock, SEWBlock, Style
 from trtkern.ops import spikes as spikes_ops
 from trtkern.ops._lazy import Lazy
 from trtkern.ops._library import unseen
 from trtkern.ops.spikes import Spikes, Unwritten, unwritten
+from trtkern.profiling.memory.peak import peak
 
 
 class Between(torch.nn.Module):
@@ -232,7 +231,7 @@ def test_a_neuron_takes_less_memory_by_its_dense_spikes():
         held[:] = [norm(x)]
         held.clear()
         with unseen():
-            return peak(Candidate("neuron", lambda: held.append(norm(x)), 0), torch.device("cpu"))
+            return peak(lambda: held.append(norm(x)), torch.device("cpu"))
 
     written, left = both(bytes_at_the_peak)
     assert written - left == 4 * x.numel()

@@ -52,7 +52,7 @@ NAMES: dict[str, Use] = {
     "torch._C._functorch.is_functorch_wrapped_tensor": Use("whether a transform left the tensor behind", TWO),
     "torch._C._is_tracing": Use("torch.jit.is_tracing without its detour, in every call", TWO),
     "torch._C._len_torch_dispatch_stack": Use("whether a TorchDispatchMode wants to see the ops", TWO),
-    "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the bench's peak of memory"),
+    "torch._C._profiler._ExtraFields_Allocation": Use("the allocations of a profile, for the peak of a step"),
     "torch._C._set_throw_on_mutable_data_ptr": Use("no address of a tensor without memory, but an error", TWO),
     "torch._dynamo.reset": Use("what torch.compiler.reset calls, which imports Dynamo where nothing was compiled"),
     "torch._functorch.eager_transforms": Use(

@@ -7,13 +7,15 @@ import math
 import shlex
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from trtkern.bench import contest, measure, memory, rows
+from trtkern.bench import contest, measure, rows
 from trtkern.bench.cases import CANDIDATES, DTYPES, Case, least_bytes, rotations
 from trtkern.bench.measure import Candidate
+from trtkern.profiling.memory.peak import peak
 
 DIRECTIONS = ("fwd", "bwd", "both", "each")
 EACH = ("train-fwd", "bwd", "both")
@@ -137,7 +139,7 @@ def _peaks(candidates: list[Candidate], costs: dict[str, float], share: float, d
     end = time.monotonic() + max(share, 1.0)
     for candidate in sorted(candidates, key=lambda candidate: costs[candidate.name]):
         if time.monotonic() + 2 * costs[candidate.name] < end:
-            found[candidate.name] = memory.peak(candidate, device)
+            found[candidate.name] = peak(partial(candidate.call, measure.on_cpu), device)
     return found
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from trtkern import reference
-from trtkern.bench import by_layer, memory, peers, plain, rows
+from trtkern.bench import by_layer, peers, plain, rows
 from trtkern.bench.cases import CANDIDATES, DTYPES, Case
 from trtkern.bench.contest import Contestant
 from trtkern.bench.gate import Verdict
 from trtkern.bench.layers import Neuron
-from trtkern.bench.measure import Candidate
 from trtkern.bench.networks import Entry, LeftOut, Network, entries, inputs, of, plain_network, small
 from trtkern.profiling import memory as kept_by
+from trtkern.profiling.memory.peak import peak
 from trtkern.training.step import CapturedStep, Step
 from trtkern.training.tally import Tally
 
@@ -145,7 +145,7 @@ def _contestant(entry: Entry, twin: Entry, network: Network, device: torch.devic
             for _ in range(CapturedStep.WARM_UP):
                 made.both()
             # Of the call that captures: a replay allocates nothing.
-            made.peak = memory.peak(Candidate(entry.name, made.both, 0), device)
+            made.peak = peak(made.both, device)
         return Verdict(True, "")
 
     made.check = check

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,17 @@ MODEL, LOSS, ATTRIBUTES = "(model)", "(loss)", "(autograd attributes)"
 
 OTHERS = "what hooks inside the model keep for it: a checkpoint, say"
 """Said of a layer that runs where other hooks for saved tensors are active: what they keep is not seen from here."""
+
+
+class Charge(NamedTuple):
+    """One tensor that a call keeps, and that no call before it kept."""
+
+    item: Kept
+    bytes: int
+
+
+Told = Callable[[str, Call, Sequence[Charge]], None]
+"""Hears of each call of a layer: the layer's name, the call, and what it keeps."""
 
 
 @dataclass
@@ -58,9 +69,16 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 class Ledger:
-    """Who keeps what: filled by hooks while a model runs."""
+    """Who keeps what: filled by hooks while a model runs.
 
-    def __init__(self, model: nn.Module, inputs: list[Tensor]) -> None:
+    Args:
+        model: whose layers have names.
+        inputs: of the model.
+        told: hears of each call as it ends; it may not hold its tensors.
+    """
+
+    def __init__(self, model: nn.Module, inputs: list[Tensor], told: Told | None = None) -> None:
+        self._told = told
         self._names = {id(module): name or MODEL for name, module in model.named_modules()}
         owned = [_storage(t.detach()) for t in (*model.parameters(), *model.buffers())]
         self._owned = {ref.cdata: ref for ref in owned}
@@ -135,29 +153,34 @@ class Ledger:
         self._made[id(module)] = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device="meta")
         row.shape = tuple(first.shape)
         self._steps += neuron_steps(call)
-        found = formula(module)
-        if found is None or not any(tensor.requires_grad for tensor in tensors):
-            return
+        charges = [Charge(item, self._charge(row, item)) for item in self._items(row, call, tensors)]
+        if self._told is not None:
+            self._told(self._names.get(id(module), row.kind), call, [charge for charge in charges if charge.bytes])
+
+    def _items(self, row: _Row, call: Call, outputs: list[Tensor]) -> list[Kept]:
+        """What the formula of its kind says that a call keeps."""
+        found = formula(call.module)
+        if found is None or not any(tensor.requires_grad for tensor in outputs):
+            return []
         if not self._hears():
             row.known = False
             row.kept[OTHERS] = None
-            return
+            return []
         self._deaf = True
         items = found(call)
         self._deaf = False
         if items is None:
             row.known = False
-        for item in items or ():
-            self._charge(row, item)
+        return items or []
 
-    def _charge(self, row: _Row, item: Kept) -> None:
-        """Add what a call keeps to its layer, unless it is kept already."""
+    def _charge(self, row: _Row, item: Kept) -> int:
+        """Add what a call keeps to its layer, unless it is kept already; the bytes that it adds."""
         what, size = item.what, item.bytes
         if item.tensor is not None:
             ref = _storage(item.tensor)
             if item.cast is None:
                 if ref.cdata in self._owned:
-                    return
+                    return 0
                 size = self._inputs.get(ref.cdata, max(size, _whole(item.tensor)))
             saved = self._saved.get(ref.cdata)
             elsewhere = saved is not None and saved.row is not row and not saved.row.known
@@ -167,6 +190,7 @@ class Ledger:
         row.predicted += size
         if size or item.bytes:
             row.kept[what] = None
+        return size
 
     def alive(self) -> int:
         """Bytes of what was saved and is in memory now."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from trtkern.ops import checks
-from trtkern.profiling.memory.ledger import Ledger
+from trtkern.profiling.memory.ledger import Ledger, Told
 from trtkern.profiling.memory.report import MemoryReport
 from trtkern.profiling.unchanged import unchanged, uncompiled
 
@@ -43,23 +45,44 @@ def memory(model: nn.Module, input: Any, *, loss: Callable[[Any], Tensor] | None
     inputs = input if isinstance(input, tuple) else (input,)
     device = check_call(model, inputs)
 
-    def forward() -> list[GradientEdge]:
-        out = model(*inputs)
-        if loss is not None:
-            out = (out, loss(out))
-        # The graph alone: what is not kept for the backward pass goes.
-        leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-        return [get_gradient_edge(leaf) for leaf in leaves]
-
-    ledger = Ledger(model, [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
-    with unchanged(model, device), uncompiled(), torch.enable_grad():
-        if not model.training:
-            model.train()
+    forward = partial(_forward, model, inputs, loss)
+    ledger = Ledger(model, tensors_of(inputs))
+    with trained(model, device):
         if device.type != "cuda":
             with ledger.listening():
                 graph = forward()
             return ledger.report(graph, str(device))
         return _on_gpu(ledger, forward, device)
+
+
+def kept_calls(model: nn.Module, inputs: tuple, told: Told) -> MemoryReport:
+    """One forward pass in the mode that the model is in, of which ``told`` hears each call; what it keeps."""
+    ledger = Ledger(model, tensors_of(inputs), told)
+    with ledger.listening():
+        graph = _forward(model, inputs)
+    return ledger.report(graph, str(tensors_of(inputs)[0].device))
+
+
+@contextmanager
+def trained(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the model runs eagerly in training mode and with gradients; afterwards it is as it was."""
+    with unchanged(model, device), uncompiled(), torch.enable_grad():
+        if not model.training:
+            model.train()
+        yield
+
+
+def _forward(model: nn.Module, inputs: tuple, loss: Callable[[Any], Tensor] | None = None) -> list[GradientEdge]:
+    """The graph alone of a forward pass: what is not kept for the backward pass goes."""
+    out = model(*inputs)
+    if loss is not None:
+        out = (out, loss(out))
+    return [get_gradient_edge(leaf) for leaf in tensors_of(out) if leaf.grad_fn is not None]
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """All tensors of nested values."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _on_gpu(ledger: Ledger, forward: Callable[[], list[GradientEdge]], device: torch.device) -> MemoryReport:
@@ -81,7 +104,7 @@ def check_call(model: nn.Module, inputs: tuple) -> torch.device:
     """The device of the inputs, all of which are fit to run."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"memory: expected model to be a torch.nn.Module, got {checks.describe(model)}")
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    tensors = tensors_of(inputs)
     if not tensors:
         raise TypeError(f"memory: expected input to be a tensor or a tuple with tensors, got {checks.describe(inputs)}")
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]

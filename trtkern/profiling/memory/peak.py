@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 
-from trtkern.bench.measure import Candidate, on_cpu
 from trtkern.profiling.unchanged import quiet
 
 
-def peak(candidate: Candidate, device: torch.device) -> int:
-    """Bytes above what was allocated before, over ``prepare``, ``run`` and ``finish`` together.
+def peak(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes at the peak of one call, above what was allocated before it.
 
     On a GPU from the statistics of torch's allocator; on a CPU from the allocations that torch reports to its profiler,
     which leaves out what a library allocates by itself. What it frees of earlier calls (gradients) is not taken off.
@@ -20,13 +20,13 @@ def peak(candidate: Candidate, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        candidate.call(on_cpu)
+        run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            candidate.call(on_cpu)
+            run()
     return _highest(profile)
 
 
