@@ -26,7 +26,18 @@ from trtkern.nn import LossParts
 from trtkern.parallel.job import ALONE, Job, join
 from trtkern.profiling import MemoryReport, memory
 from trtkern.profiling.firing.activity import problems
-from trtkern.training import checkpoint, optimizers, outputs, run, schedules, selection, session, snapshot, together
+from trtkern.training import (
+    budget,
+    checkpoint,
+    optimizers,
+    outputs,
+    run,
+    schedules,
+    selection,
+    session,
+    snapshot,
+    together,
+)
 from trtkern.training.build import build_loss, build_model
 from trtkern.training.callbacks import CallbackError, Callbacks
 from trtkern.training.given import Given, asked
@@ -171,6 +182,9 @@ class Trainer(Kept):
             self.splits["validation"] = held_out.to(self.device)
         self.watched = "test" if held_out is None else "validation"
         self._divide(settings)
+        few = self._loader(self.data.train.take(slice(2)), workers=0, job=ALONE)
+        self.settings, self.plan = budget.settled(self, few, given.optimizer)
+        settings = self.settings
         together.agree(self.job, settings, files, self.splits)
         self._before = self.memory() if together.in_parts(self.job, settings) else None
         laid = together.laid(self.model, self.job, settings)
@@ -359,6 +373,8 @@ class Trainer(Kept):
             write(kept=self.kept)
         stopped, final = None, None
         observer.start(self)
+        if self.plan is not None:
+            observer.note(str(self.plan))
         try:
             with StopSignal(patient=not self.job.alone) as stop, self.job.listening():
                 self._stop = stop

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trtkern import own
 from trtkern.names import OPTIMIZERS, is_own, unknown
+from trtkern.profiling.memory import held
 
 if TYPE_CHECKING:
     from trtkern.training.settings import Settings
@@ -108,6 +109,22 @@ def build(
     if settings.cuda_graphs:
         rate = torch.tensor(settings.lr, device=weights[0].device)
     return _made(name, weights, rate, options, fused=True, capturable=settings.cuda_graphs)
+
+
+def state_bytes(settings: Settings, model: nn.Module, given: Maker | torch.optim.Optimizer | None = None) -> int:
+    """Bytes of the state that the optimiser of ``build`` has from its first step on.
+
+    A function of the user's is called with weights without memory for it.
+
+    Raises:
+        ValueError: as ``build``.
+    """
+    if isinstance(given, torch.optim.Optimizer):
+        return held.state_bytes(given)
+    stand_in = nn.ParameterList(nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters())
+    for mine, theirs in zip(stand_in, model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return held.state_bytes(build(settings, stand_in, given))
 
 
 def _own(

@@ -11,6 +11,8 @@ The standard library only, so that the command line answers before torch is load
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from enum import Flag, auto
@@ -92,6 +94,30 @@ def _at_least(least: int) -> Range:
 def _loss_defaults(name: str) -> str:
     values = ", ".join(f"{options[name]:g} for {loss}" for loss, options in LOSSES.items() if name in options)
     return f"of the recipe, else {values}"
+
+
+class Limit(NamedTuple):
+    """What ``memory`` says."""
+
+    amount: float
+    """Bytes, or the share of what there is."""
+    is_share: bool
+
+    def of(self, total: int) -> int:
+        """In bytes, where there are ``total``."""
+        return int(self.amount * total) if self.is_share else int(self.amount)
+
+
+UNITS = {"%": 0.01, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def limit(text: str) -> Limit | None:
+    """A size or a share of memory, above nothing and at most all; None is neither."""
+    found = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(UNITS)})", text)
+    if found is None:
+        return None
+    amount, share = float(found[1]) * UNITS[found[2]], found[2] == "%"
+    return Limit(amount, share) if 0 < amount <= (1 if share else sys.maxsize) else None
 
 
 ABOVE_0 = Range("a finite number above 0", lambda value: math.isfinite(value) and value > 0)
@@ -248,6 +274,13 @@ class Options:
         "them from packed spikes where it has kernels for that: the same sums in another order, faster.",
         where=COMMAND | RECIPE, default=False, before=True,
     )  # fmt: skip
+    memory: str | None = option(
+        "The most memory that a training step may take, by prediction: a size, or a share of what the device has. Of "
+        "the ways of running the network's blocks (keep, pack, compute again) the fastest that fit are taken.",
+        where=COMMAND | RECIPE, metavar="SIZE", shown="that of the recipe, else as the network is made",
+        range=Range("a size such as 20GiB or 512MiB, or a share such as 80%", lambda value: limit(value) is not None),
+    )  # fmt: skip
+    ways: dict[str, str] = option("How each block runs, once ``memory`` has chosen it.", where=Place(0), default={})
     cuda_graphs: bool = option(
         "Run a whole step as one CUDA graph; on a GPU, with adam or adamw.", where=COMMAND | RECIPE, default=False
     )
@@ -313,6 +346,11 @@ class Call:
         where=COMMAND | RESUME, default=3, range=_at_least(0),
     )  # fmt: skip
     dry_run: bool = option("Show the settings, the network and the memory of a step; train nothing.", default=False)
+    ranks: int | None = option(
+        "With --dry-run: what each of so many processes would have in memory and send, and the share of its time that "
+        "trains.",
+        metavar="N", range=_at_least(1),
+    )  # fmt: skip
     resume: str | None = option(
         "Go on with the run in that folder, with its settings; beside it may stand {beside}.",
         metavar="RUN",

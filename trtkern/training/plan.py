@@ -99,6 +99,10 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
         )
     if plan["cuda_graphs"] and plan["accumulate"] > 1:
         raise ValueError(f"--cuda-graphs: expected accumulate = 1, one batch a step, got {plan['accumulate']}")
+    if plan["memory"] is not None and plan["compile"]:
+        raise ValueError(
+            "--memory: expected it without --compile, whose code keeps what it likes, got both; leave one out"
+        )
     if plan["loss"] == "mse":
         for key in ("label_smoothing", "mix"):
             if plan[key]:

@@ -17,8 +17,12 @@ from trtkern.training.settings import Settings, fits_device, flat, resolve_devic
 
 
 def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
-    """{dotted name: (before, now)} of what is not the same."""
-    old, new = flat(before.to_json()), flat(now.to_json())
+    """{dotted name: (before, now)} of what is not the same; the ways of blocks, which follow from the rest, where both
+    have chosen them."""
+    told = [settings.to_json() for settings in (before, now)]
+    if not (before.ways and now.ways):
+        told = [{**values, "ways": {}} for values in told]
+    old, new = map(flat, told)
     names = dict.fromkeys([*old, *new])
     return {name: pair for name in names if (pair := (old.get(name), new.get(name)))[0] != pair[1]}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trtkern.parallel.job import Job
-from trtkern.training import checkpoint, figures, report, resuming, run, selection
+from trtkern.training import budget, checkpoint, figures, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training.measure import Result
 from trtkern.training.observer import Observer
@@ -141,6 +141,7 @@ def fit(trainer: Trainer, folder: Path | None, show: bool) -> Result:
         return _performed(trainer, place, show)
     lines: list[str] = []
     saved, before = opened(job, folder, lines.append)
+    trainer.settings = budget.as_before(trainer, before)
     different = resuming.differences(before, trainer.settings)
     if other := {name: pair for name, pair in different.items() if name not in FREE}:
         raise ValueError(

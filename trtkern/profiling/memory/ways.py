@@ -15,10 +15,11 @@ from trtkern.names import unknown
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Spiking
 
-KEEP, PACK, CHECKPOINT = "keep", "pack", "checkpoint"
-WAYS = (KEEP, PACK, CHECKPOINT)
-"""Keep everything dense; keep bits in place of the spikes; make the convolution's output again for the backward
-pass, with spikes that are kept as the model was made. A block that was made to keep them dense has no "pack"."""
+KEEP, PACK, CHECKPOINT, DENSE = "keep", "pack", "checkpoint", "checkpoint, dense"
+WAYS = (KEEP, PACK, CHECKPOINT, DENSE)
+"""Keep everything dense; keep bits in place of the spikes; beside that, make the convolution's output again for the
+backward pass; or that with dense spikes, in a block that was made not to pack them."""
+AGAIN = (CHECKPOINT, DENSE)
 
 
 class Block(NamedTuple):
@@ -40,19 +41,11 @@ class Block(NamedTuple):
         """The name of that layer."""
         return f"{self.name}.norm" if isinstance(self.module, ConvBatchNormLIF) else self.name
 
-    @property
-    def way(self) -> str:
-        """How it runs now."""
-        if isinstance(self.module, ConvBatchNormLIF) and self.module.checkpoint:
-            return CHECKPOINT
-        return PACK if self.layer.packed else KEEP
-
     def run(self, way: str) -> None:
         """Run it in that way from now on."""
         if isinstance(self.module, ConvBatchNormLIF):
-            self.module.checkpoint = way == CHECKPOINT
-        if way != CHECKPOINT:
-            self.layer.packed = way == PACK
+            self.module.checkpoint = way in AGAIN
+        self.layer.packed = way in (PACK, CHECKPOINT)
 
 
 def blocks(model: nn.Module) -> list[Block]:
