@@ -21,6 +21,7 @@ from trtkern.malloc import keep_pages
 from trtkern.output.console import console
 from trtkern.parallel.job import ALONE, Job
 from trtkern.training import (
+    budget,
     checkpoint,
     gathering,
     observer,
@@ -32,6 +33,7 @@ from trtkern.training import (
     session,
 )  # fmt: skip
 from trtkern.training import folder as folders
+from trtkern.training import ranks as ranked
 from trtkern.training import seeds as several
 from trtkern.training.loop import Trainer
 from trtkern.training.selection import Best
@@ -73,8 +75,11 @@ def begin(plan: dict[str, Any], folder: Path, download: bool, job: Job = ALONE) 
     return run_one(trainer, folder)
 
 
-def show(plan: dict[str, Any]) -> int:
-    """What a run would be, told from what the data set is known to be: its files are not looked at."""
+def show(plan: dict[str, Any], ranks: int | None = None) -> int:
+    """What a run would be, told from what the data set is known to be: its files are not looked at.
+
+    With ``ranks`` also what each of so many processes would have and send.
+    """
     with user_errors():
         settings = settle(plan)
         torch.set_num_threads(settings.threads)
@@ -98,7 +103,10 @@ def show(plan: dict[str, Any]) -> int:
             )
         else:
             data = replace(data, train=data.train.take(slice(few)))
-        trainer = Trainer.of(replace(settings, select="last", train_images=None, accumulate=1), data)
+        shown = replace(settings, select="last", train_images=None, accumulate=1, memory=None)
+        trainer = Trainer.of(shown, data)
+        blocks = [] if settings.memory is None or ranks is not None else [_blocks(trainer, settings, batch)]
+        several = [] if ranks is None else [ranked.table(trainer, settings, batch, ranks)]
     parameters = sum(p.numel() for p in trainer.model.parameters())
     left = _images(settings, count) // batch // settings.accumulate
     steps = "as many steps as its files give" if count is None else f"{left:,} steps"
@@ -108,11 +116,19 @@ def show(plan: dict[str, Any]) -> int:
         str(trainer.model),
         str(trainer.loss),
         f"{trainer.memory()}\n(of {few} images{more})",
+        *blocks,
+        *several,
         f"{parameters:,} parameters, {steps} of {batch} images an epoch, {settings.epochs} epochs",
         said,
     ]
     console().print("\n\n".join(lines), soft_wrap=True)
     return 0
+
+
+def _blocks(trainer: Trainer, settings: Settings, batch: int) -> str:
+    """How the blocks would run."""
+    plan = budget.planned(trainer, settings, trainer.loader, budget.Share(1, batch))
+    return f"{plan} (of {batch} images)"
 
 
 def _blank(settings: Settings, count: int) -> Dataset:

@@ -53,6 +53,10 @@ def train(context: typer.Context, **said: Any) -> int:
             raise ValueError("--other-data: expected it beside --resume, got it without")
         over = {name: None if said[name] is False else said[name] for name in plans.SAID}  # a switch is on or not said
         changes = [*([] if call.network is None else [f"model.name={call.network}"]), *(call.changes or ())]
+        if call.ranks is not None:
+            plans.fitting(CALL["ranks"], call.ranks)
+            if not call.dry_run:
+                raise ValueError("--ranks: expected --dry-run beside it, got it without; processes are --processes")
         plan = plans.make(recipe=said["recipe"], changes=changes, **over)
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
@@ -63,7 +67,7 @@ def train(context: typer.Context, **said: Any) -> int:
     with signals.waiting():
         from trtkern.commands import _jobs, _runs
     if call.dry_run:
-        return _runs.show(plan)
+        return _runs.show(plan, call.ranks)
     if folder is not None:
         return _runs.begin(plan, folder, call.download)
     if one:

@@ -57,7 +57,7 @@ def settled(trainer: Trainer, loader: Loader, given: Given) -> tuple[Settings, P
     if settings.memory is None:
         return settings, None
     if not settings.ways:
-        plan = within(settings, step_memory(trainer, settings, loader, Share.of(trainer), given), trainer.device)
+        plan = planned(trainer, settings, loader, Share.of(trainer), given)
         settings = replace(settings, ways=trainer.job.told(plan.ways))
     run_as(trainer.model, settings.ways)
     return settings, plan
@@ -72,16 +72,27 @@ def as_before(trainer: Trainer, before: Settings) -> Settings:
     return replace(settings, ways=before.ways)
 
 
-def within(settings: Settings, step: StepMemory, device: torch.device) -> Plan:
-    """The fastest ways within ``settings.memory``.
+def planned(trainer: Trainer, settings: Settings, loader: Loader, share: Share, given: Given = None) -> Plan:
+    """How the blocks are to run on a process with that share: the fastest ways within ``settings.memory``, or without
+    such a limit as the network is made.
+
+    Args:
+        trainer: whose network it is, whole.
+        settings: of the run.
+        loader: of some of its images.
+        share: what that process has.
+        given: the optimiser, if it is an object.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no way fits; the message says what the least is.
     """
-    said = limit(settings.memory or "")
+    step = step_memory(trainer, settings, loader, share, given)
+    if settings.memory is None:
+        return step.plan(step.made)
+    said = limit(settings.memory)
     assert said is not None
     try:
-        return step.within(said.of(_total(device)))
+        return step.within(said.of(_total(trainer.device)))
     except BudgetError as error:
         raise ValueError(
             f"--memory: {error}; use a smaller --batch-size (and as many times more --accumulate for the same updates)"

@@ -231,11 +231,11 @@ class Trainer(Kept):
         images = self.data.train.images
         if isinstance(images, Loaded):
             self.batch_size, self.steps = images.batch_size, -(-images.steps // settings.accumulate)
-            self.part_size = together.divided(self.job, self.batch_size)
+            self.part_size = together.divided(self.job.world_size, self.batch_size)
             return
         count = len(images)
         self.batch_size = min(settings.batch_size, count)
-        self.part_size = together.divided(self.job, self.batch_size)
+        self.part_size = together.divided(self.job.world_size, self.batch_size)
         self.steps = count // self.batch_size // settings.accumulate
         if not self.steps:
             raise ValueError(
@@ -373,8 +373,6 @@ class Trainer(Kept):
             write(kept=self.kept)
         stopped, final = None, None
         observer.start(self)
-        if self.plan is not None:
-            observer.note(str(self.plan))
         try:
             with StopSignal(patient=not self.job.alone) as stop, self.job.listening():
                 self._stop = stop

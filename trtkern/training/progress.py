@@ -35,7 +35,9 @@ class Lines(Observer):
         self._noted: set[str] = set()
 
     def start(self, trainer: Trainer) -> None:
-        """What a step keeps in memory, and the header."""
+        """How the blocks run, what a step keeps in memory, and the header."""
+        if trainer.plan is not None:
+            self._print(f"{trainer.plan}\n")
         if trainer.kept is not None:
             self._print(trainer.kept.summary(f" a step of {trainer.part_size} images"))
         self.parts, self.figure = PARTS.get(trainer.settings.loss, {}), trainer.figure

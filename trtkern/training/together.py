@@ -76,19 +76,19 @@ def agree(job: Job, settings: Settings, files: dict[str, Any] | None, splits: Ma
             )
 
 
-def divided(job: Job, batch: int) -> int:
-    """The images of a batch that each process takes.
+def divided(processes: int, batch: int) -> int:
+    """The images of a batch that each of so many processes takes.
 
     Raises:
         ValueError: it does not divide.
     """
-    if batch % job.world_size:
-        near = batch - batch % job.world_size or job.world_size
+    if batch % processes:
+        near = batch - batch % processes or processes
         raise ValueError(
-            f"--batch-size: expected a multiple of {job.world_size}, the processes that share a batch, got {batch}; "
+            f"--batch-size: expected a multiple of {processes}, the processes that share a batch, got {batch}; "
             f"take {near}"
         )
-    return batch // job.world_size
+    return batch // processes
 
 
 def in_parts(job: Job, settings: Settings) -> bool:

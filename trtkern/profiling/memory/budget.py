@@ -102,6 +102,12 @@ class StepMemory:
         self.segments = self._built.all()
 
     @property
+    def made(self) -> dict[str, str]:
+        """The ways that the blocks were made with."""
+        there = {segment.name for segment in self.segments}
+        return {block.name: block.way for block in self.tape.blocks if block.name in there}
+
+    @property
     def _fixed(self) -> int:
         return self.held.weights + self.held.gathered + self.held.state + self.held.batch
 

@@ -41,6 +41,13 @@ class Block(NamedTuple):
         """The name of that layer."""
         return f"{self.name}.norm" if isinstance(self.module, ConvBatchNormLIF) else self.name
 
+    @property
+    def way(self) -> str:
+        """How it runs now."""
+        if isinstance(self.module, ConvBatchNormLIF) and self.module.checkpoint:
+            return CHECKPOINT if self.layer.packed else DENSE
+        return PACK if self.layer.packed else KEEP
+
     def run(self, way: str) -> None:
         """Run it in that way from now on."""
         if isinstance(self.module, ConvBatchNormLIF):
