@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -159,8 +159,8 @@ def within(saved: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         yield primals
 
 
-def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:
-    """Every node of autograd's graph behind the edges, each once.
+def nodes(edges: Iterable[GradientEdge], until: Container[Any] = ()) -> Iterator[Any]:
+    """Every node of autograd's graph behind the edges, each once; ``until`` some, behind which none is looked for.
 
     Edges (``torch.autograd.graph.get_gradient_edge``) and not ``grad_fn``: up to torch 2.11 the ``grad_fn`` of a custom
     Function does not keep the graph, and refuses ``next_functions`` once the tensor that it was taken from is gone.
@@ -170,6 +170,8 @@ def nodes(edges: Iterable[GradientEdge]) -> Iterator[Any]:
     while todo:
         node = todo.pop()
         yield node
+        if node in until:
+            continue
         behind = {after for after, _ in node.next_functions if after is not None} - seen
         seen |= behind
         todo += behind

@@ -93,16 +93,19 @@ class Segments:
     def _waits(self) -> list[int]:
         """At the backward pass of each call, gradients that wait for the layer that made what they are of."""
         made = {call.place: at for at, call in reversed(list(enumerate(self._calls)))}
-        uses: dict[int, list[tuple[int, int]]] = {}
+        sizes = {call.place: call.gradient for call in self._calls}
+        last: dict[int, int] = {}
         for at, call in enumerate(self._calls):
             for each in call.given:
-                if each.place != MEMORY and each.gradient:
-                    uses.setdefault(each.place, []).append((at, each.gradient))
+                made.setdefault(each.place, at - 1)
+                sizes[each.place] = max(each.gradient, sizes.get(each.place, 0))
+                last[each.place] = at
+                # Between the layers one gradient may be that of all that were added up.
+                last.update((place, max(at - 1, last.get(place, 0))) for place in each.made_of)
         waiting = [0] * len(self._calls)
-        for place, found in uses.items():
-            begin = made.get(place, found[0][0] - 1)
-            for at in range(begin + 1, found[-1][0]):
-                waiting[at] += max(gradient for _, gradient in found)
+        for place in last.keys() - {MEMORY}:
+            for at in range(made[place] + 1, last[place]):
+                waiting[at] += sizes[place]
         return waiting
 
     def _ways(self, at: int, block: Block) -> list[str]:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
+from trtkern._torch import nodes
 from trtkern.nn import ConvBatchNormLIF, SpikeConv2d, SpikeLinear, Spikes
 from trtkern.ops._lazy import Lazy
 from trtkern.profiling.memory.kept import Call, formula, span
@@ -41,6 +43,8 @@ class Given(NamedTuple):
     gradient: int
     """Bytes of its gradient; 0 where none flows to it."""
     packed: bool
+    made_of: tuple[int, ...] = ()
+    """Of what no layer made, but code between the layers: where the outputs lie that it was made of."""
 
 
 class Held(NamedTuple):
@@ -81,6 +85,8 @@ class _Recorder:
     passed: list[Passed] = field(default_factory=list)
     places: dict[int, tuple[StorageWeakRef, int]] = field(default_factory=dict)
     owned: set[int] = field(default_factory=set)
+    nodes: dict[Any, int] = field(default_factory=dict)
+    """The nodes of autograd that made what lies at a place."""
 
     def tell(self, name: str, call: Call, charges: Sequence[Charge]) -> None:
         """A call has ended."""
@@ -88,11 +94,12 @@ class _Recorder:
         if isinstance(module, ConvBatchNormLIF) or (formula(module) is None and next(module.children(), None)):
             return
         outputs = _leaves(call.output)
+        given = tuple(self._given(leaf) for leaf in _leaves([call.args, call.kwargs]))
         kept = [Held(self._place(each.item.tensor), each.bytes, each.item.what.startswith("y ")) for each in charges]
         self.passed.append(
             Passed(
                 name,
-                tuple(self._given(leaf) for leaf in _leaves([call.args, call.kwargs])),
+                given,
                 self._made(outputs[0]),
                 sum(_gradient(_dense(leaf)) for leaf in outputs),
                 tuple(kept),
@@ -106,13 +113,21 @@ class _Recorder:
     def _given(self, leaf: Tensor | Spikes) -> Given:
         if isinstance(leaf, Spikes):
             return Given(self._place(leaf.words), _gradient(leaf.spikes), True)
-        return Given(self._place(leaf), _gradient(leaf), False)
+        place = self._place(leaf)
+        if place == MEMORY or leaf.grad_fn is None or place in self.nodes.values():
+            return Given(place, _gradient(leaf), False)
+        edge = get_gradient_edge(leaf)
+        made_of = {self.nodes[node] for node in nodes([edge], until=self.nodes) if node in self.nodes}
+        self.nodes[edge.node] = place
+        return Given(place, _gradient(leaf), False, tuple(sorted(made_of)))
 
     def _made(self, leaf: Tensor | Spikes) -> int:
         """The place of an output: dense spikes that were written beside their words are found there too."""
+        place = self._place(leaf.words if isinstance(leaf, Spikes) else leaf)
+        if _dense(leaf).grad_fn is not None:
+            self.nodes[get_gradient_edge(_dense(leaf)).node] = place
         if not isinstance(leaf, Spikes):
-            return self._place(leaf)
-        place = self._place(leaf.words)
+            return place
         if not isinstance(leaf.spikes, Lazy):
             ref = StorageWeakRef(leaf.spikes.untyped_storage())
             self.places[ref.cdata] = ref, place
@@ -204,7 +219,7 @@ def tape(model: nn.Module, inputs: Callable[[int], Any], batch: int) -> Tape:
 
 def _form(call: Passed) -> tuple[object, ...]:
     """What of a call does not depend on the batch."""
-    given = [(each.place, each.packed, bool(each.gradient)) for each in call.given]
+    given = [(each.place, each.packed, bool(each.gradient), each.made_of) for each in call.given]
     return call.name, call.place, given, [(held.place, held.is_y) for held in call.kept]
 
 
