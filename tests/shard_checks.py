@@ -1,0 +1,376 @@
+"""What ``test_shards.py`` runs in several processes: its checks, in all of them and in order.
+
+    python shard_checks.py FOLDER 2:name,name 4:name
+
+imports torch once, and forks what is asked for: two processes that go through the first checks, and four beside them.
+"""
+
+import datetime
+import multiprocessing
+import re
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from patience import PATIENCE
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from trtkern import nn as snn
+from trtkern.backends.base import RegularizerSpec
+from trtkern.models import ConvSNN, Spikformer, from_topology
+from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
+from trtkern.parallel.sharding import _Averaged, full, like, shard
+
+SPEC = RegularizerSpec(4, 1e-2, 0.25, 1e-5)
+TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 1e-7}}
+
+
+def same(got, want, dtype=None, msg=None):
+    """A tensor, put together where it lies in parts, is the one that one process has."""
+    tolerance = TOLERANCE[dtype or want.dtype]
+    torch.testing.assert_close(full(got).detach(), want.detach(), **tolerance, msg=msg)
+
+
+def weights(dtype, *shapes):
+    """The same numbers in every process."""
+    generator = torch.Generator().manual_seed(len(shapes))
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def placements(rank, world):
+    """Sharded on any axis, unevenly, with nothing left for some, replicated, ordinary: value and gradient."""
+    mesh = init_device_mesh("cpu", (world,))
+    laid = [(Shard(0),), (Shard(1),), (Shard(2),), (Shard(0),), (Replicate(),), None]
+    for dtype in (torch.float64, torch.float32):
+        whole = weights(dtype, (5, 3), (4, 5, 2), (2, 3, 7), (1, 6), (3, 4), (2, 2))
+        for picked in (range(6), [0], [3], [4], [3, 4]):
+            value, grads = one_process([whole[i] for i in picked])
+            leaves = [leaf(whole[i], mesh, laid[i]) for i in picked]
+            got = regularizer(leaves, SPEC)
+            assert type(got) is torch.Tensor
+            same(got, value)
+            (3 * got).backward(retain_graph=True)
+            for w, g in zip(leaves, grads, strict=True):
+                same(w.grad, 3 * g)
+            got.backward()  # a second one makes the gradients again
+            for w, g in zip(leaves, grads, strict=True):
+                same(w.grad, 4 * g)
+
+
+def two_dimensions(rank, world):
+    """A mesh of two dimensions: what is replicated along one of them counts once."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    laid = [(Replicate(), Shard(0)), (Shard(0), Shard(1)), (Shard(1), Replicate()), (Replicate(), Replicate()), None]
+    for dtype in (torch.float64, torch.float32):
+        whole = weights(dtype, (5, 3), (4, 5, 2), (2, 3, 7), (3, 4), (2, 2))
+        value, grads = one_process(whole)
+        leaves = [leaf(w, mesh, placed) for w, placed in zip(whole, laid, strict=True)]
+        got = regularizer(leaves, SPEC)
+        same(got, value)
+        got.backward()
+        added = add_regularizer_grad_(leaves, SPEC, scale=2.0)
+        same(added, value)
+        for w, g in zip(leaves, grads, strict=True):
+            same(w.grad, 3 * g)
+        pairs = [(leaves[:1], 1), (leaves[1:2], 2), (leaves[3:], 0)]
+        for some, count in pairs:
+            with Counted() as counted:
+                regularizer(some, SPEC)
+            assert counted.seen == [("all_reduce", 1)] * count
+
+
+class Counted:
+    """What is asked of ``torch.distributed``: each collective, with the numbers that this process gives to it."""
+
+    NAMES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
+
+    def __enter__(self):
+        self.seen, self.before = [], {name: getattr(distributed, name) for name in self.NAMES}
+        for name, function in self.before.items():
+            setattr(distributed, name, self.counting(function, name.startswith(("all_gather", "reduce_scatter"))))
+        return self
+
+    def counting(self, function, second):
+        def counted(*arguments, **named):
+            self.seen.append((function.__name__, arguments[1 if second else 0].numel()))
+            return function(*arguments, **named)
+
+        return counted
+
+    def __exit__(self, *_):
+        for name, function in self.before.items():
+            setattr(distributed, name, function)
+
+
+def leaf(whole, mesh, placed):
+    return (whole.clone() if placed is None else distribute_tensor(whole, mesh, placed)).requires_grad_()
+
+
+def one_process(whole):
+    leaves = [w.clone().requires_grad_() for w in whole]
+    value = regularizer(leaves, SPEC)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+def added_in_place(rank, world):
+    """``add_regularizer_grad_``: where there is no gradient, one like the weight, and ones laid out otherwise."""
+    mesh = init_device_mesh("cpu", (world,))
+    for dtype in (torch.float64, torch.float32):
+        whole = weights(dtype, (5, 3), (4, 6), (3, 4))
+        value, grads = one_process(whole)
+        w, v, plain = leaf(whole[0], mesh, (Shard(0),)), leaf(whole[1], mesh, (Shard(1),)), leaf(whole[2], mesh, None)
+        for want in ((Shard(0),), (Replicate(),), (Partial(),)):
+            plain.grad, ones = None, torch.ones_like(whole[0])
+            if want[0].is_partial():
+                w.grad = DTensor.from_local(ones / world, mesh, want)
+            else:
+                w.grad = distribute_tensor(ones, mesh, want)
+            # Laid out otherwise in memory.
+            other = torch.ones(whole[1].shape[::-1], dtype=dtype).t()
+            v.grad = DTensor.from_local(other.chunk(world, 1)[rank], mesh, (Shard(1),))
+            with Counted() as counted:
+                same(add_regularizer_grad_([w, v, plain], SPEC, scale=2.0), value)
+            assert counted.seen == [("all_reduce", 1)]
+            same(w.grad, 1 + 2 * grads[0])
+            same(v.grad, 1 + 2 * grads[1])
+            same(plain.grad, 2 * grads[2])
+            assert w.grad.placements == w.placements
+
+
+def refused(rank, world):
+    """What is a sum still to be made, and DTensors where no op takes them apart."""
+    mesh = init_device_mesh("cpu", (world,))
+    partial = DTensor.from_local(torch.ones(3), mesh, (Partial(),))
+    refuses("Partial", ValueError, regularizer, [partial], SPEC)
+    y = distribute_tensor(torch.randn(4, 2, 6), mesh, (Shard(2),))
+    refuses(r"full_tensor\(\).*to_local\(\)", TypeError, snn.BatchNormLIF(6), y)
+    refuses(r"to_local\(\)", TypeError, snn.TETLoss(), y, torch.zeros(2, dtype=torch.int64))
+
+
+def refuses(text, error, function, *arguments, **named):
+    try:
+        function(*arguments, **named)
+    except error as raised:
+        assert re.search(text, str(raised)), str(raised)
+    else:
+        raise AssertionError(f"expected {error.__name__}, got none")
+
+
+def losses(rank, world):
+    """``TRTLoss`` behind FSDP2: a step of two processes is one of one, the penalty counted once; in bfloat16 too."""
+    for dtype in (torch.float64, torch.float32):
+        for in_place in (False, True):
+            alone, sharded = network(dtype), network(dtype)
+            fully_shard(sharded[0])
+            fully_shard(sharded)
+            x, target = batch(dtype)
+            for model, mine in ((alone, slice(None)), (sharded, part_of(rank, world))):
+                loss = snn.TRTLoss(model, lam=1e-2)
+                parts = loss.parts(model(x[:, mine]), target[mine], regularize=not in_place)
+                parts.total.backward()
+                penalty = loss.add_grad_(2.0) if in_place else parts.regularizer
+                model.penalty = penalty
+            same(sharded.penalty, alone.penalty)
+            for got, want in zip(sharded.parameters(), alone.parameters(), strict=True):
+                same(got.grad, want.grad)
+    half = network(torch.float32)
+    want = network(torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in (half[0], half[2], half):
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=True)
+    x, target = batch(torch.float32)
+    for model in (half, want):
+        loss = snn.TRTLoss(model, lam=1e-2)
+        model.penalty = loss.parts(model(x).float(), target).regularizer
+    same(half.penalty, want.penalty, torch.float32)
+
+
+def network(dtype):
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(7, 5), snn.LIF(), nn.Linear(5, 3)).to(dtype)
+
+
+def batch(dtype):
+    generator = torch.Generator().manual_seed(5)
+    x = 2 * torch.randn(4, 8, 7, generator=generator, dtype=dtype)
+    return x, torch.randint(3, (8,), generator=generator)
+
+
+def part_of(rank, world):
+    return slice(rank * 8 // world, (rank + 1) * 8 // world)
+
+
+NETWORKS = {
+    "vgg": lambda **style: ConvSNN((2, 8, 8), [4, "pool", 6], 3, neuron="PLIF", **style),
+    "sew": lambda **style: from_topology(SEW, shape=(2, 8, 8), neuron="ALIF", **style),
+    "spikformer": lambda **style: Spikformer(3, shape=(2, 8, 8), dim=16, depth=2, heads=2, patch=4, **style),
+    "recurrent": lambda **style: from_topology(
+        "FC-9_FC-7_L-3", shape=(2, 4, 4), recurrent=True, max_delay=3, decay=snn.Bounded(0.7), **style
+    ),
+}
+SEW = "CONVAP-4-3-1-1_SEWRES~ADD-4-3=3-1=1-1=1_SEWRES~ADD-6-3=3-2=1-1=1_FC-8_L-3"
+
+
+def made(name, dtype, **style):
+    torch.manual_seed(1)
+    return NETWORKS[name](timesteps=4, sync=name != "recurrent", **style).to(dtype)
+
+
+def trained(model, x, target, accumulate=1, steps=3):
+    """Three steps of SGD on a TRT loss; the gradients of the first one."""
+    loss, first = snn.TRTLoss(model, lam=1e-3), None
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        for i in range(accumulate):
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(i == accumulate - 1)
+            each = slice(i * x.shape[1] // accumulate, (i + 1) * x.shape[1] // accumulate)
+            (loss(model(x[:, each]), target[each]) / accumulate).backward()
+        if first is None:
+            first = [full(p.grad).clone() for p in model.parameters()]
+        optimiser.step()
+    return first
+
+
+def trains_as_one(rank, world, name, dtype, mesh=None, accumulate=1, blocks=None, reshard=True, **style):
+    alone, model = made(name, dtype, **style), made(name, dtype, **style)
+    for p in model.parameters() if rank else ():
+        p.detach().add_(1)  # the first process has the values
+    chosen = None if blocks is None else blocks(model)
+    assert shard(model, mesh, blocks=chosen, reshard=reshard) is model
+    shape = (4, 8, 2, 4, 4) if name == "recurrent" else (4, 8, 2, 8, 8)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    target = torch.randint(3, (8,), generator=torch.Generator().manual_seed(4))
+    mine = part_of(rank, world)
+    got = trained(model, x[:, mine], target[mine], accumulate)
+    for norm in snn.batch_norms(alone):
+        norm.sync = False
+    want = trained(alone, x, target, 1)
+    for (key, p), g, w in zip(alone.named_parameters(), got, want, strict=True):
+        same(g, w, msg=lambda text, key=key: f"{name}, gradient of {key}: {text}")
+        same(full(model.get_parameter(key)), p, msg=lambda text, key=key: f"{name}, {key}: {text}")
+    for (key, b), w in zip(model.named_buffers(), alone.buffers(), strict=True):
+        same(b, w, torch.float32, msg=lambda text, key=key: f"{name}, {key}: {text}")
+    return model
+
+
+def networks(rank, world):
+    """Networks of ours under ``shard``: gradients, weights and running statistics of three steps."""
+    for name in NETWORKS:
+        trains_as_one(rank, world, name, torch.float64)
+    trains_as_one(rank, world, "vgg", torch.float32)
+    trains_as_one(rank, world, "vgg", torch.float32, checkpoint=True)
+    trains_as_one(rank, world, "sew", torch.float32, packed=False)
+    trains_as_one(rank, world, "recurrent", torch.float64, accumulate=2)
+
+
+def hybrid(rank, world):
+    """Two groups that each hold the model in two parts; and the same without letting go of the weights in between."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    trains_as_one(rank, world, "vgg", torch.float64, mesh)
+    trains_as_one(rank, world, "vgg", torch.float64, blocks=lambda model: model.layers[:1], reshard=False)
+
+
+def scalars(rank, world):
+    """All learned numbers of the neurons go over the links in one all-reduce of as many numbers."""
+    model = shard(made("vgg", torch.float32))
+    learned = [p for p in model.parameters() if p.dim() == 0]
+    assert len(learned) == 2 and not any(isinstance(p, DTensor) for p in learned)
+    assert all(isinstance(p, DTensor) for p in model.parameters() if p.dim())
+    model.eval()  # without statistics to share
+    with Counted() as counted:
+        model(torch.randn(4, 2, 2, 8, 8)).sum().backward()
+    reduced = [size for name, size in counted.seen if name == "all_reduce"]
+    assert reduced == [len(learned)], counted.seen
+    # A backward pass that breaks off has none behind it, and the next one has.
+    learnt = nn.Parameter(torch.ones(()))
+    _Averaged([learnt], init_device_mesh("cpu", (world,)))
+    broken = learnt.register_post_accumulate_grad_hook(lambda _: 1 / 0)
+    refuses("division", ZeroDivisionError, (learnt * rank).backward)
+    broken.remove()
+    learnt.grad = None
+    for times in (1, 2):  # the second one adds to an average
+        (learnt * (rank + 1)).backward()
+        assert learnt.grad == times * 1.5
+
+
+def whole_again(rank, world):
+    """``full`` and ``like``: there and back, cut unevenly, with nothing for some; ordinary tensors as they are."""
+    mesh = init_device_mesh("cpu", (world,))
+    for shape, placed in (((5, 3), (Shard(0),)), ((3, 7), (Shard(1),)), ((1, 2), (Shard(0),)), ((4,), (Replicate(),))):
+        (whole,) = weights(torch.float32, shape)
+        parameter = nn.Parameter(distribute_tensor(torch.zeros(shape), mesh, placed))
+        laid = like(whole, parameter)
+        assert laid.placements == parameter.placements and laid.shape == parameter.shape
+        assert laid.to_local().shape == parameter.to_local().shape
+        assert torch.equal(full(laid), whole)
+        refuses("shape", ValueError, like, torch.ones(9), parameter)
+    assert like(whole, nn.Parameter(torch.zeros(4))) is whole and full(whole) is whole
+
+
+def misused(rank, world):
+    """What ``shard`` says of a mesh or a model that it cannot take, in every process."""
+    small = DeviceMesh("cpu", [0])
+    refuses(f"all {world} processes, got one of 1 ", RuntimeError, shard, network(torch.float32), small)
+    refuses("DeviceMesh", TypeError, shard, network(torch.float32), "cpu")
+    refuses(
+        "'0.weight' on meta", ValueError, shard, network(torch.float32).to("meta"), init_device_mesh("cpu", (world,))
+    )
+    model = shard(network(torch.float32))
+    refuses("not parallel yet", ValueError, shard, model)
+    ddp = nn.parallel.DistributedDataParallel(network(torch.float32))
+    refuses("not parallel yet", ValueError, shard, ddp)
+    refuses("modules of the model", ValueError, shard, network(torch.float32), blocks=[nn.Linear(1, 1)])
+    refuses("parameters", ValueError, shard, nn.ReLU())
+    before, distributed.is_initialized = distributed.is_initialized, lambda: False
+    refuses("torchrun", RuntimeError, shard, network(torch.float32))
+    distributed.is_initialized = before
+
+
+def run(names, rank, world, folder):
+    """One of the processes: a file for each check that it went through, with what was wrong, and none behind that."""
+    meet, patience = f"file://{folder}/meet{world}", datetime.timedelta(seconds=PATIENCE)
+    distributed.init_process_group("gloo", init_method=meet, timeout=patience, rank=rank, world_size=world)
+    for name in names:
+        wrong = ""
+        try:
+            globals()[name](rank, world)
+            distributed.barrier()
+        except BaseException:
+            wrong = traceback.format_exc()
+        Path(folder, f"{world}-{name}-{rank}").write_text(wrong)
+        if wrong:
+            sys.exit(1)  # the others wait for this process, and learn that it is gone
+    distributed.destroy_process_group()
+
+
+def main(folder, *asked):
+    torch.set_num_threads(1)
+    # What each process would load for itself: the kernels, and what a DTensor's first operation imports.
+    regularizer([torch.ones(1)], SPEC)
+    import_module("torch._dynamo")
+    fork, ranks = multiprocessing.get_context("fork"), []
+    for world, names in (each.split(":") for each in asked):
+        told = [(names.split(","), rank, int(world), folder) for rank in range(int(world))]
+        ranks += [fork.Process(target=run, args=each) for each in told]
+    for process in ranks:
+        process.start()
+    last = time.monotonic() + PATIENCE
+    while any(process.is_alive() for process in ranks) and time.monotonic() < last:
+        time.sleep(0.02)
+        if any(process.exitcode not in (None, 0) for process in ranks):
+            last = min(last, time.monotonic() + 10)  # the others, for what they have to say
+    for process in ranks:
+        process.kill()
+        process.join()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
