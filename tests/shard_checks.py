@@ -5,6 +5,7 @@
 imports torch once, and forks what is asked for: two processes that go through the first checks, and four beside them.
 """
 
+import copy
 import datetime
 import multiprocessing
 import re
@@ -20,10 +21,13 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from trtkern import nn as snn
 from trtkern.backends.base import RegularizerSpec
 from trtkern.models import ConvSNN, Spikformer, from_topology
+from trtkern.nn import SpikeLinear
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.parallel.sharding import _Averaged, full, like, shard
 
@@ -332,6 +336,91 @@ def misused(rank, world):
     before, distributed.is_initialized = distributed.is_initialized, lambda: False
     refuses("torchrun", RuntimeError, shard, network(torch.float32))
     distributed.is_initialized = before
+
+
+NEURONS = {
+    "LIF": lambda: snn.LIF(0.7, channel_dim=-1),
+    "PLIF": lambda: snn.PLIF(v_reset=None, channel_dim=-1),
+    "channels": lambda: snn.LIF(snn.Bounded(torch.linspace(0.3, 0.9, 7)), v_threshold=nn.Parameter(torch.tensor(0.8)),
+        gain=torch.linspace(0.8, 1.2, 7), channel_dim=-1),
+    "ALIF": lambda: snn.ALIF(beta=nn.Parameter(torch.tensor(0.1)), channel_dim=-1),
+    "late": lambda: snn.LIF(nn.Parameter(torch.tensor(0.6)), time_dim=1, channel_dim=-1),
+}  # fmt: skip
+PLAN = {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()}
+
+
+def tensor_parallel(rank, world):
+    """Linear + neurons + Linear, cut along the neurons: their spikes stay cut, and nobody is asked for anything."""
+    mesh = init_device_mesh("cpu", (world,))
+    for name, make in NEURONS.items():
+        for dtype, linear in ((torch.float64, nn.Linear), (torch.float32, SpikeLinear)):
+            torch.manual_seed(6)
+            alone = nn.Sequential(linear(6, 7), make(), nn.Linear(7, 3)).to(dtype)
+            model = copy.deepcopy(alone)
+            parallelize_module(model, mesh, PLAN)
+            x = 12 * torch.randn(5, 4, 6, dtype=dtype)
+            current, plain = model[0](x), alone[0](x)
+            state = "return_h" if name == "late" else "return_v"
+            want, want_v = alone[1](plain, **{state: True})
+            with CommDebugMode() as counted:
+                got, got_v = model[1](current, **{state: True})
+            assert counted.get_total_counts() == 0
+            assert got.placements == got_v.placements == current.placements == (Shard(2),)
+            assert got.shape == current.shape and 0 < full(got).mean() < 1
+            same(got, want)
+            same(got_v, want_v)
+            (model[2](got).square().sum() + got_v.sum().full_tensor()).backward()
+            (alone[2](want).square().sum() + want_v.sum()).backward()
+            for (key, p), w in zip(model.named_parameters(), alone.parameters(), strict=True):
+                assert p.grad is not None, key
+                same(p.grad, w.grad, msg=lambda text, key=key, name=name: f"{name}, {key}: {text}")
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def carried(rank, world):
+    """States go on from call to call, cut as they are, with lengths, of one step, and of neurons with several."""
+    mesh = init_device_mesh("cpu", (world,))
+    whole = 3 * torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(7))
+    lengths = torch.tensor([6, 2, 0, 4])
+    for placed in (Shard(1), Shard(2), Replicate()):
+        x = distribute_tensor(whole, mesh, [placed])
+        for layer in (snn.PLIF(), snn.ALIF(), snn.LI()):
+            first, state = layer(whole[:3], return_state=True)
+            got, carried = layer(x[:3], return_state=True)
+            same(got, first)
+            for part, want in zip(parts(carried), parts(state), strict=True):
+                assert isinstance(part, DTensor)
+                same(part, want)
+            same(layer(x[3:], carried), layer(whole[3:], state))
+            same(layer(x[3:], state), layer(whole[3:], state))
+            same(layer(x, lengths=lengths), layer(whole, lengths=lengths))
+            same(layer.step(x[3], carried)[0], layer.step(whole[3], state)[0])
+    refuses("packed=False", ValueError, snn.LIF(packed=True), x)
+    refuses("axis of its neurons", ValueError, snn.LIF(), distribute_tensor(whole, mesh, [Shard(0)]))
+    partial = DTensor.from_local(whole, mesh, [Partial()])
+    refuses("all of its input", ValueError, snn.LIF(), partial)
+    refuses(r"3 values|1 or 5 values", ValueError, snn.LIF(torch.full((3,), 0.5)), x)
+    for layer in (snn.Recurrent(snn.LIF(), nn.Linear(5, 5)), snn.Delay(5, 3, learnable=True), snn.BatchNormLIF(5)):
+        refuses(r"to_local\(\)", TypeError, layer, x)
+
+
+def local_output(rank, world):
+    """ColwiseParallel as it is by default gives ordinary tensors: neurons whose numbers are numbers run on these."""
+    mesh = init_device_mesh("cpu", (world,))
+    torch.manual_seed(8)
+    alone = nn.Sequential(nn.Linear(6, 8), snn.LIF(0.7), nn.Linear(8, 3))
+    model = copy.deepcopy(alone)
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    x = 3 * torch.randn(5, 4, 6)
+    for net in (model, alone):
+        net.out = net(x)
+        net.out.square().sum().backward()
+    same(model.out, alone.out)
+    for p, w in zip(model.parameters(), alone.parameters(), strict=True):
+        same(p.grad, w.grad)
 
 
 def run(names, rank, world, folder):

@@ -14,7 +14,7 @@ from patience import PATIENCE
 
 CHECKS = {
     2: (*("placements", "added_in_place", "refused", "losses", "networks", "scalars", "whole_again", "misused"),),
-    4: ("placements", "two_dimensions", "hybrid", "whole_again"),
+    4: ("placements", "two_dimensions", "hybrid", "whole_again", "carried"),
 }
 """By the number of processes."""
 

@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 
 from trtkern.ops import checks
+from trtkern.ops._prepared import WANT_PACKED
+from trtkern.ops.checks import Number
 
 
 def part(tensor: Tensor) -> Tensor:
     """What this process has of a DTensor, with autograd, the gradient being a DTensor laid out alike; an ordinary
     tensor is itself."""
-    if not checks.is_distributed(tensor):
+    if not isinstance(tensor, DTensor):
         return tensor
-    own = tensor.to_local()  # type: ignore[attr-defined]
+    own: Tensor = tensor.to_local()
     # One that a collective is still writing to; an operation waits for it, and makes an ordinary tensor of it.
     return own.clone() if hasattr(own, "wait") else own
 
@@ -61,9 +65,9 @@ def total(op: str, weights: Sequence[Tensor], run: Callable[[list[int]], Tensor]
 
 def _place(op: str, weight: Tensor) -> tuple[Any, tuple[int, ...]]:
     """The mesh of a weight and the dimensions of the mesh that it is sharded on; None and () of an ordinary tensor."""
-    if not checks.is_distributed(weight):
+    if not isinstance(weight, DTensor):
         return None, ()
-    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    mesh, placements = weight.device_mesh, weight.placements
     if any(placement.is_partial() for placement in placements):
         raise ValueError(
             f"{op}: expected weights that are sharded or replicated, got {checks.describe(weight)} with {placements}, "
@@ -99,11 +103,99 @@ class _Total(torch.autograd.Function):
         return _Total.apply(*ctx.told, *tangents[3:])
 
 
-def gradient(weight: Tensor) -> Tensor:
+def gradient(weight: DTensor) -> Tensor:
     """What this process has of ``weight.grad``, to add to it in place; made, or laid out as the weight, where it is
     not."""
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    elif weight.grad.placements != weight.placements:  # type: ignore[attr-defined]
-        weight.grad = weight.grad.redistribute(weight.device_mesh, weight.placements)  # type: ignore[attr-defined]
+    elif isinstance(weight.grad, DTensor) and weight.grad.placements != weight.placements:
+        weight.grad = weight.grad.redistribute(weight.device_mesh, weight.placements)
     return part(weight.grad)
+
+
+def neuron(
+    op: str, x: DTensor, state: Tensor | None, values: dict[str, Number], states: int, channel_dim: int, want: int,
+    lengths: Tensor | None, run: Callable[..., Any],
+) -> Any:  # fmt: skip
+    """Neurons over an x that is cut along an axis of theirs: each process runs those that it has, and what they give is
+    cut as x is. A neuron needs no other one, so nobody is asked for anything.
+
+    What is given as an ordinary tensor is the same in every process, and each takes its part of it. The gradient of a
+    parameter is summed over the processes that have neurons of their own.
+
+    Args:
+        op: named by the errors.
+        x: [T, ...]; whole along time, and cut or replicated along the other axes.
+        state, values, channel_dim, want, lengths: as ``trtkern.ops.lif.neuron`` takes them.
+        states: of the neuron.
+        run: that op on ordinary tensors, run(x, state, values, lengths).
+
+    Raises:
+        ValueError: x is cut along time, or a sum that is still to be made; packed spikes are wanted.
+    """
+    mesh, placements = x.device_mesh, x.placements
+    if any(placement.is_partial() or placement.is_shard(0) for placement in placements):
+        raise ValueError(
+            f"{op}: expected x cut along an axis of its neurons, as ColwiseParallel(use_local_output=False) cuts what "
+            f"a Linear gives, got {checks.describe(x)} with {placements}: a step needs the one before, and all of its "
+            "input; x.redistribute(placements=[...]) lays it out otherwise"
+        )
+    if want & WANT_PACKED:
+        raise ValueError(
+            f"{op}: expected dense spikes of {checks.describe(x)}, got packed=True; the layers that take packed spikes "
+            "take ordinary tensors: construct the neuron with packed=False"
+        )
+    axis = checks.channel_axis(op, values, channel_dim, x)
+    shared = [_cut(placement, -1, 0) for placement in placements]
+    by_channel = [_cut(placement, axis, 0) for placement in placements]
+    own = {
+        name: _own(value, mesh, by_channel if value.numel() > 1 else shared, placements)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in values.items()
+    }
+    dropped = 1 if states == 1 else 0  # the axis of time, in whose place several states have theirs
+    one_step = [Shard(p.dim - dropped) if isinstance(p, Shard) else p for p in placements]
+    if state is not None:
+        state = _own(state, mesh, one_step, one_step)
+    if lengths is not None:
+        lengths = _own(lengths, mesh, [_cut(placement, 1, 0) for placement in placements], placements)
+    out = run(part(x), state, own, lengths)
+
+    def whole(name: str, tensor: Tensor) -> Tensor:
+        shape, laid = x.shape, list(placements)
+        if name == "state":
+            shape, laid = torch.Size((states,) * (1 - dropped) + tuple(x.shape[1:])), one_step
+        return DTensor.from_local(tensor, mesh, laid, run_check=False, shape=shape, stride=_strides(shape, tensor))
+
+    return out._replace(**{name: whole(name, tensor) for name, tensor in out._asdict().items() if tensor is not None})
+
+
+def _cut(placement: Placement, axis: int | None, place: int) -> Placement:
+    """How a tensor lies whose axis ``place`` is the axis of x, where x lies so."""
+    return Shard(place) if placement.is_shard(axis) and axis is not None else Replicate()
+
+
+def _own(tensor: Tensor, mesh: Any, cut: Sequence[Placement], placements: Sequence[Placement]) -> Tensor:
+    """The part of this process of a tensor that lies as ``cut`` says, with autograd; an ordinary one is whole so far.
+
+    Its gradient is that of the neurons that are here. Over processes with other neurons, which x's placements tell, it
+    is summed.
+    """
+    if not isinstance(tensor, DTensor):
+        tensor = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    grads = [
+        Partial() if laid.is_replicate() and not placement.is_replicate() else laid
+        for laid, placement in zip(cut, placements, strict=True)
+    ]
+    own: Tensor = tensor.redistribute(mesh, cut).to_local(grad_placements=grads)
+    return own
+
+
+def _strides(shape: torch.Size, own: Tensor) -> tuple[int, ...]:
+    """Those of a dense tensor of that shape, with its axes in memory as they are in a part of it."""
+    made, step = [0] * len(shape), 1
+    for axis in sorted(range(len(shape)), key=lambda axis: (own.stride(axis), -axis)):
+        made[axis] = step
+        step *= shape[axis]
+    return tuple(made)

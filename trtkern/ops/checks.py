@@ -120,7 +120,8 @@ def state(op: str, v0: Tensor | None, x: Tensor, states: Sequence[str] = ("v",))
             f"{describe(v0)}; make one with torch.full({shape}, {value}, dtype={dtype}, "
             f"device={str(x.device)!r})"
         )
-    plain(op, "v0", v0)
+    if not is_distributed(x):
+        plain(op, "v0", v0)
     if v0.dtype != dtype:
         raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
     if v0.shape != shape or v0.device != x.device:
