@@ -7,6 +7,7 @@ imports torch once, and forks what is asked for: two processes that go through t
 
 import copy
 import datetime
+import itertools
 import multiprocessing
 import re
 import sys
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trtkern import nn as snn
 from trtkern.backends.base import RegularizerSpec
@@ -421,6 +423,47 @@ def local_output(rank, world):
     same(model.out, alone.out)
     for p, w in zip(model.parameters(), alone.parameters(), strict=True):
         same(p.grad, w.grad)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a number was asked for, for which a GPU's host would wait."""
+
+    asked = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.asked += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return function(*args, **(kwargs or {}))
+
+
+def shared_norm(rank, world):
+    """One all-reduce of 2 C + 1 numbers a direction, nobody waits, and the numbers are those of one process, also where
+    the processes have unequal parts, with a residual, and where the mean is 10,000 standard deviations."""
+    cut = slice(0, 2) if rank == 0 else slice(2, 5)
+    for offset, backend, with_residual in itertools.product((0.5, 1e4), ("auto", "reference"), (False, True)):
+        y, g, r = (torch.randn(4, 5, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(3))
+        y = y + offset
+        whole, shared = snn.BatchNormLIF(3, backend=backend), snn.BatchNormLIF(3, sync=True, backend=backend)
+        full_y, part_y = y.clone().requires_grad_(), y[:, cut].clone().requires_grad_()
+        want = whole(full_y, r if with_residual else None)
+        with Waits() as waits, Counted() as counted:
+            got = shared(part_y, r[:, cut] if with_residual else None)
+        assert counted.seen == [("all_reduce", 7)] and waits.asked == 0, (counted.seen, waits.asked)
+        with Counted() as counted:
+            got.backward(g[:, cut])
+        assert counted.seen == [("all_reduce", 7)], counted.seen
+        want.backward(g)
+        assert torch.equal(got, want[:, cut]) and 0 < got.mean() < 1
+        torch.testing.assert_close(part_y.grad, full_y.grad[:, cut], rtol=1e-4, atol=1e-6)
+        same(shared.running_mean, whole.running_mean)
+        same(shared.running_var, whole.running_var)
+        assert shared.num_batches_tracked == 1
+        distributed.all_reduce(shared.weight.grad)
+        torch.testing.assert_close(shared.weight.grad, whole.weight.grad, rtol=1e-4, atol=1e-4)
+    refuses("give each process a sample", ValueError, shared, y[:, :0])
+    # One value in each process is enough: there are two in all.
+    layer = snn.BatchNormLIF(3, sync=True)
+    layer(torch.full((1, 1, 3), float(rank)))
+    torch.testing.assert_close(layer.running_var, torch.full((3,), 0.95))
 
 
 def run(names, rank, world, folder):
