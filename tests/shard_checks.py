@@ -215,17 +215,20 @@ def part_of(rank, world):
 NETWORKS = {
     "vgg": lambda **style: ConvSNN((2, 8, 8), [4, "pool", 6], 3, neuron="PLIF", **style),
     "sew": lambda **style: from_topology(SEW, shape=(2, 8, 8), neuron="ALIF", **style),
+    "resnet": lambda **style: from_topology(RESNET, shape=(2, 8, 8), **style),
     "spikformer": lambda **style: Spikformer(3, shape=(2, 8, 8), dim=16, depth=2, heads=2, patch=4, **style),
+    "linear": lambda **style: from_topology("FC-9_FC-7_L-3", shape=(2, 4, 4), neuron="PLIF", **style),
     "recurrent": lambda **style: from_topology(
-        "FC-9_FC-7_L-3", shape=(2, 4, 4), recurrent=True, max_delay=3, decay=snn.Bounded(0.7), **style
+        "FC-9_FCBN-7_L-3", shape=(2, 4, 4), recurrent=True, max_delay=3, decay=snn.Bounded(0.7), **style
     ),
 }
+RESNET = "CONVAP-4-3-1-1_RES-6-3=3-2=1-1=1_FCBN-8_L-3"
 SEW = "CONVAP-4-3-1-1_SEWRES~ADD-4-3=3-1=1-1=1_SEWRES~ADD-6-3=3-2=1-1=1_FC-8_L-3"
 
 
-def made(name, dtype, **style):
+def made(name, dtype, sync=True, **style):
     torch.manual_seed(1)
-    return NETWORKS[name](timesteps=4, sync=name != "recurrent", **style).to(dtype)
+    return NETWORKS[name](timesteps=4, sync=sync, **style).to(dtype)
 
 
 def trained(model, x, target, accumulate=1, steps=3):
@@ -246,18 +249,16 @@ def trained(model, x, target, accumulate=1, steps=3):
 
 
 def trains_as_one(rank, world, name, dtype, mesh=None, accumulate=1, blocks=None, reshard=True, **style):
-    alone, model = made(name, dtype, **style), made(name, dtype, **style)
+    alone, model = made(name, dtype, False, **style), made(name, dtype, **style)
     for p in model.parameters() if rank else ():
         p.detach().add_(1)  # the first process has the values
     chosen = None if blocks is None else blocks(model)
     assert shard(model, mesh, blocks=chosen, reshard=reshard) is model
-    shape = (4, 8, 2, 4, 4) if name == "recurrent" else (4, 8, 2, 8, 8)
+    shape = (4, 8, 2, 4, 4) if name in ("linear", "recurrent") else (4, 8, 2, 8, 8)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     target = torch.randint(3, (8,), generator=torch.Generator().manual_seed(4))
     mine = part_of(rank, world)
     got = trained(model, x[:, mine], target[mine], accumulate)
-    for norm in snn.batch_norms(alone):
-        norm.sync = False
     want = trained(alone, x, target, 1)
     for (key, p), g, w in zip(alone.named_parameters(), got, want, strict=True):
         same(g, w, msg=lambda text, key=key: f"{name}, gradient of {key}: {text}")
@@ -274,7 +275,7 @@ def networks(rank, world):
     trains_as_one(rank, world, "vgg", torch.float32)
     trains_as_one(rank, world, "vgg", torch.float32, checkpoint=True)
     trains_as_one(rank, world, "sew", torch.float32, packed=False)
-    trains_as_one(rank, world, "recurrent", torch.float64, accumulate=2)
+    trains_as_one(rank, world, "linear", torch.float64, accumulate=2)
 
 
 def hybrid(rank, world):
