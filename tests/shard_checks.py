@@ -169,7 +169,7 @@ def refuses(text, error, function, *arguments, **named):
 
 
 def losses(rank, world):
-    """``TRTLoss`` behind FSDP2: a step of two processes is one of one, the penalty counted once; in bfloat16 too."""
+    """``TRTLoss`` behind FSDP2: a step of two processes is one of one, the penalty counted once."""
     for dtype in (torch.float64, torch.float32):
         for in_place in (False, True):
             alone, sharded = network(dtype), network(dtype)
@@ -185,16 +185,6 @@ def losses(rank, world):
             same(sharded.penalty, alone.penalty)
             for got, want in zip(sharded.parameters(), alone.parameters(), strict=True):
                 same(got.grad, want.grad)
-    half = network(torch.float32)
-    want = network(torch.float32)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in (half[0], half[2], half):
-        fully_shard(layer, mp_policy=policy, reshard_after_forward=True)
-    x, target = batch(torch.float32)
-    for model in (half, want):
-        loss = snn.TRTLoss(model, lam=1e-2)
-        model.penalty = loss.parts(model(x).float(), target).regularizer
-    same(half.penalty, want.penalty, torch.float32)
 
 
 def network(dtype):
@@ -231,10 +221,10 @@ def made(name, dtype, sync=True, **style):
     return NETWORKS[name](timesteps=4, sync=sync, **style).to(dtype)
 
 
-def trained(model, x, target, accumulate=1, steps=3):
-    """Three steps of SGD on a TRT loss; the gradients of the first one."""
+def trained(model, x, target, accumulate=1, steps=3, optimiser=torch.optim.SGD, clip=None, **settings):
+    """Three steps on a TRT loss; the gradients of the first one."""
     loss, first = snn.TRTLoss(model, lam=1e-3), None
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimiser = optimiser(model.parameters(), lr=0.05, **settings)
     for _ in range(steps):
         optimiser.zero_grad()
         for i in range(accumulate):
@@ -244,6 +234,8 @@ def trained(model, x, target, accumulate=1, steps=3):
             (loss(model(x[:, each]), target[each]) / accumulate).backward()
         if first is None:
             first = [full(p.grad).clone() for p in model.parameters()]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
     return first
 
@@ -276,6 +268,24 @@ def networks(rank, world):
     trains_as_one(rank, world, "vgg", torch.float32, checkpoint=True)
     trains_as_one(rank, world, "sew", torch.float32, packed=False)
     trains_as_one(rank, world, "linear", torch.float64, accumulate=2)
+
+
+def half(rank, world):
+    """Computed in bfloat16, the shards and their penalty stay in float32."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for name in ("vgg", "spikformer"):
+        alone, model = made(name, torch.float32), shard(made(name, torch.float32), policy=policy)
+        out = model(torch.randn(4, 2, 2, 8, 8))
+        assert out.dtype == torch.bfloat16
+        losses = snn.TRTLoss(alone, lam=1e-2), snn.TRTLoss(model, lam=1e-2)
+        target = torch.zeros(2, dtype=torch.int64)
+        parts = losses[1].parts(out, target)
+        want = losses[0].parts(torch.zeros(4, 2, 3), target).regularizer
+        same(parts.regularizer, want)
+        parts.total.backward()
+        same(losses[1].add_grad_(), want)
+        for p in model.parameters():
+            assert p.dtype == p.grad.dtype == torch.float32 and full(p.grad).isfinite().all()
 
 
 def hybrid(rank, world):
@@ -336,6 +346,8 @@ def misused(rank, world):
     refuses("not parallel yet", ValueError, shard, ddp)
     refuses("modules of the model", ValueError, shard, network(torch.float32), blocks=[nn.Linear(1, 1)])
     refuses("parameters", ValueError, shard, nn.ReLU())
+    net = made("vgg", torch.float32)
+    refuses("SpikeConv2d inside of a ConvBatchNormLIF", ValueError, shard, net, blocks=[net.layers[0].conv])
     before, distributed.is_initialized = distributed.is_initialized, lambda: False
     refuses("torchrun", RuntimeError, shard, network(torch.float32))
     distributed.is_initialized = before
@@ -465,6 +477,18 @@ def shared_norm(rank, world):
     layer = snn.BatchNormLIF(3, sync=True)
     layer(torch.full((1, 1, 3), float(rank)))
     torch.testing.assert_close(layer.running_var, torch.full((3,), 0.95))
+
+
+def optimised(rank, world):
+    """Shards and whole numbers of neurons in one optimiser, step by step and tensor by tensor or all at once."""
+    for settings in ({"optimiser": torch.optim.Adam, "foreach": foreach} for foreach in (True, False)):
+        alone, model = made("linear", torch.float64), shard(made("linear", torch.float64))
+        x = torch.randn(4, 8, 2, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        target, mine = torch.arange(8) % 3, part_of(rank, world)
+        trained(model, x[:, mine], target[mine], clip=0.1, **settings)
+        trained(alone, x, target, clip=0.1, **settings)
+        for got, want in zip(model.parameters(), alone.parameters(), strict=True):
+            same(got, want)
 
 
 def run(names, rank, world, folder):

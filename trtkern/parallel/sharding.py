@@ -12,6 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from trtkern.nn._leaf import Leaf
+
 OP = "shard"
 """What the errors name."""
 
@@ -72,13 +74,13 @@ def shard(
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     """The modules whose parameters ``shard`` gathers together: of each outermost ``Sequential`` or ``ModuleList``, the
     children that hold a weight of two axes or more. Norms and neurons that stand alone go with the model itself: a
-    collective of their own would be all latency.
+    collective of their own would be all latency. So does what is in no such container.
     """
     if isinstance(model, (nn.Sequential, nn.ModuleList)):
         yield from (child for child in model if any(parameter.dim() > 1 for parameter in child.parameters()))
-        return
-    for child in model.children():
-        yield from blocks_of(child)
+    elif not isinstance(model, Leaf):  # which reads the parameters of what is in it
+        for child in model.children():
+            yield from blocks_of(child)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -146,12 +148,21 @@ def _expect_fit(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _within(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    own = {id(module) for module in model.modules()}
+    """The blocks, when each was looked at."""
+    leaves = [layer for layer in model.modules() if isinstance(layer, Leaf)]
+    around = {part: layer for layer in leaves for part in layer.modules() if part is not layer}
+    own = set(model.modules())
     for block in blocks:
-        if not isinstance(block, nn.Module) or id(block) not in own:
+        if block not in own:
             raise ValueError(
-                f"{OP}: expected blocks to be modules of the model, got {type(block).__name__} that is not in it; take "
-                "them from model.modules()"
+                f"{OP}: expected blocks to be modules of the model, got {block!r} that is not in it; take them from "
+                "model.modules()"
+            )
+        if block in around:
+            layer = type(around[block]).__name__
+            raise ValueError(
+                f"{OP}: expected blocks that are whole layers, got {type(block).__name__} inside of a {layer}, which "
+                f"reads the parameters of its parts itself; take the {layer}"
             )
         yield block
 
