@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern import nn as snn
+from trtkern.nn.norms import SyncBatchNorm
 
 
 def both(name):
@@ -92,7 +93,7 @@ def test_synchronised_norms(name):
     same(fused, want, x)
     assert repr(snn.unfuse(fused)) == repr(want) != text
     mixed = snn.convert_sync_norms(nn.Sequential(nn.BatchNorm2d(C), snn.BatchNormLIF(C)))
-    assert type(mixed[0]) is nn.SyncBatchNorm and type(mixed[1]) is snn.BatchNormLIF and mixed[1].sync
+    assert type(mixed[0]) is SyncBatchNorm and type(mixed[1]) is snn.BatchNormLIF and mixed[1].sync
 
 
 def test_torch_passes_fused_norms_by_unharmed():

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from trtkern.models._blocks import Convolution, Pool, Style
 from trtkern.nn import SpikeLinear, Spikes, TimeSequential
 from trtkern.nn._leaf import Leaf, is_proxy
+from trtkern.nn.norms import SyncBatchNorm
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -106,7 +107,7 @@ class _TokenNorm(_TokensLast, nn.BatchNorm2d):
     pass
 
 
-class _SyncTokenNorm(_TokensLast, nn.SyncBatchNorm):
+class _SyncTokenNorm(_TokensLast, SyncBatchNorm):
     pass
 
 

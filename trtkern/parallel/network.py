@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trtkern.parallel.job import Job
-from trtkern.parallel.sharding import shard
 
 
 class Laid(NamedTuple):
@@ -40,10 +39,12 @@ def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None) -> L
         options: dict[str, Any] = {quiet: False, "gradient_as_bucket_view": True}
         whole = DistributedDataParallel(model, **options)
         return Laid(whole, whole.no_sync)
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    from trtkern.parallel.sharding import shard
+
     policy: dict[str, Any] = {}
     if low is not None:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
         policy = {"policy": MixedPrecisionPolicy(low, reduce_dtype=torch.float32, output_dtype=torch.float32)}
     parts: Any = shard(model, **policy)
 
