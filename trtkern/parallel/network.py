@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None) -> L
 
     from trtkern.parallel.sharding import shard
 
+    # Nobody changes the outputs of a network in place here, which is what it warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy: dict[str, Any] = {}
     if low is not None:
         policy = {"policy": MixedPrecisionPolicy(low, reduce_dtype=torch.float32, output_dtype=torch.float32)}
