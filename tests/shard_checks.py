@@ -31,7 +31,8 @@ from trtkern.backends.base import RegularizerSpec
 from trtkern.models import ConvSNN, Spikformer, from_topology
 from trtkern.nn import SpikeLinear
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
-from trtkern.parallel.sharding import _Averaged, full, like, shard
+from trtkern.parallel.parts import full, like
+from trtkern.parallel.sharding import _Averaged, shard
 
 SPEC = RegularizerSpec(4, 1e-2, 0.25, 1e-5)
 TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 1e-7}}

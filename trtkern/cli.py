@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
     from trtkern.commands._common import Quit
 
     try:
-        return int(app(args=arguments, prog_name="trtkern", standalone_mode=False) or 0)
+        return int(app(args=arguments, prog_name="trtkern", standalone_mode=False, obj=arguments) or 0)
     except Quit as quit_:
         return say(str(quit_), quit_.status)
     except Exception as error:

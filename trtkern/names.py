@@ -59,6 +59,8 @@ NEURONS: dict[str, tuple[str, ...]] = {
 
 AMP = ("none", "bf16", "fp16")
 """What autocast computes in; "none" is float32 throughout."""
+PARALLEL = ("ddp", "fsdp")
+"""How a network lies on several processes: whole on each of them, or in parts."""
 OBSERVE = ("fisher",)
 """What `trtkern train --observe` looks at."""
 SELECT = ("validation", "test", "last")

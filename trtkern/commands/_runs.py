@@ -19,6 +19,8 @@ from trtkern.data.folder import DataError, read_classes
 from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
 from trtkern.output.console import console
+from trtkern.parallel.job import ALONE, Job
+from trtkern.parallel.launch import restarts
 from trtkern.training import (
     checkpoint,
     gathering,
@@ -42,27 +44,32 @@ FAILURES = (RuntimeError, OSError, MemoryError, DataError, checkpoint.DamagedErr
 """What may befall a run: numbers that are not finite, a dead worker, a full disk, a device out of memory, bad files."""
 
 
-def gather(settings: Settings, download: bool = False) -> tuple[Dataset, dict[str, Any]]:
-    """The data set of these settings and its fingerprint, with this process set to them."""
+def gather(settings: Settings, download: bool = False, job: Job = ALONE) -> tuple[Dataset, dict[str, Any]]:
+    """The data set of these settings and its fingerprint, with this process set to them.
+
+    Where several processes train together one of each machine makes or fetches the files, and the others find them.
+    """
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same run on a GPU as well
     keep_pages()
-    data = gathering.gather(settings, download, progress.Making(console()))
+    with job.first_alone("data"):
+        data = gathering.gather(settings, download, progress.Making(console()))
     return data, fingerprint(data)
 
 
-def prepare(settings: Settings, download: bool = False) -> Trainer:
+def prepare(settings: Settings, download: bool = False, job: Job = ALONE) -> Trainer:
     """A trainer of these settings, with this process set to them."""
-    return Trainer.of(settings, *gather(settings, download))
+    return Trainer.of(settings, *gather(settings, download, job))
 
 
-def begin(plan: dict[str, Any], folder: Path, download: bool) -> int:
+def begin(plan: dict[str, Any], folder: Path, download: bool, job: Job = ALONE) -> int:
     """Run a plan in its new folder, which goes again if the user can put something right."""
     try:
         with user_errors():
-            trainer = prepare(settle(plan), download)
+            trainer = prepare(settle(plan), download, job)
     except Quit:
-        folders.discard(folder)
+        if job.first:
+            folders.discard(folder)
         raise
     return run_one(trainer, folder)
 
@@ -125,7 +132,7 @@ def _images(settings: Settings, count: int | None) -> int:
     return count if settings.train_images is None else min(count, settings.train_images)
 
 
-def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> int:
+def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool, job: Job = ALONE) -> int:
     """A run of every seed in a folder of its own; those that are done are only evaluated again."""
     rows = {}
     with user_errors():
@@ -134,45 +141,50 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool) -> in
         place = folder / f"seed{one['seed']}"
         with user_errors():
             settings = settle(one)
-            if not (place / folders.PLAN).exists():
-                trainer, left = prepare(settings, download), True
-                folders.create(one, str(place))
+            if job.told(not (place / folders.PLAN).exists()):
+                trainer, left = prepare(settings, download, job), True
+                if job.first:
+                    folders.create(one, str(place))
             else:
-                folders.hold(place)
-                different = resuming.differences(run.settings_of(place), settings)
+                _, before = session.opened(job, place, _teller("resume"))
+                different = resuming.differences(before, settings)
                 if other := {name: pair for name, pair in different.items() if name not in options.FREE}:
                     raise ValueError(
                         f"--seeds: expected a run of these settings in {place}, got others: {resuming.words(other)}; "
                         f"name another --run-dir"
                     )
-                trainer, left = go_on(place, {name: getattr(settings, name) for name in different}, download=download)
+                free = {name: getattr(settings, name) for name in different}
+                trainer, left = go_on(place, free, download=download, job=job)
         if left:
             run_one(trainer, place)
         with quits(FAILURE, *FAILURES):
             train = trainer.evaluate(trainer.splits["train"])[trainer.figure]
-        result = run.read_result(place)
+        result = job.told(run.read_result(place))
         assert result is not None
         test = result["test"][trainer.figure]
         rows[one["seed"]] = {"train": train, "test": test, "gap": train - test}
     summary = several.summarise(rows)
-    with quits(FAILURE, OSError):
-        several.write(folder, summary)
+    if job.first:
+        with quits(FAILURE, OSError):
+            several.write(folder, summary)
     title = f"{plan['recipe']}, {plan['loss']} loss, {len(rows)} seeds"
     console().print(progress.series(summary, title, trainer.figure))
     return 0
 
 
-def resume(folder: Path, given: dict[str, Any], other_data: bool = False) -> int:
+def resume(folder: Path, given: dict[str, Any], other_data: bool = False, job: Job = ALONE) -> int:
     """Go on from the newest good checkpoint; without one, from the start.
 
     Args:
         folder: the run folder.
         given: what the user wants otherwise, of ``options.FREE``; None is nothing.
         other_data: go on also where the files are not those of the training.
+        job: the processes that do.
     """
     with user_errors():
-        folders.hold(folder)
-        trainer, left = go_on(folder, given, other_data)
+        trainer, left = go_on(folder, given, other_data, job=job)
+        if not left and restarts():
+            return 0  # one of its processes ended after all was written
         if not left:
             raise ValueError(
                 f"--resume: expected a run that is not at its end, got all {trainer.settings.epochs} epochs in "
@@ -182,19 +194,19 @@ def resume(folder: Path, given: dict[str, Any], other_data: bool = False) -> int
 
 
 def go_on(
-    folder: Path, given: dict[str, Any], other_data: bool = False, download: bool = False
+    folder: Path, given: dict[str, Any], other_data: bool = False, download: bool = False, job: Job = ALONE
 ) -> tuple[Trainer, bool]:
     """A trainer where the run in ``folder`` is; whether there is something left to do.
 
     Where nothing is left the model has the chosen weights.
     """
     say = _teller("resume")
-    saved = checkpoint.load(folder, say) if checkpoint.found(folder) else None
-    settings = resuming.settings(folder, saved, given)
+    saved, before = session.opened(job, folder, say)
+    now = resuming.settings(folder, saved, given).to_json() if job.first else {}
+    settings = Settings.from_json(job.told(now))
     if settings.tensorboard:
         need("tensorboard", "tensorboard")
-    before = run.settings_of(folder) if saved is None else resuming.settings_in(saved)
-    data, files = gather(settings, download)
+    data, files = gather(settings, download, job)
     other = None if saved is None else _other(saved, data, files, other_data, say)
     trainer = Trainer.of(settings, data, files)
     return trainer, session.take_up(trainer, folder, saved, before, other, say)
@@ -231,7 +243,7 @@ def run_one(trainer: Trainer, folder: Path) -> int:
         f"{trainer.steps} steps an epoch, run folder {folder}", highlight=False, soft_wrap=True,
     )  # fmt: skip
     with user_errors():
-        told = _observers(trainer, folder)
+        told = _observers(trainer, folder) if trainer.job.first else observer.Observer()
     try:
         with quits(FAILURE, *FAILURES):
             result = session.perform(trainer, folder, told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,6 +13,7 @@ import typer
 from trtkern import names
 from trtkern.commands._common import need, user_errors
 from trtkern.output import signals
+from trtkern.parallel import launch
 from trtkern.training import folder as folders
 from trtkern.training import plan as plans
 from trtkern.training import recipes
@@ -28,19 +30,24 @@ def train(context: typer.Context, **said: Any) -> int:
     after every epoch, metrics.jsonl, config.json, the learning curves, and at the end result.json and a report.
     Ctrl-C ends the run with a checkpoint.
     """
+    if (status := launch.ended()) is not None:
+        return status
     call = Call(**{name: said[name] for name in CALL})
     need("train", "matplotlib", "safetensors")
+    together = launch.started()
+    several = (call.processes or 1) > 1 and not together
     if said["tensorboard"]:
         need("tensorboard", "tensorboard")
     if call.resume is not None:
         with user_errors():
             _beside_resume(context)
             folders.begun(Path(call.resume))
-        with signals.waiting():
-            from trtkern.commands import _runs
-
+        if several:
+            return _launched(context, call)
         wanted = {name: said[name] for name in FREE if _given(context, name)}
-        return _runs.resume(Path(call.resume), wanted, call.other_data)
+        with signals.waiting():
+            from trtkern.commands import _jobs, _runs
+        return (_jobs if together else _runs).resume(Path(call.resume), wanted, call.other_data)
     with user_errors():
         if call.other_data:
             raise ValueError("--other-data: expected it beside --resume, got it without")
@@ -49,15 +56,41 @@ def train(context: typer.Context, **said: Any) -> int:
         plan = plans.make(recipe=said["recipe"], changes=changes, **over)
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
-        folder = None if call.dry_run or call.seeds is not None else folders.create(plan, call.run_dir)
+        one = not call.dry_run and call.seeds is None
+        folder = folders.create(plan, call.run_dir) if one and not together else None
+    if several and not call.dry_run:
+        return _launched(context, call, folder)
     with signals.waiting():
-        from trtkern.commands import _runs
-    if folder is not None:
-        return _runs.begin(plan, folder, call.download)
+        from trtkern.commands import _jobs, _runs
     if call.dry_run:
         return _runs.show(plan)
+    if folder is not None:
+        return _runs.begin(plan, folder, call.download)
+    if one:
+        return _jobs.begin(plan, call.run_dir, call.download)
     place = Path(call.run_dir or f"runs/{names.short(plan['data'])}-{names.short(plan['loss'])}-seeds")
-    return _runs.series(plan, call.seeds or "", place, call.download)
+    return (_jobs if together else _runs).series(plan, call.seeds or "", place, call.download)
+
+
+def _launched(context: typer.Context, call: Call, folder: Path | None = None) -> int:
+    """The same command in several processes, which train together: in ``folder``, if it has been made for them."""
+    words = _without(context.obj, "--processes", "--restarts")
+    if folder is not None:
+        folders.release(folder)
+        words = [*_without(words, "--run-dir"), "--run-dir", str(folder)]
+    with signals.waiting():
+        import torch.distributed  # noqa: F401
+    return launch.launch(call.processes or 1, call.restarts, words)
+
+
+def _without(words: Sequence[str], *flags: str) -> list[str]:
+    """A command line without these options and their values."""
+    left, skip = [], False
+    for word in words:
+        if not skip and word.partition("=")[0] not in flags:
+            left.append(word)
+        skip = not skip and word in flags
+    return left
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trtkern import own
-from trtkern.data.transform import Transform, below, check, real, take, whole
+from trtkern.data.transform import WHOLE, Part, Transform, below, check, real, take, whole
 from trtkern.names import is_object, is_own, short, unknown
 
 
@@ -216,12 +216,15 @@ class OwnChange:
     options: dict[str, Any]
     function: Callable[..., Tensor]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images, changed.
+    def __call__(self, images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
+        """The images, changed. Each part of a batch has a generator of its own.
 
         Raises:
             OwnError: it raised, or gave no tensor of the same number of images.
         """
+        if part.parts > 1:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            generator = torch.Generator().manual_seed(seed + part.number)
         try:
             changed = self.function(images, generator, **self.options)
         except Exception as error:
@@ -238,12 +241,12 @@ class Pipeline:
 
     transforms: tuple[Transform | OwnChange, ...] = ()
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """As ``Transform.__call__``; without transforms the images themselves."""
         if any(isinstance(transform, Transform) for transform in self.transforms):
             check(images, generator)
         for transform in self.transforms:
-            images = transform(images, generator)
+            images = transform(images, generator, part)
         return images
 
     @classmethod

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Part(NamedTuple):
+    """Which part of a batch some images are: one of several equal ones, which stand side by side."""
+
+    number: int = 0
+    """From 0."""
+    parts: int = 1
+
+
+WHOLE = Part()
+"""All of it."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +29,21 @@ class Transform(ABC):
     name: ClassVar[str]
     """In a recipe."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """The images [B, C, H, W] or [T, B, C, H, W], changed.
+
+        Args:
+            images: a batch, or a part of one.
+            generator: of the draws, which are those of the whole batch: an image is changed as if all of it were here.
+            part: which part.
 
         Raises:
             TypeError, ValueError: images or a generator of another kind; images too small for the transform.
         """
         check(images, generator)
         count, _, height, width = images.shape[-4:]
-        drawn = self.draw(count, height, width, generator)
+        drawn = self.draw(count * part.parts, height, width, generator)
+        drawn = drawn[..., part.number * count : (part.number + 1) * count]
         if images.is_cuda:  # from pageable memory the copy would wait for the GPU
             drawn = drawn.contiguous().pin_memory()
         return self.apply(images, drawn.to(images.device, non_blocking=True))

@@ -42,8 +42,9 @@ def size(count: int) -> str:
 
 
 def say(message: str, status: int = 0) -> int:
-    """The message on stderr; returns the status."""
-    print(f"trtkern: {message}", file=sys.stderr)
+    """The message on stderr, if there is one; returns the status."""
+    if message:
+        print(f"trtkern: {message}", file=sys.stderr)
     return status
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trtkern.nn._leaf import Leaf
@@ -81,31 +81,6 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     elif not isinstance(model, Leaf):  # which reads the parameters of what is in it
         for child in model.children():
             yield from blocks_of(child)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that lies in parts, in every process: all of its mesh call this together. An ordinary one
-    is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, the same in every process, laid out as the parameter: a DTensor with the part of this process, or
-    itself where the parameter is an ordinary one.
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    if not isinstance(parameter, DTensor):
-        return tensor
-    if tensor.shape != parameter.shape:
-        raise ValueError(
-            f"like: expected a tensor of the shape {tuple(parameter.shape)} of the parameter, got {tuple(tensor.shape)}"
-        )
-    # Each process cuts its part out of what it has; the first one's need not be sent to the others.
-    return distribute_tensor(
-        tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
 
 
 def _mesh(model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:

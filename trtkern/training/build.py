@@ -10,14 +10,16 @@ from torch import nn
 from trtkern import own
 from trtkern.models.build import BUILDERS, build, module
 from trtkern.names import LOSSES, OBJECT, is_own
-from trtkern.nn import exact_convolutions
+from trtkern.nn import convert_sync_norms, exact_convolutions
 from trtkern.training import losses
 from trtkern.training.losses import Loss
 from trtkern.training.settings import Settings
 
 
-def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None, given: Any = None) -> nn.Module:
-    """The network of the settings, initialised from their seed, on their device.
+def build_model(
+    settings: Settings, shape: tuple[int, ...], classes: int | None, given: Any = None, device: Any = None
+) -> nn.Module:
+    """The network of the settings, initialised from their seed.
 
     A function of the user's gets what the settings say of it, and what it has a parameter for of ``timesteps``,
     ``classes``, ``shape``, ``backend`` and ``exact_convolutions``.
@@ -27,6 +29,7 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
         shape: of a sample.
         classes: how many; None is not known.
         given: the network that a program gave, with the weights that it has, or its function that makes one.
+        device: where it goes; None is theirs.
 
     Raises:
         OwnError, TypeError, ValueError: a network that cannot be made, or something that is none; the message says why.
@@ -35,8 +38,9 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
     known = {key: getattr(settings, key) for key in names}
     options = dict(settings.model)
     name = options.pop("name")
+    where = settings.device if device is None else device
     if isinstance(given, nn.Module):
-        return _exact(given, settings).to(settings.device)
+        return _finished(given, settings).to(where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if is_own(name):
@@ -48,14 +52,14 @@ def build_model(settings: Settings, shape: tuple[int, ...], classes: int | None,
                     f"{list(shape)} and {classes} classes; name a network of your own, or the classes of the data"
                 )
             model = build(name, shape, classes or 0, **options, **known)  # type: ignore[arg-type]
-    return _exact(model, settings).to(settings.device)
+    return _finished(model, settings).to(where)
 
 
-def _exact(model: nn.Module, settings: Settings) -> nn.Module:
-    """The model, whose layers are exact if the settings say so; else each is as it was made."""
+def _finished(model: nn.Module, settings: Settings) -> nn.Module:
+    """The model, whose layers are exact, or share their statistics, if the settings say so; else each is as it was."""
     if settings.exact_convolutions:
         exact_convolutions(model)
-    return model
+    return convert_sync_norms(model) if settings.sync_norm else model
 
 
 def _own(name: str, options: dict[str, Any], known: dict[str, Any], given: Any) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from trtkern.data import tensor_file
 from trtkern.output.files import naming, parse, write
+from trtkern.parallel.job import Job
 
 FORMAT = 2
 KEPT = 3
@@ -40,6 +42,62 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
     state: dict[str, Tensor]
     """Tensors of the optimiser and of the generators, by names of their own."""
+
+
+class Writer:
+    """Writes checkpoints, one after the other.
+
+    Args:
+        beside: while the training goes on, from copies of the tensors; else at once.
+    """
+
+    def __init__(self, beside: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if beside else None
+        self._under_way: list[Future[Any]] = []
+
+    def write(self, save: Callable[..., object], folder: Path, checkpoint: Checkpoint, step: int) -> None:
+        """``save(folder, checkpoint, step)``.
+
+        Raises:
+            OSError: it could not be written; of one that is written beside, a later call or ``settle`` raises.
+        """
+        if self._pool is None:
+            save(folder, checkpoint, step)
+            return
+        while self._under_way and self._under_way[0].done():
+            self._under_way.pop(0).result()
+        copied = checkpoint._replace(model=_copies(checkpoint.model), state=_copies(checkpoint.state))
+        self._under_way.append(self._pool.submit(save, folder, copied, step))
+
+    def settle(self) -> None:
+        """Wait until all of them are written.
+
+        Raises:
+            OSError: one could not be.
+        """
+        while self._under_way:
+            self._under_way.pop(0).result()
+
+    def close(self) -> None:
+        """Wait until all of them are written, or could not be; what ``settle`` raises is not raised."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers in memory of their own, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def spread(job: Job, found: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that the first process of a job has read, in all of them; None where it has none."""
+    if job.alone:
+        return found
+    metadata = job.told(None if found is None else found.metadata)
+    if metadata is None:
+        return None
+    model, state = ({}, {}) if found is None else (found.model, found.state)
+    return Checkpoint(job.spread(model), metadata, job.spread(state))
 
 
 def save(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "checkpoint", kept: int = KEPT) -> Path:

@@ -51,7 +51,7 @@ def create(plan: dict[str, Any], run_dir: str | None) -> Path:
             raise ValueError(f"--run-dir: expected an empty or new folder, got {folder}, which holds {what}")
         _make(folder, exist_ok=True)
     else:
-        folder = _free(RUNS / f"{short(str(plan['data']))}-{short(str(plan['loss']))}-seed{plan['seed']}")
+        folder = _free(_base(plan))
         hold(folder)
     try:
         write(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
@@ -143,8 +143,7 @@ def discard(folder: Path) -> None:
     """Take back ``create``, of a folder with nothing but its plan; "runs" goes where it is empty then."""
     with suppress(OSError):
         (folder / PLAN).unlink(missing_ok=True)
-    if (handle := _held.pop(folder.resolve(), None)) is not None:
-        os.close(handle)
+    release(folder)
     for place in (folder, *([folder.parent] if folder.parent == RUNS else [])):
         try:
             place.rmdir()
@@ -152,9 +151,58 @@ def discard(folder: Path) -> None:
             return
 
 
+def release(folder: Path) -> None:
+    """Let another process have the run."""
+    if (handle := _held.pop(folder.resolve(), None)) is not None:
+        os.close(handle)
+
+
+def taken_up(plan: dict[str, Any], run_dir: str | None, again: bool) -> tuple[Path, bool]:
+    """The folder of a job's run, which this process holds from then on, and whether the run has begun.
+
+    The processes of a job are started with one command line, and started anew with the same one. So where ``run_dir``
+    holds a run of this plan it is that run's; without a ``run_dir`` it is the newest folder that would have been made.
+
+    Args:
+        plan: of the run.
+        run_dir: as of ``create``.
+        again: whether the processes were started before.
+
+    Raises:
+        ValueError, OSError: as ``create`` and ``hold``.
+    """
+    if run_dir is not None:
+        if (Path(run_dir) / PLAN).exists() and read_plan(Path(run_dir)) == plan:
+            hold(Path(run_dir))
+            return Path(run_dir), again or _saved(Path(run_dir))
+        return create(plan, run_dir), False
+    base = _base(plan)
+    numbered = [(int(found[1] or 1), path) for path in RUNS.glob(f"{base.name}*") if (found := _number(base, path))]
+    for _, folder in sorted(numbered, reverse=True) if again else ():
+        with suppress(ValueError):
+            if read_plan(folder) == plan:
+                hold(folder)
+                return folder, True
+    return create(plan, None), False
+
+
+def _number(base: Path, folder: Path) -> re.Match[str] | None:
+    """What ``_free`` has put behind the name."""
+    return re.fullmatch(rf"{re.escape(base.name)}(?:-(\d+))?", folder.name)
+
+
+def _base(plan: dict[str, Any]) -> Path:
+    """The first folder that a run of this plan would have."""
+    return RUNS / f"{short(str(plan['data']))}-{short(str(plan['loss']))}-seed{plan['seed']}"
+
+
+def _saved(folder: Path) -> bool:
+    return any(folder.glob("checkpoint-*.safetensors"))
+
+
 def begun(folder: Path) -> None:
     """Raise a ValueError if no run was begun in ``folder``."""
-    if not ((folder / PLAN).exists() or (folder / CONFIG).exists() or any(folder.glob("checkpoint-*.safetensors"))):
+    if not ((folder / PLAN).exists() or (folder / CONFIG).exists() or _saved(folder)):
         raise ValueError(f"--resume: expected a run folder with {PLAN}, got {folder}; start the run anew")
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
-from trtkern.data.folder import ImageFiles
+from trtkern.data.folder import DataError, ImageFiles
 from trtkern.data.mix import Mix
 from trtkern.data.samples import Loaded, Samples
-from trtkern.data.transform import Transform
+from trtkern.data.transform import Part, Transform
+from trtkern.parallel.job import ALONE, Job
 from trtkern.training.reading import Reader, read
 from trtkern.training.workers import ahead
 
@@ -35,8 +36,9 @@ class Plan(NamedTuple):
 class Loader:
     """Batches of a split, on the device and augmented: from memory by index, from files through worker processes.
 
-    The numbers depend neither on ``workers`` nor on the step at which an epoch is resumed. With files, a
-    ``ResizedCrop`` that comes first in ``augment`` is done where they are decoded: it needs the whole image.
+    The numbers depend neither on ``workers`` nor on the step at which an epoch is resumed. Where several processes
+    train together, all draw one plan, and each makes its part of every batch: its rows. With files, a ``ResizedCrop``
+    that comes first in ``augment`` is done where they are decoded: it needs the whole image.
 
     ``waited`` counts the seconds spent in ``batches`` and ``whole``: decoding or waiting for it, copying, augmenting.
     Set it to 0 at will.
@@ -49,6 +51,7 @@ class Loader:
         mix: of the images of a batch, behind ``augment``.
         classes: how many, for ``mix``.
         time_first: whether batches [B, T, ...] become [T, B, ...]; None: those of frames do.
+        job: the processes that share every batch.
 
     Raises:
         ValueError: ``workers`` below 0; a window of another size than the images have in an evaluation.
@@ -56,7 +59,7 @@ class Loader:
 
     def __init__(
         self, split: Split, device: torch.device, augment: Pipeline | None = None, workers: int = 0,
-        *, mix: Mix | None = None, classes: int = 0, time_first: bool | None = None,
+        *, mix: Mix | None = None, classes: int = 0, time_first: bool | None = None, job: Job = ALONE,
     ) -> None:  # fmt: skip
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ValueError(f"loader: expected workers as an integer of at least 0, got {workers!r}")
@@ -64,7 +67,7 @@ class Loader:
         self.device, self.workers, self.waited = device, workers, 0.0
         self._crop: ResizedCrop | None = None
         self._augment = Pipeline() if augment is None else augment
-        self._mix, self._classes = mix, classes
+        self._mix, self._classes, self.job = mix, classes, job
         self.time_first = len(self.images.shape) == 5 if time_first is None else time_first
         if isinstance(self.images, ImageFiles):
             self._crop, self._augment = _split_off(self._augment, self.images.size)
@@ -110,7 +113,8 @@ class Loader:
     def batches(
         self, plan: Plan, first: int, changes: torch.Generator, stopped: Callable[[], bool] = lambda: False
     ) -> Batches:
-        """Augmented images [B, C, H, W], or [T, B, C, H, W] where the split has [N, T, C, H, W], and labels [B].
+        """Augmented images [B, C, H, W], or [T, B, C, H, W] where the split has [N, T, C, H, W], and labels [B]; of
+        each batch of the plan the rows of this process.
 
         A batch is augmented when it is asked for: after k of them ``changes.get_state()`` is what the next one needs.
 
@@ -125,14 +129,29 @@ class Loader:
             WorkerError: a worker was killed or does not answer (an OSError).
         """
         if isinstance(self.images, Loaded):
-            raw: Iterator[tuple[Tensor, Tensor]] = self._read(self.images.batches(int(plan.seeds), first))  # type: ignore[arg-type]
+            loaded = self.images.batches(int(plan.seeds), first)  # type: ignore[arg-type]
+            raw: Iterator[tuple[Tensor, Tensor]] = self._read(map(self._own_rows, loaded))
         else:
-            seeds = None if plan.seeds is None else plan.seeds[first:].flatten()
-            raw = self._raw(plan.order[first:].flatten(), seeds, plan.order.shape[1], stopped)
+            mine = self.job.part(plan.order.shape[1])
+            seeds = None if plan.seeds is None else plan.seeds[first:]
+            if seeds is not None:
+                seeds = seeds + self.job.rank if isinstance(self.images, Samples) else seeds[:, mine]
+            raw = self._raw(plan.order[first:, mine].unbind(0), seeds, stopped)
         return self._timed(self._changed(images, labels, changes) for images, labels in raw)
 
+    def _own_rows(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of a DataLoader's batch those of this process."""
+        images, targets = batch
+        if len(images) % self.job.world_size:
+            raise DataError(
+                f"data: expected batches that divide among {self.job.world_size} processes, got one of {len(images)}; "
+                f"give the DataLoader another batch_size, or drop_last=True"
+            )
+        mine = self.job.part(len(images))
+        return images[mine], targets[mine]
+
     def _changed(self, images: Tensor, labels: Tensor, changes: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = self._augment(images, changes)
+        images = self._augment(images, changes, Part(self.job.rank, self.job.world_size))
         if self._mix is None:
             return images, labels
         return self._mix(images, labels, self._classes, changes, int(self.time_first))
@@ -140,12 +159,27 @@ class Loader:
     def whole(self, batch: int) -> Batches:
         """All images and labels in order, shaped as in ``batches``, not augmented; the last batch may be smaller.
 
+        Of several processes each has its part of every batch. Where a batch has none for it, it gets the first image
+        without a label: all of them have to run the network equally often.
+
         Raises:
             ValueError, OSError: as ``batches``.
         """
         if isinstance(self.images, Loaded):
-            return self._timed(self._kept(self._read(self.images.batches(0))))
-        return self._timed(self._raw(torch.arange(len(self.images)), None, batch))
+            return self._timed(self._kept(self._shared(self._read(self.images.batches(0)))))
+        rows = torch.arange(len(self.images)).split(batch)
+        parts = [row[self.job.part(len(row))] for row in rows]
+        raw = self._raw([part if len(part) else row[:1] for part, row in zip(parts, rows, strict=True)], None)
+        return self._timed((images, labels[: len(part)]) for (images, labels), part in zip(raw, parts, strict=True))
+
+    def _shared(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of each batch of a DataLoader, as ``whole`` has it."""
+        for images, targets in batches:
+            mine = self.job.part(len(targets))
+            part = targets[mine]
+            rows = images.transpose(0, 1) if self.time_first else images
+            rows = rows[mine] if len(part) else rows[:1]
+            yield rows.transpose(0, 1) if self.time_first else rows, part
 
     def _kept(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches; afterwards the order of the next epoch is what it was."""
@@ -162,25 +196,24 @@ class Loader:
             yield images.transpose(0, 1) if self.time_first else images, self._there(targets)
 
     def _raw(
-        self, order: Tensor, seeds: Tensor | None, batch: int, stopped: Callable[[], bool] = lambda: False
+        self, rows: Sequence[Tensor], seeds: Tensor | None, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of ``order``; of files with their windows when there are ``seeds``."""
-        if not len(order):
-            return iter(())  # split would make one empty batch
+        """Images and labels of these rows, one batch each; of files with their windows when there are ``seeds``."""
+        if not rows:
+            return iter(())
         if isinstance(self.images, Samples):
-            parts = order.split(batch)
-            reader = Reader(self.images, parts, torch.zeros(len(parts), dtype=torch.int64) if seeds is None else seeds)
+            reader = Reader(self.images, rows, torch.zeros(len(rows), dtype=torch.int64) if seeds is None else seeds)
             return self._read(read(reader, self.workers, self.device.type == "cuda", stopped))
-        rows = order.to(self.device).split(batch)
+        there = torch.cat(list(rows)).to(self.device).split([len(row) for row in rows])
         images: Iterator[Tensor]
         if isinstance(self.images, ImageFiles):
             crop = None if seeds is None else self._crop
-            decoder = _Decoder(self.images, crop, order.split(batch), None if seeds is None else seeds.split(batch))
+            decoder = _Decoder(self.images, crop, rows, seeds)
             images = self._decoded(decoder, stopped)
         else:
             assert isinstance(self.images, Tensor)
-            images = map(partial(_at, self.images, self.time_first), rows)
-        return zip(images, (self.labels[index] for index in rows), strict=False)  # the first end early if stopped
+            images = map(partial(_at, self.images, self.time_first), there)
+        return zip(images, (self.labels[row] for row in there), strict=False)  # the first end early if stopped
 
     def _decoded(self, decoder: _Decoder, stopped: Callable[[], bool]) -> Iterator[Tensor]:
         """The decoder's batches on the device."""
@@ -213,7 +246,7 @@ class _Decoder:
     """decoder(step): images [B, 3, H, W] of that batch, with their windows when there are ``seeds``."""
 
     def __init__(
-        self, images: ImageFiles, crop: ResizedCrop | None, order: Sequence[Tensor], seeds: Sequence[Tensor] | None
+        self, images: ImageFiles, crop: ResizedCrop | None, order: Sequence[Tensor], seeds: Tensor | None
     ) -> None:
         self._images, self._crop, self._order, self._seeds = images, crop, order, seeds
 

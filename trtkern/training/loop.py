@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtkern import own
 from trtkern.analysis import Samples
 from trtkern.data import Dataset, Split, fingerprint
 from trtkern.data.augment import Pipeline
@@ -22,9 +23,10 @@ from trtkern.data.mix import of as mixed
 from trtkern.data.own import OwnDataset
 from trtkern.data.samples import Loaded
 from trtkern.nn import LossParts
+from trtkern.parallel.job import ALONE, Job, join
 from trtkern.profiling import MemoryReport, memory
 from trtkern.profiling.firing.activity import problems
-from trtkern.training import checkpoint, optimizers, outputs, run, schedules, selection, session, snapshot
+from trtkern.training import checkpoint, optimizers, outputs, run, schedules, selection, session, snapshot, together
 from trtkern.training.build import build_loss, build_model
 from trtkern.training.callbacks import CallbackError, Callbacks
 from trtkern.training.given import Given, asked
@@ -37,7 +39,8 @@ from trtkern.training.selection import Best
 from trtkern.training.settings import Settings
 from trtkern.training.step import DTYPES, CapturedStep, Step
 from trtkern.training.tally import Begun, Tally
-from trtkern.training.watch import StopSignal, Watch
+from trtkern.training.together import Wishes
+from trtkern.training.watch import StopSignal, Watch, refuse
 
 SAVE_EVERY = 600.0
 """Seconds between two checkpoints within an epoch."""
@@ -148,7 +151,10 @@ class Trainer(Kept):
 
     def _set_up(self, settings: Settings, data: Dataset, files: dict[str, Any] | None, given: Given) -> None:
         self.settings, self.files, whole = settings, files, data
+        self.job = join(settings.timeout)
         self.device = torch.device(settings.device)
+        if self.device.type == "cuda" and not self.job.alone:
+            self.device = torch.device("cuda", self.job.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams and graphs are those of the current one
         held_out: Split | None = None
@@ -156,7 +162,8 @@ class Trainer(Kept):
             data, held_out = data.hold_out(settings.validation)
         data = data if settings.train_images is None else data.fewer(settings.train_images)
         self.data = data.to(self.device)
-        self.model = build_model(settings, data.shape, len(data.classes) or None, given.model)
+        self.model = build_model(settings, data.shape, len(data.classes) or None, given.model, self.device)
+        self._class = own.class_of(self.model)
         self.loss = build_loss(settings, self.model, given.loss)
         self.watch = Watch(self.model, partial(self._tried, whole))
         self.splits = {"train": self.data.train, "test": self.data.test}
@@ -164,6 +171,10 @@ class Trainer(Kept):
             self.splits["validation"] = held_out.to(self.device)
         self.watched = "test" if held_out is None else "validation"
         self._divide(settings)
+        together.agree(self.job, settings, files, self.splits)
+        self._before = self.memory() if together.in_parts(self.job, settings) else None
+        laid = together.laid(self.model, self.job, settings)
+        self._network, apart = laid
         self.optimizer = optimizers.build(settings, self.model, given.optimizer)
         self._rates = optimizers.Rates(self.optimizer, settings.lr)
         total = self.steps * settings.epochs
@@ -172,10 +183,14 @@ class Trainer(Kept):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         changes = Pipeline.from_recipe(settings.augment) if given.augment is None else given.augment
         self.loader = self._loader(self.data.train, augment=changes, mix=mixed(settings.mix))
-        self._network = torch.compile(self.model) if settings.compile else self.model
         kind = CapturedStep if settings.cuda_graphs else Step
-        self._step = kind(self._training_logits, self.loss, self.optimizer, self.scaler, settings.clip, self._look)
-        self._tally = Tally(settings.device, scored=self.scored)
+        self._step = kind(
+            self._training_logits, self.loss, self.optimizer, self.scaler, settings.clip, self._look, apart
+        )
+        self._tally = Tally(str(self.device), scored=self.scored)
+        self._wanted: Callable[[bool], Wishes] = Wishes
+        self._told = Wishes()
+        self._writer = checkpoint.Writer(beside=not self.job.alone or self.device.type == "cuda")
         self._shuffle = torch.Generator().manual_seed(settings.seed)
         self._drawn = self._drawing()  # before the order of the epoch was drawn
         self._changes = torch.Generator().manual_seed(settings.seed)
@@ -198,13 +213,15 @@ class Trainer(Kept):
         return images.steps if isinstance(images, Loaded) else self.steps * self.settings.accumulate
 
     def _divide(self, settings: Settings) -> None:
-        """How many samples a batch has, and how many steps an epoch."""
+        """How many samples a batch has, and of these this process, and how many steps an epoch has."""
         images = self.data.train.images
         if isinstance(images, Loaded):
             self.batch_size, self.steps = images.batch_size, -(-images.steps // settings.accumulate)
+            self.part_size = together.divided(self.job, self.batch_size)
             return
         count = len(images)
         self.batch_size = min(settings.batch_size, count)
+        self.part_size = together.divided(self.job, self.batch_size)
         self.steps = count // self.batch_size // settings.accumulate
         if not self.steps:
             raise ValueError(
@@ -222,11 +239,12 @@ class Trainer(Kept):
         """What says how good it is: the accuracy, or the loss of numbers instead of classes."""
         return "accuracy" if self.scored else "loss"
 
-    def _loader(self, split: Split, workers: int | None = None, **more: Any) -> Loader:
+    def _loader(self, split: Split, workers: int | None = None, job: Job | None = None, **more: Any) -> Loader:
+        job = self.job if job is None else job
         workers = self.settings.workers if workers is None else workers
         time_first = self.data.time_first if isinstance(self.data, OwnDataset) else None
         classes = len(self.data.classes)
-        return Loader(split, self.device, workers=workers, time_first=time_first, classes=classes, **more)
+        return Loader(split, self.device, workers=workers, time_first=time_first, classes=classes, job=job, **more)
 
     def _tried(self, whole: Dataset) -> None:
         """Run the network once, and look at what it gives, where it or ``whole``, all data, are the user's."""
@@ -260,14 +278,19 @@ class Trainer(Kept):
             return self._network(self.data.normalise(images)).float()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.amp == "none":
+        if self.settings.amp == "none" or together.in_parts(self.job, self.settings):  # FSDP has a policy instead
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.settings.amp])
 
     def _look(self, parts: LossParts) -> None:
         """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""
-        if not parts.total.is_cuda:
-            self.watch.check(parts.total, self._when, parts._asdict())
+        place = None if parts.total.is_cuda else self.watch.problem(parts.total, parts._asdict())
+        if self.job.alone:
+            refuse([place], self._when)
+            return
+        self._told = self._wanted(place is not None).of_all(self.job)
+        if self._told.fails:
+            self._finite(place, self._when)
 
     def _sample(self, count: int) -> Tensor:
         """The first training images, as a batch."""
@@ -285,7 +308,7 @@ class Trainer(Kept):
         Raises:
             ValueError: no such split, or targets that are not one label a sample.
         """
-        return drawn(self._loader, self.data, self.splits, split, count, batch_size)
+        return drawn(partial(self._loader, job=ALONE), self.data, self.splits, split, count, batch_size)
 
     def memory(self) -> MemoryReport:
         """What the network keeps for the backward pass of one step; nothing is changed by looking."""
@@ -320,18 +343,24 @@ class Trainer(Kept):
         """
         observer = observer or Observer()
         if self._resumed is None:
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed((self.settings.seed + self.job.rank) % 2**63)
         else:
-            snapshot.restore_random(self._resumed.state)
-        write = partial(run.write_config, folder, self.settings, self.watch.backends, self.command)
-        write(resumed=self.history)
-        rows = run.read_metrics(folder)
-        self.kept = self.memory()
-        write(kept=self.kept, resumed=self.history)
+            snapshot.restore_random(self._resumed.state, self.job)
+        write = partial(
+            run.write_config, folder, self.settings, self.watch.backends, self.command, resumed=self.history,
+            processes=self.job.world_size,
+        )  # fmt: skip
+        rows = []
+        if self.job.first:
+            write()
+            rows = run.read_metrics(folder)
+        self.kept = self._before or self.memory()
+        if self.job.first:
+            write(kept=self.kept)
         stopped, final = None, None
         observer.start(self)
         try:
-            with StopSignal() as stop:
+            with StopSignal(patient=not self.job.alone) as stop, self.job.listening():
                 self._stop = stop
                 self.callbacks.tell("start", self)
                 for epoch in range(self._first, self.settings.epochs + 1):
@@ -341,21 +370,24 @@ class Trainer(Kept):
                         break
                     failed = self._end_epoch(folder, row, observer)
                     rows.append(row)
-                    run.append_metrics(folder, row)
+                    if self.job.first:
+                        run.append_metrics(folder, row)
                     observer.epoch(row)
                     if failed is not None:
                         raise failed
-                    if stop.requested:
+                    if Wishes(stops=stop.requested).of_all(self.job).stops:
                         stopped = (epoch, done)
                         break
-            if stopped is None:
-                final = self.finish(folder)
-                observer.final(self, final)
-            result = Result(rows, stopped, final)
-            self.callbacks.tell("end", self, result)
+                self._writer.settle()
+                if stopped is None:
+                    final = self.finish(folder)
+                    observer.final(self, final)
+                result = Result(rows, stopped, final)
+                self.callbacks.tell("end", self, result)
         finally:
             self._stop = None
             observer.close()
+            self._writer.close()
         return result
 
     def _epoch(self, epoch: int, observer: Observer, stop: StopSignal, folder: Path) -> tuple[dict[str, Any], int]:
@@ -373,38 +405,61 @@ class Trainer(Kept):
         kept = begun.step
         begin = shown - begun.seconds
         share = self.settings.accumulate
-        with closing(self.loader.batches(plan, begun.step * share, self._changes, lambda: stop.requested)) as batches:
+
+        def wanted(fails: bool = False) -> Wishes:
+            now, first = time.perf_counter(), self.job.first
+            late = first and now - saved >= SAVE_EVERY, first and now - shown >= observer.interval
+            return Wishes(fails, stop.requested, *late)
+
+        def ends() -> bool:  # alone: of several each makes all the batches of the steps that they make together
+            return stop.requested and self.job.alone
+
+        self._wanted = wanted
+        with closing(self.loader.batches(plan, begun.step * share, self._changes, ends)) as batches:
             for step, ((images, labels), *more) in enumerate(_together(batches, share), begun.step + 1):
                 self._when = f"in epoch {epoch}, step {step}"
                 self._rates.set(partial(self._rate, step=before + step - 1))
                 total = self._step(images, labels, self._tally, more)
                 if self.callbacks.steps:
                     self.callbacks.tell("step", self, epoch, step, total)
+                told = wanted() if self.job.alone else self._told
                 now = time.perf_counter()
-                if now - shown >= observer.interval or stop.requested:
+                if told.shows or told.stops:
                     shown = now
-                    averages = self._tally.read()
-                    self.watch.check(total, f"by epoch {epoch}, step {step}", averages)
-                    observer.step(epoch, step, {**averages, "samples_per_s": self._tally.images / (now - begin)})
-                if step < self.steps and (stop.requested or now - saved >= SAVE_EVERY):
+                    whole = self._so_far(total, f"by epoch {epoch}, step {step}")
+                    rate = whole.images / (now - begin)
+                    observer.step(epoch, step, {**whole.read(), "samples_per_s": rate})
+                if self.job.alone:
+                    told = wanted()  # somebody may have wished to stop while it was shown
+                if step < self.steps and (told.stops or told.saves):
                     self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
                     saved, kept = now, step
-                if stop.requested:
+                if told.stops:
                     break
         if step < self.steps:  # stopped, perhaps while a batch was waited for
             if step > kept:
                 self.watch.check(total, f"by epoch {epoch}, step {step}", self._tally.read())
                 self._save(folder, epoch, step, None, Begun(step, self._tally.state(), time.perf_counter() - begin))
             return {}, step
-        averages = self._tally.read()
-        self.watch.check(total, f"by epoch {epoch}, step {step}", averages)
+        whole = self._so_far(total, f"by epoch {epoch}, step {step}")
         now = time.perf_counter()
+        rate, loading = self._tally.images / (now - begin), self.loader.waited / (now - resumed)
         row = {
-            "epoch": epoch, "step": self._made(epoch, step), "lr": self.rate(before), "train": averages,
-            "seconds": now - begin, "samples_per_s": self._tally.images / (now - begin),
-            "loader_share": self.loader.waited / (now - resumed),
+            "epoch": epoch, "step": self._made(epoch, step), "lr": self.rate(before), "train": whole.read(),
+            "seconds": now - begin, "samples_per_s": whole.images / (now - begin), "loader_share": loading,
         }  # fmt: skip
+        if not self.job.alone:
+            row["processes"] = self.job.gathered({"samples_per_s": rate, "loader_share": loading})
         return row, step
+
+    def _so_far(self, total: Tensor, when: str) -> Tally:
+        """The sums of the epoch over all processes.
+
+        Raises:
+            NonFiniteError: a number is not finite, in one of them.
+        """
+        self._finite(self.watch.problem(total, self._tally.read()), when)
+        return self._tally.over(self.job)
 
     def _end_epoch(self, folder: Path, row: dict[str, Any], observer: Observer) -> CallbackError | None:
         """Measure the watched split, keep the weights if they are the best, write the checkpoint; what a callback
@@ -420,13 +475,12 @@ class Trainer(Kept):
         best = None if self.settings.select == "last" else selection.better(self.best, row, self.watched)
         stays = every is not None and epoch % every == 0
         if best or stays:
-            self.watch.check_weights(f"in epoch {epoch}, step {self.steps}")
-            made = checkpoint.Checkpoint(self.model.state_dict(), self._metadata(epoch, self.steps, row), {})
-            if best:
-                self.best = best
-                selection.keep(folder, made, row["step"])
-            if stays:
-                selection.keep_epoch(folder, made, row["step"])
+            weights = self._weights(f"in epoch {epoch}, step {self.steps}")
+            made = checkpoint.Checkpoint(weights, self._metadata(epoch, self.steps, row), {})
+            self.best = best or self.best
+            for wanted, save in ((best, selection.keep), (stays, selection.keep_epoch)):
+                if wanted and self.job.first:
+                    self._writer.write(save, folder, made, row["step"])
         self._save(folder, row["epoch"], self.steps, row)
         return failed
 
@@ -446,14 +500,15 @@ class Trainer(Kept):
 
     def finish(self, folder: Path) -> Final:
         """Take the chosen weights of the run in ``folder``, which is at its end, and measure them once."""
-        self.restore(selection.chosen(folder, self.best))
+        self.restore(self.chosen(folder))
         test = self._measure(self.splits["test"], watch=None)
         splits = {"test": test.averages}
         if self.watched != "test":
             splits[self.watched] = self.evaluate(self.splits[self.watched])
         epoch = self.settings.epochs if self.best is None else self.best.epoch
         final = Final(epoch, splits, test.confusion, test.rates)
-        run.write_result(folder, self.settings, final.epoch, final.splits)
+        if self.job.first:
+            run.write_result(folder, self.settings, final.epoch, final.splits)
         return final
 
     def evaluate(self, split: Split) -> dict[str, float]:
@@ -463,10 +518,11 @@ class Trainer(Kept):
     def _measure(self, split: Split, watch: int | None) -> Measured:
         """A split in eval mode; the firing rates are those of the first ``watch`` batches, None being all."""
         self.model.eval()
+        self._same_buffers()
         loader = self._loader(split)
-        tally = Tally(self.settings.device, len(self.data.classes), self.scored)
+        tally = Tally(str(self.device), len(self.data.classes), self.scored)
         measured = measure(self.logits, self.model, self.loss, loader, self.batch_size, tally, watch)
-        self.watch.check(measured.last, "in an evaluation", measured.averages)
+        self._finite(self.watch.problem(measured.last, measured.averages), "in an evaluation")
         return measured
 
 

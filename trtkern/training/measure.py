@@ -61,6 +61,9 @@ def measure(
 ) -> Measured:  # fmt: skip
     """Run a split through a network.
 
+    Where several processes share the loader's batches, the figures are those of all of them together, but for ``last``,
+    which is this one's.
+
     Args:
         logits: [T, B, C] of raw images, from ``model``, which is in eval mode.
         model: whose firing rates are taken.
@@ -71,13 +74,22 @@ def measure(
         watch: batches, from the first on, that the firing rates are taken of; None is all.
     """
     size = min(LARGEST, max(batch, VALUES // math.prod(loader.images.shape[1:])))
+    job, last = loader.job, torch.zeros(())
     with ExitStack() as watched, closing(loader.whole(size)) as batches:
         rates = watched.enter_context(firing_rates(model)) if watch != 0 else None
         for number, (images, target) in enumerate(batches):
             if number == watch:
                 watched.close()
+            if rates is not None:
+                rates.paused = not len(target)
             out = logits(images)
+            if not len(target):  # a batch too small for this process, which runs it with the others all the same
+                continue
             target = arranged(target, out)
             parts = loss.parts(out, target)
             tally.add(parts, out, target)
-    return Measured(tally.read(), tally.confusion.cpu(), {} if rates is None else rates.layers, parts.total)
+            last = parts.total
+    whole = tally.over(job)
+    if rates is not None and not job.alone:
+        rates.merge(job.add_)
+    return Measured(whole.read(), whole.confusion.cpu(), {} if rates is None else rates.layers, last)

@@ -106,7 +106,7 @@ def build(
         return descent
     rate: float | Tensor = settings.lr
     if settings.cuda_graphs:
-        rate = torch.tensor(settings.lr, device=settings.device)
+        rate = torch.tensor(settings.lr, device=weights[0].device)
     return _made(name, weights, rate, options, fused=True, capturable=settings.cuda_graphs)
 
 

@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from trtkern.datasets import DATASETS
-from trtkern.names import AMP, BACKENDS, DVS_RESIZE, LOSSES, OBSERVE, SELECT
+from trtkern.names import AMP, BACKENDS, DVS_RESIZE, LOSSES, OBSERVE, PARALLEL, SELECT
 
 
 class Place(Flag):
@@ -174,7 +174,7 @@ class Options:
     )  # fmt: skip
     accumulate: int = option(
         "Batches whose gradients are averaged for one update of the weights.",
-        where=RECIPE, default=1, range=_at_least(1),
+        where=COMMAND | RECIPE, default=1, range=_at_least(1), shown="that of the recipe, else 1",
     )  # fmt: skip
     optimizer: dict[str, Any] = option(
         "Its name, one of ``trtkern.names.OPTIMIZERS`` or of torch.optim, and what it takes.", where=RECIPE, default={}
@@ -220,6 +220,20 @@ class Options:
     workers: int = option(
         "How many processes decode image files; 0: the training does.",
         where=COMMAND | RECIPE | RESUME, default=0, range=_at_least(0), shown="that of the recipe, else 0",
+    )  # fmt: skip
+    parallel: str = option(
+        "How the network lies on several processes: {choices}. ddp: whole on each of them. fsdp: its weights, their "
+        "gradients and the optimiser's numbers in parts, each on one.",
+        where=COMMAND | RECIPE | RESUME, default="ddp", choices=PARALLEL, shown="that of the recipe, else ddp",
+    )  # fmt: skip
+    sync_norm: bool = option(
+        "Statistics of every BatchNorm over the batches of all processes together; without it each takes those of its "
+        "own part.",
+        where=COMMAND | RECIPE, default=False,
+    )  # fmt: skip
+    timeout: float = option(
+        "Seconds that a process waits for the others before it gives them up.",
+        where=COMMAND | RESUME, default=1800.0, range=ABOVE_0,
     )  # fmt: skip
     amp: str = option(
         "Mixed precision: what torch.autocast uses where it deems it safe. none is float32 throughout. {choices}.",
@@ -288,6 +302,15 @@ class Call:
     run_dir: str | None = option(
         "The folder that the run writes into, new or empty.",
         metavar="DIR", shown="runs/<data>-<loss>-seed<seed>, or that with -2, -3, ...",
+    )  # fmt: skip
+    processes: int | None = option(
+        "Train with so many processes of this machine, one a GPU where there are GPUs. torchrun starts them, and "
+        "starts them anew where one of them ends.",
+        where=COMMAND | RESUME, range=_at_least(1), shown="1, or as many as torchrun has started",
+    )  # fmt: skip
+    restarts: int = option(
+        "With --processes: how often they are started anew, from the last checkpoint.",
+        where=COMMAND | RESUME, default=3, range=_at_least(0),
     )  # fmt: skip
     dry_run: bool = option("Show the settings, the network and the memory of a step; train nothing.", default=False)
     resume: str | None = option(

@@ -37,7 +37,7 @@ class Lines(Observer):
     def start(self, trainer: Trainer) -> None:
         """What a step keeps in memory, and the header."""
         if trainer.kept is not None:
-            self._print(trainer.kept.summary(f" a step of {trainer.batch_size} images"))
+            self._print(trainer.kept.summary(f" a step of {trainer.part_size} images"))
         self.parts, self.figure = PARTS.get(trainer.settings.loss, {}), trainer.figure
         self.epochs, self.steps, self.watched = trainer.settings.epochs, trainer.steps, trainer.watched
         names = "".join(f"{name:>9}" for name in ("loss", *self.parts.values()))

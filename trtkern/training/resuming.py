@@ -84,7 +84,9 @@ def settings_in(saved: Checkpoint) -> Settings:
         raise ValueError(f"checkpoint: expected the settings of a training; {error}") from None
 
 
-def notes(before: Settings, now: Settings, versions: dict[str, str], files: str | None) -> list[str]:
+def notes(
+    before: Settings, now: Settings, versions: dict[str, str], files: str | None, processes: tuple[int, int] = (1, 1)
+) -> list[str]:
     """What the user should know of a run that goes on with other settings, or on another machine.
 
     Args:
@@ -92,6 +94,7 @@ def notes(before: Settings, now: Settings, versions: dict[str, str], files: str 
         now: those of the run.
         versions: of the checkpoint.
         files: how the data set differs (``other_files``), if it does.
+        processes: how many trained before, and do now.
     """
     different = differences(before, now)
     said = []
@@ -102,7 +105,9 @@ def notes(before: Settings, now: Settings, versions: dict[str, str], files: str 
         )
     if files:
         said.append(f"from here on another run, with other files than before: {files}")
-    inexact = [words({name: different[name]}) for name in ("device", "threads") if name in different]
+    inexact = [words({name: different[name]}) for name in ("device", "threads", "parallel") if name in different]
+    if processes[0] != processes[1]:
+        inexact.append(words({"processes": processes}))
     inexact += [other] if (other := run.differences(versions)) else []
     if inexact:
         said.append(f"the same numbers to the last bit are not promised: {', '.join(inexact)}")

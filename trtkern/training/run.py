@@ -47,9 +47,10 @@ def write_config(
     called: Sequence[str],
     kept: MemoryReport | None = None,
     resumed: Sequence[dict[str, Any]] = (),
+    processes: int = 1,
 ) -> None:
     """config.json: the resolved settings, versions, the command that began the run (``called``, if the file has none),
-    the backend of each LIF layer, memory of a step, and how the run was resumed."""
+    the backend of each LIF layer, memory of a step, how the run was resumed, and how many processes train."""
     memory = (
         None
         if kept is None
@@ -69,6 +70,7 @@ def write_config(
         "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
         "command": command(folder) or list(called),
         "resumed": list(resumed),
+        "processes": processes,
     }
     write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 

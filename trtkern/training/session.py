@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trtkern.parallel.job import Job
 from trtkern.training import checkpoint, figures, report, resuming, run, selection
 from trtkern.training import folder as folders
 from trtkern.training.measure import Result
@@ -31,6 +32,8 @@ def perform(trainer: Trainer, folder: Path, told: Observer) -> Result:
         RuntimeError, OSError: as ``Trainer.run``.
     """
     result = trainer.run(folder, told)
+    if not trainer.job.first:
+        return result
     if result.rows:
         figures.learning_curves(result.rows, title(trainer.settings), folder / run.CURVES)
     if result.final is not None:
@@ -45,7 +48,7 @@ def _report(trainer: Trainer, folder: Path, result: Result) -> None:
         folder / run.REPORT, title=title(trainer.settings), settings=trainer.settings.to_json(), rows=result.rows,
         final=final.splits, versions=run.versions(), confusion=final.confusion if trainer.scored else None,
         classes=trainer.data.classes, activity=final.rates,
-        memory=None if kept is None else kept.summary(f" a step of {trainer.batch_size} images"),
+        memory=None if kept is None else kept.summary(f" a step of {trainer.part_size} images"),
         command=run.command(folder),
     )  # fmt: skip
 
@@ -69,19 +72,23 @@ def take_up(
     Raises:
         ValueError: a checkpoint of another network or other classes.
     """
+    first = trainer.job.first
     if saved is None:
-        run.cut_metrics(folder, 1, None)
-        selection.forget(folder, 0)
+        if first:
+            run.cut_metrics(folder, 1, None)
+            selection.forget(folder, 0)
         say(f"there is no checkpoint in {folder} yet; starts from the beginning")
     else:
         trainer.resume(saved, folder, say)
-        if _ended(trainer, saved, folder):
-            trainer.restore(selection.chosen(folder, trainer.best))
+        if trainer.job.told(_ended(trainer, saved, folder)):
+            trainer.restore(trainer.chosen(folder))
             return False
         say(f"goes on after epoch {saved.metadata['epoch']}, step {saved.metadata['step']} of {trainer.steps}")
-        for line in resuming.notes(before, trainer.settings, saved.metadata["versions"], other):
+        processes = saved.metadata.get("processes", 1), trainer.job.world_size
+        for line in resuming.notes(before, trainer.settings, saved.metadata["versions"], other, processes):
             say(line)
-    run.reopen(folder)
+    if first:
+        run.reopen(folder)
     epoch, step = (0, 0) if saved is None else (saved.metadata["epoch"], saved.metadata["step"])
     changed = resuming.differences(before, trainer.settings)
     now = {"epoch": epoch, "step": step, "changed": changed, "other_data": other, "command": trainer.command}
@@ -97,22 +104,43 @@ def _ended(trainer: Trainer, saved: checkpoint.Checkpoint, folder: Path) -> bool
     return result.get("epochs", epochs) == epochs and (folder / run.REPORT).exists()
 
 
+def opened(job: Job, folder: Path, say: Callable[[str], None]) -> tuple[checkpoint.Checkpoint | None, Settings]:
+    """The newest good checkpoint of the run in ``folder``, and the settings that it had: what the first process finds.
+
+    Args:
+        job: the processes that go on with it; the first one holds the folder from now on.
+        folder: the run folder.
+        say: told about each damaged checkpoint.
+
+    Raises:
+        ValueError, OSError: no run, one that another process is at, or damaged files.
+    """
+    saved, before = None, {}
+    if job.first:
+        folders.hold(folder)
+        saved = checkpoint.load(folder, say) if checkpoint.found(folder) else None
+        before = (run.settings_of(folder) if saved is None else resuming.settings_in(saved)).to_json()
+    saved = checkpoint.spread(job, saved)
+    return saved, Settings.from_json(job.told(before))
+
+
 def fit(trainer: Trainer, folder: Path | None, show: bool) -> Result:
     """``Trainer.fit``."""
     torch.set_num_threads(trainer.settings.threads)
-    plan = trainer.settings.to_json()
-    if folder is None or not _holds_run(folder):
+    plan, job = trainer.settings.to_json(), trainer.job
+    show = show and job.first
+    if folder is None or not job.told(_holds_run(folder)):
         if trainer.kept is not None:
             raise RuntimeError(
                 "fit: expected a new Trainer for a new run, got one that has trained already, with the weights of that "
                 "run; make another one"
             )
-        place = folders.create(plan, None if folder is None else str(folder))
+        named = None if folder is None else str(folder)
+        place = job.told(folders.create(plan, named) if job.first else folder)
+        assert place is not None
         return _performed(trainer, place, show)
-    folders.hold(folder)
     lines: list[str] = []
-    saved = checkpoint.load(folder, lines.append) if checkpoint.found(folder) else None
-    before = run.settings_of(folder) if saved is None else resuming.settings_in(saved)
+    saved, before = opened(job, folder, lines.append)
     different = resuming.differences(before, trainer.settings)
     if other := {name: pair for name, pair in different.items() if name not in FREE}:
         raise ValueError(

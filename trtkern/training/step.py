@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Step:
         scaler: of the gradients; one that is not enabled does nothing.
         clip: the largest norm of all gradients together, penalty included; None leaves them.
         check: looks at the loss before the update, and raises if it is not finite.
+        apart: a context for a batch whose gradients other processes need not have yet.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Step:
         scaler: torch.amp.GradScaler,
         clip: float | None,
         check: Callable[[LossParts], None],
+        apart: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._forward, self.loss, self.optimizer = forward, loss, optimizer
-        self.scaler, self._clip, self._check = scaler, clip, check
+        self.scaler, self._clip, self._check, self._apart = scaler, clip, check, apart
 
     def __call__(self, images: Tensor, target: Tensor, tally: Tally, more: Sequence[Batch] = ()) -> Tensor:
         """The total loss, 0-dim; the loss's parts are added to ``tally``.
@@ -56,8 +59,10 @@ class Step:
         """
         share = 1 + len(more)
         self.optimizer.zero_grad(set_to_none=True)
-        found = [self._forward_backward(images, target, share)]
-        found += [self._forward_backward(*batch, share) for batch in more]
+        found = []
+        for number, batch in enumerate([(images, target), *more], 1):
+            with self._apart() if number < share else nullcontext():
+                found.append(self._forward_backward(*batch, share))
         self.scaler.unscale_(self.optimizer)
         first = found[0][0]
         penalty = first.regularizer + self.loss.add_grad_()

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trtkern.parallel.job import Job
+
 
 class Tally:
     """Running sums of the loss parts and of correct answers, on the device: adding never waits for it.
@@ -58,6 +60,15 @@ class Tally:
     def state(self) -> Tensor:
         """The sums, and the number of images behind them."""
         return torch.cat([self._sums.cpu(), torch.tensor([self.images], dtype=torch.float64)])
+
+    def over(self, job: Job) -> Tally:
+        """That of all processes of a job together; itself where there is one. This one stays what it is."""
+        if job.alone:
+            return self
+        whole = Tally(str(self._sums.device), len(self.confusion), self._scored)
+        whole.restore(job.add_(self.state().to(self._sums.device)))
+        whole.confusion = job.add_(self.confusion.clone()) if self.confusion.numel() else self.confusion
+        return whole
 
     def restore(self, state: Tensor) -> None:
         """The inverse of ``state``."""

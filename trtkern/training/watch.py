@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trtkern.parallel.parts import part
 
 PARTS = {
     "cross_entropy": "the cross entropy of ", "mse": "the squared error of ", "regularizer": "the weight penalty of ",
@@ -71,16 +73,20 @@ class Watch:
             flag.zero_()
 
     def check(self, loss: Tensor, when: str, parts: Mapping[str, Tensor | float] | None = None) -> None:
-        """Raise if a flag is up, or if the loss or a float among its parts is not finite. On a GPU this waits for it.
-
-        Args:
-            loss: the total, 0-dim.
-            when: for the message.
-            parts: of the loss, by the names of ``LossParts``; they say which of them was the first. Floats are
-                averages, which remember a batch that was not finite.
+        """Raise if ``problem`` finds one.
 
         Raises:
             NonFiniteError: with ``when`` and the first layer whose flag is up, or the first part of the loss.
+        """
+        refuse([self.problem(loss, parts)], when)
+
+    def problem(self, loss: Tensor, parts: Mapping[str, Tensor | float] | None = None) -> str | None:
+        """Where the first number is that is not finite, in words; None where all are. On a GPU this waits for it.
+
+        Args:
+            loss: the total, 0-dim.
+            parts: of the loss, by the names of ``LossParts``; they say which of them was the first. Floats are
+                averages, which remember a batch that was not finite.
         """
         parts = parts or {}
         if loss.is_cuda:  # one look
@@ -89,31 +95,46 @@ class Watch:
         else:
             flags = [*(flag.item() for flag in self.flags.values()), not math.isfinite(loss.item())]
         if not any(flags) and all(math.isfinite(part) for part in parts.values() if isinstance(part, float)):
-            return
+            return None
         layer = next((name for name, flag in zip(self.flags, flags, strict=False) if flag), None)
         if layer is not None:
-            place = f"the membrane potential of layer {layer}"
-        else:
-            broken = [of for name, of in PARTS.items() if name in parts and not math.isfinite(float(parts[name]))]
-            place = f"{broken[0] if broken else ''}the loss (every LIF layer stayed finite)"
-        raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}, first in {place}")
+            return f"the membrane potential of layer {layer}"
+        broken = [of for name, of in PARTS.items() if name in parts and not math.isfinite(float(parts[name]))]
+        return f"{broken[0] if broken else ''}the loss (every LIF layer stayed finite)"
 
-    def check_weights(self, when: str) -> None:
-        """Raise if a floating tensor of the model's state is not finite: such a model is not worth saving.
-
-        Raises:
-            NonFiniteError: with ``when`` and the first such tensor.
-        """
+    def broken_weight(self) -> str | None:
+        """The first floating tensor of the model's state that is not finite: such a model is not worth saving."""
         for name, value in self._model.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}, in {name}")
+            if value.is_floating_point() and not bool(torch.isfinite(part(value)).all()):
+                return name
+        return None
+
+
+def refuse(problems: Sequence[str | None], when: str) -> None:
+    """Raise if there is a problem.
+
+    Args:
+        problems: where the first number is that is not finite, of each process by rank; None is nowhere.
+        when: in words.
+
+    Raises:
+        NonFiniteError: naming step, layer, and of several processes the rank.
+    """
+    for rank, place in enumerate(problems):
+        if place is not None:
+            who = f" in rank {rank}" if len(problems) > 1 else ""
+            raise NonFiniteError(f"train: expected finite numbers, got NaN or Inf {when}{who}, first in {place}")
 
 
 class StopSignal:
-    """While active, SIGINT and SIGTERM set ``requested`` instead of ending the process; a second one ends it."""
+    """While active, SIGINT and SIGTERM set ``requested`` instead of ending the process; a second one ends it.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        patient: a second one does not: torchrun hands on what the terminal has sent to all of its processes already.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.requested, self._patient = False, patient
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -129,4 +150,5 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self.__exit__()
+        if not self._patient:
+            self.__exit__()

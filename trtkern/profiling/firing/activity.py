@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -97,8 +97,8 @@ def padded_sum(first: Tensor, second: Tensor) -> Tensor:
 class _Meter:
     """A forward hook that adds up the spikes of one layer on their device; nothing in it waits for a GPU."""
 
-    def __init__(self, name: str, layer: nn.Module, met: list[str]) -> None:
-        self.name, self.met = name, met
+    def __init__(self, name: str, layer: nn.Module, rates: FiringRates) -> None:
+        self.name, self.rates = name, rates
         self.kind, self.time_dim = type(layer).__name__, getattr(layer, "time_dim", 0)
         self.sums: Tensor | None = None
         self.seen: list[int] = []
@@ -107,15 +107,15 @@ class _Meter:
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch._C._current_graph_task_id() != -1:  # a checkpoint runs the layer again for its backward pass
+        if self.rates.paused or torch._C._current_graph_task_id() != -1:  # a checkpoint runs the layer again backward
             return
         spikes = read(dense_spikes(output)).movedim(self.time_dim, 0)
         if spikes.numel() == 0:
             return
         spikes = spikes.unsqueeze(1) if spikes.dim() == 1 else spikes
         steps, batch = spikes.shape[:2]
-        if self.name not in self.met:
-            self.met.append(self.name)
+        if self.name not in self.rates._met:
+            self.rates._met.append(self.name)
         # Sums of spikes, and of their 2x2 averages, are exact in float32.
         fired = spikes.sum(1, dtype=torch.float32)
         sums = fired.double().reshape(steps, -1).sum(1)
@@ -137,6 +137,17 @@ class _Meter:
             seen = [now + then for now, then in zip_longest(seen, self.seen, fillvalue=0)]
         self.sums, self.seen = sums, seen
 
+    def merge(self, add: Callable[[Tensor], Tensor]) -> None:
+        """As ``FiringRates.merge``."""
+        assert self.sums is not None
+        counted = torch.tensor([*self.seen, self.samples, 1], dtype=torch.float64, device=self.sums.device)
+        sums, seen = add(torch.cat([self.sums, counted])).split([len(self.sums), len(counted)])
+        *numbers, self.samples, processes = map(int, seen.tolist())
+        self.sums, self.seen = sums, numbers
+        for shape, pair in self.extremes.items():
+            together = add(torch.stack(pair).to(torch.int32)) == processes
+            self.extremes[shape] = together[0], together[1]
+
     def read(self) -> LayerActivity:
         """The statistics so far. On a GPU this waits for it."""
         assert self.sums is not None
@@ -152,9 +163,20 @@ class FiringRates:
     def __init__(self) -> None:
         self._met: list[str] = []
         self._meters: dict[str, _Meter] = {}
+        self.paused = False
+        """While it is set nothing is counted."""
 
     def _meter(self, name: str, layer: nn.Module) -> _Meter:
-        return self._meters.setdefault(name, _Meter(name, layer, self._met))
+        return self._meters.setdefault(name, _Meter(name, layer, self))
+
+    def merge(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Make them those of several processes together, each of which has seen other samples in the same layers.
+
+        Args:
+            add: adds up a tensor over all processes, in place, and gives it back.
+        """
+        for name in self._met:
+            self._meters[name].merge(add)
 
     @property
     def layers(self) -> dict[str, LayerActivity]:

@@ -1,0 +1,99 @@
+"""The processes of a job on this machine: torchrun's own launcher starts them, watches them and starts them anew."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process that it starts."""
+OUTCOME = "TRTKERN_OUTCOME"
+"""In the environment of the processes: the file that says how the job has ended where starting anew would not help."""
+
+
+def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
+    """Run ``trtkern`` with these arguments in several processes that train together; the exit status.
+
+    Args:
+        processes: how many, on this machine.
+        restarts: how often all of them are started anew after one has been killed, or could not reach the others. What
+            the user can put right, numbers that are not finite, and a wish to stop end the job at once.
+        arguments: of the command line.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What the processes have to say they say themselves.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=restarts, monitor_interval=0.1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        os.environ[OUTCOME] = os.path.join(place, "outcome.json")
+        try:
+            elastic_launch(config, sys.executable)("-m", "trtkern.cli", *arguments)
+        except SignalException as error:
+            return ended() or 128 + int(error.sigval)
+        except ChildFailedError as error:
+            return ended() or _status(error.get_first_failure()[1].exitcode)
+        finally:
+            del os.environ[OUTCOME]
+    return 0
+
+
+def started() -> bool:
+    """Whether torchrun has started this process, or something that tells it the same."""
+    return all(name in os.environ for name in _TOLD)
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this job anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _status(code: int) -> int:
+    """The exit status of a process that ended with that code, of which a signal is negative."""
+    return 128 - code if code < 0 else code
+
+
+def end(status: int) -> None:
+    """Have the processes of this job not started anew, where ``launch`` has started them: they end with this status."""
+    if (place := os.environ.get(OUTCOME)) is not None:
+        with suppress(OSError):
+            Path(place).write_text(json.dumps(status))
+
+
+def ended() -> int | None:
+    """The status with which ``end`` has ended this job; None while it goes on."""
+    place = os.environ.get(OUTCOME)
+    if place is None:
+        return None
+    try:
+        return int(json.loads(Path(place).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def restarts_left() -> int:
+    """How often torchrun will still start the processes of this job anew."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts()
+
+
+def bound() -> None:
+    """In a process of torchrun: SIGTERM comes when torchrun itself is gone, so that nobody trains on without it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        import ctypes
+
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)

@@ -1,0 +1,59 @@
+"""How a network lies on the processes of a job: whole on each of them (DDP), or in parts (FSDP2)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trtkern.parallel.job import Job
+
+
+class Laid(NamedTuple):
+    """A network on the processes of a job."""
+
+    network: nn.Module
+    """What is called in training: its gradients are averages over the processes."""
+    apart: Callable[[], AbstractContextManager[None]]
+    """A context for a batch whose gradients other processes need not have yet."""
+
+
+def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None) -> Laid:
+    """Lay a network, which is alike on all processes, on them.
+
+    Args:
+        model: on the device of this process; with "fsdp" its parameters become DTensors, in place.
+        job: of several processes.
+        parallel: "ddp" or "fsdp".
+        low: with "fsdp" what the network computes in, by FSDP's own policy; None is as it is.
+    """
+    if parallel == "ddp":
+        # Running statistics are made alike where they are read, not in each step.
+        named = inspect.signature(DistributedDataParallel).parameters
+        quiet = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
+        options: dict[str, Any] = {quiet: False, "gradient_as_bucket_view": True}
+        whole = DistributedDataParallel(model, **options)
+        return Laid(whole, whole.no_sync)
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    from trtkern.parallel.sharding import shard
+
+    policy: dict[str, Any] = {}
+    if low is not None:
+        policy = {"policy": MixedPrecisionPolicy(low, reduce_dtype=torch.float32, output_dtype=torch.float32)}
+    parts: Any = shard(model, **policy)
+
+    @contextmanager
+    def apart() -> Iterator[None]:
+        parts.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            parts.set_requires_gradient_sync(True)
+
+    return Laid(parts, apart)
