@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trtkern import nn as snn
 from trtkern.backends.base import RegularizerSpec
-from trtkern.models import ConvSNN, Spikformer, from_topology
+from trtkern.models import ConvSNN, SpikeDrivenTransformer, Spikformer, from_topology
 from trtkern.nn import SpikeLinear
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.parallel.parts import full, like
@@ -210,6 +210,7 @@ NETWORKS = {
     "sew": lambda **style: from_topology(SEW, shape=(2, 8, 8), neuron="ALIF", **style),
     "resnet": lambda **style: from_topology(RESNET, shape=(2, 8, 8), **style),
     "spikformer": lambda **style: Spikformer(3, shape=(2, 8, 8), dim=16, depth=2, heads=2, patch=4, **style),
+    "sdt": lambda **style: SpikeDrivenTransformer(3, shape=(2, 8, 8), dim=16, depth=1, patch=4, **style),
     "linear": lambda **style: from_topology("FC-9_FC-7_L-3", shape=(2, 4, 4), neuron="PLIF", **style),
     "recurrent": lambda **style: from_topology(
         "FC-9_FCBN-7_L-3", shape=(2, 4, 4), recurrent=True, max_delay=3, decay=snn.Bounded(0.7), **style
