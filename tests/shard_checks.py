@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trtkern import nn as snn
 from trtkern.backends.base import RegularizerSpec
-from trtkern.models import ConvSNN, Spikformer, from_topology
+from trtkern.models import ConvSNN, SpikeDrivenTransformer, Spikformer, from_topology
 from trtkern.nn import SpikeLinear
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
 from trtkern.parallel.parts import full, like
@@ -170,22 +170,24 @@ def refuses(text, error, function, *arguments, **named):
 
 
 def losses(rank, world):
-    """``TRTLoss`` behind FSDP2: a step of two processes is one of one, the penalty counted once."""
-    for dtype in (torch.float64, torch.float32):
-        for in_place in (False, True):
-            alone, sharded = network(dtype), network(dtype)
-            fully_shard(sharded[0])
-            fully_shard(sharded)
-            x, target = batch(dtype)
-            for model, mine in ((alone, slice(None)), (sharded, part_of(rank, world))):
-                loss = snn.TRTLoss(model, lam=1e-2)
-                parts = loss.parts(model(x[:, mine]), target[mine], regularize=not in_place)
-                parts.total.backward()
-                penalty = loss.add_grad_(2.0) if in_place else parts.regularizer
-                model.penalty = penalty
-            same(sharded.penalty, alone.penalty)
-            for got, want in zip(sharded.parameters(), alone.parameters(), strict=True):
-                same(got.grad, want.grad)
+    """``TRTLoss`` behind FSDP2 and DDP: a step of two processes is one of one, the penalty counted once."""
+    for dtype, in_place, ddp in itertools.product((torch.float64, torch.float32), (False, True), (False, True)):
+        alone, model = network(dtype), network(dtype)
+        if ddp:
+            model = nn.parallel.DistributedDataParallel(model)
+        else:
+            fully_shard(model[0])
+            fully_shard(model)
+        x, target = batch(dtype)
+        penalties = []
+        for net, mine in ((alone, slice(None)), (model, part_of(rank, world))):
+            loss = snn.TRTLoss(net, lam=1e-2)
+            parts = loss.parts(net(x[:, mine]), target[mine], regularize=not in_place)
+            parts.total.backward()
+            penalties.append(loss.add_grad_(2.0) if in_place else parts.regularizer)
+        same(*reversed(penalties))
+        for got, want in zip(model.parameters(), alone.parameters(), strict=True):
+            same(got.grad, want.grad)
 
 
 def network(dtype):
@@ -199,8 +201,8 @@ def batch(dtype):
     return x, torch.randint(3, (8,), generator=generator)
 
 
-def part_of(rank, world):
-    return slice(rank * 8 // world, (rank + 1) * 8 // world)
+def part_of(number, count):
+    return slice(number * 8 // count, (number + 1) * 8 // count)
 
 
 NETWORKS = {
@@ -208,6 +210,7 @@ NETWORKS = {
     "sew": lambda **style: from_topology(SEW, shape=(2, 8, 8), neuron="ALIF", **style),
     "resnet": lambda **style: from_topology(RESNET, shape=(2, 8, 8), **style),
     "spikformer": lambda **style: Spikformer(3, shape=(2, 8, 8), dim=16, depth=2, heads=2, patch=4, **style),
+    "sdt": lambda **style: SpikeDrivenTransformer(3, shape=(2, 8, 8), dim=16, depth=1, patch=4, **style),
     "linear": lambda **style: from_topology("FC-9_FC-7_L-3", shape=(2, 4, 4), neuron="PLIF", **style),
     "recurrent": lambda **style: from_topology(
         "FC-9_FCBN-7_L-3", shape=(2, 4, 4), recurrent=True, max_delay=3, decay=snn.Bounded(0.7), **style

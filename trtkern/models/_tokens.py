@@ -104,7 +104,12 @@ class _TokensLast(Leaf):
 
 
 class _TokenNorm(_TokensLast, nn.BatchNorm2d):
-    pass
+    def synchronised(self) -> nn.Module:
+        """The same with its statistics shared among the processes (``trtkern.nn.convert_sync_norms``)."""
+        made = _SyncTokenNorm(self.num_features, self.eps, self.momentum)
+        for name, held in (*self.named_parameters(), *self.named_buffers()):
+            setattr(made, name, held)
+        return made.train(self.training)
 
 
 class _SyncTokenNorm(_TokensLast, SyncBatchNorm):

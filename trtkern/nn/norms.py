@@ -105,16 +105,21 @@ def convert_sync_norms(model: nn.Module) -> nn.Module:
     """``nn.SyncBatchNorm.convert_sync_batchnorm`` for every BatchNorm: all processes share their statistics.
 
     torch's layers become ``nn.SyncBatchNorm``, which here run on a CPU as well (``SyncBatchNorm`` of this file); a
-    ``BatchNormLIF`` stays what it is, with ``sync=True``. Its processes are all of torch.distributed; there is no
-    ``process_group``.
+    ``BatchNormLIF`` stays what it is, with ``sync=True``, and a BatchNorm that has its channels elsewhere says itself
+    what it becomes (``synchronised``). Its processes are all of torch.distributed; there is no ``process_group``.
 
     Args:
         model: changed, and returned (a new module only where ``model`` itself is one of torch's BatchNorms).
     """
+    special = {name: module.synchronised() for name, module in model.named_modules() if hasattr(module, "synchronised")}
     for module in model.modules():
         if isinstance(module, BatchNormLIF):
             module.sync = True
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, norm in special.items():
+        if not name:
+            return norm
+        model.set_submodule(name, norm)
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = SyncBatchNorm

@@ -134,7 +134,7 @@ def neuron(
         ValueError: x is cut along time, or a sum that is still to be made; packed spikes are wanted.
     """
     mesh, placements = x.device_mesh, x.placements
-    if any(placement.is_partial() or placement.is_shard(0) for placement in placements):
+    if any(not (p.is_replicate() or isinstance(p, Shard)) or p.is_shard(0) for p in placements):
         raise ValueError(
             f"{op}: expected x cut along an axis of its neurons, as ColwiseParallel(use_local_output=False) cuts what "
             f"a Linear gives, got {checks.describe(x)} with {placements}: a step needs the one before, and all of its "
