@@ -435,3 +435,12 @@ def test_networks_take_them(topology):
     y.sum().backward()
     traced = torch.fx.symbolic_trace(model)
     assert torch.equal(traced(x), model(x)) and torch.equal(traced(x, lengths), y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_without_neurons(backend):
+    """What a process has of a tensor that is cut into more parts than there are channels."""
+    x = torch.empty(6, 4, 0, device=DEVICE.get(backend, "cpu"), requires_grad=True)
+    spikes = snn.LIF(backend=backend)(x, lengths=torch.tensor([6, 2, 0, 4], device=x.device))
+    spikes.sum().backward()
+    assert spikes.shape == x.grad.shape == x.shape

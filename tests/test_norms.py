@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern import nn as snn
+from trtkern.models import SpikeDrivenTransformer
+from trtkern.nn.norms import SyncBatchNorm
 
 
 def both(name):
@@ -92,7 +94,16 @@ def test_synchronised_norms(name):
     same(fused, want, x)
     assert repr(snn.unfuse(fused)) == repr(want) != text
     mixed = snn.convert_sync_norms(nn.Sequential(nn.BatchNorm2d(C), snn.BatchNormLIF(C)))
-    assert type(mixed[0]) is nn.SyncBatchNorm and type(mixed[1]) is snn.BatchNormLIF and mixed[1].sync
+    assert type(mixed[0]) is SyncBatchNorm and type(mixed[1]) is snn.BatchNormLIF and mixed[1].sync
+
+
+def test_norms_of_tokens_share_their_statistics_as_norms_of_tokens():
+    model = SpikeDrivenTransformer(3, shape=(2, 8, 8), dim=16, depth=1, patch=4)
+    synchronised, x = snn.convert_sync_norms(copy.deepcopy(model)), torch.randn(4, 2, 2, 8, 8)
+    assert torch.equal(synchronised(x), model(x))
+    assert equal(synchronised.state_dict(), model.state_dict())
+    built = SpikeDrivenTransformer(3, shape=(2, 8, 8), dim=16, depth=1, patch=4, sync=True)
+    assert [type(layer) for layer in synchronised.modules()] == [type(layer) for layer in built.modules()]
 
 
 def test_torch_passes_fused_norms_by_unharmed():

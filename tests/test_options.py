@@ -38,10 +38,11 @@ def test_recipes_settings_and_resume_are_the_table():
         "timesteps": int, "epochs": int, "batch_size": int, "lr": float, "warmup": float, "threads": int,
         "amp": str, "train_images": int, "augment": list, "model": dict, "loss": dict, "optimizer": dict, "clip": float,
         "label_smoothing": float, "select": str, "validation": float, "workers": int, "dvs_resize": str,
-        "compile": bool, "exact_convolutions": bool, "cuda_graphs": bool,
+        "compile": bool, "exact_convolutions": bool, "cuda_graphs": bool, "parallel": str, "sync_norm": bool,
     }  # fmt: skip
     assert kinds == recipes.KEYS
-    assert set(options.FREE) == {"data_dir", "workers", "device", "threads", "epochs"}
+    free = {"data_dir", "workers", "device", "threads", "epochs", "parallel", "timeout"}
+    assert set(options.FREE) == free
     assert options.LOSS == ("lam", "delta", "eta")
 
 

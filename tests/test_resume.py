@@ -188,7 +188,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):
     assert cli.main(["train", "--resume", "nowhere"]) == 2
     assert "--resume: expected a run folder with plan.json, got nowhere; start the run anew" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "nowhere", "--lr", "1"]) == 2
-    assert "--workers, --other-data, got --lr;" in capsys.readouterr().err
+    assert "--restarts, --other-data, got --lr;" in capsys.readouterr().err
     assert cli.main(["train", "--epochs", "2", "--run-dir", "a", *SMALL, *FAST]) == 0
     assert cli.main(["train", "--resume", "a"]) == 2
     assert "expected a run that is not at its end" in capsys.readouterr().err

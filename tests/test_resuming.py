@@ -106,7 +106,8 @@ def test_what_may_not_stand_beside_resume_is_named_as_it_was_typed(done, capsys,
     monkeypatch.setattr("sys.argv", ["trtkern", "train", "--resume", "a", *typed])
     error = refused(capsys, ["train", "--resume", "a", *typed])
     assert f", got {name};" in error and "--changes" not in error
-    assert "--data-dir, --epochs, --device, --threads, --workers, --other-data" in error
+    beside = "--data-dir, --epochs, --device, --threads, --workers, --parallel, --timeout, --processes, --restarts"
+    assert f"{beside}, --other-data" in error
     assert "expected it beside --resume" in refused(capsys, ["train", "--other-data"])
 
 

@@ -59,6 +59,7 @@ NAMES: dict[str, Use] = {
         "how many torch.func.jvp stand around; see outside()", only="trtkern/_torch.py"
     ),
     "torch.autograd._profiler_enabled": Use("whether a profile wants to see the ops by name", TWO),
+    "torch.autograd.Variable._execution_engine": Use("calls what averages gradients behind a backward pass", TWO),
     "torch.autograd.forward_ad._current_level": Use("whether a forward mode is active; in every call", TWO),
     "torch.autograd.forward_ad._set_fwd_grad_enabled": Use(
         "forward mode in the jvp of a Function; see within()", only="trtkern/_torch.py"

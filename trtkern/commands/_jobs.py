@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtkern.commands import _runs
-from trtkern.commands._common import FAILURE, Quit, quits, user_errors
+from trtkern.commands._common import FAILURE, Quit, one_line, quits, user_errors
 from trtkern.output import console
 from trtkern.output.files import read_json
 from trtkern.parallel import launch
@@ -79,10 +79,18 @@ def _spoken(job: Job) -> Iterator[None]:
             raise
         if not job.speaks():
             raise Quit("", error.status) from error
-        lost = isinstance(error.__cause__, JobError)
-        left = launch.restarts_left() if lost else 0
-        after = f"; all of them start anew from the last checkpoint ({left} such starts are left)" if left else ""
-        if not lost:
+        lost = _lost(error)
+        if lost is None:
             launch.end(error.status)
-        who = "" if job.first or lost else f"rank {job.rank}: "
-        raise Quit(f"{who}{error}{after}", error.status) from error
+            raise Quit(str(error) if job.first else f"rank {job.rank}: {error}", error.status) from error
+        if left := launch.restarts_left():
+            again = f"all of them start anew from the last checkpoint, as they may {left} times more"
+            raise Quit(f"{one_line(lost)}; {again}", error.status) from error
+        raise
+
+
+def _lost(error: BaseException | None) -> JobError | None:
+    """What says that another process is gone, among what led to the error."""
+    while error is not None and not isinstance(error, JobError):
+        error = error.__cause__
+    return error

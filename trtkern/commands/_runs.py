@@ -20,6 +20,7 @@ from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
 from trtkern.output.console import console
 from trtkern.parallel.job import ALONE, Job
+from trtkern.parallel.launch import restarts
 from trtkern.training import (
     budget,
     checkpoint,
@@ -198,6 +199,8 @@ def resume(folder: Path, given: dict[str, Any], other_data: bool = False, job: J
     """
     with user_errors():
         trainer, left = go_on(folder, given, other_data, job=job)
+        if not left and restarts():
+            return 0  # one of its processes ended after all was written
         if not left:
             raise ValueError(
                 f"--resume: expected a run that is not at its end, got all {trainer.settings.epochs} epochs in "

@@ -23,6 +23,7 @@ from trtkern.nn import (
     TimeSequential,
 )
 from trtkern.nn._neuron import Spiking
+from trtkern.nn.norms import SyncBatchNorm
 from trtkern.nn.own import maker
 from trtkern.ops.spikes import add, dense, pack, packing
 from trtkern.own import OwnError, imported
@@ -147,7 +148,7 @@ class Style:
         layer = SpikeLinear(features, out, bias=False)
         parts = OrderedDict[str, nn.Module]() if (delay := self.delay(features)) is None else OrderedDict(delay=delay)
         if self.recurrent:
-            norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm1d)(out)
+            norm = (SyncBatchNorm if self.sync else nn.BatchNorm1d)(out)
             return TimeSequential(OrderedDict(**parts, linear=layer, norm=norm, lif=self.feeding(out)))
         normed = self._normed(layer, out)
         return TimeSequential(OrderedDict(**parts, block=normed)) if parts else normed
@@ -200,7 +201,7 @@ class Style:
 
     def shortcut(self, conv: Convolution) -> TimeSequential:
         """Convolution and BatchNorm over time, batch and space, without neurons."""
-        norm = (nn.SyncBatchNorm if self.sync else nn.BatchNorm2d)(conv.out)
+        norm = (SyncBatchNorm if self.sync else nn.BatchNorm2d)(conv.out)
         return TimeSequential(OrderedDict(conv=conv.make(), norm=norm))
 
 

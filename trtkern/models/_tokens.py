@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from trtkern.models._blocks import Convolution, Pool, Style
 from trtkern.nn import SpikeLinear, Spikes, TimeSequential
 from trtkern.nn._leaf import Leaf, is_proxy
+from trtkern.nn.norms import SyncBatchNorm
 from trtkern.ops import checks
 from trtkern.ops.spikes import dense
 
@@ -103,10 +104,15 @@ class _TokensLast(Leaf):
 
 
 class _TokenNorm(_TokensLast, nn.BatchNorm2d):
-    pass
+    def synchronised(self) -> nn.Module:
+        """The same with its statistics shared among the processes (``trtkern.nn.convert_sync_norms``)."""
+        made = _SyncTokenNorm(self.num_features, self.eps, self.momentum)
+        for name, held in (*self.named_parameters(), *self.named_buffers()):
+            setattr(made, name, held)
+        return made.train(self.training)
 
 
-class _SyncTokenNorm(_TokensLast, nn.SyncBatchNorm):
+class _SyncTokenNorm(_TokensLast, SyncBatchNorm):
     pass
 
 

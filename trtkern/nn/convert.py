@@ -20,10 +20,11 @@ from torch.nn.modules.conv import _ConvNd
 from trtkern.nn._neuron import Spiking
 from trtkern.nn.batch_norm_lif import NORM_TENSORS, BatchNormLIF
 from trtkern.nn.block import ConvBatchNormLIF
+from trtkern.nn.norms import SyncBatchNorm
 from trtkern.nn.time import OverTime, TimeSequential
 from trtkern.nn.unfused import Absorbed, UnfusedBatchNormLIF, bare
 
-NORMS = {nn.BatchNorm1d: None, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
+NORMS = {nn.BatchNorm1d: None, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None, SyncBatchNorm: None}
 """The BatchNorms that are fused, with their axes of space where there is but one number of them."""
 
 
@@ -369,7 +370,7 @@ def unlike(norm: Any) -> str | None:
     """What a BatchNorm has that ``BatchNormLIF`` does not have, or None."""
     kind = type(norm).__name__
     if type(norm) not in NORMS:
-        return f"expected one of {', '.join(known.__name__ for known in NORMS)}, got {kind}"
+        return f"expected one of {', '.join(dict.fromkeys(known.__name__ for known in NORMS))}, got {kind}"
     missing = [norm._buffers[name] is None for name in NORM_TENSORS[2:]]
     if any(missing) != all(missing) or norm.track_running_stats == all(missing):
         return f"{kind} keeps running statistics without using them, or in part"
@@ -401,7 +402,7 @@ def pools(pair: Pair) -> bool:
     if type(pool) is not nn.AvgPool2d or hooks_of(layer, pool) is not None:
         return False
     # Behind packed spikes pooling gives a plain tensor, where the fused layer would give packed spikes.
-    if pair.neuron.packed or pair.axis != 2 or type(pair.norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    if pair.neuron.packed or pair.axis != 2 or not isinstance(pair.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
         return False
     over_time = pool is not layer or isinstance(pair.parent, TimeSequential)
     halves = all(size in (2, (2, 2)) for size in (pool.kernel_size, pool.stride)) and pool.padding in (0, (0, 0))

@@ -6,10 +6,44 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trtkern import reference
 from trtkern.nn.batch_norm_lif import BatchNormLIF
+from trtkern.ops import _norm
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm``, which runs on a CPU too, where torch's refuses to train among several processes.
+
+    There it computes in float64, with one all-reduce forward and one backward, and leaves the running statistics alone
+    where those of the batch are not finite. On all else it is torch's.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What ``torch.nn.BatchNorm`` gives for the batches of all processes together: [N, C, ...]."""
+        group = self._group(input)
+        if group is None:
+            return super().forward(input)
+        wide = input.double()
+        held = _norm.BatchNorm(
+            self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked, self.eps,
+            self.momentum, True, group,
+        )  # fmt: skip
+        mean, var, count = _norm.reference_statistics(wide, held, 1)
+        made = reference.batch_norm(wide, mean, (var + self.eps).rsqrt(), self.weight, self.bias, None, 1)
+        _norm.update(held, mean.detach(), var.detach(), count)
+        return made.to(input.dtype)
+
+    def _group(self, input: Tensor) -> Any:
+        """The processes to share the statistics with; None where torch's own layer does all that is to be done."""
+        distributed = torch.distributed
+        if not self.training or input.device.type != "cpu" or input.dim() < 2:
+            return None
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        return self.process_group or distributed.group.WORLD
 
 
 def batch_norms(model: nn.Module) -> Iterator[Any]:
@@ -70,13 +104,23 @@ def update_norms(loader: Iterable[Any], model: nn.Module, device: torch.device |
 def convert_sync_norms(model: nn.Module) -> nn.Module:
     """``nn.SyncBatchNorm.convert_sync_batchnorm`` for every BatchNorm: all processes share their statistics.
 
-    torch's layers become ``nn.SyncBatchNorm``; a ``BatchNormLIF`` stays what it is, with ``sync=True``. Its processes
-    are all of torch.distributed; there is no ``process_group``.
+    torch's layers become ``nn.SyncBatchNorm``, which here run on a CPU as well (``SyncBatchNorm`` of this file); a
+    ``BatchNormLIF`` stays what it is, with ``sync=True``, and a BatchNorm that has its channels elsewhere says itself
+    what it becomes (``synchronised``). Its processes are all of torch.distributed; there is no ``process_group``.
 
     Args:
         model: changed, and returned (a new module only where ``model`` itself is one of torch's BatchNorms).
     """
+    special = {name: module.synchronised() for name, module in model.named_modules() if hasattr(module, "synchronised")}
     for module in model.modules():
         if isinstance(module, BatchNormLIF):
             module.sync = True
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, norm in special.items():
+        if not name:
+            return norm
+        model.set_submodule(name, norm)
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = SyncBatchNorm
+    return model

@@ -342,7 +342,8 @@ def _tracks(module: nn.Module) -> bool:
 
 def _counted(layer: nn.Module) -> bool:
     """Whether it is known how many values a BatchNorm counts: those of its input."""
-    if type(layer).forward is nn.SyncBatchNorm.forward:
+    own = type(layer).forward.__module__ in (nn.SyncBatchNorm.__module__, "trtkern.nn.norms")
+    if isinstance(layer, nn.SyncBatchNorm) and own:
         distributed = torch.distributed
         return layer.running_var is not None and not (distributed.is_available() and distributed.is_initialized())
     held = getattr(layer, "running_var", None)

@@ -150,7 +150,7 @@ def normalised(inputs: Normed, d: Normed, axis: int, samples: int, group: Any) -
         inputs: y, mean and rstd are tensors.
         d: their tangents; with batch statistics those of mean and rstd follow from that of y.
         axis: of y, the channels.
-        samples: numbers behind each mean; 0: a running one.
+        samples: numbers of this process behind each mean; 0: a running one.
         group: the processes that share the statistics; None: this one alone.
     """
     y, residual, weight, bias, mean, rstd = inputs
@@ -172,7 +172,7 @@ def normalised(inputs: Normed, d: Normed, axis: int, samples: int, group: Any) -
     if samples and d.y is not None:
         sums = torch.stack([each.sum(others, dtype=torch.float64) for each in (d.y, d.y * centered)])
         if group is not None:
-            sums = _norm.summed(sums, group)
+            sums = _norm.summed(sums, samples, group)
         d_mean = sums[0] / samples
         d_rstd = -(rstd**3) * (sums[1] - offset * sums[0]) / samples
     d_scale = _plus(_times(d_rstd, weight), _times(d.weight, rstd))

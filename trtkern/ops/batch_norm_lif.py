@@ -280,17 +280,18 @@ def _fused(
     tensors = (y, dense, v0, weight, bias, params)
     tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     dual = not ready.direct and pushed(OP, *tensors, *tracked[:2])
-    # The kernels move the running statistics, but where torch.func would not see it, or their memory is not plain.
+    # The kernels move the running statistics, but where torch.func would not see it, their memory is not plain, or the
+    # number of values is known on the device alone.
     mean, var, left = None, None, None
-    apart = dual or (not ready.direct and transformed()) or not ready.in_place
+    apart = dual or (not ready.direct and transformed()) or not ready.in_place or norm.group is not None
+    count = y.numel() // channels if norm.batch_statistics else 0
     if not norm.batch_statistics:
-        (mean, var), count = _norm.running(norm), 0
-    elif norm.group is None and not apart:
-        count = y.numel() // channels
-        _norm.enough(count)
+        mean, var = _norm.running(norm)
+    elif apart:
+        left = _norm.batch(y, norm, channels, inner, ready.backend)
+        mean, var, _ = left
     else:
-        mean, var, count = _norm.batch(y, norm, channels, inner, ready.backend)
-        left = (mean, var, count) if apart else None
+        _norm.enough(count)
     if apart or not norm.batch_statistics:
         tracked = (None, None, None)
     differentiable = needs_grad(*tensors) if ready.direct else differentiated(*tensors)
@@ -334,7 +335,7 @@ class Fixed(NamedTuple):
     want: int
     backend: str
     samples: int
-    """Numbers behind each mean; 0: it is a running one, to which no gradient flows."""
+    """Numbers of this process behind each mean; 0: it is a running one, to which no gradient flows."""
     group: Any
     dual: bool
     """Whether tangents may come."""
@@ -465,7 +466,7 @@ class NormedBackward(torch.autograd.Function):
 
         gx, gv0, gparams, sums, made, gweight, gbias = run(coef if once else None, *finish, first)
         if shared and first & NEED_SUMS:
-            total = _norm.summed_sums(sums, fixed.group)
+            total = _norm.summed(sums, fixed.samples, fixed.group)
             made, gweight, gbias = _norm.coefficients(
                 total, sums, affine, moments, fixed.samples, dtype, fixed.backend
             )  # fmt: skip

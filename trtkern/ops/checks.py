@@ -7,6 +7,7 @@ that would be a synchronisation, and is done under ``trtkern.debug()`` only.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -43,6 +44,14 @@ def debugging() -> bool:
     return _debugging
 
 
+def is_distributed(value: object) -> bool:
+    """Whether it is a tensor that lies on several processes in parts: a DTensor, of which its module must know."""
+    if type(value) is Tensor or type(value) is torch.nn.Parameter or not isinstance(value, Tensor):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def describe(value: object) -> str:
     """A tensor as its kind, shape, dtype and device, a tuple or list of some part by part; else its repr and type."""
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
@@ -52,6 +61,7 @@ def describe(value: object) -> str:
     if value.is_nested:  # of no one shape
         return f"a nested tensor of {value.size(0)} parts, {value.dtype}, on {value.device}"
     kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.').strip('_')} "
+    kind = "distributed " if is_distributed(value) else kind
     return f"a {kind}tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
 
 
@@ -68,6 +78,8 @@ def plain(op: str, name: str, value: Tensor) -> None:
         remedy = f"convert it with {name}.dequantize()"
     elif value.is_complex():
         remedy = f"take {name}.real, or {name}.abs()"
+    elif is_distributed(value):
+        remedy = f"take {name}.full_tensor(), the whole of it, or {name}.to_local(), the part of this process"
     else:
         return
     raise TypeError(f"{op}: expected {name} to be a dense tensor of real numbers, got {describe(value)}; {remedy}")
@@ -108,7 +120,8 @@ def state(op: str, v0: Tensor | None, x: Tensor, states: Sequence[str] = ("v",))
             f"{describe(v0)}; make one with torch.full({shape}, {value}, dtype={dtype}, "
             f"device={str(x.device)!r})"
         )
-    plain(op, "v0", v0)
+    if not is_distributed(x):
+        plain(op, "v0", v0)
     if v0.dtype != dtype:
         raise TypeError(f"{op}: expected v0 to be a {dtype} tensor, got {describe(v0)}; convert it with v0.to({dtype})")
     if v0.shape != shape or v0.device != x.device:

@@ -61,7 +61,7 @@ def by_sample(x: Tensor) -> Tensor:
 
 def samples_apart(x: Tensor) -> bool:
     """Whether the neurons of a sample of a dense x [T, B, ...] lie side by side."""
-    return x.shape[1] < 2 or x.stride(1) * x.shape[1] == neurons(x)
+    return x.shape[1] < 2 or neurons(x) == 0 or x.stride(1) * x.shape[1] == neurons(x)
 
 
 def by_channel(x: Tensor, axis: int) -> tuple[Tensor, int]:

@@ -6,6 +6,7 @@ The public function and its autograd. The private ops beneath, which BatchNorm +
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -145,12 +146,21 @@ def neuron(
     """The neuron that ``spec`` names (``trtkern.neurons``) over all T steps at once: what ``lif`` is for LIF.
 
     Args:
-        x, backend, channel_dim, fire_on_equal, flag, lengths: as in ``lif``.
+        x, backend, channel_dim, fire_on_equal, flag, lengths: as in ``lif``. A DTensor that is cut along an axis of the
+            neurons: each process runs its own, and what comes out is cut alike.
         state: before the first step, [...] float32, of a neuron with several states [S, ...]; None is zero.
         values: its parameters by name; a number, or a tensor of shape [] or [C], with gradient.
         want: which outputs to make (``wanted``).
     """
     call = known_by(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths)
+    if call is None and checks.is_distributed(x):
+
+        def own(x: Tensor, state: Tensor | None, values: dict[str, Number], lengths: Tensor | None) -> LIFOutput:
+            return neuron(x, state, values, spec, want, backend, channel_dim, fire_on_equal, flag, lengths)
+
+        shards, states = import_module("trtkern.ops._shards"), len(spec.row.states)
+        made: LIFOutput = shards.neuron(spec.op, x, state, values, states, channel_dim, want, lengths, own)
+        return made
     ready = recall(call)
     new = ready is None
     if ready is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
     """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), t = 0 .. T-1 (arXiv 2506.19256).
 
     Args:
-        weights: tensors of any shape, all on one device; float32 runs fused, other dtypes on the reference.
+        weights: tensors of any shape, all on one device; float32 runs fused, other dtypes on the reference. Of a
+            DTensor each process takes its own part, and all of them call this together: one all-reduce of one number
+            makes the value, and the gradient stays where its part is.
         spec: timesteps, lam, delta, eps.
         backend: "auto", or one of ``trtkern.backends.NAMES``.
 
@@ -42,6 +45,11 @@ def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: st
         TypeError, ValueError: a hyper-parameter out of range, no weights, weights on several devices.
     """
     weights = list(weights)
+    if (shards := _shards(weights)) is not None:
+        parts = [shards.part(w) for w in weights]
+        return shards.total(
+            "regularizer", weights, lambda at: regularizer([parts[i] for i in at], spec, backend=backend)
+        )  # fmt: skip
     name = _gate(weights, spec, backend)
     if name == "reference":
         return reference.regularizer(weights, spec)
@@ -64,37 +72,60 @@ def add_regularizer_grad_(
     Args and errors as for ``regularizer``; the weights are leaves.
     """
     weights = list(weights)
-    name = _gate(weights, spec, backend)
+    shards = _shards(weights)
+    with torch.no_grad():
+        parts = weights if shards is None else [shards.part(w) for w in weights]
+    name = _gate(parts, spec, backend)
     # Also of the reference: a gradient that is added in place has no tangent.
     instead = "use regularizer(weights), whose value has one"
     refuse_duals("add_regularizer_grad_", "of a gradient that is added in place", instead, *weights)
     refuse_mapped("add_regularizer_grad_", "weights", "use regularizer(weights), which has a gradient", *weights)
-    grads = []
     with torch.no_grad():
-        for w in weights:
-            if w.grad is None:
-                w.grad = torch.zeros_like(w)
-            elif w.grad.layout != torch.strided:
-                # The penalty is dense, and so is its sum with a sparse gradient: what autograd makes of the two.
-                w.grad = w.grad.to_dense()
-            grads.append(w.grad)
-        if name != "reference":
-            # A gradient in another layout or dtype than its weight goes through a fresh one: rare, and torch adds it.
-            fits = all(
-                g.stride() == w.stride() and g.dtype == w.dtype and layout.is_flat(w)
-                for g, w in zip(grads, weights, strict=True)
-            )
-            if fits:
-                return torch.ops.trtkern.regularizer_add_grad_(
-                    [w.detach() for w in weights], grads, spec.timesteps, spec[1:], float(scale), name
-                )
+        grads = [shards.gradient(w) if checks.is_distributed(w) else _gradient(w) for w in weights]
+    if shards is None:
+        return _add(parts, grads, spec, scale, name)
+
+    def add(at: list[int]) -> Tensor:
+        own = [parts[i] for i in at]
+        return _add(own, [grads[i] for i in at], spec, scale, _gate(own, spec, backend))
+
+    return shards.total("regularizer", weights, add)
+
+
+def _gradient(w: Tensor) -> Tensor:
+    """``w.grad``, to add to it in place."""
+    if w.grad is None:
+        w.grad = torch.zeros_like(w)
+    elif w.grad.layout != torch.strided:
+        # The penalty is dense, and so is its sum with a sparse gradient: what autograd makes of the two.
+        w.grad = w.grad.to_dense()
+    return w.grad
+
+
+def _add(weights: list[Tensor], grads: list[Tensor], spec: RegularizerSpec, scale: float, name: str) -> Tensor:
+    """Add scale * dR/dw into the gradients, and return R."""
+    # A gradient in another layout or dtype than its weight goes through a fresh one: rare, and torch adds it.
+    fits = name != "reference" and all(
+        g.stride() == w.stride() and g.dtype == w.dtype and layout.is_flat(w)
+        for g, w in zip(grads, weights, strict=True)
+    )
+    if fits:
+        return torch.ops.trtkern.regularizer_add_grad_(
+            [w.detach() for w in weights], grads, spec.timesteps, spec[1:], float(scale), name
+        )
     with torch.enable_grad():
         leaves = [w.detach().requires_grad_() for w in weights]
         value = regularizer(leaves, spec, backend=name)
         fresh = torch.autograd.grad(value, leaves)
-    for gradient, more in zip(grads, fresh, strict=True):
-        gradient.add_(more, alpha=scale)
+    with torch.no_grad():
+        for gradient, more in zip(grads, fresh, strict=True):
+            gradient.add_(more, alpha=scale)
     return value.detach()
+
+
+def _shards(weights: Sequence[Any]) -> Any:
+    """What takes DTensors apart (``trtkern.ops._shards``), where there are any among the weights; else None."""
+    return import_module("trtkern.ops._shards") if any(map(checks.is_distributed, weights)) else None
 
 
 def check_spec(spec: RegularizerSpec) -> None:

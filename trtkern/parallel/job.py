@@ -261,6 +261,7 @@ def join(timeout: float = TIMEOUT) -> Job:
             held, rank, world_size = next(iter(dist.rendezvous("env://", timeout=patience)))
             if world_size == 1:
                 return ALONE
+            held = dist.PrefixStore(f"start {launch.restarts()}", held)  # torchrun keeps the store from start to start
             store = dist.PrefixStore("trtkern", held)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trtkern.parallel.job import Job
-from trtkern.parallel.sharding import shard
 
 
 class Laid(NamedTuple):
@@ -40,10 +40,14 @@ def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None) -> L
         options: dict[str, Any] = {quiet: False, "gradient_as_bucket_view": True}
         whole = DistributedDataParallel(model, **options)
         return Laid(whole, whole.no_sync)
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    from trtkern.parallel.sharding import shard
+
+    # Nobody changes the outputs of a network in place here, which is what it warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy: dict[str, Any] = {}
     if low is not None:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
         policy = {"policy": MixedPrecisionPolicy(low, reduce_dtype=torch.float32, output_dtype=torch.float32)}
     parts: Any = shard(model, **policy)
 

@@ -14,7 +14,7 @@ from trtkern.data import Dataset
 from trtkern.names import is_own
 from trtkern.nn._neuron import NeuronLayer
 from trtkern.parallel.job import Job
-from trtkern.parallel.sharding import full, like
+from trtkern.parallel.parts import full, like
 from trtkern.training import checkpoint, resuming, run, selection, snapshot
 from trtkern.training.loader import Loader
 from trtkern.training.selection import Best

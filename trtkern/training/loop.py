@@ -443,6 +443,8 @@ class Trainer(Kept):
                     whole = self._so_far(total, f"by epoch {epoch}, step {step}")
                     rate = whole.images / (now - begin)
                     observer.step(epoch, step, {**whole.read(), "samples_per_s": rate})
+                if self.job.alone:
+                    told = wanted()  # somebody may have wished to stop while it was shown
                 if step < self.steps and (told.stops or told.saves):
                     self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
                     saved, kept = now, step

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtkern.ops.checks import is_distributed
 from trtkern.parallel.job import ALONE, Job
-from trtkern.parallel.sharding import full, like, sharded
+from trtkern.parallel.parts import full, like
 from trtkern.training.checkpoint import Checkpoint
 
 _OPTIMIZER = "optimizer."
@@ -100,6 +101,6 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     """In the parameter's layout: a fused optimiser goes through memory, not through indices."""
     if value.shape != parameter.shape:
         return value
-    if sharded(parameter):
+    if is_distributed(parameter):
         return like(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trtkern.parallel.sharding import part
+from trtkern.parallel.parts import part
 
 PARTS = {
     "cross_entropy": "the cross entropy of ", "mse": "the squared error of ", "regularizer": "the weight penalty of ",

@@ -1,0 +1,204 @@
+"""What ``test_jobs.py`` runs in several processes that train together: its checks, in all of them and in order."""
+
+import json
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from torch import distributed, nn
+
+from trtkern import nn as snn
+from trtkern.parallel.job import ALONE, JobError, join
+from trtkern.parallel.parts import full
+from trtkern.train import Trainer
+from trtkern.training import loop
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def images(count, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (count, 1, 8, 8), generator=draw).float(), torch.randint(10, (count,), generator=draw)
+
+
+def plif(timesteps):
+    """Learned scalars, and no statistics."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), snn.PLIF(), nn.Linear(24, 10))
+    return snn.TimeSequential(*flat, timesteps=timesteps)
+
+
+def normed(timesteps):
+    """Statistics over the batch, and a learned scalar."""
+    conv = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+    spikes = snn.BatchNormLIF(6, lif=snn.PLIF())
+    return snn.TimeSequential(conv, spikes, nn.Flatten(), nn.Linear(384, 10), timesteps=timesteps)
+
+
+@contextmanager
+def by_itself():
+    """Inside, each process trains as if there were no others."""
+    loop.join = lambda timeout: ALONE
+    try:
+        yield
+    finally:
+        loop.join = join
+
+
+def trained(folder, model=plif, data=None, **more):
+    """A trainer after 20 steps in two epochs, and what it told of them."""
+    data = (images(160), images(37, 1)) if data is None else data
+    told = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 0.05, "select": "last", "threads": 1, "batch_size": 16}
+    trainer = Trainer(model, data, epochs=2, timesteps=3, **{**told, **more})
+    result = trainer.fit(folder, show=False)
+    return trainer, result
+
+
+def weights(trainer):
+    return {name: full(value).clone() for name, value in trainer.model.state_dict().items()}
+
+
+def as_one(rank, world, folder, name, model=plif, **more):
+    """All together reach what one process reaches: weights, loss of each epoch, figures of an uneven test split."""
+    with by_itself():
+        one, alone = trained(folder / f"{name}-alone{rank}", model, **{**more, "parallel": "ddp"})
+    several, together = trained(folder / f"{name}-together", model, **more)
+    wanted, got = weights(one), weights(several)
+    assert wanted.keys() == got.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key], value, **TOLERANCE, msg=lambda text, key=key: f"{name}, {key}: {text}")
+    for here, there in zip(together.rows, alone.rows, strict=True):
+        for split in ("train", "test"):
+            for figure, value in there[split].items():
+                assert here[split][figure] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, split, figure)
+        assert here["firing"] == pytest.approx(there["firing"], abs=1e-3)
+        assert [sorted(each) for each in here["processes"]] == [["loader_share", "samples_per_s"]] * world
+    assert together.final.splits["test"]["accuracy"] == alone.final.splits["test"]["accuracy"]
+    assert int(together.final.confusion.sum()) == 37  # each test image once
+    distributed.barrier()  # the first one writes a report last
+    assert not [file for file in (folder / f"{name}-together").iterdir() if file.name.endswith(".part")]
+
+
+def losses(rank, world, folder):
+    """TRT, TET and SDT under DDP, with random changes of the images."""
+    for loss in ("trt", "tet", "sdt"):
+        as_one(rank, world, folder, loss, loss=loss, augment=["crop", "flip", "cutout"])
+
+
+def accumulated(rank, world, folder):
+    """Several batches an update, clipped, under DDP and FSDP."""
+    for parallel in ("ddp", "fsdp"):
+        as_one(rank, world, folder, f"two-{parallel}", accumulate=2, clip=0.5, parallel=parallel)
+
+
+def in_parts(rank, world, folder):
+    """FSDP with learned scalars and each loss; adam, whose numbers lie in parts as well."""
+    as_one(rank, world, folder, "fsdp-trt", parallel="fsdp", optimizer="adam", lr=1e-3)
+    as_one(rank, world, folder, "fsdp-sdt", parallel="fsdp", loss="sdt")
+
+
+def shared_statistics(rank, world, folder):
+    """Statistics over all processes, under DDP and FSDP."""
+    for parallel in ("ddp", "fsdp"):
+        as_one(rank, world, folder, f"sync-{parallel}", normed, sync_norm=True, parallel=parallel)
+
+
+def own_statistics(rank, world, folder):
+    """Statistics of each one's part: all evaluate, and keep, those of the first process."""
+    trainer, result = trained(folder / "parts", normed)
+    assert len({json.dumps(each) for each in trainer.job.gathered(result.rows[-1]["test"])}) == 1
+    for name, value in trainer.model.state_dict().items():
+        for other in trainer.job.gathered(value):
+            assert torch.equal(value, other), name
+
+
+def stopped(trainer, epoch, step, loss):
+    if (epoch, step) == (2, 3):
+        trainer.stop()
+
+
+class Stops:
+    """Of one process alone: all of them stop."""
+
+    step = staticmethod(stopped)
+
+
+def resumed(rank, world, folder):
+    """A run that is stopped within an epoch goes on bit for bit; DDP goes on from FSDP, and the reverse."""
+    whole, _ = trained(folder / "whole")
+    calls = {"callbacks": [Stops()]} if rank == world - 1 else {}
+    _, result = trained(folder / "halves", **calls)
+    assert result.stopped is not None and result.stopped[0] == 2 and result.stopped[1] < 10
+    again, result = trained(folder / "halves")
+    assert result.stopped is None
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+    for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
+        trained(folder / first, parallel=first, **calls)
+        other, _ = trained(folder / first, parallel=second)
+        for name, value in weights(whole).items():
+            torch.testing.assert_close(weights(other)[name], value, **TOLERANCE)
+
+
+def fewer(rank, world, folder):
+    """What four have begun two go on with, and one brings to its end."""
+    if world == 4:
+        calls = {"callbacks": [Stops()]} if rank == 0 else {}
+        _, result = trained(folder / "fewer", epochs=4, **calls)
+        assert result.stopped is not None
+
+
+def refused(rank, world, folder):
+    """What cannot go together is refused in every process, in the same words."""
+
+    def says(words, kind=ValueError, **more):
+        with pytest.raises(kind) as raised:
+            trained(folder / f"refused{len(words)}", **more)
+        assert words in str(raised.value), str(raised.value)
+
+    says(f"--batch-size: expected a multiple of {world}, the processes that share a batch, got 15", batch_size=15)
+    says("expected the same option lr in every process, got '0.1' in rank 0 and '0.2' in rank 1", lr=0.1 * (1 + rank))
+    says("expected the same data (by its checksum) in every process", data=(images(160, rank), images(37, 1)))
+    says("--amp fp16: expected it with --parallel ddp", amp="fp16", parallel="fsdp")
+    says("expected as many test images as processes", data=(images(160), images(1, 1)))
+    # An image that only the last process meets, in the second batch of the first epoch.
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0)).view(-1, 16)
+    data = images(160)
+    data[0][order[1, -1]] = torch.nan
+    places = ("ddp", "fsdp")
+    for parallel in places:
+        says(
+            f"got NaN or Inf in epoch 1, step 2 in rank {world - 1}, first in the membrane potential of layer 2",
+            RuntimeError, data=(data, images(37, 1)), parallel=parallel,
+        )  # fmt: skip
+
+
+def silent(rank, world, folder):
+    """One that does not answer is named by the others."""
+    job = join()
+    store = distributed.FileStore(str(folder / "words"), world)
+    job._store, job.timeout = distributed.PrefixStore("words", store), 1.0
+    job._store.set(f"process/{rank}", json.dumps(["elsewhere", 0]))
+    job._group = distributed.new_group(timeout=timedelta(seconds=1))
+    if rank == world - 1:
+        while not store.check(["words/heard"]):
+            pass
+        return
+    with pytest.raises(JobError, match=f"expected rank {world - 1} of {world} to answer within 1 s"), job.listening():
+        job.summed(1.0)
+    assert [job.speaks() for _ in range(2)] in ([True, False], [False, False])
+    job._store.set("heard", "1")
+
+
+def of_world(check, rank, world):
+    """The check in a folder of these processes."""
+    check(rank, world, Path(sys.argv[1]) / str(world))
+
+
+if __name__ == "__main__":
+    CHECKS = {name: partial(of_world, check) for name, check in list(globals().items()) if callable(check)}
+    processes.main(CHECKS, *sys.argv[1:])
