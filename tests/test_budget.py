@@ -10,13 +10,14 @@ import random
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from trtkern import cli, data
 from trtkern.backends import named
 from trtkern.data import Split
 from trtkern.models import ConvSNN, Spikformer, resnet19
 from trtkern.models._blocks import Convolution, SEWBlock, Style
-from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, TRTLoss
+from trtkern.nn import LIF, BatchNormLIF, ConvBatchNormLIF, SpikeConv2d, SpikeLinear, TRTLoss
 from trtkern.profiling import memory
 from trtkern.profiling.memory import timeline
 from trtkern.profiling.memory.budget import BudgetError, StepMemory
@@ -209,6 +210,20 @@ def test_what_is_planned_is_what_memory_says_that_is_kept():
         found = of(name)
         for plan in (found.plan(found.made), found.least()):
             assert plan.kept == pytest.approx(memory(made(name, plan.ways), frames(name)).predicted, rel=1e-3)
+
+
+def test_the_graphs_of_the_two_batches_go():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), LIF(backend="cpu"), torch.nn.Linear(8, 4))
+    kept = []
+
+    def inputs(count: int) -> torch.Tensor:
+        x = torch.rand(4, count, 8)
+        kept.append(StorageWeakRef(x.untyped_storage()))
+        return x
+
+    StepMemory(model, inputs, 6, held(model))
+    gc.collect()
+    assert len(kept) == 2 and all(ref.expired() for ref in kept)
 
 
 def test_no_way_fits():

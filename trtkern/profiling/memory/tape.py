@@ -250,6 +250,7 @@ def _recorded(model: nn.Module, inputs: Any) -> Tape:
             if isinstance(block.module, ConvBatchNormLIF):
                 block.module.checkpoint = False
         report = kept_calls(model, given, recorder.tell)
+    recorder.nodes.clear()  # the graph keeps the hooks that keep the recorder, and would never go
     calls = _with_unknown(recorder.passed, report)
     left = sum(p.nbytes for p in model.parameters() if p.requires_grad and id(p) not in recorder.owned)
     return Tape(tuple(calls), tuple(found), device, left)
