@@ -39,6 +39,7 @@ def test_recipes_settings_and_resume_are_the_table():
         "amp": str, "train_images": int, "augment": list, "model": dict, "loss": dict, "optimizer": dict, "clip": float,
         "label_smoothing": float, "select": str, "validation": float, "workers": int, "dvs_resize": str,
         "compile": bool, "exact_convolutions": bool, "cuda_graphs": bool, "parallel": str, "sync_norm": bool,
+        "memory": str,
     }  # fmt: skip
     assert kinds == recipes.KEYS
     free = {"data_dir", "workers", "device", "threads", "epochs", "parallel", "timeout"}
@@ -49,7 +50,7 @@ def test_recipes_settings_and_resume_are_the_table():
 @pytest.mark.parametrize("name", RANGED)
 def test_what_is_out_of_range_is_refused_by_the_name_that_a_user_says(name):
     option = OPTIONS[name]
-    wrong = -1 if option.kind is int else float("nan")
+    wrong = {int: -1, str: "nan"}.get(option.kind, float("nan"))
     said = re.escape(f"{option.spoken}: expected {option.range.words}, got {wrong}")
     with pytest.raises(ValueError, match=f"^{said}"):
         plan.checked({**plan.make(), name: wrong, "observe": "fisher"})
