@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from trtkern.data import tensor_file
-from trtkern.data.files import in_utf8
 from trtkern.output.files import cache_folder
 
 
@@ -90,7 +87,7 @@ def _require() -> None:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"data: expected safetensors for the cache, got none ({error}); pip install 'trtkern[events]'"
+            f"data: expected safetensors for the cache, got none ({error}); pip install 'trtkern[data]'"
         ) from None
 
 
@@ -114,27 +111,11 @@ def _read(path: Path, text: str) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with in_utf8(temporary) as named:
-            save_file(tensors, named, header)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # the rename itself
+        tensor_file.write(path, tensors, header)
     except (OSError, SafetensorError) as error:
         raise _unwritable(path.parent, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unwritable(folder: Path, error: Exception) -> OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from trtkern.data.dataset import Dataset, Split
-from trtkern.data.files import unreadable
 from trtkern.data.folder import ImageFiles
 from trtkern.data.samples import Loaded, Samples
 
@@ -95,14 +93,7 @@ def _named(images: ImageFiles) -> Iterator[bytes]:
 
     def lines(first: int) -> bytes:
         places = range(first, min(first + STATS, len(images)))
-        return b"".join(b"%s\0%d\n" % (images.name(index), _size(images.path(index))) for index in places)
+        return b"".join(b"%s\0%d\n" % (images.name(index), images.stored(index)) for index in places)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:  # on a network's file system each answer takes long
         yield from pool.map(lines, range(0, len(images), STATS))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise unreadable("an image", path, error) from None

@@ -100,7 +100,11 @@ class Loader:
             return Plan(torch.empty(steps, 0), torch.randint(2**62, (), generator=generator))
         if not 0 < steps * batch <= count:
             raise ValueError(f"loader: expected an epoch of 1 to {count:,} images, got {steps} steps of {batch}")
-        order = torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch)
+        if isinstance(self.images, ImageFiles):
+            drawn = self.images.order(generator)
+        else:
+            drawn = torch.randperm(count, generator=generator)
+        order = drawn[: steps * batch].view(steps, batch)
         if isinstance(self.images, Samples):
             return Plan(order, torch.randint(2**62, (steps,), generator=_beside(generator)))
         if not isinstance(self.images, ImageFiles):
