@@ -134,7 +134,8 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "tar", tmp_path / "copy")
     found = tar_shards.find(tmp_path / "copy")
     listed = [shard for each in found.values() for shard in each]
-    tar_index.write(tmp_path / "copy", listed, [real(tmp_path / "copy" / shard.name) for shard in listed])
+    made = tar_index.tensors(real(tmp_path / "copy" / shard.name) for shard in listed)
+    tar_index.write(tmp_path / "copy", listed, made)
     assert load(tmp_path / "copy").train.digests() == first.train.digests() and len(read) == 10
     shards(tmp_path / "copy", "train-", (5, 3, 3))
     with pytest.raises(ValueError, match=r"bytes of train-000002\.tar, as .*index\.safetensors says, got 10,240 bytes"):

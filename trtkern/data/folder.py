@@ -133,6 +133,10 @@ class ImageFiles:
         """
         return [bytes.fromhex(files.checksum(Path(self.path(index)), "sha256")) for index in range(len(self))]
 
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded whole, in RGB; errors as of ``read``."""
+        return _decode(partial(self.opened, index), self.path(index))
+
     def read(self, index: int, crop: ResizedCrop | None = None, seed: int | None = None) -> Tensor:
         """One image [3, size, size] uint8 in RGB.
 
@@ -149,7 +153,7 @@ class ImageFiles:
             OSError: the file cannot be read; the message names it.
             ImportError: Pillow is not installed.
         """
-        image = _decode(partial(self.opened, index), self.path(index))
+        image = self.image(index)
         if crop is None:
             image = _centre(image, self.size)
         elif seed is None:

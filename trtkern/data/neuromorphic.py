@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -141,22 +142,16 @@ def _tonic() -> str | None:
 def _make(
     name: str, kind: Kind, source: Source, timesteps: int, resize: str, progress: Progress | None
 ) -> dict[str, Tensor]:
-    def frames_of(recording: Recording) -> list[Tensor]:
-        try:
-            return [kind.frames(sample, timesteps, kind.size, resize) for sample in source.read(recording)]
-        except ValueError as error:
-            where = "" if str(recording.path) in str(error) else f" ({recording.path})"
-            raise ValueError(f"{error}{where}") from None
-
     made: dict[str, Tensor] = {}
     both = source.split()
+    read = partial(frames_of, kind, source, timesteps=timesteps, resize=resize)
     files.check_different(sorted({recording.path for part in both for recording in part}), "recordings")
     for split, recordings in zip(("train", "test"), both, strict=True):
         labels = [label for recording in recordings for label in recording.labels]
         if not labels:
             raise ValueError(f"data: {name}: expected a {split} split of 1 sample or more, got none in {source.root}")
         images: Tensor | None = None
-        for index, frames in enumerate(_in_turn(recordings, frames_of)):
+        for index, frames in enumerate(_in_turn(recordings, read)):
             if images is None:
                 images = torch.empty(len(labels), *frames.shape, dtype=frames.dtype)
             images = images.to(_wider(images.dtype, frames.dtype))
@@ -169,12 +164,25 @@ def _make(
     return made | {part: made[part].to(dtype) for part in ("train_images", "test_images")}
 
 
-def _in_turn(recordings: Sequence[Recording], frames_of: Callable[[Recording], list[Tensor]]) -> Iterator[Tensor]:
+def frames_of(kind: Kind, source: Source, recording: Recording, timesteps: int, resize: str) -> list[Tensor]:
+    """The frames [T, P, h, w] of each sample of a recording.
+
+    Raises:
+        ValueError, OSError: the recording is not what it should be; the message names its file.
+    """
+    try:
+        return [kind.frames(sample, timesteps, kind.size, resize) for sample in source.read(recording)]
+    except ValueError as error:
+        where = "" if str(recording.path) in str(error) else f" ({recording.path})"
+        raise ValueError(f"{error}{where}") from None
+
+
+def _in_turn(recordings: Sequence[Recording], read: Callable[[Recording], list[Tensor]]) -> Iterator[Tensor]:
     """The frames of every sample, in order; a few files are read ahead, at the same time."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(recordings), 4 * workers):
-            for made in pool.map(frames_of, recordings[first : first + 4 * workers]):
+            for made in pool.map(read, recordings[first : first + 4 * workers]):
                 yield from made
 
 

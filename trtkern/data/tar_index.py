@@ -44,7 +44,7 @@ AT_ONCE = 4
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """The name of a member: of its sample, and what it is of it."""
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_AGAIN = "delete the index: it is made anew"
+AGAIN = "delete the index: it is made anew"
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,22 +96,22 @@ def index(root: Path, shards: Sequence[Shard], cache: str | None = None, progres
     """
     beside = root / INDEX
     if beside.is_file():
-        return _index(root, shards, _beside(beside, shards))
+        return of_tensors(root, shards, _beside(beside, shards))
     key = {"name": "tar-index", "format": FORMAT, "shards": [list(shard) for shard in shards]}
     folder = disk.default_folder() if cache is None else Path(cache)
-    return _index(root, shards, disk.cached(folder, key, lambda: tensors(_read(root, shards, progress))))
+    return of_tensors(root, shards, disk.cached(folder, key, lambda: tensors(_read(root, shards, progress))))
 
 
-def write(root: Path, shards: Sequence[Shard], places: Iterable[Sequence[Place]]) -> None:
-    """Write the index beside the shards, of which the places of the images are known."""
-    made = tensor_file.on_cpu(tensors(places))
+def write(root: Path, shards: Sequence[Shard], made: dict[str, Tensor]) -> None:
+    """Write the index of these shards that ``tensors`` are beside them."""
     text = json.dumps({"format": FORMAT, "shards": [list(shard[:2]) for shard in shards]})
     tensor_file.write(root / INDEX, made, tensor_file.header(made, "key", text))
 
 
 def tensors(places: Iterable[Sequence[Place]]) -> dict[str, Tensor]:
     """An index as tensors, of the places of each shard's images."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("shard", "offset", "size", "label", "names")}
+    dtypes = {"shard": np.int32, "offset": np.int64, "size": np.int64, "label": np.int64, "names": "S1"}
+    columns = {name: [np.empty(0, dtype)] for name, dtype in dtypes.items()}
     for number, found in enumerate(places):
         names, offsets, sizes, labels = zip(*found, strict=True)
         columns["names"].append(np.array([os.fsencode(name) for name in names], "S"))
@@ -119,8 +119,15 @@ def tensors(places: Iterable[Sequence[Place]]) -> dict[str, Tensor]:
         for name, values in (("offset", offsets), ("size", sizes), ("label", labels)):
             columns[name].append(np.array(values, np.int64))
     made = {name: np.concatenate(parts) for name, parts in columns.items()}
-    made["names"] = made["names"].view(np.uint8).reshape(len(made["shard"]), -1)
+    made["names"] = made["names"].view(np.uint8).reshape(len(made["names"]), made["names"].itemsize)
     return {name: torch.from_numpy(values) for name, values in made.items()}
+
+
+def of_tensors(root: Path, shards: Sequence[Shard], made: dict[str, Tensor]) -> Index:
+    """The index of these shards that ``tensors`` are."""
+    held = {name: tensor.numpy() for name, tensor in made.items()}
+    names = held["names"].view(f"S{held['names'].shape[1]}")[:, 0]
+    return Index(root, tuple(shards), held["shard"], held["offset"], held["size"], held["label"], names)
 
 
 def places(path: Path) -> list[Place]:
@@ -148,12 +155,6 @@ def places(path: Path) -> list[Place]:
     if twice := [name for name, count in Counter(place.name for place in made).items() if count > 1]:
         raise DataError(f"data: expected each member once in {path}, got {twice[0]} twice; make the shard again")
     return made
-
-
-def _index(root: Path, shards: Sequence[Shard], made: dict[str, Tensor]) -> Index:
-    held = {name: tensor.numpy() for name, tensor in made.items()}
-    names = held["names"].view(f"S{held['names'].shape[1]}")[:, 0]
-    return Index(root, tuple(shards), held["shard"], held["offset"], held["size"], held["label"], names)
 
 
 def _read(root: Path, shards: Sequence[Shard], progress: Progress | None) -> Iterator[list[Place]]:
@@ -227,15 +228,17 @@ def _beside(path: Path, shards: Sequence[Shard]) -> dict[str, Tensor]:
     except OSError as error:
         raise files.unreadable("an index of tar shards", path, error) from None
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise DataError(f"data: expected an index of tar shards, got {path} ({error}); {_AGAIN}") from None
+        raise DataError(f"data: expected an index of tar shards, got {path} ({error}); {AGAIN}") from None
     if not tensor_file.intact(made, told, "key") or written["format"] != FORMAT:
-        raise DataError(f"data: expected the index that {path} was written as, got another: it is damaged; {_AGAIN}")
+        raise DataError(f"data: expected the index that {path} was written as, got another: it is damaged; {AGAIN}")
     said, there = dict(map(tuple, written["shards"])), {shard.name: shard.size for shard in shards}
     for name in sorted({*said, *there}):
         if said.get(name) != there.get(name):
             wanted, came = (f"{each[name]:,} bytes" if name in each else "no shard" for each in (said, there))
             raise DataError(
                 f"data: expected {wanted} of {name}, as {path} says, got {came}; copy the shard again, or, if it is "
-                f"meant to be another, {_AGAIN}"
+                f"meant to be another, {AGAIN}"
             )
+    if list(said) != list(there):
+        raise DataError(f"data: expected {path} to name the shards by split and number, got another order; {AGAIN}")
     return made

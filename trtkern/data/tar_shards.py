@@ -17,6 +17,8 @@ from trtkern.data import files
 SPLITS = ("train", "val", "test")
 WHOLE = ""
 """The split of shards that are of none."""
+UNFINISHED = "unfinished.json"
+"""The file that is there while `trtkern data shard` makes shards in the folder."""
 _SHARD = re.compile(r"(.*?)(\d+)\.(tar(?:\.(?:gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)", re.DOTALL)
 """The name of a shard: what it shares with its series, its number, and whether it is compressed."""
 _WORD = re.compile(r"(?:.*[^a-z])?(train|validation|val|test)[^a-z0-9]*", re.DOTALL)
@@ -45,9 +47,15 @@ def find(root: Path) -> dict[str, tuple[Shard, ...]]:
 
     Raises:
         FileNotFoundError: no shards, or one that is missing between two others; the message names it.
-        ValueError: compressed shards, shards of no split beside those of one, or one that is there twice.
+        ValueError: compressed shards, shards of no split beside those of one, one that is there twice, or shards that
+            are still being made.
         OSError: the folder cannot be read.
     """
+    if (root / UNFINISHED).exists():
+        raise ValueError(
+            f"data: expected whole shards in {root}, got some that are still being made; the same `trtkern data shard` "
+            f"goes on with them"
+        )
     found: dict[str, list[str]] = {}
     for name in _names(root):
         found.setdefault(_split(name), []).append(name)
@@ -77,6 +85,11 @@ def holds(root: str | Path) -> bool:
     folders = train.is_dir() and any(each.is_dir() and not each.name.startswith(".") for each in train.iterdir())
     names = _names(Path(root)) if Path(root).is_dir() and not folders else []
     return any(_split(name) == "train" for name in names)
+
+
+def any_in(root: str | Path) -> bool:
+    """Whether there are shards in the folder, of whatever split."""
+    return bool(_names(Path(root)))
 
 
 def _names(root: Path) -> list[str]:
