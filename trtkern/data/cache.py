@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trtkern.data import tensor_file
+from trtkern.data.files import in_utf8
 from trtkern.output.files import cache_folder
 
 
@@ -49,7 +53,7 @@ def _text(key: Any) -> str:
 
 
 def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` returns, from the folder if it was made before.
+    """What ``make`` returns, from the folder if it was made before; always pages of the entry's file.
 
     Args:
         folder: made if it is missing. Several processes may use it at once: the one that ends last writes last.
@@ -79,7 +83,25 @@ def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Te
         raise _unwritable(folder, error) from None
     tensors = tensor_file.on_cpu(make())
     _write(path, tensors, tensor_file.header(tensors, "key", text))
-    return tensors
+    return _read(path, text)
+
+
+def empty(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor to be filled whose memory is pages of a file without a name in that folder, and not of this process:
+    for what is larger than the memory.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    count = math.prod(shape)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, count) * dtype.itemsize)  # so that no page can fail to come
+            with in_utf8(Path(file.name)) as named:
+                flat = torch.from_file(str(named), shared=True, size=max(1, count), dtype=dtype)
+    except (OSError, RuntimeError) as error:
+        raise _unwritable(folder, error) from None
+    return flat[:count].view(*shape)
 
 
 def _require() -> None:

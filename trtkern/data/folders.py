@@ -160,8 +160,7 @@ def _events(
     source = Source(place, paths, tuple(classes), suffixes[0], lambda: (listed[0], listed[1]), read)
     kind = neuromorphic.Kind(lambda _: source, size, _counts)
     got = neuromorphic.framed(f"folder-{place.name}", kind, source, timesteps, f"sensor {size}", cache, progress)
-    splits = Split(got.train_images, got.train_labels), Split(got.test_images, got.test_labels)
-    return Dataset(place.name, *splits, got.classes, mean=got.mean, std=got.std, files=got.files)
+    return got.dataset(place.name)
 
 
 def _counts(sample: Events, timesteps: int, size: events.Size, resize: str) -> Tensor:

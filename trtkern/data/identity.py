@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trtkern.data.dataset import Dataset, Split
 from trtkern.data.folder import ImageFiles
+from trtkern.data.mapped import Mapped
 from trtkern.data.samples import Loaded, Samples
 
 BLOCK = 64 << 20
@@ -81,9 +82,9 @@ def _split(name: str, split: Split, files: str | None) -> dict[str, Any]:
     return {"images": len(split.labels), "sha256": digest.hexdigest()}
 
 
-def _bytes(values: Tensor) -> Iterator[Any]:
-    """The bytes of a tensor, in order."""
-    rows = max(1, BLOCK // max(1, values[0].numel() * values.element_size()))
+def _bytes(values: Tensor | Mapped) -> Iterator[Any]:
+    """The bytes of all values, in order."""
+    rows = max(1, BLOCK // max(1, values.shape[1:].numel() * values.dtype.itemsize))
     for part in values.split(rows):
         yield part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 

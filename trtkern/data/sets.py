@@ -122,8 +122,7 @@ def events(name: str, source: Source) -> Dataset:
         name, directory, timesteps=source.timesteps, resize=source.resize, cache=source.cache,
         progress=source.progress,
     )  # fmt: skip
-    splits = Split(got.train_images, got.train_labels), Split(got.test_images, got.test_labels)
-    return Dataset(name, *splits, got.classes, mean=got.mean, std=got.std, files=got.files)
+    return got.dataset(name)
 
 
 def _bytes(values: tuple[float, ...]) -> tuple[float, ...]:

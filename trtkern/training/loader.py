@@ -14,6 +14,7 @@ from torch import Tensor
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
 from trtkern.data.folder import ImageFiles
+from trtkern.data.mapped import Mapped
 from trtkern.data.mix import Mix
 from trtkern.data.samples import Loaded, Samples
 from trtkern.data.transform import Transform
@@ -182,7 +183,7 @@ class Loader:
             decoder = _Decoder(self.images, crop, order.split(batch), None if seeds is None else seeds.split(batch))
             images = self._decoded(decoder, stopped)
         else:
-            assert isinstance(self.images, Tensor)
+            assert isinstance(self.images, (Tensor, Mapped))
             images = map(partial(_at, self.images, self.time_first), rows)
         return zip(images, (self.labels[index] for index in rows), strict=False)  # the first end early if stopped
 
@@ -256,7 +257,7 @@ def _beside(generator: torch.Generator) -> torch.Generator:
     return other.manual_seed(int(torch.randint(2**62, (), generator=other)))
 
 
-def _at(images: Tensor, time_first: bool, index: Tensor) -> Tensor:
+def _at(images: Tensor | Mapped, time_first: bool, index: Tensor) -> Tensor:
     """Images [B, C, H, W], or a view [T, B, C, H, W] of sequences."""
-    chosen = images[index]
+    chosen = images.read(index) if isinstance(images, Mapped) else images[index]
     return chosen.transpose(0, 1) if time_first else chosen
