@@ -116,7 +116,7 @@ def find(directory: str | Path, name: str | None = None, class_list: str | None 
     if name in neuromorphic.KINDS:
         return _events(root, name)
     if name is not None and DATASETS[name].shape is not None:
-        return Found((Part(name, 1, lambda _: data.load(name, str(root))),), ())
+        return Found((Part("data set", 1, lambda _: data.load(name, str(root))),), ())
     if tar_shards.holds(root) or (name is None and tar_shards.any_in(root)):
         return _shards(root, name, class_list)
     return _files(root, name, class_list)

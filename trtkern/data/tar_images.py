@@ -20,7 +20,7 @@ from trtkern.data.tar_shards import Shard
 
 BUFFER = 10_000
 """Samples that the shuffle buffer of an epoch holds."""
-OPEN = 32
+OPEN = 64
 """Shards that a process keeps open at most."""
 PIECE = 1 << 16
 """Samples of an order that are drawn at once."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from trtkern.data import files, folder, tar_index, tar_shards
-from trtkern.data.dataset import Split
 from trtkern.data.folder import ImageFiles
 from trtkern.data.tar_index import BLOCK
 from trtkern.output.files import naming
@@ -32,10 +32,17 @@ SERIES = {tar_shards.WHOLE: "data", "train": "train", "val": "val"}
 """{split: what the names of its shards begin with}."""
 
 
+class Part(NamedTuple):
+    """Images of a split, and labels [N] int64."""
+
+    images: ImageFiles
+    labels: Tensor
+
+
 class Source(NamedTuple):
     """What is to be in the shards: images and labels by split, and the lines of classes.txt."""
 
-    splits: dict[str, Split]
+    splits: dict[str, Part]
     classes: tuple[str, ...]
 
 
@@ -60,12 +67,12 @@ def source(directory: str | Path, class_list: str | Path | None = None) -> Sourc
     """
     if os.path.isdir(os.path.join(directory, "train")):
         found = folder.load(directory, class_list)
-        splits = {"train": Split(found.train, found.train_labels), "val": Split(found.test, found.test_labels)}
+        splits = {"train": Part(found.train, found.train_labels), "val": Part(found.test, found.test_labels)}
         return Source(splits, found.classes if class_list is not None else _lines(found.classes))
     if class_list is not None:
         raise ValueError(f"data: expected --class-list with the folders train and val, got no train in {directory}")
     images, labels, classes = folder.unsplit(directory)
-    return Source({tar_shards.WHOLE: Split(images, labels)}, _lines(classes))
+    return Source({tar_shards.WHOLE: Part(images, labels)}, _lines(classes))
 
 
 def _lines(folders: Sequence[str]) -> tuple[str, ...]:
@@ -99,8 +106,9 @@ def write(
     """
     if size < 1:
         raise ValueError(f"--size: expected 1 byte or more, got {size:,}")
-    plan = {split: _cut(images, size, seed) for split, (images, _) in found.splits.items()}  # type: ignore[arg-type]
-    _begin(target, {"images": _checksum(found), "size": size, "seed": seed})
+    stored = {split: [images.stored(row) for row in range(len(images))] for split, (images, _) in found.splits.items()}
+    plan = {split: _cut(each, size, seed) for split, each in stored.items()}
+    _begin(target, {"images": _checksum(found, stored), "size": size, "seed": seed})
     paths = {
         split: [target / f"{SERIES[split]}-{number:06}.tar" for number in range(len(plan[split]))] for split in plan
     }
@@ -129,27 +137,26 @@ def write(
     return Written(len(shards), total, sum(shard.size for shard in shards), before)
 
 
-def _cut(images: ImageFiles, size: int, seed: int) -> list[list[int]]:
-    """The images of each shard, in the order of the seed."""
+def _cut(stored: Sequence[int], size: int, seed: int) -> list[list[int]]:
+    """The images of each shard, in the order of the seed, of the bytes of all."""
     shards: list[list[int]] = []
     left = 0
-    for row in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist():
+    for row in torch.randperm(len(stored), generator=torch.Generator().manual_seed(seed)).tolist():
         if left <= 0:
             shards.append([])
             left = size
         shards[-1].append(row)
-        left -= 3 * BLOCK + -(-images.stored(row) // BLOCK) * BLOCK  # two headers and the class
+        left -= 3 * BLOCK + -(-stored[row] // BLOCK) * BLOCK  # two headers and the class
     return shards
 
 
-def _checksum(found: Source) -> str:
+def _checksum(found: Source, stored: dict[str, list[int]]) -> str:
     """SHA-256 of names, sizes and labels of the images, and of the classes."""
     digest = hashlib.sha256(json.dumps(found.classes).encode())
     for split, (images, labels) in found.splits.items():
-        assert isinstance(images, ImageFiles)
         digest.update(f"\0{split}\0".encode())
         for index, label in enumerate(labels.tolist()):
-            digest.update(b"%s\0%d %d\n" % (images.name(index), images.stored(index), label))
+            digest.update(b"%s\0%d %d\n" % (images.name(index), stored[split][index], label))
     return digest.hexdigest()
 
 
@@ -170,18 +177,16 @@ def _begin(target: Path, key: dict[str, object]) -> None:
         )
 
 
-def _shard(path: Path, part: Split, rows: Sequence[int], first: int) -> None:
+def _shard(path: Path, part: Part, rows: Sequence[int], first: int) -> None:
     """Write one shard whole or not at all."""
-    images = part.images
-    assert isinstance(images, ImageFiles)
     temporary = path.with_name(f".{path.name}.part")
     with naming(path):
         try:
             with open(temporary, "wb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
                     for place, row in enumerate(rows, first):
-                        key, suffix = _key(place, images.path(row))
-                        _add(tar, f"{key}.{suffix}", files.content(Path(images.path(row))))
+                        key, suffix = _key(place, part.images.path(row))
+                        _add(tar, f"{key}.{suffix}", files.content(Path(part.images.path(row))))
                         _add(tar, f"{key}.{tar_index.CLASS}", str(int(part.labels[row])).encode())
                 file.flush()
                 os.fsync(file.fileno())
