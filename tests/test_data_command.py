@@ -17,7 +17,7 @@ import tar_files
 from tar_files import CLASSES, jpeg, whole
 
 from trtkern import cli
-from trtkern.data import folder, tar_index, tar_sets, tar_writer
+from trtkern.data import checking, folder, tar_index, tar_sets, tar_writer
 from trtkern.output.text import parsed_size
 
 SIZE = tar_files.SIZE
@@ -107,7 +107,7 @@ def test_a_call_that_was_interrupted_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(tar_writer, "_shard", dying)
     status, _, error = command(capsys, "shard", "images", "tar", "--size", "8KiB")
-    assert status == 130 and "stopped, as asked" in error
+    assert status == 130 and "stopped, as asked; the same `trtkern data shard` goes on where it was" in error
     there = {path.name for path in (tmp_path / "tar").iterdir()}
     assert there == {"train-000000.tar", "train-000001.tar", "unfinished.json"}
     status, _, error = command(capsys, "check", "tar")
@@ -149,6 +149,14 @@ def test_the_library_reads_what_is_written_and_the_other_way_round(tmp_path, cap
     assert [read.train.opened(index).read() for index in range(10)] == [jpeg(number) for number in range(10)]
     assert read.train_labels.tolist() == [number % 3 for number in range(10)] and len(read.test) == 10
     assert len({read.train.name(index).partition(b"/")[0] for index in range(10)}) == 3
+
+
+def test_a_check_that_was_stopped_says_so(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "find", stop)
+    assert command(capsys, "check", ".") == (130, "", "trtkern: stopped, as asked\n")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

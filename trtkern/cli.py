@@ -19,7 +19,7 @@ GROUPS = ("analyze", "data")
 
 AFTER = {
     "train": "a run that was begun goes on with `trtkern train --resume FOLDER`",
-    "data": "the same `trtkern data shard` goes on where it was",
+    "data shard": "the same `trtkern data shard` goes on where it was",
 }
 """What is said beside when a command was stopped."""
 
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return say("; ".join(["stopped, as asked", *(line for word, line in AFTER.items() if word in words[:1])]), 130)
+        after = [line for name, line in AFTER.items() if name.split() == words[: name.count(" ") + 1]]
+        return say("; ".join(["stopped, as asked", *after]), 130)
     except OSError as error:  # the commands answer for their files; what is left is standard output
         with suppress(OSError, AttributeError):  # so that Python does not try once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
