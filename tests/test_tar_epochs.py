@@ -22,7 +22,7 @@ from trtkern.training.loader import Loader, Plan
 COUNT, SHARDS, SIZE = 10_000, 10, 8
 BATCH, STEPS = 100, COUNT // 100
 CPU = torch.device("cpu")
-MIB = 1 << 20
+PADDING, MIB = 1 << 12, 1 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,12 @@ def _no_hang():
 
 
 def jpeg(number: int) -> bytes:
-    """One colour, from which ``numbers`` knows it again: JPEG changes it by less than half of what a digit is."""
+    """One colour, from which ``numbers`` knows it again: JPEG changes it by less than half of what a digit is. Behind
+    its end stand zeros, so that all files together are more than the free memory that a process has anyway."""
     file = io.BytesIO()
     digits = number % 32, number // 32 % 32, number // 1024
     Image.new("RGB", (SIZE, SIZE), tuple(8 * digit for digit in digits)).save(file, "JPEG", quality=95)
-    return file.getvalue()
+    return file.getvalue() + bytes(PADDING)
 
 
 def numbers(images: torch.Tensor) -> list[int]:
@@ -112,7 +113,7 @@ def test_one_order_whatever_the_ranks_and_workers(train):
 
 
 def test_memory_is_flat_over_ten_thousand_images(train):
-    """Of the process and of both workers: after 1,000 images, and after nearly all of them."""
+    """Of the process and of both workers, of which each reads 18 MiB of files between 1,000 images and nearly all."""
     loader = Loader(train(), CPU, workers=2)
     plan = loader.draw(STEPS, BATCH, torch.Generator().manual_seed(0))
     before, sizes, seen = multiprocessing.active_children(), {}, 0
@@ -123,4 +124,4 @@ def test_memory_is_flat_over_ten_thousand_images(train):
             assert len(workers) == 2
             sizes[seen] = [memory(), *(memory(pid) for pid in workers)]
     early, late = sizes.values()
-    assert seen == COUNT and max(now - then for now, then in zip(late, early, strict=True)) < MIB
+    assert seen == COUNT and max(now - then for now, then in zip(late, early, strict=True)) < 4 * MIB
