@@ -42,13 +42,14 @@ $(VENV)/installed: $(BUILT)
 	$(INSTALL) --editable ".[train]"
 	@touch $@
 
-# Of what reads events the tests need three packages, without what those ask for; curvlinops is an oracle of curvature.
+# Of what reads events the tests need three packages, without what those ask for; webdataset reads and writes tar
+# shards beside ours; curvlinops is an oracle of curvature.
 # The other libraries of spiking networks are what the conversions are compared with.
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt-einsum scipy tqdm
 
 $(VENV)/installed-dev: $(BUILT) bench/peers.txt
 	$(INSTALL) --editable ".[train,interop,triton,tensorboard,dev]"
-	$(INSTALL) --no-deps tonic aedat h5py $(ORACLE) --requirement bench/peers.txt
+	$(INSTALL) --no-deps tonic aedat h5py webdataset braceexpand pyyaml $(ORACLE) --requirement bench/peers.txt
 	@touch $@
 
 demo: $(VENV)/installed

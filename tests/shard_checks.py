@@ -1,23 +1,12 @@
-"""What ``test_shards.py`` runs in several processes: its checks, in all of them and in order.
-
-    python shard_checks.py FOLDER 2:name,name 4:name
-
-imports torch once, and forks what is asked for: two processes that go through the first checks, and four beside them.
-"""
+"""What ``test_shards.py`` runs in several processes (``processes.py``): its checks, in all of them and in order."""
 
 import copy
-import datetime
 import itertools
-import multiprocessing
 import re
 import sys
-import time
-import traceback
-from importlib import import_module
-from pathlib import Path
 
+import processes
 import torch
-from patience import PATIENCE
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -495,43 +484,5 @@ def optimised(rank, world):
             same(got, want)
 
 
-def run(names, rank, world, folder):
-    """One of the processes: a file for each check that it went through, with what was wrong, and none behind that."""
-    meet, patience = f"file://{folder}/meet{world}", datetime.timedelta(seconds=PATIENCE)
-    distributed.init_process_group("gloo", init_method=meet, timeout=patience, rank=rank, world_size=world)
-    for name in names:
-        wrong = ""
-        try:
-            globals()[name](rank, world)
-            distributed.barrier()
-        except BaseException:
-            wrong = traceback.format_exc()
-        Path(folder, f"{world}-{name}-{rank}").write_text(wrong)
-        if wrong:
-            sys.exit(1)  # the others wait for this process, and learn that it is gone
-    distributed.destroy_process_group()
-
-
-def main(folder, *asked):
-    torch.set_num_threads(1)
-    # What each process would load for itself: the kernels, and what a DTensor's first operation imports.
-    regularizer([torch.ones(1)], SPEC)
-    import_module("torch._dynamo")
-    fork, ranks = multiprocessing.get_context("fork"), []
-    for world, names in (each.split(":") for each in asked):
-        told = [(names.split(","), rank, int(world), folder) for rank in range(int(world))]
-        ranks += [fork.Process(target=run, args=each) for each in told]
-    for process in ranks:
-        process.start()
-    last = time.monotonic() + PATIENCE
-    while any(process.is_alive() for process in ranks) and time.monotonic() < last:
-        time.sleep(0.02)
-        if any(process.exitcode not in (None, 0) for process in ranks):
-            last = min(last, time.monotonic() + 10)  # the others, for what they have to say
-    for process in ranks:
-        process.kill()
-        process.join()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    processes.main(globals(), *sys.argv[1:])

@@ -51,7 +51,8 @@ def test_help_and_errors_know_a_new_data_set(added, capsys, monkeypatch):
     assert "shd, stripes. The digits come with the package. Or one of your own" in said
     assert cli.main(["train", "--data", "stripe"]) == 2
     assert (
-        "shd, stripes, module:function or folder:DIR, got 'stripe'; did you mean 'stripes'?" in capsys.readouterr().err
+        "shd, stripes, module:function, folder:DIR or tar:DIR, got 'stripe'; did you mean 'stripes'?"
+        in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match=r"data: expected one of digits, .*, shd, stripes, got 'strips'"):
         data.load("strips")

@@ -221,7 +221,7 @@ IMAGES, LABELS = stripes(48)
         ("own_parts:gone", "data: expected a name of the module own_parts, got 'gone'"),
         (
             "digitts",
-            "--data: expected one of digits, .*, module:function or folder:DIR, got 'digitts'; did you mean 'digits'",
+            "--data: expected one of digits, .*, folder:DIR or tar:DIR, got 'digitts'; did you mean 'digits'",
         ),
         ("folder:nowhere", "data: expected folder:DIR with a folder of files for each class, got no folder .*nowhere"),
         ("object:it", "data: expected the data that a program gave, which no settings can make"),

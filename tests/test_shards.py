@@ -4,14 +4,11 @@
 two processes and one of four; a test says how one of them went.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
-from patience import PATIENCE
 
 CHECKS = {
     2: (
@@ -24,27 +21,17 @@ CHECKS = {
 }
 """By the number of processes."""
 
-
 FILE = Path(__file__).with_name("shard_checks.py")
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What each process says of a check, by "world-check-rank": nothing where all was right."""
-    folder = tmp_path_factory.mktemp("shards")
-    asked = [f"{world}:{','.join(names)}" for world, names in CHECKS.items()]
-    command = [sys.executable, str(FILE), str(folder), *asked]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
-    return {path.name: path.read_text() for path in folder.glob("*-*-*")}
+    return processes.said(FILE, tmp_path_factory.mktemp("shards"), CHECKS)
 
 
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in CHECKS.items() for name in names])
 def test_shards(said, world, name):
-    wrong = [said.get(f"{world}-{name}-{rank}", "did not come to it") for rank in range(world)]
-    assert wrong == [""] * world, "\n".join(wrong)
+    processes.went_right(said, world, name)
 
 
 def test_no_check_is_left_out():

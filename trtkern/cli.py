@@ -12,8 +12,16 @@ from typing import Any
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
     "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "bench": "bench",
-    "inspect": "inspect", "convert": "interop", "export": "interop",
+    "inspect": "inspect", "convert": "interop", "export": "interop", "data": "data",
 }  # fmt: skip
+GROUPS = ("analyze", "data")
+"""The commands that have commands of their own."""
+
+AFTER = {
+    "train": "a run that was begun goes on with `trtkern train --resume FOLDER`",
+    "data shard": "the same `trtkern data shard` goes on where it was",
+}
+"""What is said beside when a command was stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _run([*words, "--help"] if words in ([], ["analyze"]) else words)
+        status = _run([*words, "--help"] if words in ([], *([group] for group in GROUPS)) else words)
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        after = "; a run that was begun goes on with `trtkern train --resume FOLDER`" if "train" in words[:1] else ""
-        return say(f"stopped, as asked{after}", 130)
+        after = [line for name, line in AFTER.items() if name.split() == words[: name.count(" ") + 1]]
+        return say("; ".join(["stopped, as asked", *after]), 130)
     except OSError as error:  # the commands answer for their files; what is left is standard output
         with suppress(OSError, AttributeError):  # so that Python does not try once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     from trtkern.commands._common import Quit
 
     try:
-        return int(app(args=arguments, prog_name="trtkern", standalone_mode=False, obj=arguments) or 0)
+        status = int(app(args=arguments, prog_name="trtkern", standalone_mode=False, obj=arguments) or 0)
     except Quit as quit_:
         return say(str(quit_), quit_.status)
     except Exception as error:
@@ -66,11 +74,14 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "Abort":  # what click makes of Ctrl-C
             raise KeyboardInterrupt from None
         raise
+    if status == 130:  # what typer makes of Ctrl-C; a command that answers to it itself raises Quit
+        raise KeyboardInterrupt
+    return status
 
 
 def _explained(error: Any, arguments: Sequence[str]) -> str:
     """What typer says of a wrong command line; of an unknown option the list of those that there are."""
-    spoken = [word for word in arguments[: 2 if arguments[0] == "analyze" else 1] if not word.startswith("-")]
+    spoken = [word for word in arguments[: 2 if arguments[0] in GROUPS else 1] if not word.startswith("-")]
     place = error.ctx.command_path if getattr(error, "ctx", None) else " ".join(["trtkern", *spoken])
     if hasattr(error, "possibilities") and error.ctx is not None:
         from trtkern.names import unknown

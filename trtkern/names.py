@@ -42,6 +42,8 @@ OBJECT = "object"
 """What stands for something that a program gave as an object, which no name leads to."""
 FOLDER = "folder:"
 """What a data set's name begins with that is a folder of files by class."""
+TAR = "tar:"
+"""What a data set's name begins with that is a folder of tar shards."""
 
 # The neurons that a recipe may name, each with the settings that not all of them take.
 NEURONS: dict[str, tuple[str, ...]] = {

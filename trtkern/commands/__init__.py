@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, convert, evaluate, export, inspect, profile, report, train
+from trtkern.commands import analyze, bench, convert, data, evaluate, export, inspect, profile, report, train
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(profile.profile)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(export.export)
+app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.main)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -50,6 +50,22 @@ def need(extra: str, *modules: str) -> None:
     """Quit with the pip line if one of the modules is not installed."""
     if lacking := missing(extra, modules):
         raise Quit(lacking, USER)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A moving bar on a terminal, and nothing elsewhere: told how many are done, and of how many."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from trtkern.output.console import console
+
+    out = console()
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,} of {task.total:,}"),
+        TimeRemainingColumn(compact=True), console=out, transient=True, disable=not out.is_terminal,
+    ) as shown:  # fmt: skip
+        task = shown.add_task(what, total=1)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 class Commands(TyperGroup):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtkern import names
-from trtkern.commands._common import need, user_errors
+from trtkern.commands._common import Quit, need, user_errors
 from trtkern.output import signals
 from trtkern.parallel import launch
 from trtkern.training import folder as folders
@@ -31,7 +31,7 @@ def train(context: typer.Context, **said: Any) -> int:
     Ctrl-C ends the run with a checkpoint.
     """
     if (status := launch.ended()) is not None:
-        return status
+        raise Quit("", status)
     call = Call(**{name: said[name] for name in CALL})
     need("train", "matplotlib", "safetensors")
     together = launch.started()
@@ -84,7 +84,9 @@ def _launched(context: typer.Context, call: Call, folder: Path | None = None) ->
         words = [*_without(words, "--run-dir"), "--run-dir", str(folder)]
     with signals.waiting():
         import torch.distributed  # noqa: F401
-    return launch.launch(call.processes or 1, call.restarts, words)
+    if status := launch.launch(call.processes or 1, call.restarts, words):
+        raise Quit("", status)  # one of them has said why
+    return 0
 
 
 def _without(words: Sequence[str], *flags: str) -> list[str]:

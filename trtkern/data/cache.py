@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trtkern.data import tensor_file
@@ -52,7 +53,7 @@ def _text(key: Any) -> str:
 
 
 def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` returns, from the folder if it was made before.
+    """What ``make`` returns, from the folder if it was made before; always pages of the entry's file.
 
     Args:
         folder: made if it is missing. Several processes may use it at once: the one that ends last writes last.
@@ -82,7 +83,25 @@ def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Te
         raise _unwritable(folder, error) from None
     tensors = tensor_file.on_cpu(make())
     _write(path, tensors, tensor_file.header(tensors, "key", text))
-    return tensors
+    return _read(path, text)
+
+
+def empty(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor to be filled whose memory is pages of a file without a name in that folder, and not of this process:
+    for what is larger than the memory.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    count = math.prod(shape)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, count) * dtype.itemsize)  # so that no page can fail to come
+            with in_utf8(Path(file.name)) as named:
+                flat = torch.from_file(str(named), shared=True, size=max(1, count), dtype=dtype)
+    except (OSError, RuntimeError) as error:
+        raise _unwritable(folder, error) from None
+    return flat[:count].view(*shape)
 
 
 def _require() -> None:
@@ -90,7 +109,7 @@ def _require() -> None:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"data: expected safetensors for the cache, got none ({error}); pip install 'trtkern[events]'"
+            f"data: expected safetensors for the cache, got none ({error}); pip install 'trtkern[data]'"
         ) from None
 
 
@@ -114,27 +133,11 @@ def _read(path: Path, text: str) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with in_utf8(temporary) as named:
-            save_file(tensors, named, header)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # the rename itself
+        tensor_file.write(path, tensors, header)
     except (OSError, SafetensorError) as error:
         raise _unwritable(path.parent, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unwritable(folder: Path, error: Exception) -> OSError:

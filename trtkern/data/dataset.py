@@ -12,17 +12,26 @@ import torch
 from torch import Tensor
 
 from trtkern.data.folder import ImageFiles
+from trtkern.data.mapped import Mapped
 from trtkern.data.samples import Loaded, Samples
+
+AT_ONCE = 1024
+"""Images whose checksums are made in one go."""
+
+
+Images = Tensor | ImageFiles | Mapped | Samples | Loaded
+"""What the images of a split may be."""
 
 
 class Split(NamedTuple):
     """Images [N, C, H, W] or sequences of frames [N, T, C, H, W], raw values of any real dtype, and labels [N] int64.
 
-    Images that no memory holds are files (``ImageFiles``), decoded when they are asked for; samples of the user's own
-    (``Samples``, ``Loaded``) come with their targets, for which zeros stand in ``labels``.
+    Images that no memory holds are files (``ImageFiles``), decoded when they are asked for; frames of events stay on
+    the disk (``Mapped``); samples of the user's own (``Samples``, ``Loaded``) come with their targets, for which zeros
+    stand in ``labels``.
     """
 
-    images: Tensor | ImageFiles | Samples | Loaded
+    images: Images
     labels: Tensor
 
     def take(self, index: slice | Tensor) -> Split:
@@ -185,11 +194,11 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def _digests(images: Tensor | ImageFiles | Samples | Loaded) -> list[bytes]:
+def _digests(images: Images) -> list[bytes]:
     """A checksum of each image."""
     if isinstance(images, ImageFiles):
         return images.digests()
     if isinstance(images, Loaded | Samples):
         images = torch.cat([images.read([place], 0)[0] for place in range(len(images))])
-    rows = images.cpu().flatten(1).contiguous().view(torch.uint8).numpy()
-    return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    rows = (row for part in images.split(AT_ONCE) for row in part.cpu().flatten(1).contiguous().view(torch.uint8))
+    return [hashlib.sha256(row.numpy().tobytes()).digest() for row in rows]

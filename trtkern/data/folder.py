@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -87,6 +88,9 @@ class ImageFiles:
             raise TypeError(
                 f"data: expected a slice or a 1-d tensor as an index of image files, got {index!r}; use read"
             )
+        return self._taken(chosen)
+
+    def _taken(self, chosen: slice | np.ndarray) -> ImageFiles:
         return ImageFiles(self.directory, self._names[chosen], self.size)
 
     def name(self, index: int) -> bytes:
@@ -94,8 +98,32 @@ class ImageFiles:
         return bytes(self._names[index])
 
     def path(self, index: int) -> str:
-        """The file of an image."""
+        """Where an image lies: its file."""
         return os.path.join(self.directory, os.fsdecode(self.name(index)))
+
+    def stored(self, index: int) -> int:
+        """Bytes of an image as it is stored.
+
+        Raises:
+            OSError: its file is missing; the message names it.
+        """
+        path = self.path(index)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise files.unreadable("an image", path, error) from None
+
+    def opened(self, index: int) -> BinaryIO:
+        """An image as it is stored, to be read and closed.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        return open(self.path(index), "rb")
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """[N] int64: a permutation, the order of an epoch."""
+        return torch.randperm(len(self), generator=generator)
 
     def digests(self) -> list[bytes]:
         """SHA-256 of each file's bytes.
@@ -104,6 +132,10 @@ class ImageFiles:
             OSError: a file cannot be read; the message names it.
         """
         return [bytes.fromhex(files.checksum(Path(self.path(index)), "sha256")) for index in range(len(self))]
+
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded whole, in RGB; errors as of ``read``."""
+        return _decode(partial(self.opened, index), self.path(index))
 
     def read(self, index: int, crop: ResizedCrop | None = None, seed: int | None = None) -> Tensor:
         """One image [3, size, size] uint8 in RGB.
@@ -121,7 +153,7 @@ class ImageFiles:
             OSError: the file cannot be read; the message names it.
             ImportError: Pillow is not installed.
         """
-        image = _decode(self.path(index))
+        image = self.image(index)
         if crop is None:
             image = _centre(image, self.size)
         elif seed is None:
@@ -195,10 +227,10 @@ def unsplit(directory: str | Path, size: int = 224) -> tuple[ImageFiles, Tensor,
     return *_scan(os.fspath(directory), names, size), tuple(names)
 
 
-def read_classes(path: str | Path) -> dict[str, str]:
-    """{folder: what its line says}, sorted by folder, of a text file with a folder a line and a name after it or none.
+def read_classes(path: str | Path, sort: bool = True) -> dict[str, str]:
+    """{folder: what its line says} of a text file with a folder a line and a name after it or none.
 
-    Empty lines and what follows a # are passed over.
+    Empty lines and what follows a # are passed over. Sorted by folder, or in the order of the lines.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -226,14 +258,14 @@ def read_classes(path: str | Path) -> dict[str, str]:
             named[words[0]] = (number, " ".join(words))
     if not named:
         raise ValueError(f"data: expected a class on each line, got none in {path}")
-    return {name: named[name][1] for name in sorted(named)}
+    return {name: named[name][1] for name in (sorted(named) if sort else named)}
 
 
-def _decode(path: str) -> Image.Image:
-    """The image in that file, whole and in RGB; errors as of ``ImageFiles.read``."""
+def _decode(opened: Callable[[], BinaryIO], path: str) -> Image.Image:
+    """The image that lies there, whole and in RGB; errors as of ``ImageFiles.read``."""
     pillow = _pillow()
     try:
-        with open(path, "rb") as file:
+        with opened() as file:
             image = pillow.open(file)
             image.load()
             return image if image.mode == "RGB" else _rgb(image, path)

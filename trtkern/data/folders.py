@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,7 @@ def by_class(
             expected.
         ImportError: what reads the files is not installed.
     """
-    if others := [name for name in options if name not in OPTIONS]:
-        raise unknown("--set data_options", others[0], OPTIONS)
+    check_options(options, OPTIONS)
     if not place.is_dir():
         raise FileNotFoundError(
             f"data: expected folder:DIR with a folder of files for each class, got no folder {place}"
@@ -99,23 +98,40 @@ def _suffixes(parts: list[Path]) -> Iterator[str]:
 
 
 def _images(place: Path, split: bool, size: int, mean: Any, std: Any) -> Dataset:
-    mean, std = (tuple(value) if isinstance(value, (list, tuple)) else value for value in (mean, std))
     if split:
         train, train_labels, test, test_labels, classes = folder.load(place, None, size)
-        return Dataset(place.name, Split(train, train_labels), Split(test, test_labels), classes, mean, std)
+        return of_images(place.name, Split(train, train_labels), Split(test, test_labels), classes, mean, std)
     found = Split(*(each := folder.unsplit(place, size))[:2])
-    first, second = _cut(found.labels)
-    return Dataset(place.name, found.take(first), found.take(second), each[2], mean, std)
+    first, second = cut(found.labels)
+    return of_images(place.name, found.take(first), found.take(second), each[2], mean, std)
 
 
-def _cut(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the train and of the test split."""
+def check_options(options: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise a ValueError if one of the options is none of those."""
+    if others := [name for name in options if name not in known]:
+        raise unknown("--set data_options", others[0], known)
+
+
+def of_images(
+    name: str, train: Split, test: Split, classes: tuple[str, ...], mean: Any = MEAN, std: Any = STD
+) -> Dataset:
+    """A data set of images, with the mean and the deviation that a recipe says, as a number or a list."""
+    mean, std = (tuple(value) if isinstance(value, (list, tuple)) else value for value in (mean, std))
+    return Dataset(name, train, test, classes, mean, std)
+
+
+def cut(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of the train and of the test split, of samples that have none.
+
+    Raises:
+        ValueError: a class of fewer than five.
+    """
     mask = stratified(labels, TEST, 0)
     for label in labels.unique().tolist():
         if mask[labels == label].all() or not mask[labels == label].any():
             raise ValueError(
                 f"data: expected five files or more of each class, of which a fifth is for the test, got "
-                f"{int((labels == label).sum())} of class {label}; or make the folders train and test"
+                f"{int((labels == label).sum())} of class {label}; or give it a train and a test split"
             )
     return torch.nonzero(~mask).flatten(), torch.nonzero(mask).flatten()
 
@@ -137,15 +153,14 @@ def _events(
     ]
     if not split:
         labels = torch.tensor([recording.labels[0] for recording in listed[0]])
-        listed = [[listed[0][index] for index in part.tolist()] for part in _cut(labels)]
+        listed = [[listed[0][index] for index in part.tolist()] for part in cut(labels)]
     read = READERS[suffixes[0]]
     paths = tuple(recording.path for part in listed for recording in part)
     size = _sensor(sensor, paths, read)
     source = Source(place, paths, tuple(classes), suffixes[0], lambda: (listed[0], listed[1]), read)
     kind = neuromorphic.Kind(lambda _: source, size, _counts)
     got = neuromorphic.framed(f"folder-{place.name}", kind, source, timesteps, f"sensor {size}", cache, progress)
-    splits = Split(got.train_images, got.train_labels), Split(got.test_images, got.test_labels)
-    return Dataset(place.name, *splits, got.classes, mean=got.mean, std=got.std, files=got.files)
+    return got.dataset(place.name)
 
 
 def _counts(sample: Events, timesteps: int, size: events.Size, resize: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from trtkern.data.dataset import Dataset, Split
-from trtkern.data.files import unreadable
 from trtkern.data.folder import ImageFiles
+from trtkern.data.mapped import Mapped
 from trtkern.data.samples import Loaded, Samples
 
 BLOCK = 64 << 20
@@ -83,9 +82,9 @@ def _split(name: str, split: Split, files: str | None) -> dict[str, Any]:
     return {"images": len(split.labels), "sha256": digest.hexdigest()}
 
 
-def _bytes(values: Tensor) -> Iterator[Any]:
-    """The bytes of a tensor, in order."""
-    rows = max(1, BLOCK // max(1, values[0].numel() * values.element_size()))
+def _bytes(values: Tensor | Mapped) -> Iterator[Any]:
+    """The bytes of all values, in order."""
+    rows = max(1, BLOCK // max(1, values.shape[1:].numel() * values.dtype.itemsize))
     for part in values.split(rows):
         yield part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -95,14 +94,7 @@ def _named(images: ImageFiles) -> Iterator[bytes]:
 
     def lines(first: int) -> bytes:
         places = range(first, min(first + STATS, len(images)))
-        return b"".join(b"%s\0%d\n" % (images.name(index), _size(images.path(index))) for index in places)
+        return b"".join(b"%s\0%d\n" % (images.name(index), images.stored(index)) for index in places)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:  # on a network's file system each answer takes long
         yield from pool.map(lines, range(0, len(images), STATS))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise unreadable("an image", path, error) from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from trtkern.data import cache as disk
 from trtkern.data import event_sets, events, files
+from trtkern.data.dataset import Dataset, Split
 from trtkern.data.event_sets import Source
+from trtkern.data.mapped import Mapped
 from trtkern.data.recordings import Recording
 from trtkern.names import DVS_RESIZE, unknown
 
@@ -51,6 +54,12 @@ class Arrays(NamedTuple):
     std: float
     files: str
     """SHA-256 of the names and sizes of the files, and of what was made of them (``trtkern.data.identity``)."""
+
+    def dataset(self, name: str) -> Dataset:
+        """The same as a data set of that name, whose frames stay on the disk."""
+        train = Split(Mapped(self.train_images), self.train_labels)
+        test = Split(Mapped(self.test_images), self.test_labels)
+        return Dataset(name, train, test, self.classes, mean=self.mean, std=self.std, files=self.files)
 
 
 class Kind(NamedTuple):
@@ -119,11 +128,13 @@ def framed(
         "files": disk.fingerprint(source.root, source.files), "layout": source.layout, "tonic": _tonic(),
     }  # fmt: skip
 
+    folder = disk.default_folder() if cache is None else Path(cache)
+
     def make() -> dict[str, Tensor]:
-        return _make(name, kind, source, timesteps, resize, progress)
+        return _make(name, kind, source, timesteps, resize, partial(disk.empty, folder), progress)
 
     same = {**key, "files": disk.fingerprint(source.root, source.files, times=False), "tonic": None}
-    made = disk.cached(disk.default_folder() if cache is None else Path(cache), key, make)
+    made = disk.cached(folder, key, make)
     return Arrays(
         made["train_images"], made["train_labels"], made["test_images"], made["test_labels"], source.classes,
         mean=0.0, std=255.0 if resize == "paper" else 1.0, files=disk.sha256_of(same),
@@ -138,49 +149,63 @@ def _tonic() -> str | None:
         return None
 
 
-def _make(
-    name: str, kind: Kind, source: Source, timesteps: int, resize: str, progress: Progress | None
-) -> dict[str, Tensor]:
-    def frames_of(recording: Recording) -> list[Tensor]:
-        try:
-            return [kind.frames(sample, timesteps, kind.size, resize) for sample in source.read(recording)]
-        except ValueError as error:
-            where = "" if str(recording.path) in str(error) else f" ({recording.path})"
-            raise ValueError(f"{error}{where}") from None
+Empty = Callable[[Sequence[int], torch.dtype], Tensor]
+"""Memory for frames of that shape and dtype."""
 
+
+def _make(
+    name: str, kind: Kind, source: Source, timesteps: int, resize: str, empty: Empty, progress: Progress | None
+) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     both = source.split()
+    read = partial(frames_of, kind, source, timesteps=timesteps, resize=resize)
     files.check_different(sorted({recording.path for part in both for recording in part}), "recordings")
     for split, recordings in zip(("train", "test"), both, strict=True):
         labels = [label for recording in recordings for label in recording.labels]
         if not labels:
             raise ValueError(f"data: {name}: expected a {split} split of 1 sample or more, got none in {source.root}")
         images: Tensor | None = None
-        for index, frames in enumerate(_in_turn(recordings, frames_of)):
+        for index, frames in enumerate(_in_turn(recordings, read)):
             if images is None:
-                images = torch.empty(len(labels), *frames.shape, dtype=frames.dtype)
-            images = images.to(_wider(images.dtype, frames.dtype))
+                images = empty((len(labels), *frames.shape), frames.dtype)
+            images = _widened(images, frames.dtype, empty)
             images[index] = frames
             if progress is not None:
                 progress(f"{name} {split}", index + 1, len(labels))
         assert images is not None
         made |= {f"{split}_images": images, f"{split}_labels": torch.tensor(labels)}
-    dtype = _wider(made["train_images"].dtype, made["test_images"].dtype)
-    return made | {part: made[part].to(dtype) for part in ("train_images", "test_images")}
+    pair = made["train_images"], made["test_images"]
+    train, test = (_widened(part, other.dtype, empty) for part, other in (pair, pair[::-1]))
+    return made | {"train_images": train, "test_images": test}
 
 
-def _in_turn(recordings: Sequence[Recording], frames_of: Callable[[Recording], list[Tensor]]) -> Iterator[Tensor]:
+def frames_of(kind: Kind, source: Source, recording: Recording, timesteps: int, resize: str) -> list[Tensor]:
+    """The frames [T, P, h, w] of each sample of a recording.
+
+    Raises:
+        ValueError, OSError: the recording is not what it should be; the message names its file.
+    """
+    try:
+        return [kind.frames(sample, timesteps, kind.size, resize) for sample in source.read(recording)]
+    except ValueError as error:
+        where = "" if str(recording.path) in str(error) else f" ({recording.path})"
+        raise ValueError(f"{error}{where}") from None
+
+
+def _in_turn(recordings: Sequence[Recording], read: Callable[[Recording], list[Tensor]]) -> Iterator[Tensor]:
     """The frames of every sample, in order; a few files are read ahead, at the same time."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(recordings), 4 * workers):
-            for made in pool.map(frames_of, recordings[first : first + 4 * workers]):
+            for made in pool.map(read, recordings[first : first + 4 * workers]):
                 yield from made
 
 
-def _wider(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+def _widened(images: Tensor, other: torch.dtype, empty: Empty) -> Tensor:
+    """The images, in the wider of their own dtype and the other one."""
     order = (torch.uint8, torch.int16, torch.float16, torch.float32)
-    return max(one, other, key=order.index)
+    dtype = max(images.dtype, other, key=order.index)
+    return images if dtype == images.dtype else empty(images.shape, dtype).copy_(images)
 
 
 def _dvs_cifar10(sample: events.Events, timesteps: int, size: events.Size, resize: str) -> Tensor:

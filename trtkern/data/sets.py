@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trtkern.data import cifar as cifar_files
 from trtkern.data import digits as packaged
-from trtkern.data import folder, idx, neuromorphic
+from trtkern.data import folder, idx, neuromorphic, tar_sets, tar_shards
 from trtkern.data.dataset import Dataset, Split
 
 
@@ -27,13 +27,13 @@ class Source:
     resize: str = "bilinear"
     """Of frames of events: "bilinear" or "paper" (``neuromorphic.load``)."""
     cache: str | None = None
-    """Where frames of events are kept; None is ``cache.default_folder()``."""
+    """Where frames of events, and indices of tar shards, are kept; None is ``cache.default_folder()``."""
     class_list: str | None = None
     """The classes of ImageNet-100 (``folder.read_classes``); None is classes.txt in ``directory``."""
     size: int = 224
     """Height and width of images that are files."""
     progress: Callable[[str, int, int], None] | None = None
-    """Told (what, how many, of how many) while frames are made."""
+    """Told (what, how many, of how many) while frames or an index are made."""
 
     def folder(self, name: str, what: str, download: bool = False) -> str:
         """``directory``; a ValueError that says ``what`` belongs there if it is None, or if nothing can be fetched."""
@@ -93,11 +93,17 @@ def cifar(
 
 
 def imagenet(name: str, source: Source) -> Dataset:
-    """ImageNet, or those of its classes that a list names."""
+    """ImageNet, or those of its classes that a list names; as class folders or as tar shards."""
     directory = source.folder(name, "train and val")
-    train, train_labels, test, test_labels, classes = folder.load(directory, source.class_list, source.size)
+    found: folder.Contents
+    if tar_shards.holds(directory):
+        found = tar_sets.load(
+            directory, source.class_list, source.size, cache=source.cache, progress=source.progress
+        )  # fmt: skip
+    else:
+        found = folder.load(directory, source.class_list, source.size)
     return Dataset(
-        name, Split(train, train_labels), Split(test, test_labels), classes,
+        name, Split(found.train, found.train_labels), Split(found.test, found.test_labels), found.classes,
         mean=_bytes((0.485, 0.456, 0.406)), std=_bytes((0.229, 0.224, 0.225)),
     )  # fmt: skip
 
@@ -116,8 +122,7 @@ def events(name: str, source: Source) -> Dataset:
         name, directory, timesteps=source.timesteps, resize=source.resize, cache=source.cache,
         progress=source.progress,
     )  # fmt: skip
-    splits = Split(got.train_images, got.train_labels), Split(got.test_images, got.test_labels)
-    return Dataset(name, *splits, got.classes, mean=got.mean, std=got.std, files=got.files)
+    return got.dataset(name)
 
 
 def _bytes(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -7,6 +7,8 @@ imported when a file is read or written.
 from __future__ import annotations
 
 import hashlib
+import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,6 +46,25 @@ def read(path: Path, copy: bool = False) -> tuple[dict[str, Tensor], dict[str, s
     return {name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors, told
 
 
+def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
+    """Write a file of these tensors and this header whole or not at all, flushed to the disk.
+
+    Raises:
+        OSError, safetensors.SafetensorError: it cannot be written; nothing is left of it.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with in_utf8(temporary) as named:
+            save_file(dict(tensors), named, dict(told))
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)  # the rename itself
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def intact(tensors: Mapping[str, Tensor], told: Mapping[str, str], key: str) -> bool:
     """Whether the tensors and the text under ``key`` are those that the file was written with."""
     return key in told and told.get("sha256") == _checksum(tensors, told[key])
@@ -58,3 +79,11 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

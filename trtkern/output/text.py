@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Container, Iterable, Sequence
 from importlib.util import find_spec
@@ -39,6 +40,18 @@ def size(count: int) -> str:
             return f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
+
+
+def parsed_size(text: str, option: str) -> int:
+    """The bytes that a person means: 268435456 of "256MiB", "256 MiB" or "268435456".
+
+    Raises:
+        ValueError: it says none; the message names the option.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text.strip())
+    if found is None or (found[3] and not found[2]):
+        raise ValueError(f"{option}: expected a size such as 256MiB or 1GiB, got {text!r}")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
 
 
 def say(message: str, status: int = 0) -> int:

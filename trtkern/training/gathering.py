@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from trtkern import own
 from trtkern.data import Dataset, load
 from trtkern.data import own as own_data
 from trtkern.data.folders import by_class
-from trtkern.names import FOLDER, is_object, is_own, short
+from trtkern.data.tar_sets import by_shard
+from trtkern.names import FOLDER, TAR, is_object, is_own, short
 from trtkern.training.settings import Settings
 
 
@@ -35,10 +37,11 @@ def gather(
     crops = [step["size"] for step in settings.augment if step["name"] == "resized_crop"]
     size = {"size": crops[0]} if crops else {}
     name, options = settings.data, settings.data_options
-    if name.startswith(FOLDER):
-        place = Path(settings.data_dir or name.removeprefix(FOLDER))
-        told = {**size, **options}
-        return by_class(place, timesteps=settings.timesteps, cache=settings.cache_dir, progress=progress, **told)
+    forms: dict[str, Callable[..., Dataset]] = {FOLDER: partial(by_class, timesteps=settings.timesteps), TAR: by_shard}
+    for form, make in forms.items():
+        if name.startswith(form):
+            place = Path(settings.data_dir or name.removeprefix(form))
+            return make(place, cache=settings.cache_dir, progress=progress, **{**size, **options})
     if not is_own(name):
         return load(
             name, settings.data_dir, download, timesteps=settings.timesteps, resize=settings.dvs_resize,

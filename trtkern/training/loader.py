@@ -14,6 +14,7 @@ from torch import Tensor
 from trtkern.data import Split
 from trtkern.data.augment import Pipeline, ResizedCrop
 from trtkern.data.folder import DataError, ImageFiles
+from trtkern.data.mapped import Mapped
 from trtkern.data.mix import Mix
 from trtkern.data.samples import Loaded, Samples
 from trtkern.data.transform import Part, Transform
@@ -103,7 +104,11 @@ class Loader:
             return Plan(torch.empty(steps, 0), torch.randint(2**62, (), generator=generator))
         if not 0 < steps * batch <= count:
             raise ValueError(f"loader: expected an epoch of 1 to {count:,} images, got {steps} steps of {batch}")
-        order = torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch)
+        if isinstance(self.images, ImageFiles):
+            drawn = self.images.order(generator)
+        else:
+            drawn = torch.randperm(count, generator=generator)
+        order = drawn[: steps * batch].view(steps, batch)
         if isinstance(self.images, Samples):
             return Plan(order, torch.randint(2**62, (steps,), generator=_beside(generator)))
         if not isinstance(self.images, ImageFiles):
@@ -211,7 +216,7 @@ class Loader:
             decoder = _Decoder(self.images, crop, rows, seeds)
             images = self._decoded(decoder, stopped)
         else:
-            assert isinstance(self.images, Tensor)
+            assert isinstance(self.images, (Tensor, Mapped))
             images = map(partial(_at, self.images, self.time_first), there)
         return zip(images, (self.labels[row] for row in there), strict=False)  # the first end early if stopped
 
@@ -285,7 +290,7 @@ def _beside(generator: torch.Generator) -> torch.Generator:
     return other.manual_seed(int(torch.randint(2**62, (), generator=other)))
 
 
-def _at(images: Tensor, time_first: bool, index: Tensor) -> Tensor:
+def _at(images: Tensor | Mapped, time_first: bool, index: Tensor) -> Tensor:
     """Images [B, C, H, W], or a view [T, B, C, H, W] of sequences."""
-    chosen = images[index]
+    chosen = images.read(index) if isinstance(images, Mapped) else images[index]
     return chosen.transpose(0, 1) if time_first else chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trtkern import own
 from trtkern.names import OPTIMIZERS, is_own, unknown
+from trtkern.ops.checks import is_distributed
 from trtkern.profiling.memory import held
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def _made(name: str, weights: Iterable[nn.Parameter], rate: Any, options: dict[s
 def build(
     settings: Settings, model: nn.Module, given: Maker | torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser of the settings; ours (adam, adamw and sgd) have all their arithmetic in one kernel.
+    """The optimiser of the settings. Ours (adam, adamw and sgd) have all their arithmetic in one kernel, but for weights
+    that lie in parts on several processes.
 
     For a CUDA graph the learning rate is a tensor on the device: a graph reads it anew at each replay.
 
@@ -100,7 +102,7 @@ def build(
     if name not in _OURS:
         return _made(name, weights, settings.lr, options)
     if name == "sgd":
-        descent = _made(name, weights, settings.lr, options, fused=True)
+        descent = _made(name, weights, settings.lr, options, **_arithmetic(weights))
         if options["momentum"] and not options.get("dampening"):
             for weight in weights:  # torch leaves them uninitialised where the first step overflows
                 descent.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -108,7 +110,14 @@ def build(
     rate: float | Tensor = settings.lr
     if settings.cuda_graphs:
         rate = torch.tensor(settings.lr, device=weights[0].device)
-    return _made(name, weights, rate, options, fused=True, capturable=settings.cuda_graphs)
+    return _made(name, weights, rate, options, capturable=settings.cuda_graphs, **_arithmetic(weights))
+
+
+def _arithmetic(weights: Sequence[Tensor]) -> dict[str, bool]:
+    """How an optimiser of torch computes: it takes no list of which only some lie in parts, and sgd has no fused kernel
+    for those that do."""
+    parts = sum(map(is_distributed, weights))
+    return {"fused": True} if not parts else {"foreach": parts == len(weights)}
 
 
 def state_bytes(settings: Settings, model: nn.Module, given: Maker | torch.optim.Optimizer | None = None) -> int:

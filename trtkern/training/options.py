@@ -135,8 +135,8 @@ class Options:
     )  # fmt: skip
     data: str = option(
         "The data set to train on: {choices}. The digits come with the package. Or one of your own: module:function "
-        "that gives it, in this folder, or folder:DIR with a folder of files for each class.",
-        where=COMMAND | RECIPE, default=..., choices=DATASETS, own=", module:function or folder:DIR",
+        "that gives it, in this folder, folder:DIR with a folder of files for each class, or tar:DIR with tar shards.",
+        where=COMMAND | RECIPE, default=..., choices=DATASETS, own=", module:function, folder:DIR or tar:DIR",
         shown="that of the recipe, else digits",
     )  # fmt: skip
     data_options: dict[str, Any] = option("What a data set of your own takes.", where=RECIPE, default={})

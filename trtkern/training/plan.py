@@ -16,6 +16,7 @@ from trtkern.names import (
     OVER,
     OWN,
     OWN_NEURON,
+    TAR,
     is_own,
     one_of,
     unknown,
@@ -66,8 +67,9 @@ def make(*, recipe: str | None = None, changes: Iterable[str] = (), **given: Any
 
 def absolute(key: str, value: Any) -> Any:
     """The value of that option as a run keeps it: a path from the root."""
-    if key == "data" and value.startswith(FOLDER):
-        return f"{FOLDER}{Path(value.removeprefix(FOLDER)).resolve()}"
+    for form in (FOLDER, TAR):
+        if key == "data" and value.startswith(form):
+            return f"{form}{Path(value.removeprefix(form)).resolve()}"
     return str(Path(value).resolve()) if OPTIONS[key].path and value is not None else value
 
 

@@ -125,7 +125,7 @@ class Live(Lines):
 
 
 class Making:
-    """Says every few seconds how far the frames of a data set are."""
+    """Says every few seconds how far a data set is made or read."""
 
     EVERY = 5.0
 
@@ -137,7 +137,7 @@ class Making:
         now = time.monotonic()
         if now - self._said >= self.EVERY:
             self._said = now
-            self._console.print(f"frames of {what}: {done:,} of {total:,} samples", highlight=False, soft_wrap=True)
+            self._console.print(f"reading {what}: {done:,} of {total:,}", highlight=False, soft_wrap=True)
 
 
 def observer(console: Console) -> Observer:

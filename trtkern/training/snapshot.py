@@ -13,6 +13,8 @@ from trtkern.parallel.parts import full, like
 from trtkern.training.checkpoint import Checkpoint
 
 _OPTIMIZER = "optimizer."
+_HOW = ("fused", "foreach", "capturable")
+"""Of an optimiser's group how it computes, which depends on where its weights lie now."""
 
 
 def capture(
@@ -66,7 +68,10 @@ def restore(saved: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.a
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         pairs = zip(loop["groups"], optimizer.param_groups, strict=True)
-        groups = [{name: _as(value, now.get(name)) for name, value in group.items()} for group, now in pairs]
+        groups = [
+            {name: now[name] if name in _HOW else _as(value, now.get(name)) for name, value in group.items()}
+            for group, now in pairs
+        ]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"checkpoint: expected one of this optimiser and network; {error}") from None

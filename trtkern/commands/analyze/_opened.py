@@ -10,11 +10,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from trtkern import names
 from trtkern.analysis import Result, Samples
 from trtkern.analysis._network import Progress as Told
+from trtkern.commands import _common
 from trtkern.commands._common import FAILURE, quits
 from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
 from trtkern.output.console import console
@@ -105,19 +104,9 @@ def epochs_of(path: str) -> list[Path]:
 
 @contextmanager
 def bar(what: str) -> Iterator[Told]:
-    """A moving bar on a terminal, and nothing elsewhere."""
-    out = console()
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,} of {task.total:,}"),
-        TimeRemainingColumn(compact=True), console=out, transient=True, disable=not out.is_terminal,
-    ) as shown:  # fmt: skip
-        task = shown.add_task(what, total=1)
-
-        def told(done: int, total: int) -> None:
-            shown.update(task, completed=done, total=total)
-
-        with quits(FAILURE, *FAILURES):
-            yield told
+    """``_common.bar``; what befalls the analysis within ends the command."""
+    with _common.bar(what) as told, quits(FAILURE, *FAILURES):
+        yield told
 
 
 def place_of(opened: Opened, path: str, kind: str, out: str | None) -> Path:
