@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trtkern"
-WINGS = ("traffic", "unchanged", "memory", "firing", "inspect", "step", "profiling")
+WINGS = ("traffic", "scaling", "unchanged", "collectives", "memory", "firing", "inspect", "step", "profiling")
 """The rooms inside profiling, from the ground up; the package's own file comes last."""
 
 
