@@ -59,7 +59,7 @@ def step(model: torch.nn.Module, accumulate: int, penalised: bool = False) -> No
 def told(model: torch.nn.Module, **settings: object) -> dict[str, tuple[int, int]]:
     """{collective: (bytes of whole tensors, calls)} of a step, by the model."""
     whole, times = Counter(), Counter()
-    for row in traffic(model, 2, **settings).rows:
+    for row in traffic(model, 2, broadcast_buffers=True, **settings).rows:
         if row.what not in OWN:
             whole[row.collective] += row.bytes
             times[row.collective] += row.times
@@ -165,6 +165,8 @@ def test_buckets_are_filled_from_the_last_layer_on():
     assert [row.during for row in rows] == ["backward", "backward", None]
     model[0].weight.requires_grad_(False)
     assert [row.bytes / 2**20 for row in traffic(model, 4).rows[:-1]] == [4, 28]
+    norm = torch.nn.Sequential(nn.BatchNormLIF(3))
+    assert [row.what for row in traffic(norm, 2).rows] == ["gradients, bucket 1 of 1", "control"]
 
 
 def test_shards_are_padded_and_gathered_in_the_dtype_of_the_policy():
@@ -179,6 +181,15 @@ def test_shards_are_padded_and_gathered_in_the_dtype_of_the_policy():
     assert [row.collective for row in whole.rows] == ["all_gather", "reduce_scatter", "all_reduce", "all_reduce"]
     assert whole.rows[0].times == 3 and whole.rows[0].bytes == 3 * 4 * (first + second)
     assert whole.rows[-2] == Row("penalty", "all_reduce", 4, 6)
+
+
+def test_parameters_without_an_axis_are_averaged_together():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), nn.PLIF(), nn.PLIF())
+    found = {row.what: row for row in traffic(model, 4, parallel="fsdp", accumulate=3).rows}
+    assert found["gradients, scalars"] == Row("gradients, scalars", "all_reduce", 24, 36, 3)
+    assert found["gradients, waited for"].bytes == 4 * 16
+    model[1].w.requires_grad_(False)
+    assert traffic(model, 4, parallel="fsdp").rows[-3].bytes == 4
 
 
 ROWS = (

@@ -36,20 +36,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trtkern.names import unknown
+from trtkern.names import PARALLEL, unknown
 from trtkern.nn import BatchNormLIF
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 Pass = Literal["forward", "backward"]
 PASSES: dict[Pass, float] = {"forward": 1 / 3, "backward": 2 / 3}
 """The share of the computing that each is: a backward pass has two products for each of the forward pass."""
-PARALLEL = ("ddp", "fsdp")
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 """Bytes from which on a bucket of DDP is full: the first, all others."""
 CONTROL = 4 * 8
 """Bytes of what the processes tell one another about the run at each step: four numbers in float64."""
 SCALAR = 4
-"""Bytes of the value of a penalty."""
+"""Bytes of one number: the value of a penalty, the gradient of a scalar."""
 
 
 class Link(NamedTuple):
@@ -146,21 +145,22 @@ def traffic(
     blocks: Sequence[nn.Module] | None = None,
     param_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype | None = None,
-    broadcast_buffers: bool = True,
+    broadcast_buffers: bool = False,
 ) -> Traffic:
     """What one rank sends in a step of a model.
 
     Args:
         model: a module, sharded or not; only its sizes are looked at.
         ranks: how many processes train, at least 1.
-        parallel: "ddp", or "fsdp": FSDP2, whose shards are padded to equal rows.
+        parallel: "ddp", or "fsdp": FSDP2, whose shards are padded to equal rows. Parameters without an axis stay whole.
         accumulate: batches of an update; gradients are reduced once an update, weights are gathered at each batch.
         sync_norm: whether the statistics of every BatchNorm that trains are those of all processes.
         blocks: of "fsdp", the modules that are gathered one by one; what is in none of them is the root's, which stays
             gathered until its backward pass. None: those on which ``fully_shard`` was called, else the model whole.
         param_dtype: of "fsdp", what is gathered; None: the weights as they are.
         reduce_dtype: of "fsdp", what is reduced; None: ``param_dtype``.
-        broadcast_buffers: of "ddp", whether rank 0 sends its buffers before the first forward pass of an update.
+        broadcast_buffers: of "ddp", whether rank 0 sends its buffers before the first forward pass of an update, as
+            torch's has it and ``trtkern train`` has not.
 
     Raises:
         ValueError: an unknown ``parallel``; ``ranks`` or ``accumulate`` below 1.
@@ -178,6 +178,7 @@ def traffic(
         rows += _buckets(model, ranks)
     else:
         rows += _shards(*_groups(model, blocks), ranks, accumulate, param_dtype, reduce_dtype or param_dtype)
+        rows += _scalars(model, ranks, accumulate)
         rows.append(_row("penalty", "all_reduce", SCALAR, ranks))
     return Traffic(ranks, (*rows, _row("control", "all_reduce", CONTROL, ranks)))
 
@@ -228,12 +229,18 @@ def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap
     return high
 
 
+def carried(row: Row, ranks: int, link: Link) -> tuple[int, int]:
+    """Of a row, the messages m that wait for one another and the bytes s that one rank sends, as a link carries it."""
+    collective, size = row.collective, row.sent
+    if collective == "reduce_scatter" and not link.scatters:
+        collective, size = "all_reduce", sent("all_reduce", row.bytes, ranks)
+    return row.times * messages(collective, ranks, link.tree), size
+
+
 def seconds(row: Row, ranks: int, link: Link) -> float:
     """m a + s / b of a row: how long its collectives of a step are under way."""
-    collective, carried = row.collective, row.sent
-    if collective == "reduce_scatter" and not link.scatters:
-        collective, carried = "all_reduce", sent("all_reduce", row.bytes, ranks)
-    return row.times * messages(collective, ranks, link.tree) * link.latency + carried / link.bandwidth
+    waits, size = carried(row, ranks, link)
+    return waits * link.latency + size / link.bandwidth
 
 
 def _times(traffic: Traffic, link: Link) -> tuple[float, dict[Pass, float]]:
@@ -301,7 +308,7 @@ def _groups(model: nn.Module, blocks: Sequence[nn.Module] | None) -> tuple[list[
     known: set[Tensor] = set()
     groups: list[list[Tensor]] = []
     for block in (*reversed(blocks), model):  # of blocks within blocks the inner one has its weights
-        groups.append([weight for weight in block.parameters() if weight not in known])
+        groups.append([weight for weight in block.parameters() if weight.dim() and weight not in known])
         known.update(groups[-1])
     return groups[-1], [group for group in reversed(groups[:-1]) if group]
 
@@ -324,6 +331,12 @@ def _shards(
     yield from _apart("gradients", "reduce_scatter", [size for size in scattered if size], ranks, 1, "backward")
 
 
+def _scalars(model: nn.Module, ranks: int, batches: int) -> Iterable[Row]:
+    """What has no axis to cut, as a neuron's learned decay: whole on every rank, its gradients averaged together."""
+    if count := sum(1 for weight in model.parameters() if weight.requires_grad and not weight.dim()):
+        yield _row("gradients, scalars", "all_reduce", batches * SCALAR * count, ranks, batches)
+
+
 def _apart(
     what: str, collective: Collective, sizes: Sequence[int], ranks: int, batches: int, during: Pass
 ) -> Iterable[Row]:
@@ -337,9 +350,8 @@ def _apart(
 
 def _padded(weight: Tensor, ranks: int, dtype: torch.dtype | None) -> int:
     """Bytes of the whole of a weight of which every rank has as many rows."""
-    shape = weight.shape or torch.Size((1,))
     itemsize = weight.element_size() if dtype is None else dtype.itemsize
-    return math.ceil(shape[0] / ranks) * ranks * math.prod(shape[1:]) * itemsize
+    return math.ceil(weight.shape[0] / ranks) * ranks * math.prod(weight.shape[1:]) * itemsize
 
 
 def _size(tensor: Tensor) -> int:
