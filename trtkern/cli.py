@@ -11,7 +11,8 @@ from typing import Any
 
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
-    "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "bench": "bench",
+    "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "sweep": "train",
+    "bench": "bench",
     "inspect": "inspect", "convert": "interop", "export": "interop",
 }  # fmt: skip
 

@@ -92,7 +92,13 @@ def restarts_left() -> int:
 
 def bound() -> None:
     """In a process of torchrun: SIGTERM comes when torchrun itself is gone, so that nobody trains on without it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        bind()
+
+
+def bind() -> None:
+    """SIGTERM comes to this process when the one that started it is gone."""
+    if sys.platform == "linux":
         import ctypes
 
         set_death_signal = 1
