@@ -40,6 +40,7 @@ from trtkern.bench.measure import append  # noqa: E402
 from trtkern.malloc import keep_pages  # noqa: E402
 from trtkern.models.build import build  # noqa: E402
 from trtkern.nn import SDTLoss, exact_convolutions  # noqa: E402
+from trtkern.parallel.sharding import blocks_of  # noqa: E402
 from trtkern.profiling.scaling import CONTROL, LINKS, carried, traffic  # noqa: E402
 
 RANKS, ROUNDS, STEPS = 4, 15, 3
@@ -104,7 +105,7 @@ def program(job: Job, group: Any) -> Callable[[], None]:
         from torch.distributed.fsdp import fully_shard
 
         mesh = DeviceMesh.from_group(group, "cpu")
-        for block in scale_page.blocks(model):
+        for block in list(blocks_of(model)):
             fully_shard(block, mesh=mesh)
         trained: nn.Module = fully_shard(model, mesh=mesh)
     else:
@@ -218,7 +219,7 @@ def sent(job: Job) -> dict[str, int]:
     model = network(job)
     found = traffic(
         model, job.ranks, parallel=job.parallel, accumulate=job.accumulate, sync_norm=job.sync_norm,
-        blocks=scale_page.blocks(model), reshard_root=False,
+        blocks=list(blocks_of(model)), reshard_root=False,
     )  # fmt: skip
     total = dict.fromkeys(scale_page.SENT, 0)
     for row in found.rows:

@@ -12,6 +12,7 @@ from torch import nn
 from trtkern.analysis._result import COLORS
 from trtkern.bench.measure import ROOT
 from trtkern.models.build import build
+from trtkern.parallel.sharding import blocks_of
 from trtkern.profiling.scaling import LINKS, PASSES, Link, least_compute, predict, traffic
 from trtkern.training.plan import make
 
@@ -55,12 +56,6 @@ LARGE = {
     "SEW-ResNet-34": Large("imagenet", (3, 224, 224), 1000),
     "Spikformer-8-512": Large("spikformer-imagenet100", (3, 224, 224), 100),
 }
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """What is sharded apart: the layers of a network."""
-    layers = model.get_submodule("layers")
-    return [layer for layer in layers.children() if next(layer.parameters(), None) is not None]
 
 
 def read() -> list[Row]:
@@ -164,7 +159,10 @@ def large(rows: list[Row], *, sync_norm: bool = False) -> str:
             for gpus in GPUS:
                 sent = traffic(model, gpus, sync_norm=sync_norm)
                 cells = [name, link.name, str(gpus), f"{sent.bytes / 1e6:.0f}"]
-                for found in (sent, traffic(model, gpus, parallel="fsdp", blocks=blocks(model), sync_norm=sync_norm)):
+                for found in (
+                    sent,
+                    traffic(model, gpus, parallel="fsdp", blocks=list(blocks_of(model)), sync_norm=sync_norm),
+                ):
                     least = least_compute(found, link, ENOUGH)
                     cells += [f"{1e3 * least:.2f}", f"{1e12 * least / each:.2g}"]
                 lines.append(f"| {' | '.join(cells)} |")
