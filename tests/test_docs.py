@@ -14,8 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md"]
-)
+    "page",
+    [
+        "README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md",
+        "docs/scale.md",
+    ],
+)  # fmt: skip
 def test_the_code_on_the_page_runs(page, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     assert blocks
@@ -94,3 +98,20 @@ def test_the_claims_are_the_rows(monkeypatch):
     for arms in found.values():
         assert {claims_page.TRT, *claims_page.OTHERS} <= set(arms) and all(len(seeds) > 2 for seeds in arms.values())
     assert claims_page.PAGE.read_text() == claims_page.page(found)
+
+
+def test_what_is_said_of_several_gpus_is_the_rows(monkeypatch):
+    """The page is what bench/scale.py makes of its rows; the model is right where it was not fitted."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import scale_page
+
+    from trtkern.profiling.scaling import LINKS
+
+    rows = scale_page.read()
+    link, checked = scale_page.fit(rows), [row for row in rows if row["use"] == "check"]
+    assert {row["ranks"] for row in rows if row["use"] == "fit"} == {1, 2, 4}
+    assert {row["parallel"] for row in checked} == {"ddp", "fsdp"}
+    for row in checked:
+        assert abs(scale_page.error(row, link)) <= scale_page.ALLOWED, row
+    assert LINKS["gloo"][1:4] == pytest.approx(link[1:4], rel=0.05) and LINKS["gloo"].overlap == round(link.overlap, 2)
+    assert scale_page.PAGE.read_text() == scale_page.page(rows)

@@ -11,14 +11,15 @@ from typing import Any
 
 # The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
-    "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "bench": "bench",
-    "inspect": "inspect", "convert": "interop", "export": "interop", "data": "data",
+    "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "sweep": "train",
+    "bench": "bench", "inspect": "inspect", "convert": "interop", "export": "interop", "data": "data",
 }  # fmt: skip
 GROUPS = ("analyze", "data")
 """The commands that have commands of their own."""
 
 AFTER = {
     "train": "a run that was begun goes on with `trtkern train --resume FOLDER`",
+    "sweep": "the same `trtkern sweep` goes on where it was",
     "data shard": "the same `trtkern data shard` goes on where it was",
 }
 """What is said beside when a command was stopped."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, convert, data, evaluate, export, inspect, profile, report, train
+from trtkern.commands import analyze, bench, convert, data, evaluate, export, inspect, profile, report, sweep, train
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train.train)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sweep.sweep)
 app.command()(evaluate.evaluate)
 app.add_typer(analyze.app, name="analyze")
 app.command()(report.report)

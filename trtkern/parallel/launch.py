@@ -32,8 +32,6 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What the processes have to say they say themselves.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d",
@@ -41,6 +39,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         os.environ[OUTCOME] = os.path.join(place, "outcome.json")
+        logging.disable()  # what the processes have to say they say themselves
         try:
             elastic_launch(config, sys.executable)("-m", "trtkern.cli", *arguments)
         except SignalException as error:
@@ -48,6 +47,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
         except ChildFailedError as error:
             return ended() or _status(error.get_first_failure()[1].exitcode)
         finally:
+            logging.disable(logging.NOTSET)
             del os.environ[OUTCOME]
     return 0
 
@@ -92,7 +92,13 @@ def restarts_left() -> int:
 
 def bound() -> None:
     """In a process of torchrun: SIGTERM comes when torchrun itself is gone, so that nobody trains on without it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        bind()
+
+
+def bind() -> None:
+    """SIGTERM comes to this process when the one that started it is gone."""
+    if sys.platform == "linux":
         import ctypes
 
         set_death_signal = 1

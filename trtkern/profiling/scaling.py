@@ -8,12 +8,17 @@ row for each kind of collective. Of a tensor of S bytes one rank sends, in so ma
     reduce-scatter     (n-1)/n S    n-1, S being the whole tensor
     broadcast                  S    ceil(log2 n)
 
-Over a link of latency a (seconds) and bandwidth b (bytes a second, one direction, of one rank) a row of m messages and
-s bytes takes m a + s / b. The forward pass is C/3, the backward pass 2 C/3. A share o of each (``overlap``) can go on
-while a collective is under way. With F the rows that are under way during the forward pass, B those during the backward
-pass, and E those for which the step has to wait, all in seconds:
+A collective takes u seconds to start, whatever it carries. Over a link of latency a (seconds) and bandwidth b (bytes a
+second, one direction, of one rank) a row of k collectives with m messages and s bytes takes k u + m a + s / b. Where
+all ranks share the bandwidth, as those of one CPU do, it is k u + m a + n s / b.
 
-    step = C + E + max(0, F - o C/3) + max(0, B - 2 o C/3)
+The forward pass is C/3, the backward pass 2 C/3. A share o of each (``overlap``) can go on while a collective is under
+way. With F the rows that are under way during the forward pass, B those during the backward pass, and E those for which
+the step has to wait, all in seconds:
+
+    step = C + E + max(0, F - o C/3) + max(0, B - 2 o C/3, G - 2 o C/(3 j))
+
+G is what of B are gradients: of j batches that are accumulated they go out beside the last one's backward pass.
 
 DDP all-reduces the gradients, in buckets of 25 MiB (the first of 1 MiB) that go out as the backward pass fills them;
 the last one is waited for. FSDP2 all-gathers the weights of each block before its forward pass and again before its
@@ -21,8 +26,9 @@ backward pass, and reduce-scatters its gradients after it; the first all-gather 
 are waited for, and so are statistics that processes share.
 
 ``LINKS`` has published links: NVLink 4 of an H100, 900 GB/s both ways together; InfiniBand NDR, a port of 400 Gbit/s a
-GPU; PCI Express 4.0 x16, 16 GT/s a lane with 128 bits in 130. Their latencies are those of a hop in NCCL's own model
-(``hwLat`` of its src/graph/tuning.cc, ring, Simple protocol). "gloo" was fitted by bench/scale.py on one machine.
+GPU; PCI Express 4.0 x16, 16 GT/s a lane with 128 bits in 130. Their latencies are those of NCCL's own model
+(``baseLat`` and ``hwLat`` of its src/graph/tuning.cc, ring, Simple protocol). "gloo" was fitted by bench/scale.py on
+one machine.
 """
 
 from __future__ import annotations
@@ -36,20 +42,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trtkern.names import unknown
+from trtkern.names import PARALLEL, unknown
 from trtkern.nn import BatchNormLIF
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 Pass = Literal["forward", "backward"]
 PASSES: dict[Pass, float] = {"forward": 1 / 3, "backward": 2 / 3}
 """The share of the computing that each is: a backward pass has two products for each of the forward pass."""
-PARALLEL = ("ddp", "fsdp")
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 """Bytes from which on a bucket of DDP is full: the first, all others."""
 CONTROL = 4 * 8
 """Bytes of what the processes tell one another about the run at each step: four numbers in float64."""
 SCALAR = 4
-"""Bytes of the value of a penalty."""
+"""Bytes of one number: the value of a penalty, the gradient of a scalar."""
 
 
 class Link(NamedTuple):
@@ -60,19 +65,24 @@ class Link(NamedTuple):
     """Seconds of a message without content."""
     bandwidth: float
     """Bytes a second in one direction."""
+    start: float = 0.0
+    """Seconds of a collective besides its messages."""
+    shared: bool = False
+    """Whether all ranks share the bandwidth, as where they are processes of one CPU."""
     tree: bool = True
     """Whether an all-reduce takes a tree where that has fewer hops than a ring, as NCCL's does."""
     scatters: bool = True
     """Whether it has a reduce-scatter; without one it is an all-reduce."""
     overlap: float = 1.0
-    """The share of a pass that can go on while a collective is under way; 0 where it takes the cores that compute."""
+    """The share of a pass that can go on while a collective is under way; less than 1 where that takes the cores that
+    compute."""
 
 
 LINKS = {
-    "nvlink": Link("nvlink", 3.4e-6, 450e9),
-    "infiniband": Link("infiniband", 9.6e-6, 50e9),
-    "pcie": Link("pcie", 5.7e-6, 31.5e9),
-    "gloo": Link("gloo", 2.5e-4, 0.9e9, tree=False, scatters=False, overlap=0.0),
+    "nvlink": Link("nvlink", 3.4e-6, 450e9, start=8.4e-6),
+    "infiniband": Link("infiniband", 9.6e-6, 50e9, start=8.4e-6),
+    "pcie": Link("pcie", 5.7e-6, 31.5e9, start=8.4e-6),
+    "gloo": Link("gloo", 1.8e-4, 2.12e9, start=1.52e-3, shared=True, tree=False, scatters=False, overlap=0.29),
 }
 
 
@@ -97,6 +107,8 @@ class Traffic(NamedTuple):
 
     ranks: int
     rows: tuple[Row, ...]
+    batches: int = 1
+    """j: how many are accumulated for an update."""
 
     @property
     def bytes(self) -> int:
@@ -146,21 +158,25 @@ def traffic(
     blocks: Sequence[nn.Module] | None = None,
     param_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype | None = None,
-    broadcast_buffers: bool = True,
+    reshard_root: bool = True,
+    broadcast_buffers: bool = False,
 ) -> Traffic:
     """What one rank sends in a step of a model.
 
     Args:
         model: a module, sharded or not; only its sizes are looked at.
         ranks: how many processes train, at least 1.
-        parallel: "ddp", or "fsdp": FSDP2, whose shards are padded to equal rows.
+        parallel: "ddp", or "fsdp": FSDP2, whose shards are padded to equal rows. Parameters without an axis stay whole.
         accumulate: batches of an update; gradients are reduced once an update, weights are gathered at each batch.
         sync_norm: whether the statistics of every BatchNorm that trains are those of all processes.
-        blocks: of "fsdp", the modules that are gathered one by one; what is in none of them is the root's, which stays
-            gathered until its backward pass. None: those on which ``fully_shard`` was called, else the model whole.
+        blocks: of "fsdp", the modules that are gathered one by one; what is in none of them is the root's.
+            None: those on which ``fully_shard`` was called, else the model whole.
         param_dtype: of "fsdp", what is gathered; None: the weights as they are.
         reduce_dtype: of "fsdp", what is reduced; None: ``param_dtype``.
-        broadcast_buffers: of "ddp", whether rank 0 sends its buffers before the first forward pass of an update.
+        reshard_root: of "fsdp", whether the root's weights are let go of behind its forward pass like those of a block,
+            as ``trtkern.parallel.sharding.shard`` has it and torch's default has not.
+        broadcast_buffers: of "ddp", whether rank 0 sends its buffers before the first forward pass of an update, as
+            torch's has it and ``trtkern train`` has not.
 
     Raises:
         ValueError: an unknown ``parallel``; ``ranks`` or ``accumulate`` below 1.
@@ -177,9 +193,12 @@ def traffic(
         rows += _buffers(model, ranks) if broadcast_buffers else ()
         rows += _buckets(model, ranks)
     else:
-        rows += _shards(*_groups(model, blocks), ranks, accumulate, param_dtype, reduce_dtype or param_dtype)
+        groups = _groups(model, blocks)
+        dtypes = param_dtype, reduce_dtype or param_dtype
+        rows += _shards(*groups, ranks, accumulate, *dtypes, reshard_root)
+        rows += _scalars(model, ranks, accumulate)
         rows.append(_row("penalty", "all_reduce", SCALAR, ranks))
-    return Traffic(ranks, (*rows, _row("control", "all_reduce", CONTROL, ranks)))
+    return Traffic(ranks, (*rows, _row("control", "all_reduce", CONTROL, ranks)), accumulate)
 
 
 def predict(compute: float, traffic: Traffic, ranks: int, link: Link, overlap: float | None = None) -> Predicted:
@@ -202,10 +221,11 @@ def predict(compute: float, traffic: Traffic, ranks: int, link: Link, overlap: f
         raise ValueError(f"predict: expected compute to be seconds above 0, got {compute!r}")
     if not 0 <= share <= 1:
         raise ValueError(f"predict: expected overlap to be a number from 0 to 1, got {overlap!r}")
-    waited, beside = _times(traffic, link)
-    left = (max(0.0, seconds - share * PASSES[name] * compute) for name, seconds in beside.items())
-    step = compute + waited + sum(left)
-    return Predicted(step, compute / step, min(1.0, (waited + sum(beside.values())) / step))
+    times = _times(traffic, link)
+    hides = {name: share * part * compute for name, part in PASSES.items()}
+    step = compute + times.waited + max(0.0, times.forward - hides["forward"])
+    step += max(0.0, times.backward - hides["backward"], times.gradients - hides["backward"] / traffic.batches)
+    return Predicted(step, compute / step, min(1.0, times.whole / step))
 
 
 def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap: float | None = None) -> float:
@@ -219,8 +239,7 @@ def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap
         raise ValueError(f"least_compute: expected efficiency between 0 and 1, got {efficiency!r}")
     if not traffic.rows:
         return 0.0
-    waited, beside = _times(traffic, link)
-    low, high = 0.0, (waited + sum(beside.values())) * efficiency / (1 - efficiency)  # nothing hidden
+    low, high = 0.0, _times(traffic, link).whole * efficiency / (1 - efficiency)  # nothing hidden
     for _ in range(100):  # the efficiency grows with C
         middle = (low + high) / 2
         enough = predict(middle, traffic, traffic.ranks, link, overlap).efficiency >= efficiency
@@ -228,23 +247,38 @@ def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap
     return high
 
 
-def seconds(row: Row, ranks: int, link: Link) -> float:
-    """m a + s / b of a row: how long its collectives of a step are under way."""
-    collective, carried = row.collective, row.sent
+def carried(row: Row, ranks: int, link: Link) -> tuple[int, int]:
+    """Of a row, the messages m that wait for one another and the bytes s that one rank sends, as a link carries it."""
+    collective, size = row.collective, row.sent
     if collective == "reduce_scatter" and not link.scatters:
-        collective, carried = "all_reduce", sent("all_reduce", row.bytes, ranks)
-    return row.times * messages(collective, ranks, link.tree) * link.latency + carried / link.bandwidth
+        collective, size = "all_reduce", sent("all_reduce", row.bytes, ranks)
+    return row.times * messages(collective, ranks, link.tree), size
 
 
-def _times(traffic: Traffic, link: Link) -> tuple[float, dict[Pass, float]]:
-    """E, and F and B by their passes."""
-    waited, beside = 0.0, dict.fromkeys(PASSES, 0.0)
-    for row in traffic.rows:
-        if row.during is None:
-            waited += seconds(row, traffic.ranks, link)
-        else:
-            beside[row.during] += seconds(row, traffic.ranks, link)
-    return waited, beside
+def seconds(row: Row, ranks: int, link: Link) -> float:
+    """k u + m a + s / b of a row: how long its collectives of a step are under way."""
+    waits, size = carried(row, ranks, link)
+    return row.times * link.start + waits * link.latency + size * (ranks if link.shared else 1) / link.bandwidth
+
+
+class _Times(NamedTuple):
+    """E, F, B and G, in seconds."""
+
+    waited: float
+    forward: float
+    backward: float
+    gradients: float
+
+    @property
+    def whole(self) -> float:
+        return self.waited + self.forward + self.backward
+
+
+def _times(traffic: Traffic, link: Link) -> _Times:
+    took = [(row, seconds(row, traffic.ranks, link)) for row in traffic.rows]
+    waited, forward, backward = (sum(s for row, s in took if row.during == place) for place in (None, *PASSES))
+    gradients = sum(s for row, s in took if row.during == "backward" and row.collective != "all_gather")
+    return _Times(waited, forward, backward, gradients)
 
 
 def _row(what: str, collective: Collective, size: int, ranks: int, times: int = 1, during: Pass | None = None) -> Row:
@@ -252,20 +286,19 @@ def _row(what: str, collective: Collective, size: int, ranks: int, times: int = 
 
 
 def _statistics(model: nn.Module, ranks: int, batches: int) -> Iterable[Row]:
-    """Of each BatchNorm: those of every rank are gathered; the two sums of the backward pass are added up."""
-    gathered = reduced = layers = 0
-    for norm in model.modules():
-        if isinstance(norm, BatchNormLIF):  # mean, variance and count of each channel; all in float64
-            gathered, reduced = gathered + ranks * 3 * norm.num_features * 8, reduced + 2 * norm.num_features * 8
-        elif isinstance(norm, _BatchNorm):  # as nn.SyncBatchNorm has it: float32, one count for all channels
-            gathered += ranks * (2 * norm.num_features + 1) * 4
-            reduced += 2 * norm.num_features * 4
-        else:
-            continue
-        layers += 1
-    if layers:
-        yield _row("statistics, forward", "all_gather", batches * gathered, ranks, batches * layers)
-        yield _row("statistics, backward", "all_reduce", batches * reduced, ranks, batches * layers)
+    """Of each BatchNorm, forward its sums and the number of values, backward two sums."""
+    norms = [module for module in model.modules() if isinstance(module, (BatchNormLIF, _BatchNorm))]
+    sums = [2 * norm.num_features + 1 for norm in norms if isinstance(norm, BatchNormLIF)]  # both ways, in float64
+    others = [norm.num_features for norm in norms if isinstance(norm, _BatchNorm)]  # as nn.SyncBatchNorm has it on GPUs
+    kinds: list[tuple[str, Collective, list[int]]] = [
+        ("sums forward", "all_reduce", [8 * count for count in sums]),
+        ("sums backward", "all_reduce", [8 * count for count in sums]),
+        ("statistics forward", "all_gather", [4 * ranks * (2 * count + 1) for count in others]),
+        ("statistics backward", "all_reduce", [4 * 2 * count for count in others]),
+    ]
+    for what, collective, sizes in kinds:
+        if sizes:
+            yield _row(what, collective, batches * sum(sizes), ranks, batches * len(sizes))
 
 
 def _buffers(model: nn.Module, ranks: int) -> Iterable[Row]:
@@ -301,7 +334,7 @@ def _groups(model: nn.Module, blocks: Sequence[nn.Module] | None) -> tuple[list[
     known: set[Tensor] = set()
     groups: list[list[Tensor]] = []
     for block in (*reversed(blocks), model):  # of blocks within blocks the inner one has its weights
-        groups.append([weight for weight in block.parameters() if weight not in known])
+        groups.append([weight for weight in block.parameters() if weight.dim() and weight not in known])
         known.update(groups[-1])
     return groups[-1], [group for group in reversed(groups[:-1]) if group]
 
@@ -313,15 +346,22 @@ def _shards(
     batches: int,
     low: torch.dtype | None,
     reduced: torch.dtype | None,
+    reshard_root: bool,
 ) -> Iterable[Row]:
-    """Weights are gathered forward and, but for the root's, backward, at each batch; gradients are scattered once."""
+    """Weights are gathered forward and, unless they have stayed, backward, at each batch; gradients scattered once."""
     groups = [root, *blocks] if root else blocks
     gathered = [sum(_padded(weight, ranks, low) for weight in group) for group in groups]
     scattered = [sum(_padded(w, ranks, reduced) for w in group if w.requires_grad) for group in groups]
     yield from _apart("weights forward", "all_gather", gathered, ranks, batches, "forward")
-    again = gathered[1:] if root else gathered
+    again = gathered[1:] if root and not reshard_root else gathered
     yield from _apart("weights backward", "all_gather", again[::-1], ranks, batches, "backward")
     yield from _apart("gradients", "reduce_scatter", [size for size in scattered if size], ranks, 1, "backward")
+
+
+def _scalars(model: nn.Module, ranks: int, batches: int) -> Iterable[Row]:
+    """What has no axis to cut, as a neuron's learned decay: whole on every rank, its gradients averaged together."""
+    if count := sum(1 for weight in model.parameters() if weight.requires_grad and not weight.dim()):
+        yield _row("gradients, scalars", "all_reduce", batches * SCALAR * count, ranks, batches)
 
 
 def _apart(
@@ -337,9 +377,8 @@ def _apart(
 
 def _padded(weight: Tensor, ranks: int, dtype: torch.dtype | None) -> int:
     """Bytes of the whole of a weight of which every rank has as many rows."""
-    shape = weight.shape or torch.Size((1,))
     itemsize = weight.element_size() if dtype is None else dtype.itemsize
-    return math.ceil(shape[0] / ranks) * ranks * math.prod(shape[1:]) * itemsize
+    return math.ceil(weight.shape[0] / ranks) * ranks * math.prod(weight.shape[1:]) * itemsize
 
 
 def _size(tensor: Tensor) -> int:

@@ -79,8 +79,8 @@ def _made(name: str, weights: Iterable[nn.Parameter], rate: Any, options: dict[s
 def build(
     settings: Settings, model: nn.Module, given: Maker | torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser of the settings. Ours (adam, adamw and sgd) have all their arithmetic in one kernel, but for weights
-    that lie in parts on several processes.
+    """The optimiser of the settings. Ours (adam, adamw and sgd) have all their arithmetic in one kernel, but where
+    weights lie in parts on several processes.
 
     For a CUDA graph the learning rate is a tensor on the device: a graph reads it anew at each replay.
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from trtkern.training import checkpoint, run, selection
+from trtkern.training import checkpoint, run, seeds, selection
 from trtkern.training.loop import Result, Trainer
 from trtkern.training.observer import Observer
 
@@ -166,10 +166,8 @@ def series(summary: dict[str, Any], title: str, figure: str = "accuracy") -> Tab
     table = Table("seed", *(f"{name} ({unit})" for name in summary["mean"]), title=title, title_justify="left")
     for seed, row in summary["seeds"].items():
         table.add_row(seed, *(f"{scale * value:.{digits}f}" for value in row.values()))
-    pairs = zip(summary["mean"].values(), summary["sd"].values(), strict=True)
     table.add_section()
-    said = ((f"{scale * mean:.{digits}f}", "" if sd is None else f" ± {scale * sd:.{digits}f}") for mean, sd in pairs)
-    table.add_row("mean", *(mean + sd for mean, sd in said))
+    table.add_row("mean", *seeds.shown(summary, figure))
     return table
 
 

@@ -35,6 +35,13 @@ def summarise(rows: dict[int, dict[str, float]]) -> dict[str, Any]:
     }
 
 
+def shown(summary: dict[str, Any], figure: str) -> list[str]:
+    """Mean and standard deviation of each quantity, in percent where the figure is "accuracy"."""
+    scale, digits = (100, 2) if figure == "accuracy" else (1, 4)
+    pairs = zip(summary["mean"].values(), summary["sd"].values(), strict=True)
+    return [f"{scale * mean:.{digits}f}" + ("" if sd is None else f" ± {scale * sd:.{digits}f}") for mean, sd in pairs]
+
+
 def write(folder: Path, summary: dict[str, Any]) -> None:
     """seeds.json."""
     write_whole(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
