@@ -16,6 +16,7 @@ from trtkern import nn as snn
 from trtkern.parallel.job import ALONE, JobError, join
 from trtkern.parallel.parts import full
 from trtkern.train import Trainer
+from trtkern.training import folder as folders
 from trtkern.training import loop
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -49,13 +50,13 @@ def by_itself():
         loop.join = join
 
 
-def trained(folder, model=plif, data=None, **more):
-    """A trainer after 20 steps in two epochs, and what it told of them."""
+def trained(folder, model=plif, data=None, drawn=False, **more):
+    """A trainer after 20 steps in two epochs, and what it told of them; ``drawn``: with all that a run leaves."""
     data = (images(160), images(37, 1)) if data is None else data
     told = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 0.05, "select": "last", "threads": 1, "batch_size": 16}
     trainer = Trainer(model, data, epochs=2, timesteps=3, **{**told, **more})
-    result = trainer.fit(folder, show=False)
-    return trainer, result
+    folder.mkdir(parents=True, exist_ok=True)
+    return trainer, trainer.fit(folder, show=False) if drawn else trainer.run(folder)
 
 
 def weights(trainer):
@@ -64,10 +65,14 @@ def weights(trainer):
 
 def as_one(rank, world, folder, name, model=plif, **more):
     """All together reach what one process reaches: weights, loss of each epoch, figures of an uneven test split."""
-    with by_itself():
-        one, alone = trained(folder / f"{name}-alone{rank}", model, **{**more, "parallel": "ddp", "sync_norm": False})
     several, together = trained(folder / f"{name}-together", model, **more)
-    wanted, got = weights(one), weights(several)
+    found = None
+    if rank == 0:
+        with by_itself():
+            one, alone = trained(folder / f"{name}-alone", model, **{**more, "parallel": "ddp", "sync_norm": False})
+        found = weights(one), alone
+    wanted, alone = several.job.told(found)
+    got = weights(several)
     assert wanted.keys() == got.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(got[key], value, **TOLERANCE, msg=lambda text, key=key: f"{name}, {key}: {text}")
@@ -76,10 +81,10 @@ def as_one(rank, world, folder, name, model=plif, **more):
             for figure, value in there[split].items():
                 assert here[split][figure] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, split, figure)
         assert here["firing"] == pytest.approx(there["firing"], abs=1e-3)
-        assert [sorted(each) for each in here["processes"]] == [["loader_share", "samples_per_s"]] * world
+        told = ["communication_share", "loader_share", "samples_per_s"]
+        assert [sorted(each) for each in here["processes"]] == [told] * world
     assert together.final.splits["test"]["accuracy"] == alone.final.splits["test"]["accuracy"]
     assert int(together.final.confusion.sum()) == 37  # each test image once
-    distributed.barrier()  # the first one writes a report last
     assert not [file for file in (folder / f"{name}-together").iterdir() if file.name.endswith(".part")]
 
 
@@ -116,40 +121,61 @@ def own_statistics(rank, world, folder):
             assert torch.equal(value, other), name
 
 
-def stopped(trainer, epoch, step, loss):
-    if (epoch, step) == (2, 3):
-        trainer.stop()
-
-
 class Stops:
     """Of one process alone: all of them stop."""
 
-    step = staticmethod(stopped)
+    def __init__(self, *place):
+        self.place = place
+
+    def step(self, trainer, epoch, step, loss):
+        if (epoch, step) == self.place:
+            trainer.stop()
 
 
 def resumed(rank, world, folder):
     """A run that is stopped within an epoch goes on bit for bit; DDP goes on from FSDP, and the reverse."""
     whole, _ = trained(folder / "whole")
-    calls = {"callbacks": [Stops()]} if rank == world - 1 else {}
-    _, result = trained(folder / "halves", **calls)
+    calls = {"callbacks": [Stops(2, 3)]} if rank == world - 1 else {}
+    _, result = trained(folder / "halves", drawn=True, **calls)
     assert result.stopped is not None and result.stopped[0] == 2 and result.stopped[1] < 10
-    again, result = trained(folder / "halves")
+    again, result = trained(folder / "halves", drawn=True)
     assert result.stopped is None
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
-        trained(folder / first, parallel=first, **calls)
-        other, _ = trained(folder / first, parallel=second)
+        trained(folder / first, drawn=True, parallel=first, **calls)
+        other, _ = trained(folder / first, drawn=True, parallel=second)
         for name, value in weights(whole).items():
             torch.testing.assert_close(weights(other)[name], value, **TOLERANCE)
 
 
-def fewer(rank, world, folder):
-    """What four have begun two go on with, and one brings to its end."""
-    if world == 4:
-        calls = {"callbacks": [Stops()]} if rank == 0 else {}
-        _, result = trained(folder / "fewer", epochs=4, **calls)
-        assert result.stopped is not None
+def begun(rank, world, folder):
+    """What four have begun (``ended``)."""
+    calls = {"callbacks": [Stops(1, 4)]} if rank == 2 else {}
+    _, result = trained(folder, drawn=True, parallel="fsdp", optimizer="adam", lr=1e-3, **calls)
+    assert result.stopped is not None
+    folders.release(folder)  # which a process has to its end
+
+
+def ended(rank, world, folder):
+    """What four have begun, two go on with, and one brings to its end: what one reaches that does all of it."""
+    four, told = folder.parent / "4", {"drawn": True, "optimizer": "adam", "lr": 1e-3}
+    while len(list(folder.parent.glob("4-begun-*.said"))) < 4:
+        pass
+    calls = {"callbacks": [Stops(2, 5)]} if rank == 1 else {}
+    trainer, result = trained(four, parallel="fsdp", **told, **calls)
+    assert result.stopped is not None
+    folders.release(four)
+    if rank == 0:
+        with by_itself():
+            one, result = trained(four, **told)
+            whole, alone = trained(folder / "by-itself", **told)
+        assert [row["epoch"] for row in result.rows] == [1, 2]
+        for name, value in weights(whole).items():
+            torch.testing.assert_close(weights(one)[name], value, **TOLERANCE)
+        for here, there in zip(result.rows, alone.rows, strict=True):
+            assert here["train"] == pytest.approx(there["train"], rel=1e-5, abs=1e-5)
+    trainer.job.told(None)
 
 
 def refused(rank, world, folder):
@@ -157,7 +183,7 @@ def refused(rank, world, folder):
 
     def says(words, kind=ValueError, **more):
         with pytest.raises(kind) as raised:
-            trained(folder / f"refused{len(words)}", **more)
+            trained(folder / f"refused{len(words)}-{rank}", **more)
         assert words in str(raised.value), str(raised.value)
 
     says(f"--batch-size: expected a multiple of {world}, the processes that share a batch, got 15", batch_size=15)

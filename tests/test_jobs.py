@@ -11,8 +11,11 @@ import pytest
 
 FILE = Path(__file__).with_name("job_checks.py")
 CHECKS = {
-    2: (*("losses", "accumulated", "in_parts", "shared_statistics", "own_statistics", "resumed", "refused", "silent"),),
-    4: ("losses", "in_parts", "shared_statistics", "refused"),
+    2: (
+        *("losses", "accumulated", "in_parts", "shared_statistics", "own_statistics", "resumed", "ended", "refused"),
+        "silent",
+    ),
+    4: ("begun", "losses", "in_parts", "shared_statistics", "refused"),
 }
 """By the number of processes."""
 

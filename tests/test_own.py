@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trtkern import cli
 from trtkern.train import Callback, Trainer
-from trtkern.training import checkpoint, loop, run
+from trtkern.training import checkpoint, epochs, run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 FAST = ["--device", "cpu", "--threads", "1", "--backend", BACKEND]
@@ -131,7 +131,7 @@ def test_any_data_resume_bitwise(kind, tmp_path, monkeypatch):
     """Ended within an epoch behind its first checkpoint, and after one; the same lines go on."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer(kind).fit(whole, show=False)
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(epochs, "SAVE_EVERY", 0.0)
     for at in ((1, 3), (2, 2)):
         with pytest.raises(KeyboardInterrupt):
             trainer(kind, Impatient(*at)).fit(parts, show=False)

@@ -18,7 +18,7 @@ from trtkern import cli, data
 from trtkern.backends import _spike_kernels, named
 from trtkern.data import Split
 from trtkern.nn import SpikeConv2d, SpikeLinear
-from trtkern.training import checkpoint, folder, loop, resuming, run, selection, settings
+from trtkern.training import checkpoint, epochs, folder, resuming, run, selection, settings
 from trtkern.training.loop import Trainer
 from trtkern.training.observer import Observer
 
@@ -94,7 +94,7 @@ def undisturbed(few, tmp_path_factory):
 )
 def test_parts_of_a_run_are_the_run(few, tmp_path, undisturbed, monkeypatch, at, every):
     """Crashed after some step or epoch; with a checkpoint of every step, or of epochs alone."""
-    monkeypatch.setattr(loop, "SAVE_EVERY", every)
+    monkeypatch.setattr(epochs, "SAVE_EVERY", every)
     with pytest.raises(KeyboardInterrupt):
         Trainer.of(plan(), few).run(tmp_path, Impatient(*at))
     torch.manual_seed(99)

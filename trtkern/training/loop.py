@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,8 @@ from trtkern.data.augment import Pipeline
 from trtkern.data.mix import of as mixed
 from trtkern.data.own import OwnDataset
 from trtkern.data.samples import Loaded
-from trtkern.nn import LossParts
-from trtkern.parallel.job import ALONE, Job, join
+from trtkern.parallel.job import ALONE, join
 from trtkern.profiling import MemoryReport, memory
-from trtkern.profiling.firing.activity import problems
 from trtkern.training import (
     budget,
     checkpoint,
@@ -33,31 +28,26 @@ from trtkern.training import (
     outputs,
     run,
     schedules,
-    selection,
     session,
     snapshot,
     together,
 )
 from trtkern.training.build import build_loss, build_model
-from trtkern.training.callbacks import CallbackError, Callbacks
+from trtkern.training.callbacks import Callbacks
+from trtkern.training.epochs import Epochs
 from trtkern.training.given import Given, asked
-from trtkern.training.keeping import Kept
-from trtkern.training.loader import Batches, Loader
 from trtkern.training.looked_at import drawn
-from trtkern.training.measure import Final, Measured, Result, measure
+from trtkern.training.measure import Final, Result
 from trtkern.training.observer import Observer
 from trtkern.training.selection import Best
 from trtkern.training.settings import Settings
 from trtkern.training.step import DTYPES, CapturedStep, Step
 from trtkern.training.tally import Begun, Tally
 from trtkern.training.together import Wishes
-from trtkern.training.watch import StopSignal, Watch, refuse
-
-SAVE_EVERY = 600.0
-"""Seconds between two checkpoints within an epoch."""
+from trtkern.training.watch import StopSignal, Watch
 
 
-class Trainer(Kept):
+class Trainer(Epochs):
     """Trains a network on data: your own, or those of trtkern by name.
 
     >>> trainer = Trainer(network, (train, test), loss="sdt", epochs=5)
@@ -220,12 +210,6 @@ class Trainer(Kept):
         self.best: Best | None = None
         self.kept: MemoryReport | None = None
 
-    @property
-    def batches(self) -> int:
-        """Of an epoch: ``accumulate`` a step, but for the last step of a DataLoader."""
-        images = self.data.train.images
-        return images.steps if isinstance(images, Loaded) else self.steps * self.settings.accumulate
-
     def _divide(self, settings: Settings) -> None:
         """How many samples a batch has, and of these this process, and how many steps an epoch has."""
         images = self.data.train.images
@@ -244,21 +228,9 @@ class Trainer(Kept):
             )
 
     @property
-    def scored(self) -> bool:
-        """Whether answers are classes, right or wrong."""
-        return bool(self.data.classes)
-
-    @property
     def figure(self) -> str:
         """What says how good it is: the accuracy, or the loss of numbers instead of classes."""
         return "accuracy" if self.scored else "loss"
-
-    def _loader(self, split: Split, workers: int | None = None, job: Job | None = None, **more: Any) -> Loader:
-        job = self.job if job is None else job
-        workers = self.settings.workers if workers is None else workers
-        time_first = self.data.time_first if isinstance(self.data, OwnDataset) else None
-        classes = len(self.data.classes)
-        return Loader(split, self.device, workers=workers, time_first=time_first, classes=classes, job=job, **more)
 
     def _tried(self, whole: Dataset) -> None:
         """Run the network once, and look at what it gives, where it or ``whole``, all data, are the user's."""
@@ -269,13 +241,6 @@ class Trainer(Kept):
         found = outputs.tried(self.settings, whole, self.loss, self.model, self.logits, images)
         if isinstance(self.data, OwnDataset):
             self.data = self.data.named(found.classes)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step of the run, from 0; of an optimiser's first group where there are several."""
-        return self._rate(self._rates.peaks[0], step)
-
-    def _rate(self, peak: float, step: int) -> float:
-        return self.schedule.rate(peak, step, self.steps, self.settings.epochs)
 
     def stop(self) -> None:
         """End the run after the step that is under way, with a checkpoint, as Ctrl-C does."""
@@ -295,16 +260,6 @@ class Trainer(Kept):
         if self.settings.amp == "none" or together.in_parts(self.job, self.settings):  # FSDP has a policy instead
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.settings.amp])
-
-    def _look(self, parts: LossParts) -> None:
-        """Before the update, so that the weights stay good; on a GPU it would wait, and is done now and then."""
-        place = None if parts.total.is_cuda else self.watch.problem(parts.total, parts._asdict())
-        if self.job.alone:
-            refuse([place], self._when)
-            return
-        self._told = self._wanted(place is not None).of_all(self.job)
-        if self._told.fails:
-            self._finite(place, self._when)
 
     def _sample(self, count: int) -> Tensor:
         """The first training images, as a batch."""
@@ -404,114 +359,6 @@ class Trainer(Kept):
             self._writer.close()
         return result
 
-    def _epoch(self, epoch: int, observer: Observer, stop: StopSignal, folder: Path) -> tuple[dict[str, Any], int]:
-        """One epoch, or what there is of it when the user stops; its row and the steps made."""
-        self._drawn = self._drawing()
-        plan = self.loader.draw(self.batches, self.batch_size, self._shuffle)
-        self._tally.clear()
-        begun, self._begun = self._begun, Begun()
-        if begun.sums is not None:
-            self._tally.restore(begun.sums)
-        self.model.train()
-        before = (epoch - 1) * self.steps
-        step, self.loader.waited = begun.step, 0.0
-        shown = saved = resumed = time.perf_counter()
-        kept = begun.step
-        begin = shown - begun.seconds
-        share = self.settings.accumulate
-
-        def wanted(fails: bool = False) -> Wishes:
-            now, first = time.perf_counter(), self.job.first
-            late = first and now - saved >= SAVE_EVERY, first and now - shown >= observer.interval
-            return Wishes(fails, stop.requested, *late)
-
-        def ends() -> bool:  # alone: of several each makes all the batches of the steps that they make together
-            return stop.requested and self.job.alone
-
-        self._wanted = wanted
-        with closing(self.loader.batches(plan, begun.step * share, self._changes, ends)) as batches:
-            for step, ((images, labels), *more) in enumerate(_together(batches, share), begun.step + 1):
-                self._when = f"in epoch {epoch}, step {step}"
-                self._rates.set(partial(self._rate, step=before + step - 1))
-                total = self._step(images, labels, self._tally, more)
-                if self.callbacks.steps:
-                    self.callbacks.tell("step", self, epoch, step, total)
-                told = wanted() if self.job.alone else self._told
-                now = time.perf_counter()
-                if told.shows or told.stops:
-                    shown = now
-                    whole = self._so_far(total, f"by epoch {epoch}, step {step}")
-                    rate = whole.images / (now - begin)
-                    observer.step(epoch, step, {**whole.read(), "samples_per_s": rate})
-                if self.job.alone:
-                    told = wanted()  # somebody may have wished to stop while it was shown
-                if step < self.steps and (told.stops or told.saves):
-                    self._save(folder, epoch, step, None, Begun(step, self._tally.state(), now - begin))
-                    saved, kept = now, step
-                if told.stops:
-                    break
-        if step < self.steps:  # stopped, perhaps while a batch was waited for
-            if step > kept:
-                self.watch.check(total, f"by epoch {epoch}, step {step}", self._tally.read())
-                self._save(folder, epoch, step, None, Begun(step, self._tally.state(), time.perf_counter() - begin))
-            return {}, step
-        whole = self._so_far(total, f"by epoch {epoch}, step {step}")
-        now = time.perf_counter()
-        rate, loading = self._tally.images / (now - begin), self.loader.waited / (now - resumed)
-        row = {
-            "epoch": epoch, "step": self._made(epoch, step), "lr": self.rate(before), "train": whole.read(),
-            "seconds": now - begin, "samples_per_s": whole.images / (now - begin), "loader_share": loading,
-        }  # fmt: skip
-        if not self.job.alone:
-            row["processes"] = self.job.gathered({"samples_per_s": rate, "loader_share": loading})
-        return row, step
-
-    def _so_far(self, total: Tensor, when: str) -> Tally:
-        """The sums of the epoch over all processes.
-
-        Raises:
-            NonFiniteError: a number is not finite, in one of them.
-        """
-        self._finite(self.watch.problem(total, self._tally.read()), when)
-        return self._tally.over(self.job)
-
-    def _end_epoch(self, folder: Path, row: dict[str, Any], observer: Observer) -> CallbackError | None:
-        """Measure the watched split, keep the weights if they are the best, write the checkpoint; what a callback
-        raised."""
-        measured = self._measure(self.splits[self.watched], watch=1)
-        row[self.watched] = measured.averages
-        row["firing"] = {name: layer.mean for name, layer in measured.rates.items()}
-        for line in problems(measured.rates):
-            observer.note(f"epoch {row['epoch']}: {line}")
-        observer.measured(self, row)
-        failed = self._tell_epoch(row)
-        epoch, every = row["epoch"], self.settings.keep_every
-        best = None if self.settings.select == "last" else selection.better(self.best, row, self.watched)
-        stays = every is not None and epoch % every == 0
-        if best or stays:
-            weights = self._weights(f"in epoch {epoch}, step {self.steps}")
-            made = checkpoint.Checkpoint(weights, self._metadata(epoch, self.steps, row), {})
-            self.best = best or self.best
-            for wanted, save in ((best, selection.keep), (stays, selection.keep_epoch)):
-                if wanted and self.job.first:
-                    self._writer.write(save, folder, made, row["step"])
-        self._save(folder, row["epoch"], self.steps, row)
-        return failed
-
-    def _tell_epoch(self, row: dict[str, Any]) -> CallbackError | None:
-        """What a callback raised: the epoch is kept first. What they add to the row must be JSON's."""
-        measured = dict(row)
-        try:
-            self.callbacks.tell("epoch", self, row)
-            json.dumps(row)
-        except (CallbackError, TypeError, ValueError) as error:
-            row.clear()
-            row.update(measured)
-            if isinstance(error, CallbackError):
-                return error
-            return CallbackError(f"callback: expected what epoch adds to the row to be of JSON's types, got {error}")
-        return None
-
     def finish(self, folder: Path) -> Final:
         """Take the chosen weights of the run in ``folder``, which is at its end, and measure them once."""
         self.restore(self.chosen(folder))
@@ -524,23 +371,3 @@ class Trainer(Kept):
         if self.job.first:
             run.write_result(folder, self.settings, final.epoch, final.splits)
         return final
-
-    def evaluate(self, split: Split) -> dict[str, float]:
-        """Averages over a split in eval mode, of the same loss parts as in training."""
-        return self._measure(split, watch=0).averages
-
-    def _measure(self, split: Split, watch: int | None) -> Measured:
-        """A split in eval mode; the firing rates are those of the first ``watch`` batches, None being all."""
-        self.model.eval()
-        self._same_buffers()
-        loader = self._loader(split)
-        tally = Tally(str(self.device), len(self.data.classes), self.scored)
-        measured = measure(self.logits, self.model, self.loss, loader, self.batch_size, tally, watch)
-        self._finite(self.watch.problem(measured.last, measured.averages), "in an evaluation")
-        return measured
-
-
-def _together(batches: Batches, share: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """So many batches at once; the last ones may be fewer."""
-    while found := list(islice(batches, share)):
-        yield found
