@@ -1,6 +1,7 @@
 """What ``test_jobs.py`` runs in several processes that train together: its checks, in all of them and in order."""
 
 import json
+import os
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,11 +14,16 @@ import torch
 from torch import distributed, nn
 
 from trtkern import nn as snn
-from trtkern.parallel.job import ALONE, JobError, join
+from trtkern.commands import _jobs
+from trtkern.commands._common import Quit
+from trtkern.parallel import launch
+from trtkern.parallel.job import ALONE, Job, JobError, join
 from trtkern.parallel.parts import full
 from trtkern.train import Trainer
 from trtkern.training import folder as folders
 from trtkern.training import loop
+from trtkern.training.gathering import gather
+from trtkern.training.settings import resolve
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -201,6 +207,30 @@ def refused(rank, world, folder):
             f"got NaN or Inf in epoch 1, step 2 in rank {world - 1}, first in the membrane potential of layer 2",
             RuntimeError, data=(data, images(37, 1)), parallel=parallel,
         )  # fmt: skip
+
+
+def digits(rank, world, folder):
+    """What a job on the digits ends with that nobody kills (``test_jobs.py``)."""
+    settings = resolve(epochs=4, threads=1)
+    (folder / "digits").mkdir(parents=True, exist_ok=True)
+    Trainer.of(settings, gather(settings)).run(folder / "digits")
+
+
+def spoken(rank, world, folder):
+    """What befalls all of them is said by the first, and what befalls one by that one, which ends the job."""
+    for number, failing in enumerate([range(world), [world - 1]]):
+        job = Job(rank, world, store=distributed.PrefixStore(str(number), distributed.FileStore(str(folder / "words"))))
+        os.environ[launch.OUTCOME] = str(folder / f"outcome{number}-{rank}")
+        with pytest.raises(Quit) as said, _jobs._spoken(job):
+            if rank in failing:
+                raise Quit("a bad file", 2)
+            while not (folder / f"outcome{number}-{world - 1}").exists():
+                pass
+            raise JobError("another one is gone")
+        speaker = 0 if len(failing) == world else world - 1
+        wanted = {0: "a bad file", world - 1: f"rank {world - 1}: a bad file"}[speaker] if rank == speaker else ""
+        assert str(said.value) == wanted
+        assert launch.ended() == (2 if rank == speaker else None)
 
 
 def silent(rank, world, folder):

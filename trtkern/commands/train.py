@@ -58,6 +58,7 @@ def train(context: typer.Context, **said: Any) -> int:
             if not call.dry_run:
                 raise ValueError("--ranks: expected --dry-run beside it, got it without; processes are --processes")
         plan = plans.make(recipe=said["recipe"], changes=changes, **over)
+        launch.divided(call.processes or 1, plan["batch_size"])
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
         one = not call.dry_run and call.seeds is None

@@ -62,6 +62,21 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def divided(processes: int, batch: int) -> int:
+    """The images of a batch that each process takes.
+
+    Raises:
+        ValueError: it does not divide.
+    """
+    if batch % processes:
+        near = batch - batch % processes or processes
+        raise ValueError(
+            f"--batch-size: expected a multiple of {processes}, the processes that share a batch, got {batch}; take "
+            f"{near}"
+        )
+    return batch // processes
+
+
 def _status(code: int) -> int:
     """The exit status of a process that ended with that code, of which a signal is negative."""
     return 128 - code if code < 0 else code

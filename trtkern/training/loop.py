@@ -20,6 +20,7 @@ from trtkern.data.mix import of as mixed
 from trtkern.data.own import OwnDataset
 from trtkern.data.samples import Loaded
 from trtkern.parallel.job import ALONE, join
+from trtkern.parallel.launch import divided
 from trtkern.profiling import MemoryReport, memory
 from trtkern.training import (
     budget,
@@ -215,11 +216,11 @@ class Trainer(Epochs):
         images = self.data.train.images
         if isinstance(images, Loaded):
             self.batch_size, self.steps = images.batch_size, -(-images.steps // settings.accumulate)
-            self.part_size = together.divided(self.job.world_size, self.batch_size)
+            self.part_size = divided(self.job.world_size, self.batch_size)
             return
         count = len(images)
         self.batch_size = min(settings.batch_size, count)
-        self.part_size = together.divided(self.job.world_size, self.batch_size)
+        self.part_size = divided(self.job.world_size, self.batch_size)
         self.steps = count // self.batch_size // settings.accumulate
         if not self.steps:
             raise ValueError(

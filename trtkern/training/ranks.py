@@ -10,6 +10,7 @@ import torch
 
 from trtkern.names import PARALLEL
 from trtkern.output.text import aligned, size
+from trtkern.parallel.launch import divided
 from trtkern.profiling.memory.budget import Plan
 from trtkern.profiling.scaling import LINKS, Link, Traffic, least_compute, predict, traffic
 from trtkern.training import budget
@@ -17,7 +18,7 @@ from trtkern.training.budget import Share
 from trtkern.training.settings import Settings
 from trtkern.training.step import Step
 from trtkern.training.tally import Tally
-from trtkern.training.together import LOW, divided
+from trtkern.training.together import LOW
 
 if TYPE_CHECKING:
     from trtkern.training.loop import Trainer

@@ -76,21 +76,6 @@ def agree(job: Job, settings: Settings, files: dict[str, Any] | None, splits: Ma
             )
 
 
-def divided(processes: int, batch: int) -> int:
-    """The images of a batch that each of so many processes takes.
-
-    Raises:
-        ValueError: it does not divide.
-    """
-    if batch % processes:
-        near = batch - batch % processes or processes
-        raise ValueError(
-            f"--batch-size: expected a multiple of {processes}, the processes that share a batch, got {batch}; "
-            f"take {near}"
-        )
-    return batch // processes
-
-
 def in_parts(job: Job, settings: Settings) -> bool:
     """Whether each process has a part of the weights alone."""
     return not job.alone and settings.parallel == "fsdp"
