@@ -16,6 +16,7 @@ from torch import distributed, nn
 from trtkern import nn as snn
 from trtkern.commands import _jobs
 from trtkern.commands._common import Quit
+from trtkern.parallel import job as jobs
 from trtkern.parallel import launch
 from trtkern.parallel.job import ALONE, Job, JobError, join
 from trtkern.parallel.parts import full
@@ -234,12 +235,12 @@ def spoken(rank, world, folder):
 
 
 def silent(rank, world, folder):
-    """One that does not answer is named by the others."""
-    job = join()
+    """One that does not answer, for a second that has to pass, is named by the others."""
+    job, second, jobs.FOUND_OUT = join(), 1.0, 1.0
     store = distributed.FileStore(str(folder / "words"), world)
-    job._store, job.timeout = distributed.PrefixStore("words", store), 1.0
+    job._store, job.timeout = distributed.PrefixStore("words", store), second
     job._store.set(f"process/{rank}", json.dumps(["elsewhere", 0]))
-    job._group = distributed.new_group(timeout=timedelta(seconds=1))
+    job._group = distributed.new_group(timeout=timedelta(seconds=second))
     if rank == world - 1:
         while not store.check(["words/heard"]):
             pass
