@@ -11,6 +11,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from patience import PATIENCE
 from torch import distributed, nn
 
 from trtkern import nn as snn
@@ -215,6 +216,18 @@ def digits(rank, world, folder):
     settings = resolve(epochs=4, threads=1)
     (folder / "digits").mkdir(parents=True, exist_ok=True)
     Trainer.of(settings, gather(settings)).run(folder / "digits")
+
+
+def meeting(rank, world, folder):
+    """Whoever is started together finds a word in common, whatever an earlier start has left in the store."""
+    store, words = distributed.FileStore(str(folder / "meeting"), world), []
+    for _ in range(3):
+        words.append(jobs._met(store, rank, world, PATIENCE))
+        store.set("greeting/1", "of one that was killed before it heard an answer")
+        distributed.barrier()
+    together = [None] * world
+    distributed.all_gather_object(together, words)
+    assert together == [words] * world and len(set(words)) == 3
 
 
 def spoken(rank, world, folder):

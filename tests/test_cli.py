@@ -132,7 +132,7 @@ def one_line(capsys) -> str:
         (["evaluate", "full/file"], "expected a checkpoint of trtkern, got a damaged or different file"),
         (["evaluate"], "Missing argument"),
         (["evaluate", "gone", "--workers", "-1"], "--workers: expected an integer of at least 0, got -1"),
-        (["fly"], "command: expected one of train, evaluate, "),
+        (["fly"], "command: expected one of train, sweep, evaluate, "),
         (["trian"], "got 'trian'; did you mean 'train'?"),
     ],
 )

@@ -23,9 +23,9 @@ FILE = Path(__file__).with_name("job_checks.py")
 CHECKS = {
     2: (
         *("losses", "accumulated", "in_parts", "shared_statistics", "own_statistics", "resumed", "ended", "refused"),
-        *("digits", "spoken", "silent"),
+        *("digits", "meeting", "spoken", "silent"),
     ),
-    4: ("begun", "losses", "in_parts", "shared_statistics", "refused"),
+    4: ("meeting", "begun", "losses", "in_parts", "shared_statistics", "refused"),
 }
 """By the number of processes."""
 

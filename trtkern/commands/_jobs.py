@@ -45,8 +45,9 @@ def _together(timeout: float, work: Callable[[Job], int]) -> int:
 
 def _begun(job: Job, plan: dict[str, Any], run_dir: str | None, download: bool) -> int:
     with user_errors():
-        again = launch.restarts() > 0
-        folder, begun = job.told(folders.taken_up(plan, run_dir, again) if job.first else (Path(), False))
+        found = folders.taken_up(plan, run_dir, job.kept("folder")) if job.first else (Path(), False)
+        folder, begun = job.told(found)
+        job.keep("folder", str(folder))
     return _runs.resume(folder, {}, False, job) if begun else _runs.begin(plan, folder, download, job)
 
 

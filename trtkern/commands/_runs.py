@@ -20,7 +20,6 @@ from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
 from trtkern.output.console import console
 from trtkern.parallel.job import ALONE, Job
-from trtkern.parallel.launch import restarts
 from trtkern.training import (
     budget,
     checkpoint,
@@ -199,7 +198,7 @@ def resume(folder: Path, given: dict[str, Any], other_data: bool = False, job: J
     """
     with user_errors():
         trainer, left = go_on(folder, given, other_data, job=job)
-        if not left and restarts():
+        if not left and job.kept("ran"):
             return 0  # one of its processes ended after all was written
         if not left:
             raise ValueError(
@@ -252,6 +251,7 @@ def run_one(trainer: Trainer, folder: Path) -> int:
     """Train to the end, or to where the user stops it; curves, report and table."""
     out = console()
     settings = trainer.settings
+    trainer.job.keep("ran", "1")
     counts = {name: len(split.images) for name, split in trainer.splits.items()}
     held = f", {counts['validation']:,} validation" if "validation" in counts else ""
     out.print(

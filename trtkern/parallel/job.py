@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -41,13 +42,15 @@ class Job:
         local_rank: which of those on this machine.
         store: where they leave words for one another, outside of all collectives; None: there is no such place.
         timeout: seconds that each waits for the others.
+        kept: such a place that stays when all of them are started anew.
     """
 
     def __init__(
-        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Any = None, timeout: float = TIMEOUT
-    ) -> None:
+        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Any = None, timeout: float = TIMEOUT,
+        kept: Any = None,
+    ) -> None:  # fmt: skip
         self.rank, self.world_size, self.local_rank, self.timeout = rank, world_size, local_rank, timeout
-        self._store = store
+        self._store, self._kept = store, kept
         self._group: Any = None
         self._spoken = False
         if world_size == 1:
@@ -66,6 +69,17 @@ class Job:
     def first(self) -> bool:
         """Whether it is the one that writes and prints."""
         return self.rank == 0
+
+    def keep(self, name: str, word: str) -> None:
+        """Leave a word for when all of them are started anew."""
+        if self._kept is not None:
+            self._kept.set(f"kept/{name}", word)
+
+    def kept(self, name: str) -> str | None:
+        """The word that was left before they were started anew; None where there is none."""
+        if self._kept is None or not self._kept.check([f"kept/{name}"]):
+            return None
+        return self._kept.get(f"kept/{name}").decode()
 
     def part(self, count: int, rank: int | None = None) -> slice:
         """The rows of ``count`` that are this process's (or those of ``rank``): equal parts where it divides."""
@@ -254,14 +268,16 @@ def join(timeout: float = TIMEOUT) -> Job:
         return _job
     if not dist.is_available() or not (dist.is_initialized() or launch.started()):
         return ALONE
-    store = None
+    store = kept = None
     if not dist.is_initialized():
         patience = timedelta(seconds=timeout)
         try:
             held, rank, world_size = next(iter(dist.rendezvous("env://", timeout=patience)))
             if world_size == 1:
                 return ALONE
-            held = dist.PrefixStore(f"start {launch.restarts()}", held)  # torchrun keeps the store from start to start
+            kept = dist.PrefixStore("trtkern", held)
+            word = _met(kept, rank, world_size, timeout)
+            held = dist.PrefixStore(word, held)
             store = dist.PrefixStore("trtkern", held)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience,
@@ -273,8 +289,36 @@ def join(timeout: float = TIMEOUT) -> Job:
                 f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}, got {_line(error)}"
             ) from error
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    _job = Job(dist.get_rank(), dist.get_world_size(), local, store, timeout) if dist.get_world_size() > 1 else ALONE
+    several = dist.get_world_size() > 1
+    _job = Job(dist.get_rank(), dist.get_world_size(), local, store, timeout, kept) if several else ALONE
     return _job
+
+
+def _met(store: Any, rank: int, world_size: int, timeout: float) -> str:
+    """A word of those processes that are started together: torchrun keeps one store for all starts of a job, and what
+    the processes of an earlier one have left there must not be taken for an answer.
+
+    The first process answers whoever greets it, until all others have said that they have heard it. On several machines
+    nothing else tells the starts apart: each counts those that it has seen.
+    """
+    mine, until = uuid.uuid4().hex, time.monotonic() + timeout
+    if rank:
+        store.set(f"greeting/{rank}", mine)
+        store.wait([f"answer/{mine}"], timedelta(seconds=timeout))
+        word = store.get(f"answer/{mine}").decode()
+        store.set(f"heard/{word}/{rank}", "1")
+        return word
+    others = set(range(1, world_size))
+    while others:
+        for other in sorted(others):
+            if store.check([f"heard/{mine}/{other}"]):
+                others.remove(other)
+            elif store.check([f"greeting/{other}"]):
+                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", mine)
+        if time.monotonic() > until:
+            raise RuntimeError(f"no word from rank {', '.join(map(str, sorted(others)))} within {timeout:g} s")
+        time.sleep(0.01)
+    return mine
 
 
 def leave() -> None:

@@ -57,11 +57,6 @@ def started() -> bool:
     return all(name in os.environ for name in _TOLD)
 
 
-def restarts() -> int:
-    """How often torchrun has started the processes of this job anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def divided(processes: int, batch: int) -> int:
     """The images of a batch that each process takes.
 
@@ -102,7 +97,8 @@ def ended() -> int | None:
 
 def restarts_left() -> int:
     """How often torchrun will still start the processes of this job anew."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts()
+    most, made = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT"))
+    return most - made
 
 
 def bound() -> None:

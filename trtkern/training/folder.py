@@ -51,7 +51,7 @@ def create(plan: dict[str, Any], run_dir: str | None) -> Path:
             raise ValueError(f"--run-dir: expected an empty or new folder, got {folder}, which holds {what}")
         _make(folder, exist_ok=True)
     else:
-        folder = _free(_base(plan))
+        folder = _free(RUNS / f"{short(str(plan['data']))}-{short(str(plan['loss']))}-seed{plan['seed']}")
         hold(folder)
     try:
         write(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
@@ -157,43 +157,25 @@ def release(folder: Path) -> None:
         os.close(handle)
 
 
-def taken_up(plan: dict[str, Any], run_dir: str | None, again: bool) -> tuple[Path, bool]:
+def taken_up(plan: dict[str, Any], run_dir: str | None, before: str | None) -> tuple[Path, bool]:
     """The folder of a job's run, which this process holds from then on, and whether the run has begun.
 
     The processes of a job are started with one command line, and started anew with the same one. So where ``run_dir``
-    holds a run of this plan it is that run's; without a ``run_dir`` it is the newest folder that would have been made.
+    holds a run of this plan it is that run's.
 
     Args:
         plan: of the run.
         run_dir: as of ``create``.
-        again: whether the processes were started before.
+        before: the folder that the job had before its processes were started anew.
 
     Raises:
         ValueError, OSError: as ``create`` and ``hold``.
     """
-    if run_dir is not None:
-        if (Path(run_dir) / PLAN).exists() and read_plan(Path(run_dir)) == plan:
-            hold(Path(run_dir))
-            return Path(run_dir), again or _saved(Path(run_dir))
+    found = run_dir if before is None else before
+    if found is None or not (Path(found) / PLAN).exists() or read_plan(Path(found)) != plan:
         return create(plan, run_dir), False
-    base = _base(plan)
-    numbered = [(int(found[1] or 1), path) for path in RUNS.glob(f"{base.name}*") if (found := _number(base, path))]
-    for _, folder in sorted(numbered, reverse=True) if again else ():
-        with suppress(ValueError):
-            if read_plan(folder) == plan:
-                hold(folder)
-                return folder, True
-    return create(plan, None), False
-
-
-def _number(base: Path, folder: Path) -> re.Match[str] | None:
-    """What ``_free`` has put behind the name."""
-    return re.fullmatch(rf"{re.escape(base.name)}(?:-(\d+))?", folder.name)
-
-
-def _base(plan: dict[str, Any]) -> Path:
-    """The first folder that a run of this plan would have."""
-    return RUNS / f"{short(str(plan['data']))}-{short(str(plan['loss']))}-seed{plan['seed']}"
+    hold(Path(found))
+    return Path(found), before is not None or _saved(Path(found))
 
 
 def _saved(folder: Path) -> bool:
