@@ -63,7 +63,7 @@ def trained(folder, model=plif, data=None, drawn=False, **more):
     data = (images(160), images(37, 1)) if data is None else data
     told = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 0.05, "select": "last", "threads": 1, "batch_size": 16}
     trainer = Trainer(model, data, epochs=2, timesteps=3, **{**told, **more})
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     return trainer, trainer.fit(folder, show=False) if drawn else trainer.run(folder)
 
 
@@ -214,7 +214,7 @@ def refused(rank, world, folder):
 def digits(rank, world, folder):
     """What a job on the digits ends with that nobody kills (``test_jobs.py``)."""
     settings = resolve(epochs=4, threads=1)
-    (folder / "digits").mkdir(parents=True, exist_ok=True)
+    (folder / "digits").mkdir(exist_ok=True)
     Trainer.of(settings, gather(settings)).run(folder / "digits")
 
 
@@ -223,7 +223,8 @@ def meeting(rank, world, folder):
     store, words = distributed.FileStore(str(folder / "meeting"), world), []
     for _ in range(3):
         words.append(jobs._met(store, rank, world, PATIENCE))
-        store.set("greeting/1", "of one that was killed before it heard an answer")
+        if rank == 1:
+            store.set("greeting/1", "of one that was killed before it heard an answer")
         distributed.barrier()
     together = [None] * world
     distributed.all_gather_object(together, words)
@@ -266,7 +267,9 @@ def silent(rank, world, folder):
 
 def of_world(check, rank, world):
     """The check in a folder of these processes."""
-    check(rank, world, Path(sys.argv[1]) / str(world))
+    folder = Path(sys.argv[1]) / str(world)
+    folder.mkdir(exist_ok=True)
+    check(rank, world, folder)
 
 
 if __name__ == "__main__":
