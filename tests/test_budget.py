@@ -236,6 +236,15 @@ def test_no_way_fits():
         found.within(least.peak - 1)
 
 
+@pytest.mark.parametrize("name", ["conv", "resnet19", "sew"])
+def test_what_is_said_to_fit_fits(name):
+    found = of(name)
+    with pytest.raises(BudgetError) as refused:
+        found.within(1024)
+    said = options.limit(str(refused.value).partition(",")[0].removeprefix("expected at least "))
+    assert said is not None and found.least().peak <= found.within(said.of(0)).peak <= said.of(0)
+
+
 def test_a_table_of_blocks_and_their_ways():
     lines = str(of("conv").least()).splitlines()
     assert lines[0].split() == ["block", "way", "kept", "saved", "longer"]

@@ -142,17 +142,22 @@ def test_a_job_begins_a_run_and_goes_on_with_it(submitted, tmp_path):
     assert submitted("--recipe", "imagenet", ends=3).wait(PATIENCE) == 3
     begun, again = (tmp_path / "said").read_text().splitlines()
     assert "--nnodes 2 --nproc-per-node 8 --max-restarts 3" in begun and "--rdzv-endpoint node1:29571" in begun
-    options = f"--recipe imagenet --data-dir /data --parallel ddp --sync-norm --run-dir {run}"
+    assert "--cpus-per-task 64 torchrun " in begun and "--cpus-per-task 64 torchrun " in again
+    options = f"--parallel ddp --sync-norm --recipe imagenet --data-dir /data --run-dir {run}"  # the user's come last
     assert begun.endswith(f" -m trtkern.cli train {options}") and again.endswith(
         f" -m trtkern.cli train --resume {run}"
     )
 
 
-def test_a_job_whose_time_is_up_is_requeued(submitted, tmp_path):
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_job_whose_time_is_up_is_requeued_unless_its_run_has_ended(submitted, tmp_path, ended):
     process, ready = submitted(waits=str(tmp_path / "ready")), tmp_path / "ready"
     until = time.monotonic() + PATIENCE
     while not ready.exists() and time.monotonic() < until:
         time.sleep(0.02)
+    if ended:
+        (tmp_path / "runs" / "job-71").mkdir(parents=True)
+        (tmp_path / "runs" / "job-71" / "result.json").touch()
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
-    assert (tmp_path / "said").read_text().splitlines()[-1] == "scontrol requeue 71"
+    assert ((tmp_path / "said").read_text().splitlines()[-1] == "scontrol requeue 71") == (not ended)

@@ -105,6 +105,33 @@ def test_other_members_are_passed_over(tmp_path):
     ]
 
 
+def test_hidden_files_are_no_shards(tmp_path):
+    whole(tmp_path)
+    before = tar_shards.find(tmp_path)
+    for name in ("._train-000000.tar", ".train-000007.tar"):
+        (tmp_path / name).write_bytes(b"what a Mac writes beside each file that it copies")
+    assert tar_shards.find(tmp_path) == before
+    os.mkdir(tmp_path / "none")
+    (tmp_path / "none" / "._train-000000.tar").touch()
+    assert not tar_shards.any_in(tmp_path / "none") and not tar_shards.holds(tmp_path / "none")
+
+
+@pytest.mark.parametrize("highest", ["7", "1000000000000", "10000000000000000000", "1" + " " * 40])
+@pytest.mark.parametrize("series", ["train-", "data-"])
+def test_a_number_of_a_class_that_is_a_slip(highest, series, tmp_path):
+    """It asks for no memory, whether or not anything names the classes."""
+    members = [*sample(0), *sample(1), ("00002.jpg", jpeg(2)), ("00002.cls", highest.encode())]
+    tar(tmp_path / f"{series}0.tar", members)
+    tar(tmp_path / "val-0.tar", sample(3)) if series == "train-" else None
+    for named in ("", "ape\nbee\ncat\n"):
+        if named:
+            (tmp_path / "classes.txt").write_text(named)
+        with pytest.raises(
+            ValueError, match=r"numbered in a row from 0, got|expected a class as a number|names 3, got"
+        ):
+            tar_sets.by_shard(tmp_path, size=SIZE)
+
+
 def test_a_class_list_chooses_by_name(tmp_path):
     whole(tmp_path)
     (tmp_path / "list.txt").write_text("cat a pet\nape\n")

@@ -6,16 +6,16 @@ import json
 import shlex
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, need, quits, user_errors
+from trtkern.commands.train import plan_of
 from trtkern.names import short, unknown
 from trtkern.output.console import console
 from trtkern.parallel import launch
-from trtkern.training import plan as plans
 from trtkern.training import seeds as several
 from trtkern.training import sweep as sweeps
 from trtkern.training.options import of_command
@@ -49,10 +49,8 @@ def sweep(
     place = Path(run_dir or f"runs/{short(recipe).removesuffix('.toml')}-sweep")
     with user_errors():
         _check(more)
-        points = sweeps.grid(grid or [])
-        for point in points:
-            plans.make(recipe=recipe, changes=list(point))  # before the first run, not at its turn
-        todo = sweeps.runs(points, several.parse(seeds), place)
+        todo = sweeps.runs(sweeps.grid(grid or []), several.parse(seeds), place)
+        sweeps.check(_plans(context, todo, recipe, more))  # before the first run, not at its turn
         sweeps.claim(place, recipe, more)
     if slurm:
         with quits(FAILURE, OSError):
@@ -76,7 +74,21 @@ def _check(more: list[str]) -> None:
         if name in _OURS:
             raise ValueError(f"sweep: expected options of a run, got {name}, which the sweep gives each of them")
         if name.startswith("--") and name not in flags:
-            raise unknown("trtkern sweep", name, [*_OWN, *flags])
+            raise unknown("trtkern sweep", name, [*_OWN, *(flag for flag in flags if flag not in (*_OURS, *_OWN))])
+
+
+def _plans(
+    context: typer.Context, todo: list[sweeps.Run], recipe: str, more: list[str]
+) -> dict[sweeps.Run, dict[str, Any]]:
+    """The plan of each run, of its command line as `trtkern train` reads it."""
+    whole = context.find_root()
+    command = cast(Any, whole.command).commands["train"]
+    made: dict[sweeps.Point, dict[str, Any]] = {}
+    for run in todo:
+        if run.point not in made:
+            words = run.beginning(recipe, more)[1:]
+            made[run.point] = plan_of(command.make_context("train", words, parent=whole).params)
+    return {run: {**made[run.point], "seed": run.seed} for run in todo}
 
 
 def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str], as_json: bool) -> int:
@@ -111,9 +123,11 @@ def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str], 
 
 def _table(rows: list[dict[str, Any]], figure: str, title: str) -> Table:
     """A row a point: what its runs reach, mean and standard deviation over the seeds."""
-    splits = list(rows[0]["mean"]) if rows else []
+    splits = list(dict.fromkeys(name for row in rows for name in row["mean"]))
     unit = "%" if figure == "accuracy" else "loss"
     made = Table("point", "seeds", *(f"{name} ({unit})" for name in splits), title=title, title_justify="left")
     for row in rows:
-        made.add_row(" ".join(row["point"]) or "as it is", ", ".join(row["seeds"]), *several.shown(row, figure))
+        figures = dict(zip(row["mean"], several.shown(row, figure), strict=True))
+        reached = (figures.get(name, "") for name in splits)
+        made.add_row(" ".join(row["point"]) or "as it is", ", ".join(row["seeds"]), *reached)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -51,13 +51,11 @@ def train(context: typer.Context, **said: Any) -> int:
     with user_errors():
         if call.other_data:
             raise ValueError("--other-data: expected it beside --resume, got it without")
-        over = {name: None if said[name] is False else said[name] for name in plans.SAID}  # a switch is on or not said
-        changes = [*([] if call.network is None else [f"model.name={call.network}"]), *(call.changes or ())]
         if call.ranks is not None:
             plans.fitting(CALL["ranks"], call.ranks)
             if not call.dry_run:
                 raise ValueError("--ranks: expected --dry-run beside it, got it without; processes are --processes")
-        plan = plans.make(recipe=said["recipe"], changes=changes, **over)
+        plan = plan_of(said)
         launch.divided(call.processes or 1, plan["batch_size"])
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
@@ -75,6 +73,17 @@ def train(context: typer.Context, **said: Any) -> int:
         return _jobs.begin(plan, call.run_dir, call.download)
     place = Path(call.run_dir or f"runs/{names.short(plan['data'])}-{names.short(plan['loss'])}-seeds")
     return (_jobs if together else _runs).series(plan, call.seeds or "", place, call.download)
+
+
+def plan_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of what stands on the command line.
+
+    Raises:
+        ValueError: as ``plan.make``.
+    """
+    over = {name: None if said[name] is False else said[name] for name in plans.SAID}  # a switch is on or not said
+    network = [] if said["network"] is None else [f"model.name={said['network']}"]
+    return plans.make(recipe=said["recipe"], changes=[*network, *(said["changes"] or ())], **over)
 
 
 def _launched(context: typer.Context, call: Call, folder: Path | None = None) -> int:

@@ -37,8 +37,8 @@ IMAGES = ("jpg", "jpeg", "png")
 CLASS = "cls"
 BLOCK = 512
 """Bytes that a member of a tar file is a multiple of; a block of zeros is its end."""
-LONGEST = 20
-"""Bytes of a class."""
+LONGEST = 18
+"""Digits of a class, which is a number of 64 bits."""
 AT_ONCE = 4
 """Shards read at once: on a network's file system each header takes long."""
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
@@ -184,8 +184,8 @@ def _samples(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[s
 
 def _place(path: Path, file: BinaryIO, name: str, parts: dict[str, tarfile.TarInfo]) -> Place:
     image, told = parts["image"], parts[CLASS]
-    said = os.pread(file.fileno(), min(told.size, LONGEST), told.offset_data).strip()
-    if not said.isdigit() or told.size > LONGEST:
+    said = os.pread(file.fileno(), min(told.size, 2 * LONGEST), told.offset_data).strip()
+    if not said.isdigit() or len(said) > LONGEST or told.size > 2 * LONGEST:
         raise DataError(
             f"data: expected a class as a number of 0 and above in {told.name} of {path}, got {said!r}; make the shard "
             f"again with the number of the class, and its name in classes.txt beside it"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trtkern.data import tar_shards
 from trtkern.data.dataset import Dataset, Split
@@ -69,13 +68,13 @@ def by_shard(
     if not place.is_dir():
         raise FileNotFoundError(f"data: expected tar:DIR with tar shards, got no folder {place}")
     found = _read(place, size, options.pop("buffer", BUFFER), cache, progress)
+    named = _classes(place, found)
     if tar_shards.WHOLE in found:
         (whole,) = found.values()
         first, second = cut(whole.labels)
         train, test = whole.take(first), whole.take(second)
     else:
         train, test = _splits(place, found)
-    named = _classes(place, found)
     _check_classes(place, train, test, named)
     return of_images(place.name, train, test, tuple(named.values()), **options)
 
@@ -106,11 +105,22 @@ def _splits(root: Path, found: dict[str, Split]) -> tuple[Split, Split]:
 
 
 def _classes(root: Path, found: dict[str, Split]) -> dict[str, str]:
-    """{the name of each class: what its line says}, in the order of their numbers."""
+    """{the name of each class: what its line says}, in the order of their numbers; raise if a label is none of them."""
+    highest = max(int(split.labels.max()) for split in found.values())
     if (root / CLASS_LIST).is_file():
-        return read_classes(root / CLASS_LIST, sort=False)
-    count = 1 + max(int(split.labels.max()) for split in found.values())
-    return {str(number): str(number) for number in range(count)}
+        named = read_classes(root / CLASS_LIST, sort=False)
+        if highest >= len(named):
+            raise ValueError(
+                f"data: expected classes of 0..{len(named) - 1}, as {root / CLASS_LIST} names {len(named):,}, got "
+                f"{highest} in a .cls; name every class, a line each"
+            )
+        return named
+    if highest >= (images := sum(len(split.labels) for split in found.values())):
+        raise ValueError(
+            f"data: expected the classes in the shards of {root} to be numbered in a row from 0, got {highest} in a "
+            f".cls, and {images:,} images in all; number them so"
+        )
+    return {str(number): str(number) for number in range(highest + 1)}
 
 
 def _chosen(
@@ -128,7 +138,6 @@ def _chosen(
     places[taken] = torch.arange(len(taken))
     splits = []
     for split in (train, test):
-        _check_labels(root, split.labels, len(named))
         labels = places[split.labels]
         rows = torch.nonzero(labels >= 0).flatten()
         splits.append(Split(split.images[rows], labels[rows]))
@@ -136,20 +145,11 @@ def _chosen(
 
 
 def _check_classes(root: Path, train: Split, test: Split, named: dict[str, str]) -> None:
-    """Raise if a label is none of the classes, or a class has no image in a split."""
+    """Raise if a class has no image in a split."""
     for name, split in (("train", train), ("test", test)):
-        _check_labels(root, split.labels, len(named))
         counts = torch.bincount(split.labels, minlength=len(named))
         if lacking := torch.nonzero(counts == 0).flatten().tolist():
             raise ValueError(
                 f"data: expected images of each of the {len(named):,} classes in the shards of {root}, got none of "
                 f"{list(named)[lacking[0]]} (class {lacking[0]}) in the {name} split"
             )
-
-
-def _check_labels(root: Path, labels: Tensor, classes: int) -> None:
-    if len(labels) and int(labels.max()) >= classes:
-        raise ValueError(
-            f"data: expected classes of 0..{classes - 1}, as {root / CLASS_LIST} names {classes:,}, got "
-            f"{int(labels.max())} in a .cls; name every class, a line each"
-        )

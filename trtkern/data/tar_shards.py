@@ -100,7 +100,8 @@ def _names(root: Path) -> list[str]:
             if not (root / place).is_dir() and place:
                 continue
             with os.scandir(root / place) as entries:
-                found += [os.path.join(place, each.name) for each in entries if _SHARD.fullmatch(each.name)]
+                names = [each.name for each in entries if each.name[0] != "."]  # "._data-0.tar" is of a Mac's Finder
+                found += [os.path.join(place, name) for name in names if _SHARD.fullmatch(name)]
     except OSError as error:
         raise files.unreadable("a folder of tar shards", root, error) from None
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Container, Iterable, Sequence
@@ -30,16 +31,15 @@ def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
     ]
 
 
-def size(count: int) -> str:
-    """Bytes for people: "512 B", "12.0 KiB", "3.1 MiB"."""
+def size(count: int, *, up: bool = False) -> str:
+    """Bytes for people: "512 B", "12.0 KiB", "3.1 MiB"; with ``up`` never fewer than there are."""
     if count < 1024:
         return f"{count} B"
-    value = count / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
+    value, unit = count / 1024, "KiB"
+    for larger in ("MiB", "GiB"):
+        if value >= 1024:
+            value, unit = value / 1024, larger
+    return f"{math.ceil(10 * value) / 10 if up else value:.1f} {unit}"
 
 
 def parsed_size(text: str, option: str) -> int:

@@ -92,7 +92,7 @@ def _make(folder: Path, exist_ok: bool) -> None:
 _held: dict[Path, int] = {}
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path, what: str = "train: expected a run") -> None:
     """Keep other processes from this run, until this one ends, however it does; clear away what a killed one left.
 
     On a file system without locks nothing keeps them, and it says so.
@@ -110,8 +110,7 @@ def hold(folder: Path) -> None:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(
-            f"train: expected a run that no other process is at, got {folder}, which is in use; wait for that one, or "
-            f"end it"
+            f"{what} that no other process is at, got {folder}, which is in use; wait for that one, or end it"
         ) from None
     except OSError as error:
         if error.errno not in UNSUPPORTED:

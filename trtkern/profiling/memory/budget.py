@@ -124,8 +124,8 @@ class StepMemory:
             return self._plan(chosen.options, budget)
         least = self.least()
         raise BudgetError(
-            f"expected at least {size(least.peak)}, which a step takes with as little kept as there is a way for "
-            f"(weights {size(self.held.weights)}, gradients {size(self.held.gradients)}, optimiser "
+            f"expected at least {size(least.peak, up=True)}, which a step takes with as little kept as there is a way "
+            f"for (weights {size(self.held.weights)}, gradients {size(self.held.gradients)}, optimiser "
             f"{size(self.held.state)}; the rest grows with the batch), got {size(budget)}"
         )
 
