@@ -20,14 +20,21 @@ RUN := runs/demo
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(PINS)
 ASKS = from importlib.metadata import requires; print(any(r.startswith("triton") for r in requires("torch")))
 
+# $(call while_compiling,COMMAND): the extensions are compiled meanwhile, with what setup.py needs in a folder of its own.
+# The installation of trtkern finds the objects, and links them; where they could not be compiled it says why.
+BUILDERS = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--target $(VENV)/builders setuptools pybind11
+COMPILE = PYTHONPATH=$(VENV)/builders $(BIN)/python setup.py -q build_ext --build-lib $(VENV)/compiled
+while_compiling = { $(BUILDERS) && $(COMPILE); } >/dev/null 2>&1 & $(1); status=$$?; wait; exit $$status
+
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),)
-	$(INSTALL) torch
+	$(call while_compiling,$(INSTALL) torch)
 else
 	grep -v -e '^torch==' -e '^triton==' -e '^setuptools==' constraints.txt > $(PINS)
 	$(if $(TRITON),echo 'triton==$(TRITON)' >> $(PINS))
-	$(INSTALL) 'torch==$(TORCH)'
+	$(call while_compiling,$(INSTALL) 'torch==$(TORCH)')
 	echo 'torch==$(TORCH)' >> $(PINS)
 	$(if $(TRITON),,$(BIN)/python -c '$(ASKS)' | grep -q True || grep '^triton==' constraints.txt >> $(PINS))
 endif

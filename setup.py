@@ -248,7 +248,7 @@ def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list
 
 def extensions() -> list[Extension]:
     """The extensions whose sources are here and that are not switched off."""
-    cpu = list(CPU_SOURCES)
+    cpu = sorted(CPU_SOURCES, key=lambda source: not source.startswith("csrc/cpu/isa_"))  # half a minute each
     cuda = ["csrc/cuda/bindings.cpp", *sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("*/*.cu"))]
     found = []
     for name, sources in (("_cuda", cuda), ("_cpu", cpu)):  # the longest first

@@ -38,7 +38,8 @@ def own_surrogate(u, alpha):
 
 
 def finishes(dtype: torch.dtype) -> list[Launch]:
-    """All that runs between the passes of a norm whose parameters are of that type, and behind a pass with sums."""
+    """All that runs between the passes of a norm whose parameters are of that type, and behind a pass with sums: first
+    the four whose code depends on the type."""
     C, P = 16, 10
     draw = [torch.empty(C, dtype=dtype) for _ in range(4)]
     out = Finished(torch.empty(3, C), torch.empty(2, C).double(), torch.empty(3, C))
@@ -47,10 +48,10 @@ def finishes(dtype: torch.dtype) -> list[Launch]:
     learned, summed, gparams = torch.empty(P, 4, C, 8), torch.empty(2, 4, C, 8), torch.empty(P, C)
     return [
         batch_norm.affine_launches(torch.empty(4, 256 * C), 256, norm, out)[1],
-        batch_norm.statistics_launches(torch.empty(4, 256 * C), C, 256, out.moments)[1],
         batch_norm_finish.known_launch(*draw[:2], norm, out),
         batch_norm_finish.coefficients_launch(out.moments, out.moments, grads),
         batch_norm_finish.add_up_launch(learned, summed, gparams, out.moments, grads),
+        batch_norm.statistics_launches(torch.empty(4, 256 * C), C, 256, out.moments)[1],
         batch_norm_finish.add_up_launch(learned[:6], None, gparams[:6], None, None),
         batch_norm_finish.add_up_launch(None, summed, None, out.moments, None),
     ]

@@ -81,12 +81,14 @@ def row(target: str, name: str, T: int, dtype: torch.dtype, options: dict[str, A
 def finishes(target: str) -> list[dict[str, Any]]:
     """Registers, spills and the float64 operations of all that runs between the passes of a norm.
 
-    What does not depend on the type of the parameters is the same code for all of them, and read once.
+    On sm_90 each launch for each type of the parameters, elsewhere each launch for one, and each type. What does not
+    depend on the type is the same code for all of them, and read once.
     """
     rows, readings = [], {}
     with triton.compiling_for(target):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            for launch in aot_launches.finishes(dtype):
+        for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16, torch.float64)):
+            launches = aot_launches.finishes(dtype)
+            for launch in launches if target == "sm_90" or WHOLE else launches[number::4]:
                 kernel, name = triton.compiled(launch), launch.kernel.__name__
                 found = re.findall(r"\b((?:sqrt|div|rcp|fma)\.\w+\.f64|atom\.\S+)", kernel.asm.get("ptx", ""))
                 if kernel.hash not in readings:

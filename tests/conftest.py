@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FUSED = [b.name for b in BACKENDS if b.name != "reference" and b.missing() is None]
 DEVICE = {b.name: device_of(b) for b in BACKENDS if b.missing() is None}
 LONGEST = (
-    *("test_triton_aot.py", "test_norm_finish.py", "test_spike_conv_aot.py", "test_compile.py", "test_lif.py"),
-    *("test_batch_norm_lif.py", "test_lengths.py", "test_own_killed.py", "test_onnx.py", "test_export.py"),
-    *("test_recurrent_triton.py", "test_cpu_isa.py", "test_resume.py", "test_recipe_steps.py", "test_recurrent_aot.py"),
-    *("test_compiled_neurons.py", "test_bench_overhead.py", "test_triton_spike_conv.py", "test_spike_layers.py"),
-    *("test_interop_rockpool.py", "test_cuda_build.py", "test_tracing.py", "test_extending.py"),
+    *("test_triton_aot.py", "test_spike_conv_aot.py", "test_onnx.py", "test_norm_finish.py", "test_compile.py"),
+    *("test_export.py", "test_batch_norm_lif.py", "test_lif.py", "test_recipe_steps.py", "test_resume.py"),
+    *("test_compiled_neurons.py", "test_bench_overhead.py", "test_cpu_isa.py", "test_recurrent_aot.py"),
+    *("test_lengths.py", "test_recurrent_triton.py", "test_own_killed.py", "test_cuda_build.py", "test_extending.py"),
+    *("test_cuda_threads.py", "test_triton_spike_conv.py", "test_spike_layers.py", "test_interop_rockpool.py"),
+    "test_tracing.py",
 )
 """Files that take from 20 seconds on. Where the order is kept (--no-loadscope-reorder) they come first, so that no
 worker is left alone with one of them."""

@@ -72,11 +72,14 @@ def test_no_spills_and_no_other_problem(aot):
 
 
 def test_what_runs_between_the_passes_of_a_norm(aot):
-    """It compiles for every type of the parameters, without spills; roots and quotients are rounded correctly, nothing
-    is contracted, and what the last program reads comes behind what the others wrote."""
+    """It compiles for every type of the parameters (elsewhere than on sm_90 one kernel for each), without spills; roots
+    and quotients are rounded correctly, nothing is contracted, and what the last program reads comes behind what the
+    others wrote."""
     rows = aot["finishes"]
-    assert {row["kernel"] for row in rows} == {"merge_columns", "finish_known", "coefficients", "add_up"}
-    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "gfx942"} and len(rows) == 3 * 4 * 7
+    for target in ("sm_80", "sm_90", "gfx942"):
+        here = [row["kernel"] for row in rows if row["target"] == target]
+        assert len(here) in ((4 * 7,) if target == "sm_90" else (7, 4 * 7))
+        assert set(here) == {"merge_columns", "finish_known", "coefficients", "add_up"}
     assert not [row for row in rows if row["spilled"]]
     found = {operation for row in nvidia(rows) for operation in row["operations"]}
     assert found == {"div.rn.f64", "sqrt.rn.f64", "atom.global.gpu.acq_rel.add.u32"}
