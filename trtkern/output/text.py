@@ -48,10 +48,10 @@ def parsed_size(text: str, option: str) -> int:
     Raises:
         ValueError: it says none; the message names the option.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", text.strip())
     if found is None or (found[3] and not found[2]):
         raise ValueError(f"{option}: expected a size such as 256MiB or 1GiB, got {text!r}")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 def say(message: str, status: int = 0) -> int:

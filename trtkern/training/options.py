@@ -11,7 +11,6 @@ The standard library only, so that the command line answers before torch is load
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from trtkern.datasets import DATASETS
 from trtkern.names import AMP, BACKENDS, DVS_RESIZE, LOSSES, OBSERVE, PARALLEL, SELECT
+from trtkern.output.text import parsed_size
 
 
 class Place(Flag):
@@ -108,15 +108,15 @@ class Limit(NamedTuple):
         return int(self.amount * total) if self.is_share else int(self.amount)
 
 
-UNITS = {"%": 0.01, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-
-
 def limit(text: str) -> Limit | None:
     """A size or a share of memory, above nothing and at most all; None is neither."""
-    found = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(UNITS)})", text)
-    if found is None:
+    share = text.endswith("%")
+    if not text or text[-1].isdigit():  # of what?
         return None
-    amount, share = float(found[1]) * UNITS[found[2]], found[2] == "%"
+    try:
+        amount = float(text[:-1]) / 100 if share else float(parsed_size(text, "--memory"))
+    except ValueError:
+        return None
     return Limit(amount, share) if 0 < amount <= (1 if share else sys.maxsize) else None
 
 
