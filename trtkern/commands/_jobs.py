@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtkern.commands import _runs
-from trtkern.commands._common import FAILURE, Quit, one_line, quits, user_errors
+from trtkern.commands._common import FAILURE, Quit, one_line, quits
 from trtkern.output import console
 from trtkern.output.files import read_json
 from trtkern.parallel import launch
@@ -44,9 +44,10 @@ def _together(timeout: float, work: Callable[[Job], int]) -> int:
 
 
 def _begun(job: Job, plan: dict[str, Any], run_dir: str | None, download: bool) -> int:
-    with user_errors():
-        again = launch.restarts() > 0
-        folder, begun = job.told(folders.taken_up(plan, run_dir, again) if job.first else (Path(), False))
+    with _runs.refusing(job):
+        taken = folders.taken_up(plan, run_dir, job.word("folder")) if job.first else (Path(), False)
+        folder, begun = job.told(taken)
+        job.leave_word("folder", str(folder))
     return _runs.resume(folder, {}, False, job) if begun else _runs.begin(plan, folder, download, job)
 
 

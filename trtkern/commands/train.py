@@ -35,6 +35,8 @@ def train(context: typer.Context, **said: Any) -> int:
     call = Call(**{name: said[name] for name in CALL})
     need("train", "matplotlib", "safetensors")
     together = launch.started()
+    with user_errors():
+        _expect_processes(call, together)
     several = (call.processes or 1) > 1 and not together
     if said["tensorboard"]:
         need("tensorboard", "tensorboard")
@@ -74,6 +76,18 @@ def train(context: typer.Context, **said: Any) -> int:
         return _jobs.begin(plan, call.run_dir, call.download)
     place = Path(call.run_dir or f"runs/{names.short(plan['data'])}-{names.short(plan['loss'])}-seeds")
     return (_jobs if together else _runs).series(plan, call.seeds or "", place, call.download)
+
+
+def _expect_processes(call: Call, together: bool) -> None:
+    """Raise if so many processes cannot be started here, or so often."""
+    for name in ("processes", "restarts"):
+        if (count := getattr(call, name)) is not None:
+            plans.fitting(CALL[name], count)
+    if together and call.processes not in (None, launch.world_size()):
+        raise ValueError(
+            f"--processes: expected it without torchrun, which has started {launch.world_size()} of them, got "
+            f"{call.processes}; leave it out"
+        )
 
 
 def _launched(context: typer.Context, call: Call, folder: Path | None = None) -> int:

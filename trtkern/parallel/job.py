@@ -41,13 +41,15 @@ class Job:
         local_rank: which of those on this machine.
         store: where they leave words for one another, outside of all collectives; None: there is no such place.
         timeout: seconds that each waits for the others.
+        lasting: where they leave words for those that are started in their place; None: there is no such place.
     """
 
     def __init__(
-        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Any = None, timeout: float = TIMEOUT
-    ) -> None:
+        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Any = None, timeout: float = TIMEOUT,
+        lasting: Any = None,
+    ) -> None:  # fmt: skip
         self.rank, self.world_size, self.local_rank, self.timeout = rank, world_size, local_rank, timeout
-        self._store = store
+        self._store, self._lasting = store, lasting
         self._group: Any = None
         self._spoken = False
         if world_size == 1:
@@ -104,7 +106,7 @@ class Job:
         made = {}
         for name, (shape, dtype) in shapes.items():
             held = tensors[name].cpu().contiguous() if self.first else torch.empty(shape, dtype=dtype)
-            dist.broadcast(held, 0, group=self._group)
+            _broadcast(held, self._group)
             made[name] = held
         return made
 
@@ -118,7 +120,18 @@ class Job:
         """Make tensors those of the first process, in place, on their device."""
         if not self.alone:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                _broadcast(tensor)
+
+    def leave_word(self, name: str, text: str) -> None:
+        """Leave something for the processes that are started in the place of these."""
+        if self._lasting is not None:
+            self._lasting.set(name, text)
+
+    def word(self, name: str) -> str | None:
+        """What processes in the place of which these were started have left; None where they have not."""
+        if self._lasting is None or not self._lasting.check([name]):
+            return None
+        return self._lasting.get(name).decode()
 
     @contextmanager
     def first_alone(self, name: str) -> Iterator[None]:
@@ -227,10 +240,21 @@ class Job:
                     )
 
 
+def _broadcast(tensor: Tensor, group: Any = None) -> None:
+    """Make a tensor that of the first process, in place: its bytes, since gloo does not know every dtype."""
+    if tensor.numel():
+        values = tensor.detach().contiguous()
+        dist.broadcast(values.view(-1).view(torch.uint8), 0, group=group)
+        if values.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(values)
+
+
 def _of_others(error: RuntimeError) -> bool:
-    """Whether torch raised it because of another process."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(part in text for part in ("gloo", "NCCL", "Connection "))
+    """Whether torch raised it because of another process: what has a class of its own is from somewhere else."""
+    text, torchs = str(error), type(error) is RuntimeError
+    return isinstance(error, dist.DistError) or (
+        torchs and any(part in text for part in ("gloo", "NCCL", "Connection "))
+    )
 
 
 ALONE = Job()
@@ -254,14 +278,16 @@ def join(timeout: float = TIMEOUT) -> Job:
         return _job
     if not dist.is_available() or not (dist.is_initialized() or launch.started()):
         return ALONE
-    store = None
+    store, lasting = None, None
     if not dist.is_initialized():
         patience = timedelta(seconds=timeout)
         try:
             held, rank, world_size = next(iter(dist.rendezvous("env://", timeout=patience)))
+            lasting = dist.PrefixStore("all starts", held)  # torchrun keeps the store from start to start
             if world_size == 1:
-                return ALONE
-            held = dist.PrefixStore(f"start {launch.restarts()}", held)  # torchrun keeps the store from start to start
+                _job = Job(lasting=lasting)
+                return _job
+            held = dist.PrefixStore(f"start {launch.restarts()}", held)
             store = dist.PrefixStore("trtkern", held)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience,
@@ -273,7 +299,8 @@ def join(timeout: float = TIMEOUT) -> Job:
                 f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}, got {_line(error)}"
             ) from error
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    _job = Job(dist.get_rank(), dist.get_world_size(), local, store, timeout) if dist.get_world_size() > 1 else ALONE
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    _job = Job(rank, world_size, local, store, timeout, lasting) if world_size > 1 else ALONE
     return _job
 
 

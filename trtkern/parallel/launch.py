@@ -57,6 +57,11 @@ def started() -> bool:
     return all(name in os.environ for name in _TOLD)
 
 
+def world_size() -> int:
+    """How many processes torchrun has started; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def restarts() -> int:
     """How often torchrun has started the processes of this job anew."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

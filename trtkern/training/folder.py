@@ -157,16 +157,16 @@ def release(folder: Path) -> None:
         os.close(handle)
 
 
-def taken_up(plan: dict[str, Any], run_dir: str | None, again: bool) -> tuple[Path, bool]:
+def taken_up(plan: dict[str, Any], run_dir: str | None, before: str | None) -> tuple[Path, bool]:
     """The folder of a job's run, which this process holds from then on, and whether the run has begun.
 
     The processes of a job are started with one command line, and started anew with the same one. So where ``run_dir``
-    holds a run of this plan it is that run's; without a ``run_dir`` it is the newest folder that would have been made.
+    holds a run of this plan it is that run's; without a ``run_dir`` it is the one that was made at an earlier start.
 
     Args:
         plan: of the run.
         run_dir: as of ``create``.
-        again: whether the processes were started before.
+        before: the folder that the processes had when they were started before; None: they had none.
 
     Raises:
         ValueError, OSError: as ``create`` and ``hold``.
@@ -174,21 +174,12 @@ def taken_up(plan: dict[str, Any], run_dir: str | None, again: bool) -> tuple[Pa
     if run_dir is not None:
         if (Path(run_dir) / PLAN).exists() and read_plan(Path(run_dir)) == plan:
             hold(Path(run_dir))
-            return Path(run_dir), again or _saved(Path(run_dir))
+            return Path(run_dir), before is not None or _saved(Path(run_dir))
         return create(plan, run_dir), False
-    base = _base(plan)
-    numbered = [(int(found[1] or 1), path) for path in RUNS.glob(f"{base.name}*") if (found := _number(base, path))]
-    for _, folder in sorted(numbered, reverse=True) if again else ():
-        with suppress(ValueError):
-            if read_plan(folder) == plan:
-                hold(folder)
-                return folder, True
+    if before is not None and (Path(before) / PLAN).exists():
+        hold(Path(before))
+        return Path(before), True
     return create(plan, None), False
-
-
-def _number(base: Path, folder: Path) -> re.Match[str] | None:
-    """What ``_free`` has put behind the name."""
-    return re.fullmatch(rf"{re.escape(base.name)}(?:-(\d+))?", folder.name)
 
 
 def _base(plan: dict[str, Any]) -> Path:
