@@ -11,7 +11,10 @@ import pytest
 
 FILE = Path(__file__).with_name("job_checks.py")
 CHECKS = {
-    2: (*("losses", "accumulated", "in_parts", "shared_statistics", "own_statistics", "resumed", "refused", "silent"),),
+    2: (
+        *("losses", "accumulated", "in_parts", "odd_weights", "one_by_one", "shared_statistics", "own_statistics"),
+        *("resumed", "refused", "silent"),
+    ),
     4: ("losses", "in_parts", "shared_statistics", "refused"),
 }
 """By the number of processes."""
