@@ -13,6 +13,7 @@ import pytest
 import torch
 from patience import PATIENCE
 from torch import distributed, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from trtkern import nn as snn
 from trtkern.commands import _jobs
@@ -24,6 +25,7 @@ from trtkern.parallel.parts import full
 from trtkern.train import Trainer
 from trtkern.training import folder as folders
 from trtkern.training import loop
+from trtkern.training.callbacks import CallbackError
 from trtkern.training.gathering import gather
 from trtkern.training.settings import resolve
 
@@ -35,9 +37,9 @@ def images(count, seed=0):
     return torch.randint(0, 2, (count, 1, 8, 8), generator=draw).float(), torch.randint(10, (count,), generator=draw)
 
 
-def plif(timesteps):
+def plif(timesteps, width=24):
     """Learned scalars, and no statistics."""
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), snn.PLIF(), nn.Linear(24, 10))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, width), snn.PLIF(), nn.Linear(width, 10))
     return snn.TimeSequential(*flat, timesteps=timesteps)
 
 
@@ -46,6 +48,28 @@ def normed(timesteps):
     conv = nn.Conv2d(1, 6, 3, padding=1, bias=False)
     spikes = snn.BatchNormLIF(6, neuron=snn.PLIF)
     return snn.TimeSequential(conv, spikes, nn.Flatten(), nn.Linear(384, 10), timesteps=timesteps)
+
+
+def tied(timesteps):
+    """One weight in two layers."""
+    first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+    second.weight = first.weight
+    layers = nn.Flatten(), first, snn.PLIF(), second, snn.LIF(), nn.Linear(64, 10)
+    return snn.TimeSequential(*layers, timesteps=timesteps)
+
+
+class Idle(nn.Module):
+    """Weights that the logits do not always come from, and some that they never do."""
+
+    def __init__(self, timesteps):
+        super().__init__()
+        self.network, self.never = plif(timesteps), nn.Parameter(torch.ones(3))
+        self.now_and_then, self.calls = nn.Parameter(torch.ones(10)), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        logits = self.network(images)
+        return logits + self.now_and_then if self.training and self.calls % 2 == 0 else logits
 
 
 @contextmanager
@@ -114,6 +138,18 @@ def in_parts(rank, world, folder):
     as_one(rank, world, folder, "fsdp-sdt", parallel="fsdp", loss="sdt")
 
 
+def odd_weights(rank, world, folder):
+    """A weight in two layers, under FSDP, and weights without a gradient, under DDP."""
+    as_one(rank, world, folder, "tied", tied, parallel="fsdp")
+    as_one(rank, world, folder, "idle", Idle)
+
+
+def one_by_one(rank, world, folder):
+    """A DataLoader whose batches of the test split have no image for the first process."""
+    loaders = (DataLoader(TensorDataset(*images(160)), 16, shuffle=True), DataLoader(TensorDataset(*images(37, 1)), 1))
+    as_one(rank, world, folder, "loaders", data=loaders)
+
+
 def shared_statistics(rank, world, folder):
     """Statistics over all processes, under DDP and FSDP."""
     for parallel in ("ddp", "fsdp"):
@@ -147,7 +183,7 @@ def resumed(rank, world, folder):
     _, result = trained(folder / "halves", drawn=True, **calls)
     assert result.stopped is not None and result.stopped[0] == 2 and result.stopped[1] < 10
     again, result = trained(folder / "halves", drawn=True)
-    assert result.stopped is None
+    assert result.stopped is None and [row["epoch"] for row in result.rows] == [1, 2]
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
@@ -197,6 +233,15 @@ def refused(rank, world, folder):
     says(f"--batch-size: expected a multiple of {world}, the processes that share a batch, got 15", batch_size=15)
     says("expected the same option lr in every process, got '0.1' in rank 0 and '0.2' in rank 1", lr=0.1 * (1 + rank))
     says("expected the same data (by its checksum) in every process", data=(images(160, rank), images(37, 1)))
+    narrow = partial(plif, width=24 + rank)
+    says("expected the same network (by the shapes of its weights) in every process", model=narrow)
+    says("expected a network that lies on no processes yet", model=nn.parallel.DistributedDataParallel(plif(3)))
+    split, drawn = TensorDataset(*images(160)), torch.Generator().manual_seed(rank)
+    parts = DataLoader(split, 8, sampler=DistributedSampler(split))
+    says("got one with a DistributedSampler", data=(parts, DataLoader(split, 8)))
+    mixed = DataLoader(split, 16, shuffle=True, generator=drawn)
+    says("expected the same order of the data", data=(mixed, DataLoader(split, 8)))
+    says("expected a network with weights that can be trained", model=plif(3).requires_grad_(False))
     says("--amp fp16: expected it with --parallel ddp", amp="fp16", parallel="fsdp")
     says("expected as many test images as processes", data=(images(160), images(1, 1)))
     # An image that only the last process meets, in the second batch of the first epoch.
@@ -261,6 +306,8 @@ def silent(rank, world, folder):
         return
     with pytest.raises(JobError, match=f"expected rank {world - 1} of {world} to answer within 1 s"), job.listening():
         job.summed(1.0)
+    with pytest.raises(CallbackError, match="Connection refused"), job.listening():  # not of another process
+        raise CallbackError("callback: expected Log.step to return, got OSError: Connection refused")
     assert [job.speaks() for _ in range(2)] in ([True, False], [False, False])
     job._store.set("heard", "1")
 

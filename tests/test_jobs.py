@@ -22,8 +22,8 @@ import job_kills
 FILE = Path(__file__).with_name("job_checks.py")
 CHECKS = {
     2: (
-        *("losses", "accumulated", "in_parts", "shared_statistics", "own_statistics", "resumed", "ended", "refused"),
-        *("digits", "meeting", "spoken", "silent"),
+        *("losses", "accumulated", "in_parts", "odd_weights", "one_by_one", "shared_statistics", "own_statistics"),
+        *("resumed", "ended", "refused", "digits", "meeting", "spoken", "silent"),
     ),
     4: ("meeting", "begun", "losses", "in_parts", "shared_statistics", "refused"),
 }

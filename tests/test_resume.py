@@ -183,6 +183,20 @@ FAST = ["--device", "cpu", "--backend", BACKEND, "--threads", "1"]
 SMALL = ["-T", "2", "--set", "model.layers=[4]"]
 
 
+def test_processes_that_cannot_be_started_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for given, torchrun, words in (
+        (["--processes", "0"], {}, "--processes: expected an integer of at least 1, got 0"),
+        (["--restarts", "-1"], {}, "--restarts: expected an integer of at least 0, got -1"),
+        (["--processes", "4"], told, "expected it without torchrun, which has started 2 of them, got 4; leave it out"),
+    ):
+        for name, value in torchrun.items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["train", *given]) == 2 and words in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", "nowhere"]) == 2

@@ -199,6 +199,18 @@ def test_run_folders_are_numbered_and_never_reused(tmp_path, monkeypatch):
     assert not Path(names[2]).exists() and [path.name for path in Path(names[1]).iterdir()] == ["metrics.jsonl"]
 
 
+def test_processes_that_are_started_anew_go_on_with_what_they_had(tmp_path, monkeypatch):
+    """Not with an older run of the same plan: those that died before they had a folder had none."""
+    monkeypatch.chdir(tmp_path)
+    asked = plan.make()
+    older = folder.create(asked, None)
+    new, begun = folder.taken_up(asked, None, None)
+    assert not begun and new == Path(f"{older}-2")
+    assert folder.taken_up(asked, None, str(new)) == (new, True)
+    assert folder.taken_up(asked, None, "runs/gone") == (Path(f"{older}-3"), False)
+    assert folder.taken_up(asked, str(older), None) == (older, False)
+
+
 def test_a_run_is_of_one_process(tmp_path):
     made = plan.make()
     place = folder.create(made, str(tmp_path / "a"))

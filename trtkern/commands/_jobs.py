@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtkern.commands import _runs
-from trtkern.commands._common import FAILURE, Quit, one_line, quits, user_errors
+from trtkern.commands._common import FAILURE, Quit, one_line, quits
 from trtkern.output import console
 from trtkern.output.files import read_json
 from trtkern.parallel import launch
@@ -44,7 +44,7 @@ def _together(timeout: float, work: Callable[[Job], int]) -> int:
 
 
 def _begun(job: Job, plan: dict[str, Any], run_dir: str | None, download: bool) -> int:
-    with user_errors():
+    with _runs.refusing(job):
         found = folders.taken_up(plan, run_dir, job.kept("folder")) if job.first else (Path(), False)
         folder, begun = job.told(found)
         job.keep("folder", str(folder))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trtkern.data.folder import DataError, read_classes
 from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
 from trtkern.output.console import console
-from trtkern.parallel.job import ALONE, Job
+from trtkern.parallel.job import ALONE, Job, JobError
 from trtkern.training import (
     budget,
     checkpoint,
@@ -63,10 +64,17 @@ def prepare(settings: Settings, download: bool = False, job: Job = ALONE) -> Tra
     return Trainer.of(settings, *gather(settings, download, job))
 
 
+@contextmanager
+def refusing(job: Job) -> Iterator[None]:
+    """``user_errors`` of what several processes do: that another one of them is gone is no fault of the user's."""
+    with user_errors(), quits(FAILURE, JobError), job.listening():
+        yield
+
+
 def begin(plan: dict[str, Any], folder: Path, download: bool, job: Job = ALONE) -> int:
     """Run a plan in its new folder, which goes again if the user can put something right."""
     try:
-        with user_errors():
+        with refusing(job):
             trainer = prepare(settle(plan), download, job)
     except Quit:
         if job.first:
@@ -154,7 +162,7 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool, job: 
         plans = [{**plan, "seed": seed} for seed in several.parse(seeds)]
     for one in plans:
         place = folder / f"seed{one['seed']}"
-        with user_errors():
+        with refusing(job):
             settings = settle(one)
             if job.told(not (place / folders.PLAN).exists()):
                 trainer, left = prepare(settings, download, job), True
@@ -172,7 +180,7 @@ def series(plan: dict[str, Any], seeds: str, folder: Path, download: bool, job: 
                 trainer, left = go_on(place, free, download=download, job=job)
         if left:
             run_one(trainer, place)
-        with quits(FAILURE, *FAILURES):
+        with quits(FAILURE, *FAILURES), job.listening():
             train = trainer.evaluate(trainer.splits["train"])[trainer.figure]
         result = job.told(run.read_result(place))
         assert result is not None
@@ -196,7 +204,7 @@ def resume(folder: Path, given: dict[str, Any], other_data: bool = False, job: J
         other_data: go on also where the files are not those of the training.
         job: the processes that do.
     """
-    with user_errors():
+    with refusing(job):
         trainer, left = go_on(folder, given, other_data, job=job)
         if not left and job.kept("ran"):
             return 0  # one of its processes ended after all was written

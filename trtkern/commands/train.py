@@ -35,6 +35,8 @@ def train(context: typer.Context, **said: Any) -> int:
     call = Call(**{name: said[name] for name in CALL})
     need("train", "matplotlib", "safetensors")
     together = launch.started()
+    with user_errors():
+        _expect_processes(call, together)
     several = (call.processes or 1) > 1 and not together
     if said["tensorboard"]:
         need("tensorboard", "tensorboard")
@@ -84,6 +86,18 @@ def plan_of(said: Mapping[str, Any]) -> dict[str, Any]:
     over = {name: None if said[name] is False else said[name] for name in plans.SAID}  # a switch is on or not said
     network = [] if said["network"] is None else [f"model.name={said['network']}"]
     return plans.make(recipe=said["recipe"], changes=[*network, *(said["changes"] or ())], **over)
+
+
+def _expect_processes(call: Call, together: bool) -> None:
+    """Raise if so many processes cannot be started here, or so often."""
+    for name in ("processes", "restarts"):
+        if (count := getattr(call, name)) is not None:
+            plans.fitting(CALL[name], count)
+    if together and call.processes not in (None, launch.world_size()):
+        raise ValueError(
+            f"--processes: expected it without torchrun, which has started {launch.world_size()} of them, got "
+            f"{call.processes}; leave it out"
+        )
 
 
 def _launched(context: typer.Context, call: Call, folder: Path | None = None) -> int:

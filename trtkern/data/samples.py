@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
 from trtkern.data.folder import DataError
 
@@ -111,7 +111,8 @@ class Loaded:
         loader: over a data set with a length.
 
     Raises:
-        DataError, TypeError: it has none, or its first batch is none; the message says what was expected.
+        DataError, TypeError: it has none, its sampler draws the part of one process of several, or its first batch is
+            none; the message says what was expected.
     """
 
     device = torch.device("cpu")
@@ -119,6 +120,12 @@ class Loaded:
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
         length(loader.dataset)
+        samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
+            raise DataError(
+                "data: expected a DataLoader of all samples, of whose batches each process is given its part, got one "
+                "with a DistributedSampler, which has left most of them out already; write shuffle=True in its place"
+            )
         self.steps = len(loader)
         if self.steps == 0:
             raise DataError(

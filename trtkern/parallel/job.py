@@ -118,7 +118,7 @@ class Job:
         made = {}
         for name, (shape, dtype) in shapes.items():
             held = tensors[name].cpu().contiguous() if self.first else torch.empty(shape, dtype=dtype)
-            dist.broadcast(held, 0, group=self._group)
+            _broadcast(held, self._group)
             made[name] = held
         return made
 
@@ -132,7 +132,7 @@ class Job:
         """Make tensors those of the first process, in place, on their device."""
         if not self.alone:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                _broadcast(tensor)
 
     @contextmanager
     def first_alone(self, name: str) -> Iterator[None]:
@@ -241,10 +241,21 @@ class Job:
                     )
 
 
+def _broadcast(tensor: Tensor, group: Any = None) -> None:
+    """Make a tensor that of the first process, in place: its bytes, since gloo does not know every dtype."""
+    if tensor.numel():
+        values = tensor.detach().contiguous()
+        dist.broadcast(values.view(-1).view(torch.uint8), 0, group=group)
+        if values.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(values)
+
+
 def _of_others(error: RuntimeError) -> bool:
-    """Whether torch raised it because of another process."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(part in text for part in ("gloo", "NCCL", "Connection "))
+    """Whether torch raised it because of another process: what has a class of its own is from somewhere else."""
+    text, torchs = str(error), type(error) is RuntimeError
+    return isinstance(error, dist.DistError) or (
+        torchs and any(part in text for part in ("gloo", "NCCL", "Connection "))
+    )
 
 
 ALONE = Job()
@@ -274,7 +285,8 @@ def join(timeout: float = TIMEOUT) -> Job:
         try:
             held, rank, world_size = next(iter(dist.rendezvous("env://", timeout=patience)))
             if world_size == 1:
-                return ALONE
+                _job = Job(kept=dist.PrefixStore("trtkern", held))
+                return _job
             kept = dist.PrefixStore("trtkern", held)
             word = _met(kept, rank, world_size, timeout)
             held = dist.PrefixStore(word, held)

@@ -72,6 +72,11 @@ def divided(processes: int, batch: int) -> int:
     return batch // processes
 
 
+def world_size() -> int:
+    """How many processes torchrun has started; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _status(code: int) -> int:
     """The exit status of a process that ended with that code, of which a signal is negative."""
     return 128 - code if code < 0 else code

@@ -24,21 +24,24 @@ class Laid(NamedTuple):
     """A context for a batch whose gradients other processes need not have yet."""
 
 
-def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None) -> Laid:
-    """Lay a network, which is alike on all processes, on them.
+def lay(model: nn.Module, job: Job, parallel: str, low: torch.dtype | None, idle: bool) -> Laid:
+    """Lay a network on processes: all of them start with that of the first one.
 
     Args:
         model: on the device of this process; with "fsdp" its parameters become DTensors, in place.
         job: of several processes.
         parallel: "ddp" or "fsdp".
         low: with "fsdp" what the network computes in, by FSDP's own policy; None is as it is.
+        idle: whether there may be weights without a gradient in a step. DDP waits for all of them, but where it is told
+            to look for those in each step, which takes a message more.
     """
     if parallel == "ddp":
         # Running statistics are made alike where they are read, not in each step.
         named = inspect.signature(DistributedDataParallel).parameters
         quiet = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
-        options: dict[str, Any] = {quiet: False, "gradient_as_bucket_view": True}
-        whole = DistributedDataParallel(model, **options)
+        options: dict[str, Any] = {quiet: False, "gradient_as_bucket_view": True, "find_unused_parameters": idle}
+        job.copy_([*model.parameters(), *model.buffers()])
+        whole = DistributedDataParallel(model, init_sync=False, **options)
         return Laid(whole, whole.no_sync)
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

@@ -39,7 +39,8 @@ def shard(
         mesh: of one dimension (None: all processes), or of two, over the first of which the parts are the same (HSDP).
         policy: the dtypes to compute and to reduce in; None: those of the parameters.
         blocks: the modules of the model whose parameters are gathered together; None: ``blocks_of(model)``. What is in
-            none of them is gathered with the model itself.
+            none of them is gathered with the model itself, and so is a block that has a weight in common with modules
+            that are not in it: one weight has one place.
         reshard: let go of a block's parameters behind its forward pass, and gather them again for its backward pass.
             With False they stay from then on: the links carry a third less, and the memory of all weights is taken.
             A penalty on the weights is then computed on them whole, by each process, and in the dtype of the policy.
@@ -51,7 +52,7 @@ def shard(
     """
     mesh = _mesh(model, mesh)
     _expect_fit(model, mesh)
-    chosen = list(blocks_of(model) if blocks is None else _within(model, blocks))
+    chosen = list(_apart(model, blocks_of(model) if blocks is None else _within(model, blocks)))
     scalars = [parameter for parameter in model.parameters() if parameter.dim() == 0]
     _equal(model, mesh)
     told: dict[str, Any] = {
@@ -140,6 +141,18 @@ def _within(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[nn.Module
                 f"reads the parameters of its parts itself; take the {layer}"
             )
         yield block
+
+
+def _apart(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The blocks that have their parameters for themselves."""
+    holders: dict[nn.Parameter, set[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(parameter, set()).add(module)
+    for block in blocks:
+        inside = set(block.modules())
+        if all(holders[parameter] <= inside for parameter in block.parameters()):
+            yield block
 
 
 @torch.no_grad()

@@ -165,6 +165,7 @@ class Trainer(Epochs):
         data = data if settings.train_images is None else data.fewer(settings.train_images)
         self.data = data.to(self.device)
         self.model = build_model(settings, data.shape, len(data.classes) or None, given.model, self.device)
+        together.expect_whole(self.model, self.job)
         self._class = own.class_of(self.model)
         self.loss = build_loss(settings, self.model, given.loss)
         self.watch = Watch(self.model, partial(self._tried, whole))
@@ -173,10 +174,10 @@ class Trainer(Epochs):
             self.splits["validation"] = held_out.to(self.device)
         self.watched = "test" if held_out is None else "validation"
         self._divide(settings)
+        together.agree(self.job, settings, files, self.splits, self.model)
         few = self._loader(self.data.train.take(slice(2)), workers=0, job=ALONE)
         self.settings, self.plan = budget.settled(self, few, given.optimizer)
         settings = self.settings
-        together.agree(self.job, settings, files, self.splits)
         self._before = self.memory() if together.in_parts(self.job, settings) else None
         laid = together.laid(self.model, self.job, settings)
         self._network, apart = laid
@@ -320,10 +321,9 @@ class Trainer(Epochs):
             run.write_config, folder, self.settings, self.watch.backends, self.command, resumed=self.history,
             processes=self.job.world_size,
         )  # fmt: skip
-        rows = []
         if self.job.first:
             write()
-            rows = run.read_metrics(folder)
+        rows = self.job.told(run.read_metrics(folder) if self.job.first else [])
         self.kept = self._before or self.memory()
         if self.job.first:
             write(kept=self.kept)

@@ -91,5 +91,5 @@ def measure(
             last = parts.total
     whole = tally.over(job)
     if rates is not None and not job.alone:
-        rates.merge(job.add_)
+        rates.merge(job.add_, job.gathered, loader.device)
     return Measured(whole.read(), whole.confusion.cpu(), {} if rates is None else rates.layers, last)

@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trtkern.data import Split
+from trtkern.data.samples import Loaded
+from trtkern.names import is_own
+from trtkern.ops.checks import is_distributed
 from trtkern.parallel.job import Job
 from trtkern.parallel.network import lay
 from trtkern.training import run
@@ -43,7 +47,21 @@ class Wishes(NamedTuple):
         return Wishes(*(count > 0 for count in job.summed(*map(float, self))))
 
 
-def agree(job: Job, settings: Settings, files: dict[str, Any] | None, splits: Mapping[str, Split]) -> None:
+def expect_whole(model: nn.Module, job: Job) -> None:
+    """Raise a ValueError if a network of several processes, which has not run yet, lies on them already."""
+    if job.alone:
+        return
+    ddp = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    if ddp or any(map(is_distributed, model.parameters())):
+        raise ValueError(
+            f"model: expected a network that lies on no processes yet, got {type(model).__name__} with "
+            f"{'DDP' if ddp else 'FSDP'} in it; give the network itself: --parallel says how it is laid on them"
+        )
+
+
+def agree(
+    job: Job, settings: Settings, files: dict[str, Any] | None, splits: Mapping[str, Split], model: nn.Module
+) -> None:
     """Raise before the first step if these processes cannot train together.
 
     Args:
@@ -51,18 +69,22 @@ def agree(job: Job, settings: Settings, files: dict[str, Any] | None, splits: Ma
         settings: of this one.
         files: the fingerprint of its data.
         splits: its data.
+        model: its network.
 
     Raises:
-        ValueError: other versions, options or data than the first one has, by name; a batch or a split that does not
-            divide among them; an option that several processes cannot have.
+        ValueError: other versions, options, data or another network than the first one has, by name; a split that does
+            not divide among them; an option that several processes cannot have.
     """
     if job.alone:
         return
     about = {name if name in WORDS else f"version of {name}": found for name, found in run.versions().items()}
     options = flat(settings.to_json()).items()
     about |= {f"option {name}": json.dumps(value) for name, value in options if name not in OF_MACHINES}
-    found = json.dumps(files, sort_keys=True).encode()
-    job.same(about | {"data (by its checksum)": hashlib.sha256(found).hexdigest()[:12]})
+    about["data (by its checksum)"] = _digest(json.dumps(files, sort_keys=True))
+    about["order of the data (by the generators of its DataLoaders)"] = _digest(*map(_generators, splits.values()))
+    shapes = [(name, list(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
+    about["network (by the shapes of its weights)"] = _digest(*map(str, shapes))
+    job.same(about)
     if settings.cuda_graphs:
         raise ValueError("--cuda-graphs: expected one process, got several; leave it out, or train with one")
     if settings.parallel == "fsdp":
@@ -76,6 +98,16 @@ def agree(job: Job, settings: Settings, files: dict[str, Any] | None, splits: Ma
             )
 
 
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+
+
+def _generators(split: Split) -> str:
+    """The states of those that the order of a split's batches comes from."""
+    found = split.images.generators() if isinstance(split.images, Loaded) else []
+    return " ".join(generator.get_state().numpy().tobytes().hex() for generator in found)
+
+
 def in_parts(job: Job, settings: Settings) -> bool:
     """Whether each process has a part of the weights alone."""
     return not job.alone and settings.parallel == "fsdp"
@@ -85,11 +117,9 @@ def laid(
     model: nn.Module, job: Job, settings: Settings
 ) -> tuple[Callable[..., Any], Callable[[], AbstractContextManager[None]]]:
     """The network as it is called in training, and the context for batches whose gradients others need not have yet."""
-    if job.alone:
+    trained = any(weight.requires_grad for weight in model.parameters())  # the optimiser refuses one without any
+    if job.alone or not trained:
         return torch.compile(model) if settings.compile else model, nullcontext
-    kept = model.state_dict().keys()
-    job.copy_([value.detach() for value in model.parameters()])
-    job.copy_([value for name, value in model.named_buffers() if name in kept])
     low = LOW[settings.amp] if settings.parallel == "fsdp" else None
-    network, apart = lay(model, job, settings.parallel, low)
+    network, apart = lay(model, job, settings.parallel, low, is_own(settings.model["name"]))
     return torch.compile(network) if settings.compile else network, apart

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -94,6 +94,14 @@ def padded_sum(first: Tensor, second: Tensor) -> Tensor:
     return first + second
 
 
+class _Form(NamedTuple):
+    """How much there is to add up of one layer's statistics."""
+
+    steps: int
+    shapes: list[tuple[int, ...]]
+    """Of the outputs that it had, without steps and samples."""
+
+
 class _Meter:
     """A forward hook that adds up the spikes of one layer on their device; nothing in it waits for a GPU."""
 
@@ -137,15 +145,26 @@ class _Meter:
             seen = [now + then for now, then in zip_longest(seen, self.seen, fillvalue=0)]
         self.sums, self.seen = sums, seen
 
-    def merge(self, add: Callable[[Tensor], Tensor]) -> None:
-        """As ``FiringRates.merge``."""
-        assert self.sums is not None
-        counted = torch.tensor([*self.seen, self.samples, 1], dtype=torch.float64, device=self.sums.device)
-        sums, seen = add(torch.cat([self.sums, counted])).split([len(self.sums), len(counted)])
-        *numbers, self.samples, processes = map(int, seen.tolist())
-        self.sums, self.seen = sums, numbers
-        for shape, pair in self.extremes.items():
-            together = add(torch.stack(pair).to(torch.int32)) == processes
+    @property
+    def form(self) -> _Form:
+        """Of the sums so far."""
+        return _Form(len(self.seen), list(self.extremes))
+
+    def merge(self, forms: Sequence[_Form], add: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """As ``FiringRates.merge``; ``forms`` are those of the processes that have met the layer."""
+        steps = max(form.steps for form in forms)
+        numbers = torch.zeros(2 * steps + 1, dtype=torch.float64, device=device)
+        if self.sums is not None:
+            numbers[: len(self.sums)] = self.sums
+            numbers[steps : steps + len(self.seen)] = numbers.new_tensor(self.seen)
+            numbers[-1] = self.samples
+        self.sums, counted = add(numbers).split([steps, steps + 1])
+        *self.seen, self.samples = map(int, counted.tolist())
+        for shape in dict.fromkeys(shape for form in forms for shape in form.shapes):
+            pair = torch.zeros(2, *shape, dtype=torch.int32, device=device)
+            if shape in self.extremes:
+                pair.copy_(torch.stack(self.extremes[shape]))
+            together = add(pair) == sum(shape in form.shapes for form in forms)
             self.extremes[shape] = together[0], together[1]
 
     def read(self) -> LayerActivity:
@@ -169,14 +188,22 @@ class FiringRates:
     def _meter(self, name: str, layer: nn.Module) -> _Meter:
         return self._meters.setdefault(name, _Meter(name, layer, self))
 
-    def merge(self, add: Callable[[Tensor], Tensor]) -> None:
-        """Make them those of several processes together, each of which has seen other samples in the same layers.
+    def merge(
+        self, add: Callable[[Tensor], Tensor], gathered: Callable[[Any], list[Any]], device: torch.device
+    ) -> None:
+        """Make them those of several processes together, each of which has seen other samples.
+
+        They need not have met the same layers, nor with the same number of steps: one may have had no sample at all.
 
         Args:
             add: adds up a tensor over all processes, in place, and gives it back.
+            gathered: what each process gives, by rank.
+            device: of the tensors that are added up.
         """
+        everybody = gathered({name: self._meters[name].form for name in self._met})
+        self._met = list(dict.fromkeys(name for forms in everybody for name in forms))
         for name in self._met:
-            self._meters[name].merge(add)
+            self._meters[name].merge([forms[name] for forms in everybody if name in forms], add, device)
 
     @property
     def layers(self) -> dict[str, LayerActivity]:
