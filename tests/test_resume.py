@@ -197,6 +197,15 @@ def test_processes_that_cannot_be_started_are_refused(tmp_path, monkeypatch, cap
     assert not any(tmp_path.iterdir())
 
 
+def test_a_function_that_fails_ends_a_run_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("theirs.py").write_text("def change(images, generator):\n    raise KeyError('mine')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changed = ["--set", 'augment=[{name="theirs:change"}]', "--epochs", "1"]
+    assert cli.main(["train", "--run-dir", "a", *changed, *SMALL, *FAST]) == 1
+    assert "augment: expected theirs:change to change images" in capsys.readouterr().err
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, no_pictures):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", "nowhere"]) == 2

@@ -20,6 +20,7 @@ from trtkern.data.folder import DataError, read_classes
 from trtkern.datasets import DATASETS
 from trtkern.malloc import keep_pages
 from trtkern.output.console import console
+from trtkern.own import OwnError
 from trtkern.parallel.job import ALONE, Job, JobError
 from trtkern.training import (
     budget,
@@ -42,8 +43,8 @@ from trtkern.training.settings import Settings, resolve_device, settle
 
 SHOWN = 2**16
 """Values of images over all steps that a dry run shows the network, roughly."""
-FAILURES = (RuntimeError, OSError, MemoryError, DataError, checkpoint.DamagedError)
-"""What may befall a run: numbers that are not finite, a dead worker, a full disk, a device out of memory, bad files."""
+FAILURES = (RuntimeError, OSError, MemoryError, DataError, OwnError, checkpoint.DamagedError)
+"""What may befall a run: numbers that are not finite, a dead worker, a full disk or device memory, bad files, code."""
 
 
 def gather(settings: Settings, download: bool = False, job: Job = ALONE) -> tuple[Dataset, dict[str, Any]]:
