@@ -50,6 +50,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "narrow": {"name": "topology", "shape": (1, 16, 16), "layers": "FC-64_FC-64", "timesteps": 4},
     "wide": {"name": "topology", "shape": (1, 16, 16), "layers": "FC-1024_FC-1024", "timesteps": 4},
     "wider": {"name": "topology", "shape": (1, 16, 16), "layers": "FC-2048_FC-2048", "timesteps": 4},
+    "deep": {"name": "topology", "shape": (1, 16, 16), "layers": "FC-512_FC-512_FC-512_FC-512_FC-512", "timesteps": 6},
     "conv": {"name": "conv", "shape": (3, 16, 16), "layers": [64, "pool", 128, "pool", 256, "pool"], "timesteps": 4},
 }
 
@@ -74,6 +75,8 @@ JOBS = [
     Job("check", "conv", "ddp", 2, 4),
     *(Job("check", "conv", "ddp", ranks, 4, sync_norm=True) for ranks in (2, 4)),
     Job("check", "wide", "ddp", 4, 16, accumulate=2),
+    # The form of the model was chosen before these were measured for the first time.
+    *(Job("check", "deep", parallel, ranks, 24) for parallel in ("ddp", "fsdp") for ranks in (2, 4)),
 ]
 
 

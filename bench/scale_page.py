@@ -280,8 +280,9 @@ start, and each of its messages {latency:.2f} ms, both mostly to wake processes 
 
 {fitted}
 
-With these numbers the model predicts steps that were not fitted: FSDP2, another network, synchronised statistics,
-and several batches a step.
+With these numbers the model predicts steps that were not fitted: FSDP2, other networks, synchronised statistics,
+and several batches a step. The form of the model was chosen while most of these steps were known. Those of the network
+"deep" were measured for the first time after that.
 
 {checked}
 
