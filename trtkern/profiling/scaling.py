@@ -82,7 +82,7 @@ LINKS = {
     "nvlink": Link("nvlink", 3.4e-6, 450e9, start=8.4e-6),
     "infiniband": Link("infiniband", 9.6e-6, 50e9, start=8.4e-6),
     "pcie": Link("pcie", 5.7e-6, 31.5e9, start=8.4e-6),
-    "gloo": Link("gloo", 0.000247, 5.16e+09, start=0.00184, shared=True, tree=False, scatters=False, overlap=0),
+    "gloo": Link("gloo", 0.000247, 5.16e09, start=0.00184, shared=True, tree=False, scatters=False, overlap=0),
 }
 
 
