@@ -85,7 +85,8 @@ def _spoken(job: Job) -> Iterator[None]:
             launch.end(error.status)
             raise Quit(str(error) if job.first else f"rank {job.rank}: {error}", error.status) from error
         if left := launch.restarts_left():
-            again = f"all of them start anew from the last checkpoint, as they may {left} times more"
+            often = "once" if left == 1 else f"{left} times"
+            again = f"all of them start anew from the last checkpoint, as they may {often} more"
             raise Quit(f"{one_line(lost)}; {again}", error.status) from error
         raise
 
