@@ -104,7 +104,7 @@ format: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py
-	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.ops.spikes trtkern.models trtkern.train trtkern.data trtkern.analysis trtkern.profiling trtkern.profiling.traffic trtkern.reference trtkern.selftest
+	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.ops.spikes trtkern.models trtkern.train trtkern.data trtkern.analysis trtkern.profiling trtkern.profiling.traffic trtkern.reference trtkern.selftest trtkern.parallel.job trtkern.parallel.sharding trtkern.profiling.scaling trtkern.profiling.collectives
 
 bench: $(VENV)/installed-dev
 	$(BIN)/trtkern bench --budget 600
