@@ -58,11 +58,17 @@ CASES = {
     "contiguous": (lambda: SpikeConv2d(64, 64, 3, padding=1), lambda: spikes(last=False)),
     "stride": (lambda: SpikeConv2d(64, 128, 3, stride=2, padding=1), lambda: spikes(H=16, W=10)),
     "same": (lambda: SpikeConv2d(64, 64, 5, padding="same"), spikes),
-    "pooled": (lambda: SpikeConv2d(64, 64, 3, padding=1), lambda: spikes(pooled=True)),
+    "pooled": (
+        lambda: SpikeConv2d(64, 64, 3, padding=1),
+        lambda: spikes(pooled=True, rate=0.03),
+    ),  # few enough for lists
     "nine steps": (lambda: SpikeConv2d(64, 64, 3, padding=1), lambda: spikes(T=9, B=3)),
     "linear": (lambda: SpikeLinear(512, 256), rows),
     "linear of images": (lambda: SpikeLinear(64 * 64, 256), lambda: spikes(T=16, B=4)),
-    "linear of pooled images": (lambda: SpikeLinear(64 * 64, 256, bias=False), lambda: spikes(T=16, B=4, pooled=True)),
+    "linear of pooled images": (
+        lambda: SpikeLinear(64 * 64, 256, bias=False),
+        lambda: spikes(T=16, B=4, pooled=True, rate=0.03),
+    ),
 }
 
 
