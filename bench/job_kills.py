@@ -3,7 +3,7 @@
     python bench/job_kills.py --kills 20 --processes 2
 
 A row each in ``bench/job_kills.csv``: which process was killed and when, how often the job was started anew, and by how
-much a weight differs (0 is the same bits). ``tests/test_jobs.py`` does it twice.
+much a weight differs (0 is the same bits). ``tests/test_jobs.py`` does it once.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from trtkern.commands._common import FAILURE, Quit, one_line, quits
 from trtkern.output import console
 from trtkern.output.files import read_json
 from trtkern.parallel import launch
-from trtkern.parallel.job import TIMEOUT, Job, JobError, join
+from trtkern.parallel.job import TIMEOUT, Job, JobError, join, leave
 from trtkern.training import folder as folders
 
 
@@ -40,7 +40,9 @@ def _together(timeout: float, work: Callable[[Job], int]) -> int:
     if not job.first:
         console.quieten()
     with _spoken(job):
-        return work(job)
+        status = work(job)
+    leave()
+    return status
 
 
 def _begun(job: Job, plan: dict[str, Any], run_dir: str | None, download: bool) -> int:
