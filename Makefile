@@ -55,7 +55,7 @@ $(VENV)/installed: $(BUILT)
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt-einsum scipy tqdm
 
 $(VENV)/installed-dev: $(BUILT) bench/peers.txt
-	$(INSTALL) --editable ".[train,interop,triton,tensorboard,dev]"
+	$(INSTALL) --editable ".[train,interop,triton,tensorboard,docs,dev]"
 	$(INSTALL) --no-deps tonic aedat h5py webdataset braceexpand pyyaml $(ORACLE) --requirement bench/peers.txt
 	@touch $@
 
@@ -102,9 +102,10 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i bench/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 
+# A warning is an error.
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py
-	$(BIN)/pdoc --output-directory docs/api trtkern trtkern.surrogates trtkern.backends trtkern.ops.lif trtkern.ops.regularizer trtkern.ops.spikes trtkern.models trtkern.train trtkern.data trtkern.analysis trtkern.profiling trtkern.profiling.traffic trtkern.reference trtkern.selftest trtkern.parallel.job trtkern.parallel.sharding trtkern.profiling.scaling trtkern.profiling.collectives
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 bench: $(VENV)/installed-dev
 	$(BIN)/trtkern bench --budget 600
