@@ -44,7 +44,7 @@ def rows(built):
 
 
 def test_cuda_kernels_keep_to_the_contract(rows):
-    """Every kernel of both ops; the contract as docs/design.md has it, at e = 4 and T = 4."""
+    """Every kernel of both ops; the contract as docs/traffic.md has it, at e = 4 and T = 4."""
     expected = {
         "forward": 8, "backward": 12, "norm_statistics": 4, "norm_forward": 8, "norm_forward residual packed": 12.25,
         "norm_sums": 8, "norm_sums residual": 16, "norm_input": 12, "norm_input_grad": 12,

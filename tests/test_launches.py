@@ -1,4 +1,4 @@
-"""The launch contract (docs/design.md): kernels that a layer launches, and torch operations around them.
+"""The launch contract (docs/traffic.md): kernels that a layer launches, and torch operations around them.
 
 What is counted is the same on every machine: launches at the launchers, torch operations in a profile.
 """

@@ -22,7 +22,7 @@ from trtkern.surrogates import BUILTIN
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
-TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the traffic contract of docs/design.md
+TENSORS = {"forward": 2, "backward": 3}  # x, s; x, gs, gx: the contract of docs/traffic.md
 # The same behind a norm, tensors of x's size and of s's size: the two differ with pooling. A residual adds one each.
 NORM = {"norm_forward": (1, 1), "norm_sums": (1, 1), "norm_input": (2, 1)}
 RESIDUAL = {"norm_forward": 1, "norm_sums": 2, "norm_input": 0}  # it is read, and its gradient written

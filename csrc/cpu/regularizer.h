@@ -1,4 +1,4 @@
-// The TRT regulariser and its gradient over a run of parameters, one pass for both (docs/design.md, "The maths").
+// The TRT regulariser and its gradient over a run of parameters, one pass for both (docs/trt.md).
 // With c = e^(delta t) - 1, k = 1 + c eps and d = (k + c |w|) / sqrt(k), step t adds 1 / (d sqrt(k)) to A and 1 / d^2
 // to B;
 //   sum_t w^2 / (1 + c (|w| + eps)) = w^2 A        its gradient = w (A + B)

@@ -9,7 +9,7 @@ struct SpikeConvArgs {
 #include "spike_conv/fields.h"
 };
 
-// The ways to compute it; docs/design.md says what each of them does.
+// The ways to compute it; docs/kernels.md says what each of them does.
 enum SpikeKernel : int { kLists, kTables, kRegisters, kTiles, kSpikeKernels };
 constexpr const char* kSpikeKernelNames[kSpikeKernels] = {"lists", "tables", "registers", "tiles"};
 

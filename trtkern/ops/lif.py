@@ -101,7 +101,7 @@ def lif(
     h[t] = decay * v[t-1] + gain * x[t] + bias; s[t] = 1 if h[t] > v_threshold else 0; then v[t] = v_reset where it
     fired (hard reset), h[t] - reset_amount * s[t] (soft) or h[t] (none). Spikes carry the surrogate derivative of
     ``spec``; the reset carries it too unless ``spec.detach_reset``. With decay = 1/tau this is the neuron of TRT
-    (arXiv 2506.19256); ``docs/design.md`` lists the values for other libraries.
+    (arXiv 2506.19256); ``docs/equations.md`` lists the values for other libraries.
 
     Args:
         x: input current [T, ...] in float32, bfloat16 or float16 (float64 runs on the reference), any strides.
