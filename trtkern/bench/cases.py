@@ -259,8 +259,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def least_bytes(case: Case, direction: str) -> int:
-    """What has to be moved, by the traffic model (docs/traffic.md); 0 where it has no formula or none matters (Linear, a
-    step, the overhead)."""
+    """What has to be moved, by the traffic model (docs/traffic.md); 0 where it has no formula or none matters (Linear,
+    a step, the overhead)."""
     e, steps = case.element_size, case.timesteps
     if case.op in ("linear-lif", "recurrent", "step", "overhead"):
         return 0
