@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trtkern.analysis._result import COLORS
 from trtkern.bench.measure import ROOT
+from trtkern.output import style
 
 ROWS, PAGE = ROOT / "bench" / "claims.csv", ROOT / "docs" / "results.md"
 QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -164,47 +164,39 @@ def sentences(found: Found) -> list[str]:
 
 def dots(data: str, found: Found) -> None:
     """A point a run and a line at the mean, a panel a measure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from trtkern.output.pictures import rows as named_rows
+    from trtkern.output.pictures import sheet
 
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 4, sharey=True).flatten()
-    for axes, (name, m) in zip(panels, MEASURES.items(), strict=True):
-        for place, (arm, rows) in enumerate(found.items()):
-            values = [m.scale * row[name] for row in rows.values()]
-            color = COLORS[1] if arm.startswith("TRT") else COLORS[0]
-            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
-            axes.plot([statistics.fmean(values)] * 2, [place - 0.32, place + 0.32], color=color, linewidth=2)
-        axes.set_yticks(range(len(found)), labels=list(found))
-        axes.set_ylim(len(found) - 0.5, -0.5)
-        axes.set_title(f"{m.title}{f' ({m.unit})' * bool(m.unit)}", fontsize=9)
-        arrow = "claim: more" if m.better > 0 else "claim: less"
-        axes.set_xlabel(arrow, fontsize=8)
-        axes.grid(axis="x", alpha=0.3)
-    figure.savefig(PAGE.with_name(f"results-{data}.png"), dpi=110)
+    with sheet(PAGE.with_name(f"results-{data}.png"), (2 * style.WIDTH, 4 * style.tall(len(found)))) as figure:
+        panels = figure.subplots(4, 2, sharey=True).flatten()
+        for axes, (name, m) in zip(panels, MEASURES.items(), strict=True):
+            for place, (arm, rows) in enumerate(found.items()):
+                values = [m.scale * row[name] for row in rows.values()]
+                color = style.OURS if arm.startswith("TRT") else style.THEIRS
+                axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+                axes.plot([statistics.fmean(values)] * 2, [place - 0.32, place + 0.32], color=color, linewidth=2)
+            named_rows(axes, list(found))
+            axes.set_title(m.title[:1].upper() + m.title[1:])
+            claim = "claimed: more" if m.better > 0 else "claimed: less"
+            axes.set_xlabel(f"{m.unit}; {claim}" if m.unit else claim)
 
 
 def centroids(data: str, found: Found) -> None:
     """The centroid over the epochs, mean and range over the seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from trtkern.output.pictures import over_steps, sheet
 
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for color, (arm, rows) in zip(COLORS, found.items(), strict=False):
-        epochs = [epoch for epoch, _ in next(iter(rows.values()))["centroids"]]
-        series = [[value for _, value in row["centroids"]] for row in rows.values()]
-        steps = list(zip(*series, strict=True))
-        axes.plot(epochs, [statistics.fmean(step) for step in steps], "o-", color=color, label=arm, markersize=4)
-        axes.fill_between(
-            epochs, [min(s) for s in steps], [max(s) for s in steps], color=color, alpha=0.08, linewidth=0
-        )
-    axes.set(xlabel="epoch", ylabel="information centroid (time step)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(PAGE.with_name(f"results-{data}-centroid.png"), dpi=110)
+    with sheet(PAGE.with_name(f"results-{data}-centroid.png"), (1.6 * style.WIDTH, 1.3 * style.HEIGHT)) as figure:
+        axes = figure.subplots()
+        for color, (arm, rows) in zip(style.SERIES, found.items(), strict=False):
+            epochs = [epoch for epoch, _ in next(iter(rows.values()))["centroids"]]
+            series = [[value for _, value in row["centroids"]] for row in rows.values()]
+            steps = list(zip(*series, strict=True))
+            axes.plot(epochs, [statistics.fmean(step) for step in steps], "o-", color=color, label=arm)
+            lows, highs = [min(s) for s in steps], [max(s) for s in steps]
+            axes.fill_between(epochs, lows, highs, color=color, alpha=0.08, linewidth=0)
+        title = "When the network is informed: mean of the seeds, and their range"
+        axes.set(xlabel="epoch", ylabel="information centroid (time step)", title=title)
+        over_steps(axes)
 
 
 SETUPS = {

@@ -122,22 +122,19 @@ TET + one-hot MSE here is no more than the table shows.
 
 def draw(runs: Runs) -> None:
     """docs/controls.png: a point a run, the mean as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from trtkern.output import style
+    from trtkern.output.pictures import rows, sheet
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    titles = {"test": "test accuracy (%)", "gap": "train - test (percentage points)"}
-    for axes, (column, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
-        for place, (name, found) in enumerate(runs.items()):
-            values = [row[column] for row in found.values()]
-            color = "#d1603d" if name == "TRT" else "#3b6ea8"
-            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6)
-            axes.plot([statistics.fmean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
-        axes.set_yticks(range(len(runs)), labels=list(runs))
-        axes.set(xlabel=title, ylim=(len(runs) - 0.5, -0.5))
-        axes.grid(axis="x", alpha=0.3)
-    figure.savefig(PICTURE, dpi=120)
+    titles = {"test": ("Accuracy on the test images", "%"), "gap": ("How much better on training images", "points")}
+    with sheet(PICTURE, (2 * style.WIDTH, style.tall(len(runs), least=2.8))) as figure:
+        for axes, (column, (title, unit)) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+            for place, (name, found) in enumerate(runs.items()):
+                values = [row[column] for row in found.values()]
+                color = style.OURS if name == "TRT" else style.THEIRS
+                axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+                axes.plot([statistics.fmean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+            rows(axes, list(runs))
+            axes.set(xlabel=f"{unit}; a dot a run, a line their mean", title=title)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trtkern.analysis._result import COLORS
 from trtkern.bench.measure import ROOT
 from trtkern.models.build import build
+from trtkern.output import style
 from trtkern.parallel.sharding import blocks_of
 from trtkern.profiling.scaling import LINKS, PASSES, Link, least_compute, predict, traffic
 from trtkern.training.plan import make
@@ -171,25 +171,25 @@ def large(rows: list[Row], *, sync_norm: bool = False) -> str:
 
 def draw() -> None:
     """docs/scale.png: the efficiency over the computing of a step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from trtkern.output.pictures import below, plain, sheet
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     seconds = np.geomspace(1e-4, 1, 200)
-    for axes, link in zip(figure.subplots(1, 2, sharey=True), (LINKS["nvlink"], LINKS["infiniband"]), strict=True):
-        for color, (name, what) in zip(COLORS, LARGE.items(), strict=False):
-            model = what.sizes()
-            for style, gpus in zip((":", "--", "-"), GPUS, strict=True):
-                found = traffic(model, gpus)
-                values = [predict(c, found, gpus, link).efficiency for c in seconds]
-                axes.plot(1e3 * seconds, values, style, color=color, label=f"{name}, {gpus}")
-        axes.axhline(ENOUGH, color="#999", linewidth=0.8)
-        axes.set(xscale="log", xlabel="computing of a step, ms", title=link.name, ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="network, GPUs")
-    figure.axes[0].set_ylabel("efficiency")
-    figure.savefig(PICTURE, dpi=110)
+    with sheet(PICTURE, (2 * style.WIDTH, 1.4 * style.HEIGHT)) as figure:
+        shown = (LINKS["nvlink"], LINKS["infiniband"])
+        for axes, link in zip(figure.subplots(1, 2, sharey=True), shown, strict=True):
+            for color, (name, what) in zip(style.SERIES, LARGE.items(), strict=False):
+                model = what.sizes()
+                for dashes, gpus in zip((":", "--", "-"), GPUS, strict=True):
+                    found = traffic(model, gpus)
+                    values = [predict(c, found, gpus, link).efficiency for c in seconds]
+                    axes.plot(1e3 * seconds, values, dashes, color=color, label=f"{name}, {gpus} GPUs")
+            axes.axhline(ENOUGH, color=style.ASIDE, linewidth=0.8)
+            axes.set(xlim=(1e3 * seconds[0], 1e3 * seconds[-1]), ylim=(0, 1.02))
+            axes.set(xlabel="computing of a step on one GPU, ms", title=link.name)
+            plain(axes)
+            axes.grid()
+        figure.axes[0].set_ylabel("efficiency: share of the time that computes")
+        below(figure.axes[0], 2)
 
 
 def page(rows: list[Row]) -> str:

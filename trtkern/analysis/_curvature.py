@@ -21,7 +21,8 @@ from trtkern.analysis._krylov import Pairs, lanczos, ratio, signs
 from trtkern.analysis._network import Data, Progress, Samples, on_reference
 from trtkern.analysis._objective import WORDS, Loss, Objective, opened
 from trtkern.analysis._products import Product, differences, exact, twice_differentiable
-from trtkern.analysis._result import COLORS, Picture, Result, Table
+from trtkern.analysis._result import Picture, Result, Table
+from trtkern.output import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,9 +142,11 @@ class Curvature(Result):
     def pictures(cls, results: Mapping[str, Curvature]) -> dict[str, Picture]:
         """The eigenvalues and the trace, and the rises."""
         found = dict(results)
-        pictures = {"Largest eigenvalues of the Hessian; bars are standard errors.": Picture(partial(_bars, found))}
+        pictures = {
+            "Largest eigenvalues of the Hessian; intervals are standard errors.": Picture(partial(_bars, found))
+        }
         if any(result.sharpness for result in found.values()):
-            pictures["Rise of the loss in balls around the weights; bars are standard errors."] = Picture(
+            pictures["Rise of the loss in balls around the weights; intervals are standard errors."] = Picture(
                 partial(_rises, found)
             )
         return pictures
@@ -379,7 +382,11 @@ def _bars(results: Mapping[str, Curvature], axes: Axes) -> None:
         for name, r in results.items()
     }
     _groups(axes, columns, [str(i + 1) for i in range(count)])
-    axes.set(xlabel="eigenvalue, from the largest", ylabel="eigenvalue", title="largest eigenvalues of the Hessian")
+    axes.set(
+        xlabel="eigenvalue, from the largest",
+        ylabel="eigenvalue of the Hessian",
+        title="The steepest directions",
+    )
 
 
 def _rises(results: Mapping[str, Curvature], axes: Axes) -> None:
@@ -393,19 +400,24 @@ def _rises(results: Mapping[str, Curvature], axes: Axes) -> None:
             [0.0 if s is None or math.isnan(s.error) else s.error for s in found],
         )
     _groups(axes, columns, balls)
-    axes.set(xlabel="ball around the weights", ylabel="rise of the loss", title="rise of the loss nearby")
+    axes.set(xlabel="ball around the weights", ylabel="rise of the loss", title="How far the loss rises nearby")
 
 
 def _groups(axes: Axes, columns: Mapping[str, tuple[list[float], list[float]]], labels: list[str]) -> None:
-    """Bars with errors, a group a label."""
-    width = 0.8 / len(columns)
+    """Dots with errors, a group a label."""
+    from trtkern.output.pictures import below
+
+    width = 0.6 / len(columns)
     for i, (name, (values, errors)) in enumerate(columns.items()):
         places = [j + (i - (len(columns) - 1) / 2) * width for j in range(len(values))]
-        axes.bar(
-            places, values, width * 0.92, yerr=errors, capsize=3, color=COLORS[i % len(COLORS)], label=name or None
-        )
+        axes.errorbar(
+            places, values, errors, fmt=style.mark(i), markersize=6, elinewidth=1.6,
+            color=style.series(i), label=name or None,
+        )  # fmt: skip
     axes.set_xticks(range(len(labels)), labels)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.0), max(high, 0.0))
+    axes.grid(axis="y")
     if any(columns):
-        axes.legend(fontsize=8)
+        below(axes)

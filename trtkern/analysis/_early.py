@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from trtkern import names
 from trtkern.analysis._network import Data, Progress, Samples, logits_of
-from trtkern.analysis._result import COLORS, Picture, Result, Table
+from trtkern.analysis._result import Picture, Result, Table
 from trtkern.analysis._steps import watching
+from trtkern.output import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -238,33 +239,35 @@ def _causal(model: nn.Module, samples: Samples) -> None:
 
 def _fixed(found: Mapping[str, Early], axes: Axes) -> None:
     """Accuracy over the steps."""
-    from matplotlib.ticker import MaxNLocator
+    from trtkern.output.pictures import over_steps
 
     for i, (label, result) in enumerate(found.items()):
-        steps, color = range(1, result.timesteps + 1), COLORS[i % len(COLORS)]
+        steps, color = range(1, result.timesteps + 1), style.series(i)
         low, high = result.interval(result.correct)
         axes.fill_between(steps, (100 * low).tolist(), (100 * high).tolist(), color=color, alpha=0.15, linewidth=0)
-        mean = label or "mean of the steps so far"
-        axes.plot(steps, (100 * result.correct).tolist(), marker="o", markersize=3, color=color, label=mean)
-        alone = None if label else "that step alone"
+        mean = label or "mean so far"
+        axes.plot(steps, (100 * result.correct).tolist(), marker="o", color=color, label=mean)
+        alone = None if label else "step alone"
         axes.plot(steps, (100 * result.alone).tolist(), "--", linewidth=1, color=color, label=alone)
-    axes.set(xlabel="time steps used", ylabel="accuracy (%)", title="accuracy by time steps")
+    axes.set(xlabel="time steps used", ylabel="accuracy (%)", title="How many time steps are needed")
     axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    over_steps(axes)
 
 
 def _exits(found: Mapping[str, Early], axes: Axes) -> None:
     """Accuracy over the mean steps."""
+    from trtkern.output.pictures import named
+
     for i, (label, result) in enumerate(found.items()):
-        color = COLORS[i % len(COLORS)]
+        color = style.series(i)
         accuracy = (100 * result.exit_correct).tolist()
         axes.plot(result.steps.tolist(), accuracy, marker=".", color=color, label=label or "early exit")
         if not label:
             steps = range(1, result.timesteps + 1)
-            axes.plot(steps, (100 * result.correct).tolist(), "--", linewidth=1, color=COLORS[1], label="same for all")
-    axes.set(xlabel="mean time steps used", ylabel="accuracy (%)", title="early exit by confidence")
+            axes.plot(
+                steps, (100 * result.correct).tolist(), "--", linewidth=1, color=style.SERIES[1], label="same for all"
+            )
+    axes.set(xlabel="mean time steps used", ylabel="accuracy (%)", title="Stopping when confident")
     axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.grid()
+    named(axes)

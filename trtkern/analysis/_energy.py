@@ -16,9 +16,10 @@ from trtkern import names
 from trtkern.analysis._inputs import Counted, Values, axes_of, dense_operations, outputs_of, reached
 from trtkern.analysis._memory import Memory, Work
 from trtkern.analysis._network import Data, Progress, Samples
-from trtkern.analysis._result import COLORS, Picture, Result, Table
+from trtkern.analysis._result import Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.nn._neuron import NeuronLayer, feeds_back
+from trtkern.output import style
 from trtkern.output.text import short
 from trtkern.profiling.firing.activity import LayerActivity, firing_rates, neuron_layers
 
@@ -257,7 +258,7 @@ class Energy(Result):
         """Energy by layer and by step, and how often the inputs are not 0."""
         found = dict(results)
         rows = max(len(result.layers) for result in found.values())
-        tall = (5.2, max(2.8, 1.2 + 0.26 * rows * len(found) ** 0.5))
+        tall = (style.WIDTH, style.tall(round(rows * len(found) ** 0.5), least=2.8, around=1.6))
         return {
             "Modelled energy of each layer, per sample.": Picture(partial(_by_layer, found), tall),
             "Modelled energy of the synaptic operations of each step, per sample.": Picture(partial(_by_step, found)),
@@ -518,6 +519,8 @@ def _energy(pj: float) -> str:
 
 def _by_layer(found: Mapping[str, Energy], axes: Axes) -> None:
     """Bars of each layer's energy, parted into sums, MACs and memory where there is one result."""
+    from trtkern.output.pictures import below, rows
+
     names = list(dict.fromkeys(name for result in found.values() for name in result.layers))
     places = range(len(names))
     thick = 0.8 / len(found)
@@ -525,9 +528,9 @@ def _by_layer(found: Mapping[str, Energy], axes: Axes) -> None:
         at = [place + (i - (len(found) - 1) / 2) * thick for place in places]
         layers = [result.layers.get(name) for name in names]
         parts = {
-            "sums": [result.sum_pj * float(x.sums.sum()) if x else 0.0 for x in layers],
-            "MACs": [result.mac_pj * float(x.macs.sum()) if x else 0.0 for x in layers],
-            "memory": [sum(x.memory.values()) if x else 0.0 for x in layers],
+            "additions (spikes)": [result.sum_pj * float(x.sums.sum()) if x else 0.0 for x in layers],
+            "multiply-adds": [result.mac_pj * float(x.macs.sum()) if x else 0.0 for x in layers],
+            "memory traffic": [sum(x.memory.values()) if x else 0.0 for x in layers],
         }
         if len(found) > 1:
             parts = {label: [sum(values) for values in zip(*parts.values(), strict=True)]}
@@ -535,26 +538,20 @@ def _by_layer(found: Mapping[str, Energy], axes: Axes) -> None:
         for j, (part, values) in enumerate(parts.items()):
             if any(values):
                 values = [value / 1e3 for value in values]
-                axes.barh(at, values, thick, left=left, color=COLORS[(i + j) % len(COLORS)], label=part)
+                axes.barh(at, values, thick, left=left, color=style.series(i + j), label=part)
                 left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.set_yticks(places, [short(name, 28) for name in names], fontsize=8, parse_math=False)
-    axes.invert_yaxis()
-    axes.set(xlabel="nJ a sample", title="modelled energy of each layer")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False)
+    rows(axes, [short(name, 28) for name in names])
+    axes.set(xlabel="nJ a sample, as modelled", title="Energy of each layer")
+    below(axes)
 
 
 def _by_step(found: Mapping[str, Energy], axes: Axes) -> None:
     """Energy over the time steps."""
-    from matplotlib.ticker import MaxNLocator
+    from trtkern.output.pictures import over_steps
 
     for i, (label, result) in enumerate(found.items()):
-        steps = range(1, result.timesteps + 1)
-        axes.plot(steps, (result.by_step / 1e3).tolist(), marker="o", markersize=3, color=COLORS[i % len(COLORS)],
-                  label=label or None)  # fmt: skip
-    axes.set(xlabel="time step", ylabel="nJ a sample", title="modelled energy of each step")
+        steps, color = range(1, result.timesteps + 1), style.series(i)
+        axes.plot(steps, (result.by_step / 1e3).tolist(), marker="o", color=color, label=label or None)
+    axes.set(xlabel="time step", ylabel="nJ a sample, as modelled", title="Energy of each time step")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if len(found) > 1:
-        axes.legend(frameon=False)
+    over_steps(axes)

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trtkern.analysis._result import COLORS, Picture
+from trtkern.analysis._result import Picture
+from trtkern.output import style
 from trtkern.output.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from trtkern.analysis._fisher import Epoch, Fisher
-
-SMALL = 8
-"""Points: the finest text."""
 
 
 def pictures(results: Mapping[str, Fisher]) -> dict[str, Picture]:
@@ -32,11 +30,11 @@ def pictures(results: Mapping[str, Fisher]) -> dict[str, Picture]:
     for name, result in results.items():
         behind = f", {name}" if name else ""
         drawn[f"Where in time each layer has its information{behind}."] = Picture(
-            partial(_layers, result), (5.2, max(2.4, 1.1 + 0.2 * len(result.layers)))
+            partial(_layers, result), (style.WIDTH, style.tall(len(result.layers)))
         )
         if result.history:
             drawn[f"Share of each t over the training{behind}."] = Picture(
-                partial(_epochs, result.history), (5.2, max(2.4, 1.1 + 0.2 * len(result.history)))
+                partial(_epochs, result.history), (style.WIDTH, style.tall(min(30, len(result.history))))
             )
     return drawn
 
@@ -45,7 +43,7 @@ def _information(results: Mapping[str, Fisher], axes: Axes) -> None:
     """I_t with its interval."""
     for color, (name, result) in zip(_colors(results), results.items(), strict=True):
         steps = range(1, len(result.information) + 1)
-        axes.plot(steps, result.information.tolist(), color=color, marker="o", markersize=4, label=name)
+        axes.plot(steps, result.information.tolist(), color=color, marker="o", label=name or None)
         if result.interval is not None:
             axes.fill_between(steps, *result.interval.tolist(), color=color, alpha=0.2, linewidth=0)
     found = torch.cat([result.information for result in results.values()])
@@ -55,9 +53,8 @@ def _information(results: Mapping[str, Fisher], axes: Axes) -> None:
         axes.set_ylim(bottom=0)
     confidence = next((r.confidence for r in results.values() if r.interval is not None), None)
     band = "" if confidence is None else f", band: {100 * confidence:g} % interval"
-    axes.set(xlabel="first t timesteps", ylabel="$I_t$ (squared gradient norm)", title=f"Fisher information{band}")
-    _whole_numbers(axes)
-    _legend(axes, len(results) > 1)
+    axes.set(xlabel="first t time steps", ylabel=f"squared gradient norm{band}", title="Fisher information $I_t$")
+    _finished(axes)
 
 
 def _shares(results: Mapping[str, Fisher], axes: Axes) -> None:
@@ -66,21 +63,19 @@ def _shares(results: Mapping[str, Fisher], axes: Axes) -> None:
     for color, (name, result) in zip(_colors(results), results.items(), strict=True):
         behind = f", {name}" if name else ""
         mean = result.batch_mean
-        for values, centre, style, label in (
-            (result.information, result.centroid, "-", f"per sample, centroid {result.centroid:.2f}{behind}"),
-            (mean.information, mean.centroid, "--", f"batches of {mean.size}, centroid {mean.centroid:.2f}{behind}"),
+        for values, centre, look, label in (
+            (result.information, result.centroid, "-", f"per sample (centroid {result.centroid:.2f}){behind}"),
+            (mean.information, mean.centroid, "--", f"batches of {mean.size} (centroid {mean.centroid:.2f}){behind}"),
         ):
             share = _normal(values)
             highest = max(highest, float(share.max()))
             steps = range(1, len(share) + 1)
-            axes.plot(
-                steps, (100 * share).tolist(), color=color, linestyle=style, marker="o", markersize=4, label=label
-            )
-            axes.axvline(centre, color=color, linestyle=style, linewidth=0.8)
-    axes.set(xlabel="first t timesteps", ylabel="share of $I_t$ in the sum (%)", title="Both estimators")
-    axes.set_ylim(0, 100 * (highest or 1.0) * (1.25 + 0.15 * len(results)))
-    _whole_numbers(axes)
-    _legend(axes, True)
+            axes.plot(steps, (100 * share).tolist(), color=color, linestyle=look, marker="o", label=label)
+            axes.axvline(centre, color=color, linestyle=look, linewidth=0.8)
+    axes.set(xlabel="first t time steps (upright: centroids)", ylabel="share of $I_t$ in the sum (%)")
+    axes.set_title("Where in time the information is")
+    axes.set_ylim(0, 105 * (highest or 1.0))
+    _finished(axes)
 
 
 def _centroids(results: Mapping[str, Fisher], axes: Axes) -> None:
@@ -90,14 +85,8 @@ def _centroids(results: Mapping[str, Fisher], axes: Axes) -> None:
             continue
         behind = f", {name}" if name else ""
         epochs = [one.epoch for one in history]
-        axes.plot(
-            epochs,
-            [one.centroid for one in history],
-            color=color,
-            marker="o",
-            markersize=3,
-            label=f"per sample{behind}",
-        )
+        each = [one.centroid for one in history]
+        axes.plot(epochs, each, color=color, marker="o", markersize=3, label=f"per sample{behind}")
         intervals = [one.centroid_interval for one in history]
         if all(intervals):
             low, high = zip(*[pair for pair in intervals if pair], strict=True)
@@ -107,10 +96,9 @@ def _centroids(results: Mapping[str, Fisher], axes: Axes) -> None:
         axes.plot(epochs, batch, color=color, linestyle="--", marker="o", markersize=3, label=label)
     steps = {len(result.information) for result in results.values()}
     if len(steps) == 1:
-        axes.axhline((steps.pop() + 1) / 2, color="#7a7a7a", linewidth=0.8, linestyle=":", label="same $I_t$ for all t")
-    axes.set(xlabel="epoch", ylabel="centroid (timestep)", title="Information centroid: lower is earlier")
-    _whole_numbers(axes)
-    _legend(axes, True)
+        axes.axhline((steps.pop() + 1) / 2, color=style.ASIDE, linewidth=0.8, linestyle=":", label="same at all t")
+    axes.set(xlabel="epoch", ylabel="centroid (time step)", title="Information centroid: lower is earlier")
+    _finished(axes)
 
 
 def _layers(result: Fisher, axes: Axes) -> None:
@@ -121,13 +109,13 @@ def _layers(result: Fisher, axes: Axes) -> None:
         for name, row in zip(result.layers, result.by_layer, strict=True)
     ]
     _heat(axes, result.by_layer, names, "layer and its part of the whole")
-    axes.set(title="Share of each t in a layer's information")
+    axes.set(title="When each layer is informed")
 
 
 def _epochs(history: list[Epoch], axes: Axes) -> None:
     """A row an epoch, its shares over t."""
     _heat(axes, torch.stack([one.information for one in history]), [str(one.epoch) for one in history], "epoch")
-    axes.set(title="Share of each t in the sum of $I_t$")
+    axes.set(title="Share of each $I_t$ over the training")
 
 
 def _heat(axes: Axes, values: Tensor, names: list[str], label: str) -> None:
@@ -136,12 +124,12 @@ def _heat(axes: Axes, values: Tensor, names: list[str], label: str) -> None:
 
     shares = 100 * _normal(values)
     high = float(shares[~shares.isnan()].max()) if bool((~shares.isnan()).any()) else 1.0
-    image = heat(axes, shares.tolist(), "viridis", high=high)
+    image = heat(axes, shares.tolist(), style.SHADES, high=high)
     places = range(0, len(names), max(1, len(names) // 30))
-    axes.set_yticks(list(places), [names[i] for i in places], fontsize=SMALL, parse_math=False)
+    axes.set_yticks(list(places), [names[i] for i in places], parse_math=False)
     axes.set_xticks(steps := few(values.shape[1]), [str(step + 1) for step in steps])
-    axes.set(xlabel="first t timesteps", ylabel=label)
-    axes.figure.colorbar(image, ax=axes, label="%")
+    axes.set(xlabel="first t time steps", ylabel=label)
+    axes.figure.colorbar(image, ax=axes, label="share of the row (%)")
 
 
 def _normal(values: Tensor) -> Tensor:
@@ -150,16 +138,12 @@ def _normal(values: Tensor) -> Tensor:
 
 
 def _colors(results: Mapping[str, Any]) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(len(results))]
+    return [style.series(i) for i in range(len(results))]
 
 
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _finished(axes: Axes) -> None:
+    """Whole steps, a grid, names."""
+    from trtkern.output.pictures import named, whole
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-
-
-def _legend(axes: Axes, wanted: bool) -> None:
-    if wanted:
-        axes.legend(frameon=False, fontsize=SMALL, handlelength=3.5)
+    whole(axes)
+    named(axes)

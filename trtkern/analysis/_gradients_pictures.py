@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trtkern.analysis._gradients_result import EDGES, TERMS, Factors, Gradients, Origin
-from trtkern.analysis._result import COLORS, Picture
+from trtkern.analysis._result import Picture
+from trtkern.output import style
 from trtkern.output.text import short
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 _LINES = 8
 """Layers up to which each has a line; more are rows of a heat map."""
-_MARKS = "os^Dv<>P"
-"""Of the lines, beside their colours: for eyes and printers that tell colours apart badly."""
 
 
 def pictures(results: Mapping[str, Gradients]) -> dict[str, Picture]:
@@ -33,7 +32,7 @@ def pictures(results: Mapping[str, Gradients]) -> dict[str, Picture]:
         for loss in result.losses:
             curves = {name: layer.norms[loss].h for name, layer in result.layers.items()}
             caption = f"Norm of the gradient of the {loss} loss by the potentials h[t], for each layer."
-            found[caption] = _over_steps(curves, f"‖dL/dh[t]‖ of the {loss} loss", "norm")
+            found[caption] = _over_steps(curves, f"Gradient at each step, {loss} loss", "‖dL/dh[t]‖")
         curves = {name: layer.last.h / layer.last.h[-1] for name, layer in result.layers.items()}
         caption = f"{_LAST}, for each layer."
         shares = {"did not fire": f.silent, "fired": f.fired} if (f := pooled.get(next(iter(results)))) else {}
@@ -44,7 +43,7 @@ def pictures(results: Mapping[str, Gradients]) -> dict[str, Picture]:
         caption = f"{_LAST}, geometric mean over the layers."
         shares = {name: f.silent + f.fired for name, f in pooled.items()}
         products = pooled
-    found[caption] = _over_steps(curves, "‖dCE(O[T], y)/dh[t]‖", "norm, 1 at the last step")
+    found[caption] = _over_steps(curves, "What the last step's loss sends back", "‖dCE(O[T], y)/dh[t]‖, 1 at the end")
     if pooled:
         found["How often the factors dv[t]/dv[t-1] of all layers have which size."] = Picture(
             partial(_factors, shares=shares)
@@ -60,7 +59,10 @@ def pictures(results: Mapping[str, Gradients]) -> dict[str, Picture]:
                     f"What the gradients of the parameters are made of, {loss} loss{f' ({name})' if name else ''}."
                 )
                 found[caption] = Picture(
-                    partial(_origins, bars=bars, title=f"{name} {loss} loss".strip()), (5.2, 1.7 + 0.22 * len(bars))
+                    partial(
+                        _origins, bars=bars, title=f"Parts of the gradient, {loss} loss{f', {name}' if name else ''}"
+                    ),
+                    (style.WIDTH, style.tall(len(bars), around=1.8)),
                 )
     return found
 
@@ -110,19 +112,19 @@ def by_layer(origins: Mapping[str, Origin]) -> dict[str, dict[str, float]]:
 
 def _styles() -> Iterator[dict[str, Any]]:
     for i in range(10_000):
-        yield {"color": COLORS[i % len(COLORS)], "marker": _MARKS[i % len(_MARKS)], "markersize": 3.5, "linewidth": 1.4}
+        yield {"color": style.series(i), "marker": style.mark(i)}
 
 
 def _over_steps(curves: Mapping[str, Tensor], title: str, label: str) -> Picture:
     if len(curves) <= _LINES:
         return Picture(partial(_lines, curves=curves, title=title, label=label))
-    return Picture(partial(_heat_map, curves=curves, title=title, label=label), (5.2, 1.4 + 0.17 * len(curves)))
+    return Picture(partial(_heat_map, curves=curves, title=title, label=label), (style.WIDTH, style.tall(len(curves))))
 
 
 def _lines(axes: Axes, curves: Mapping[str, Tensor], title: str, label: str) -> None:
-    for (name, values), style in zip(curves.items(), _styles(), strict=False):
-        axes.plot(range(1, len(values) + 1), _positive(values), label=_label(name), **style)
-    _steps(axes, max(len(values) for values in curves.values()), "timestep t")
+    for (name, values), look in zip(curves.items(), _styles(), strict=False):
+        axes.plot(range(1, len(values) + 1), _positive(values), label=_label(name), **look)
+    _steps(axes, max(len(values) for values in curves.values()), "time step t")
     axes.set(ylabel=label, title=title)
     _finished(axes)
 
@@ -133,10 +135,10 @@ def _heat_map(axes: Axes, curves: Mapping[str, Tensor], title: str, label: str) 
     rows = [_positive(values) + [math.nan] * (steps - len(values)) for values in curves.values()]
     cells = torch.tensor(rows, dtype=torch.float64).log10().numpy()
     image = axes.imshow(
-        cells, aspect="auto", interpolation="none", cmap="viridis", extent=(0.5, steps + 0.5, len(rows) - 0.5, -0.5)
+        cells, aspect="auto", interpolation="none", cmap=style.SHADES, extent=(0.5, steps + 0.5, len(rows) - 0.5, -0.5)
     )
-    axes.set_yticks(range(len(rows)), [_label(name) for name in curves], fontsize=8, parse_math=False)
-    _steps(axes, steps, "timestep t")
+    axes.set_yticks(range(len(rows)), [_label(name) for name in curves], parse_math=False)
+    _steps(axes, steps, "time step t")
     axes.set_title(title)
     axes.figure.colorbar(image, ax=axes, label=f"log10 of the {label} (white: 0)")
 
@@ -146,41 +148,41 @@ def _factors(axes: Axes, shares: Mapping[str, Tensor]) -> None:
     together = sum(float(counts.sum()) for counts in shares.values()) if "fired" in shares else None
     centres = [(low + high) / 2 for low, high in pairwise(EDGES)]
     ends = [0.0]
-    for (name, counts), style in zip(shares.items(), _styles(), strict=False):
+    for (name, counts), look in zip(shares.items(), _styles(), strict=False):
         percent = 100 * counts / (together or float(counts.sum()))
         ends += [x for x, share in zip(centres, percent.tolist(), strict=True) if share]
-        axes.step(centres, _positive(percent), where="mid", label=_label(name), color=style["color"], linewidth=1.4)
-    axes.set(xlabel="dv[t]/dv[t-1]", ylabel="share of the factors (%)", title="factors of the temporal chain")
+        axes.step(centres, _positive(percent), where="mid", label=_label(name), color=look["color"])
+    axes.set(xlabel="dv[t]/dv[t-1]", ylabel="share of the factors (%)", title="Factors of the chain through time")
     axes.set_xlim(min(ends) - 0.1, max(ends) + 0.1)
     _finished(axes)
 
 
 def _products(axes: Axes, chained: Mapping[str, Factors]) -> None:
-    for (name, factors), style in zip(chained.items(), _styles(), strict=False):
-        axes.plot(range(1, len(factors.product) + 1), _positive(factors.product), label=_label(name), **style)
+    for (name, factors), look in zip(chained.items(), _styles(), strict=False):
+        axes.plot(range(1, len(factors.product) + 1), _positive(factors.product), label=_label(name), **look)
     bounds = {tuple(factors.bound.tolist()) for factors in chained.values()}
     for i, bound in enumerate(sorted(bounds)):
         label = "decay^k" if i == 0 else None
-        axes.plot(range(1, len(bound) + 1), bound, color="#7a7a7a", linestyle="--", linewidth=1.2, label=label)
+        axes.plot(range(1, len(bound) + 1), bound, color=style.ASIDE, linestyle="--", linewidth=1.2, label=label)
     _steps(axes, max(len(factors.product) for factors in chained.values()), "steps k")
-    axes.set(ylabel="mean size of the product", title="products of k factors")
+    axes.set(ylabel="mean size of the product", title="What is left after k steps back")
     _finished(axes)
 
 
 def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) -> None:
-    from matplotlib.transforms import ScaledTranslation
+    from trtkern.output.pictures import below, rows
 
     places, left = range(len(bars)), [0.0] * len(bars)
-    for part, color, hatch in zip(TERMS, COLORS, ("", "//", ".."), strict=False):
+    for part, color, hatch in zip(TERMS, style.SERIES, ("", "//", ".."), strict=False):
         widths = [100 * parts.get(part, 0.0) for parts in bars.values()]
         if any(widths):
-            axes.barh(places, widths, left=left, color=color, label=part, hatch=hatch, edgecolor="white", linewidth=0.5)
+            axes.barh(
+                places, widths, left=left, color=color, label=part, hatch=hatch, edgecolor=style.EMPTY, linewidth=0.5
+            )
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(places, [_label(name) for name in bars], fontsize=8, parse_math=False)
-    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel="share of the norms (%)")
-    axes.set_title(title, loc="left")
-    below = axes.transAxes + ScaledTranslation(0, -0.4, axes.figure.dpi_scale_trans)  # of the axis and its label
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, fontsize=8)
+    rows(axes, [_label(name) for name in bars])
+    axes.set(xlim=(0, 100), xlabel="share of the norms (%)", title=title)
+    below(axes, 3)
 
 
 def _positive(values: Tensor) -> list[float]:
@@ -200,10 +202,11 @@ def _steps(axes: Axes, count: int, label: str) -> None:
 
 
 def _finished(axes: Axes) -> None:
-    """A logarithmic axis where there is something above 0, a grid, a legend of several."""
+    """A logarithmic axis where there is something above 0, a grid, names of several."""
+    from trtkern.output.pictures import named
+
     if math.isfinite(axes.dataLim.y0) and axes.dataLim.y1 > 0:
         axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    names = axes.get_legend_handles_labels()[1]
-    if len(names) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=2 if len(names) > 4 else 1)
+    axes.grid()
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        named(axes)

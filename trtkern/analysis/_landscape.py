@@ -18,7 +18,8 @@ from trtkern.analysis._grid import Grid, Place, Point
 from trtkern.analysis._journal import journal
 from trtkern.analysis._network import Data, Progress, Samples, still
 from trtkern.analysis._objective import WORDS, Loss, loss_called
-from trtkern.analysis._result import COLORS, Picture, Result, Table
+from trtkern.analysis._result import Picture, Result, Table
+from trtkern.output import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,12 +111,12 @@ class Landscape(Result):
         for name, plane in planes.items():
             of = f" of {name}" if name else ""
             pictures[f"Loss{of} on the plane of both directions."] = Picture(
-                partial(_contours, name, plane, levels), (4.4, 4.0)
+                partial(_contours, name, plane, levels), (style.WIDTH, 0.9 * style.WIDTH)
             )
         for name, plane in planes.items():
             of = f" of {name}" if name else ""
             pictures[f"Loss{of} as a surface over that plane."] = Picture(
-                partial(_surface, name, plane, levels, limits), (4.4, 4.0)
+                partial(_surface, name, plane, levels, limits), (style.WIDTH, 0.9 * style.WIDTH)
             )
         return pictures
 
@@ -284,25 +285,23 @@ def _levels(planes: Sequence[Slice]) -> list[float]:
 
 def _lines(results: Mapping[str, Landscape], of: str, axes: Axes) -> None:
     """The line of each run."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from trtkern.output.pictures import logarithmic, named
 
     for i, (name, result) in enumerate(results.items()):
         values = getattr(result.line, of)
-        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[i % 4]}
-        axes.plot(result.line.alphas, values * (100 if of == "accuracies" else 1), label=name or None, **style)
-    axes.axvline(0, color="#7a7a7a", linewidth=0.6)
+        look: dict[str, Any] = {
+            "color": style.series(i),
+            "linestyle": ("-", "--", ":", "-.")[i % 4],
+        }
+        axes.plot(result.line.alphas, values * (100 if of == "accuracies" else 1), label=name or None, **look)
+    axes.axvline(0, color=style.ASIDE, linewidth=0.8)
     what = {"losses": "loss", "accuracies": "accuracy (%)"}[of]
-    axes.set(
-        xlabel="distance, in lengths of each filter", ylabel=what, title=f"{what.split(' (')[0]} along a direction"
-    )
+    title = f"{what.split(' (')[0].capitalize()} around the trained weights"
+    axes.set(xlabel="distance from them, in lengths of each filter", ylabel=what, title=title)
     if of == "losses" and all(bool((result.line.losses > 0).all()) for result in results.values()):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    if any(results):
-        axes.legend(fontsize=8)
+        logarithmic(axes)
+    axes.grid()
+    named(axes)
 
 
 def _contours(name: str, plane: Slice, levels: Sequence[float], axes: Axes) -> None:
@@ -310,11 +309,12 @@ def _contours(name: str, plane: Slice, levels: Sequence[float], axes: Axes) -> N
     alphas = plane.alphas.numpy()
     values = plane.losses.T.numpy()  # rows are the second direction, upwards
     shown = axes.contour(
-        alphas, alphas, values, levels=list(levels), cmap="viridis", linewidths=1.2, norm=_norm(levels)
+        alphas, alphas, values, levels=list(levels), cmap=style.SHADES, linewidths=1.4, norm=_norm(levels)
     )  # fmt: skip
-    axes.clabel(shown, fmt=lambda level: f"{level:.3g}", fontsize=8)
-    axes.plot([0], [0], marker="+", color="#d1603d", markersize=9, markeredgewidth=1.6)
-    axes.set(xlabel="first direction, in lengths of each filter", ylabel="second direction", title=_title("loss", name))
+    axes.clabel(shown, fmt=lambda level: f"{level:.3g}", fontsize=style.SMALL)
+    axes.plot([0], [0], marker="+", color=style.SERIES[1], markersize=9, markeredgewidth=1.6)
+    axes.set(xlabel="first direction, in lengths of each filter", ylabel="second direction")
+    axes.set_title(_title("Lines of equal loss (+: the weights)", name))
     axes.set_xticks(_ticks(plane))
     axes.set_yticks(_ticks(plane))
     axes.set_aspect("equal")
@@ -329,10 +329,10 @@ def _surface(name: str, plane: Slice, levels: Sequence[float], limits: Sequence[
     solid: Any = figure.add_subplot(*([] if place is None else [place]), projection="3d")
     x, y = torch.meshgrid(plane.alphas, plane.alphas, indexing="ij")
     losses = plane.losses.clamp(min=limits[0])
-    colors = matplotlib.colormaps["viridis"](_norm(levels)(losses.numpy()))
+    colors = matplotlib.colormaps[style.SHADES](_norm(levels)(losses.numpy()))
     heights = losses.log10().numpy()
     solid.plot_surface(
-        x.numpy(), y.numpy(), heights, facecolors=colors, rstride=1, cstride=1, linewidth=0.2, edgecolor="white",
+        x.numpy(), y.numpy(), heights, facecolors=colors, rstride=1, cstride=1, linewidth=0.2, edgecolor=style.EMPTY,
         shade=False,
     )  # fmt: skip
     shown = levels[:: math.ceil(len(levels) / 6)]
@@ -341,8 +341,7 @@ def _surface(name: str, plane: Slice, levels: Sequence[float], limits: Sequence[
         solid.set_zlim(*map(math.log10, limits))
     solid.set_xticks(_ticks(plane))
     solid.set_yticks(_ticks(plane))
-    solid.tick_params(labelsize=8)
-    solid.set(xlabel="first direction", ylabel="second direction", title=_title("loss", name))
+    solid.set(xlabel="first direction", ylabel="second direction", title=_title("Height: loss", name))
 
 
 def _norm(levels: Sequence[float]) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trtkern.names import unknown
+from trtkern.output import style
 from trtkern.output.files import parse, write
 from trtkern.output.text import aligned
 
@@ -21,17 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#3b6ea8", "#d1603d", "#00b4a5", "#963c4b", "#c3a500", "#78a5ff", "#006900", "#0069e1")
-"""Of the series in a picture: legible on white and on black, and told apart by those too who do not see red, green or
-blue as others do."""
-
 
 class Picture(NamedTuple):
     """A picture that can be drawn anywhere: on a page, into a file."""
 
     draw: Callable[[Axes], None]
     """Draws on axes that are given, with titles and labels."""
-    size: tuple[float, float] = (5.2, 3.6)
+    size: tuple[float, float] = (style.WIDTH, style.HEIGHT)
     """Width and height in inches."""
 
 
@@ -92,15 +89,17 @@ class Result:
             OSError, ValueError: the file cannot be written, or is of an unknown kind.
         """
         try:
-            from matplotlib.figure import Figure
+            from trtkern.output.pictures import styled
         except ImportError:
             raise ImportError(
                 f"{type(self).__name__}.plot: expected the package matplotlib, got none; "
                 "type: pip install 'trtkern[train]'"
             ) from None
-        figure = drawn(Figure, self.pictures({"": self}))
-        if path is not None:
-            figure.savefig(path, dpi=150)
+        figure = drawn(self.pictures({"": self}))
+        with styled():
+            figure.draw_without_rendering()  # what is laid out later would have the style of its own time
+            if path is not None:
+                figure.savefig(path, dpi=style.DPI)
         return figure
 
     def __str__(self) -> str:
@@ -145,17 +144,24 @@ class Result:
             ) from None
 
 
-def drawn(kind: type[Figure], pictures: Mapping[str, Picture], columns: int = 2) -> Figure:
-    """All pictures in one figure, which is made of that class of matplotlib, in rows of so many."""
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = (max(picture.size[axis] for picture in pictures.values()) for axis in (0, 1))
-    figure = kind(figsize=(columns * width, rows * height), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for axes, picture in zip(places, pictures.values(), strict=False):
-        picture.draw(axes)
-    for axes in places[len(pictures) :]:
-        axes.remove()
+def drawn(pictures: Mapping[str, Picture], columns: int = 2) -> Figure:
+    """All pictures in one figure, in rows of so many, each row as high as its highest."""
+    from matplotlib.figure import Figure
+
+    from trtkern.output.pictures import styled
+
+    shown = list(pictures.values())
+    columns = min(columns, len(shown))
+    heights = [max(each.size[1] for each in shown[at : at + columns]) for at in range(0, len(shown), columns)]
+    wide = columns * max(each.size[0] for each in shown)
+    with styled():
+        figure = Figure(figsize=(wide, sum(heights)), layout="constrained")
+        grid: dict[str, Any] = {"height_ratios": heights}
+        places = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw=grid).flatten().tolist()
+        for axes, picture in zip(places, shown, strict=False):
+            picture.draw(axes)
+        for axes in places[len(shown) :]:
+            axes.remove()
     return figure
 
 

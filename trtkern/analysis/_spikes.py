@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trtkern.analysis._network import Data, Progress, Samples
-from trtkern.analysis._result import COLORS, Picture, Result, Table
+from trtkern.analysis._result import Picture, Result, Table
 from trtkern.analysis._steps import watching
 from trtkern.ops import checks
+from trtkern.output import style
 from trtkern.output.text import short
 from trtkern.profiling.firing.activity import LayerActivity, neuron_layers, problems
 
@@ -100,7 +101,7 @@ class SpikeStatistics(Result):
             if result.shown:
                 of = f", {label}" if label else ""
                 pictures[f"Spikes of sample {result.shown[0]}: a row a neuron, some of each layer{of}."] = Picture(
-                    partial(_raster, result, label), (5.2, 4.4)
+                    partial(_raster, result, label), (style.WIDTH, 1.2 * style.HEIGHT)
                 )
         return pictures
 
@@ -253,12 +254,12 @@ def _depth(result: SpikeStatistics) -> list[Any]:
     from matplotlib import colormaps
 
     count = len(result.layers)
-    return [colormaps["viridis"](0.3 + 0.45 * i / max(1, count - 1)) for i in range(count)]
+    return [colormaps[style.SHADES](0.3 + 0.45 * i / max(1, count - 1)) for i in range(count)]
 
 
 def _rates(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
     """Lines over the steps: a layer each, or a result each."""
-    from matplotlib.ticker import MaxNLocator
+    from trtkern.output.pictures import over_steps
 
     for i, (label, result) in enumerate(found.items()):
         steps = range(1, result.timesteps + 1)
@@ -266,37 +267,40 @@ def _rates(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
             layers = [layer.activity for layer in result.layers.values()]
             fired = torch.stack([layer.rate * layer.neurons for layer in layers]).sum(0)
             mean = 100 * fired / sum(layer.neurons for layer in layers)
-            axes.plot(steps, mean.tolist(), marker="o", markersize=3, color=COLORS[i % len(COLORS)], label=label)
+            axes.plot(steps, mean.tolist(), marker="o", color=style.series(i), label=label)
             continue
         for color, (name, layer) in zip(_depth(result), result.layers.items(), strict=True):
-            axes.plot(steps, (100 * layer.activity.rate).tolist(), marker="o", markersize=3, color=color,
-                      label=short(name, 28))  # fmt: skip
-    axes.set(xlabel="time step", ylabel="neurons that fire (%)", title="firing rate by time step")
+            axes.plot(steps, (100 * layer.activity.rate).tolist(), marker="o", color=color, label=short(name, 28))
+    axes.set(xlabel="time step", ylabel="neurons that fire (%)", title="How many neurons fire at each step")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    over_steps(axes)
 
 
 def _histograms(found: Mapping[str, SpikeStatistics], axes: Axes) -> None:
     """Shares of the neurons by their mean rate."""
+    from trtkern.output.pictures import below
+
     for i, (label, result) in enumerate(found.items()):
         if len(found) > 1:
             total = torch.stack([layer.histogram for layer in result.layers.values()]).sum(0)
-            rows, colors = {label: total}, [COLORS[i % len(COLORS)]]
+            rows, colors = {label: total}, [style.series(i)]
         else:
             rows, colors = {short(n, 28): layer.histogram for n, layer in result.layers.items()}, _depth(result)
         for color, (name, row) in zip(colors, rows.items(), strict=True):
             edges = [j / len(row) for j in range(len(row) + 1)]
-            axes.stairs((100 * row / row.sum()).tolist(), edges, color=color, label=name)
-    axes.set(xlabel="mean firing rate of a neuron", ylabel="neurons of the layer (%)", title="rates of the neurons")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+            axes.stairs((100 * row / row.sum()).tolist(), edges, color=color, label=name, linewidth=1.6)
+    axes.set(
+        xlabel="mean firing rate of a neuron",
+        ylabel="neurons of the layer (%)",
+        title="How often the single neurons fire",
+    )
+    axes.grid()
+    below(axes)
 
 
 def _raster(result: SpikeStatistics, label: str, axes: Axes) -> None:
     """The layers above each other, the first on top."""
-    from matplotlib.ticker import MaxNLocator
+    from trtkern.output.pictures import whole
 
     start, ticks, names = 0, [], []
     for color, (name, layer) in zip(_depth(result), result.layers.items(), strict=True):
@@ -306,9 +310,9 @@ def _raster(result: SpikeStatistics, label: str, axes: Axes) -> None:
         ticks.append(start + raster.shape[1] / 2)
         names.append(short(name, 28))
         start += raster.shape[1]
-        axes.axhline(start - 0.5, color="0.8", linewidth=0.8)
-    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
-    axes.set(xlabel="time step", title=f"spikes of one sample{f', {label}' if label else ''}")
+        axes.axhline(start - 0.5, color=style.ASIDE, linewidth=0.6)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.set(xlabel="time step", title=f"Every spike of one sample{f', {label}' if label else ''}")
     axes.set_xlim(0.5, result.timesteps + 0.5)
     axes.set_ylim(start - 0.5, -0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes, grid=False)

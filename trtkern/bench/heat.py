@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.figure import Figure
 
 from trtkern.bench.plot import groups
 from trtkern.bench.rows import Row
 from trtkern.bench.table import DIRECTIONS, three
+from trtkern.output import style
+from trtkern.output.pictures import sheet
 
-KEY = "Above 1 trtkern is faster; with a dot it is behind beyond the noise."
+KEY = "Blue, above 1: trtkern is faster; red, below 1: the other is (with a dot: by more than the noise)"
 FARTHEST = 3.0
 """log2 of the ratio with the strongest colour."""
 
@@ -79,13 +79,13 @@ def maps(rows: Sequence[Row]) -> list[Map]:
     for (op, neuron, dtype, direction), measured in kinds.items():
         what = f"{neuron or op}, {dtype}, {DIRECTIONS[direction]}"
         place = _of_layer if op == "bn-lif" else _of_neurons
-        made.append(_map(f"{what}: best other / trtkern", measured, place, ahead, True))
+        made.append(_map(f"{what}:\nfastest other / trtkern", measured, place, ahead, True))
         if op == "bn-lif":
             made.append(
-                _map(f"{what}: BatchNorm + ReLU / trtkern", measured, place, lambda group: ahead(group, True), True)
+                _map(f"{what}:\nBatchNorm + ReLU / trtkern", measured, place, lambda group: ahead(group, True), True)
             )
         else:
-            made.append(_map(f"{what}: trtkern, share of the copy rate", measured, place, of_copy, False))
+            made.append(_map(f"{what}:\nshare of the copy rate that trtkern reaches", measured, place, of_copy, False))
     return made
 
 
@@ -97,7 +97,7 @@ def _of_neurons(row: Row) -> Place:
     T, *neurons = map(int, row.shape.split(","))
     N = math.prod(neurons)
     called = f"{N >> 20} Mi" if N % (1 << 20) == 0 else f"{N >> 10} Ki" if N % (1 << 10) == 0 else str(N)
-    return (N,), called, (T,), str(T), ("N", "T")
+    return (N,), called, (T,), str(T), ("neurons N", "time steps T")
 
 
 def _of_layer(row: Row) -> Place:
@@ -129,35 +129,35 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         OSError: the file cannot be written.
     """
     drawn = maps(rows)
-    heights = [max(len(each.rows) for each in drawn[at : at + 2]) + 3.0 for at in range(0, len(drawn), 2)]
-    figure = Figure(figsize=(14, 0.36 * sum(heights) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{rows[0].machine}, {rows[0].threads} threads.\n{KEY}", parse_math=False, fontsize=10)
-    places = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axis, each in zip(places.flat, drawn, strict=True):
-        _draw(axis, each)
-    figure.savefig(path, dpi=80)
+    heights = [
+        style.ROW * 1.2 * max(len(each.rows) for each in drawn[at : at + 2]) + 1.2 for at in range(0, len(drawn), 2)
+    ]
+    wide = 1.4 * style.WIDTH
+    with sheet(path, (2 * wide, sum(heights) + 0.6), f"{rows[0].machine}, {rows[0].threads} threads\n{KEY}") as figure:
+        places = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axis, each in zip(places.flat, drawn, strict=True):
+            _draw(axis, each)
 
 
 def _draw(axis: Any, drawn: Map) -> None:
     """A map with its numbers."""
     scale: Normalize = TwoSlopeNorm(0.0, -FARTHEST, FARTHEST) if drawn.ratio else Normalize(0.0, 1.0)
     shown = [[math.log2(cell.value) if drawn.ratio else cell.value for cell in row] for row in drawn.cells]
-    axis.imshow(shown, cmap="RdBu" if drawn.ratio else "YlGnBu", norm=scale, aspect="auto")
-    axis.set_title(drawn.title, fontsize=9, loc="left", parse_math=False)
-    axis.set_xticks(range(len(drawn.columns)), drawn.columns, fontsize=7)
-    axis.set_yticks(range(len(drawn.rows)), drawn.rows, fontsize=7)
-    axis.set_xlabel(drawn.axes[0], fontsize=8)
-    axis.set_ylabel(drawn.axes[1], fontsize=8)
+    axis.imshow(shown, cmap=style.AROUND if drawn.ratio else style.SHARES, norm=scale, aspect="auto")
+    axis.set_title(drawn.title, parse_math=False)
+    axis.set_xticks(range(len(drawn.columns)), drawn.columns)
+    axis.set_yticks(range(len(drawn.rows)), drawn.rows)
+    axis.set(xlabel=drawn.axes[0], ylabel=drawn.axes[1])
+    axis.tick_params(length=0)
     for down, row in enumerate(drawn.cells):
         for right, cell in enumerate(row):
             if math.isnan(cell.value):
                 continue
             dark = abs(shown[down][right]) > 0.6 * FARTHEST if drawn.ratio else cell.value > 0.6
             words = three(cell.value) if drawn.ratio else f"{cell.value:.0%}"
-            colour = "white" if dark else "black"
-            axis.text(right, down, words, ha="center", va="center", fontsize=7, color=colour)
+            ink = style.ON_SHADE[dark]
+            axis.text(right, down, words, ha="center", va="center", fontsize=style.SMALL, color=ink)
             if cell.behind:
-                axis.plot(right + 0.36, down, "o", color=colour, markersize=4)
+                axis.plot(right + 0.38, down, "o", color=ink, markersize=4)
     for side in ("top", "right", "bottom", "left"):
         axis.spines[side].set_visible(False)

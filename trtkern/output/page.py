@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from trtkern.output import style
 from trtkern.output.text import printable
 
-_LIGHT = """color-scheme: light; --page: #fff; --ink: #1a1a1a; --soft: #505050; --line: #dcdcdc; --band: #f4f5f7;
-  --link: #1d5c9e; --alarm: #b3261e; --lift: 0%; --sink: 30%;"""
-_DARK = """color-scheme: dark; --page: #15181c; --ink: #e4e6e9; --soft: #a9afb7; --line: #363c44; --band: #1f2329;
-  --link: #86b7f0; --alarm: #f08379; --lift: 40%; --sink: 0%;"""
+_LIGHT = f"color-scheme: light; {style.css(style.LIGHT)}"
+_DARK = f"color-scheme: dark; {style.css(style.NIGHT)}"
 
 STYLE = f"""
 :root {{ {_LIGHT} }}
@@ -79,11 +78,8 @@ summary {{ cursor: pointer; color: var(--soft); font-size: .85rem; }}
 }}
 """
 
-_PX = 96 / 72
-"""Of a point."""
-_LEAST, _MOST, _BROAD = 0.7, 1.25, 560
-"""A picture is shown at most so much smaller (then it scrolls) or larger than it was drawn, and from so many pixels on
-it takes the whole row."""
+_BROAD = 560
+"""From so many pixels on a picture takes the whole row."""
 
 
 class Html(str):
@@ -176,8 +172,8 @@ def _cell(value: object) -> str:
 def figure(svg: str, caption: str) -> str:
     """A picture, as SVG, with its caption. Its text stays legible: where it does not fit it scrolls."""
     found = re.search(r' width="([\d.]+)pt"', svg)
-    width = _PX * float(found[1]) if found else 0.0
-    limits = f"min-width:{_LEAST * width:.0f}px;max-width:{_MOST * width:.0f}px"
+    width = style.PX * float(found[1]) if found else 0.0
+    limits = f"min-width:{style.LEAST * width:.0f}px;max-width:{style.MOST * width:.0f}px"
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escaped(caption)}" style="{limits}" ', 1)
     kind = ' class="broad"' if width > _BROAD else ""
     return f'<figure{kind}><div class="picture">{svg}</div><figcaption>{escaped(caption)}</figcaption></figure>'

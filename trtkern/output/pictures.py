@@ -1,4 +1,4 @@
-"""Pictures: an ``<svg>`` element of what is drawn on axes, and what several pictures have in common."""
+"""Pictures in the style of the house: on a page, as a file, and what several of them have in common."""
 
 from __future__ import annotations
 
@@ -6,22 +6,74 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from trtkern.output import style
+from trtkern.output.page import escaped
 
 _VECTOR = 2500
 """Cells up to which a heat map is drawn as rectangles; above it is an image."""
 
-_INK = "#010203"
-"""What is drawn in no colour of its own: the page's ink takes its place."""
 _RULES = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "patch.edgecolor")
+
+
+@contextmanager
+def styled(**more: Any) -> Iterator[None]:
+    """Whatever is drawn inside has the style of the house; ``more`` of matplotlib's options beside it."""
+    told: Any = style.options() | more
+    with matplotlib.rc_context(told):
+        yield
+
+
+@contextmanager
+def sheet(
+    path: Path | IO[bytes], size: tuple[float, float] = (style.WIDTH, style.HEIGHT), title: str = ""
+) -> Iterator[Figure]:
+    """An empty figure of that many inches, written when all is drawn, on white, of the kind that the name's ending
+    says (PNG without one).
+
+    Raises:
+        OSError, ValueError: the file cannot be written, or its kind is unknown.
+    """
+    with styled():
+        figure = Figure(figsize=size, layout="constrained")
+        if title:
+            figure.suptitle(title, parse_math=False, fontsize=style.TEXT, x=0.01, ha="left")
+        yield figure
+        figure.savefig(path, dpi=style.DPI)
+
+
+def alone(draw: Callable[[Axes], None], size: tuple[float, float], title: str) -> str:
+    """A picture that is a file of its own, as SVG: with its own paper, light or dark as the reader has it.
+
+    Args:
+        draw: puts it on new axes.
+        size: in inches.
+        title: for those who cannot see it.
+    """
+    element = svg(draw, size, title)
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', element)
+    assert found is not None
+    night = style.css(style.NIGHT)
+    rules = f"svg {{ color: var(--ink); {style.css(style.LIGHT)} }}\n"
+    rules += f"@media (prefers-color-scheme: dark) {{ svg {{ {night} }} }}\n"
+    rules += "text { font-family: system-ui, 'DejaVu Sans', sans-serif !important; }"
+    paper = f'<rect width="{found[1]}" height="{found[2]}" fill="var(--page)"/>'
+    start = element.index(">") + 1
+    named = f'<title>{escaped(title)}</title>\n <style type="text/css">{rules}</style>\n {paper}'
+    return f"{element[:start]}\n {named}{element[start:]}".replace("<svg ", '<svg role="img" ', 1)
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> str:
@@ -32,9 +84,9 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> s
 
     ``salt`` makes the names inside differ from those of other pictures on the page.
     """
-    options: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, **dict.fromkeys(_RULES, _INK)}
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, **dict.fromkeys(_RULES, style.INK)}
     options |= {"axes.facecolor": "none", "figure.facecolor": "none"}
-    with matplotlib.rc_context(options), warnings.catch_warnings():
+    with styled(**options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # measured here, drawn by the browser's fonts
         figure = Figure(figsize=size, dpi=72, layout="constrained")
         canvas = FigureCanvasSVG(figure)
@@ -52,17 +104,17 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> s
 def _themed(found: re.Match[str]) -> str:
     """The start of an element, its black and white made the page's ink and paper; the colour of a line that would be
     lost on a dark page or on a light one is mixed there."""
-    begin, element, style = found.groups()
-    style = style.replace(_INK, "currentColor")
+    begin, element, said = found.groups()
+    said = said.replace(style.INK, "currentColor")
     if element in ("text", "tspan"):
-        style = re.sub(rf"(?!#000000){_DARK}", "currentColor", style)
-        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, style)
-    if "stroke: " not in style:  # a cell
-        return begin + style
-    style = re.sub(_DARK, "currentColor", style).replace("#ffffff", "var(--page, #fff)")
-    if "stroke: currentColor" in style and "fill: " not in style:  # matplotlib leaves out a black one
-        style = f"fill: currentColor; {style}"
-    return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, style)
+        said = re.sub(rf"(?!#000000){_DARK}", "currentColor", said)
+        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, said)
+    if "stroke: " not in said:  # a cell
+        return begin + said
+    said = re.sub(_DARK, "currentColor", said).replace("#ffffff", "var(--page, #fff)")
+    if "stroke: currentColor" in said and "fill: " not in said:  # matplotlib leaves out a black one
+        said = f"fill: currentColor; {said}"
+    return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, said)
 
 
 def _mixed(found: re.Match[str]) -> str:
@@ -88,15 +140,113 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def over_epochs(axes: Axes, legend: bool = True) -> None:
-    """The x axis in whole epochs, a grid and a legend."""
+def whole(axes: Axes, grid: bool = True) -> None:
+    """The x axis in whole numbers: epochs, time steps."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     low, high = axes.dataLim.intervalx
     if low == high:
         axes.set_xlim(low - 0.5, high + 0.5)
-    axes.grid(alpha=0.3, which="both")
-    if legend:
-        axes.legend(frameon=False)
+    if grid:
+        axes.grid(which="both")
+
+
+def over_steps(axes: Axes) -> None:
+    """The x axis in whole steps or epochs, a grid, and the names of the lines."""
+    whole(axes)
+    named(axes)
+
+
+def named(axes: Axes) -> None:
+    """Say what the labelled things are: at the ends of the lines where there is room for it, else in a legend below.
+    To be called when limits and scales are set. A single one needs a name too, where it was given one.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    lines = [handle for handle in handles if isinstance(handle, Line2D)]
+    box = axes.get_window_extent()
+    assert axes.figure is not None
+    point = axes.figure.get_figure(root=True).dpi / 72
+    gap = 1.3 * style.SMALL * point / box.height
+    wide = 0.55 * style.SMALL * point * max(map(len, names)) / box.width
+    if len(lines) < len(handles) or len(names) * gap > 0.9 or wide > 0.45:
+        below(axes, 2 if wide < 0.6 else 1)
+        return
+    ends = [end for line in lines if (end := _end(axes, line)) is not None]
+    names = [name.replace(r"\$", "$") for name in names]  # as they stand where matplotlib would read formulas
+    marked = sorted(zip(ends, names, lines, strict=False), key=lambda each: each[0][1])
+    places = spread([end[1] for end, _, _ in marked], gap)
+    for (end, name, line), place in zip(marked, places, strict=True):
+        axes.annotate(
+            name, end, xytext=(1.04, place), xycoords="axes fraction", textcoords="axes fraction", va="center",
+            fontsize=style.SMALL, parse_math=False, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linestyle": line.get_linestyle(),
+                        "linewidth": 1.0, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _end(axes: Axes, line: Line2D) -> tuple[float, float] | None:
+    """Where a line's last point is, as a share of the axes; None: nowhere."""
+    axes.get_xlim(), axes.get_ylim()  # they are found here, if they were not before
+    there = [(x, y) for x, y in line.get_xydata().tolist() if math.isfinite(x) and math.isfinite(y)]  # type: ignore[union-attr]
+    if not there:
+        return None
+    x, y = (line.get_transform() - axes.transAxes).transform(there[-1]).tolist()
+    return (x, min(max(y, 0.0), 1.0)) if math.isfinite(y) else None
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Rising places, moved apart until each two are ``gap`` from each other, as little as that takes, within 0 and 1
+    where they fit."""
+    groups = [[place, 1.0] for place in places]  # centre and number of those that touch
+    merged: list[list[float]] = []
+    for centre, count in groups:
+        merged.append([centre, count])
+        while len(merged) > 1 and merged[-1][0] - merged[-2][0] < gap * (merged[-1][1] + merged[-2][1]) / 2:
+            (one, of_one), (two, of_two) = merged[-2:]
+            both = of_one + of_two
+            merged[-2:] = [[(one * of_one + two * of_two) / both, both]]
+            merged[-1][0] = min(max(merged[-1][0], gap * (both - 1) / 2), 1 - gap * (both - 1) / 2)
+    return [centre + gap * (i - (count - 1) / 2) for centre, count in merged for i in range(int(count))]
+
+
+def below(axes: Axes, columns: int = 2) -> None:
+    """A legend below the axis and its label, where it hides nothing."""
+    assert axes.figure is not None
+    under = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
+    axes.legend(
+        ncols=columns, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, borderaxespad=0.0, borderpad=0.0,
+        handlelength=1.8, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def interval(axes: Axes, row: float, values: tuple[float, float, float], color: Any, filled: bool = True) -> None:
+    """A dot in its row, and the interval around it: (low, middle, high); without one where that is not finite."""
+    low, middle, high = values
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [row, row], color=color, linewidth=1.6, solid_capstyle="butt", zorder=2.5)
+    axes.plot(
+        [middle], [row], "o", markersize=6, markeredgecolor=color, markeredgewidth=1.4,
+        markerfacecolor=color if filled else style.EMPTY, zorder=3,
+    )  # fmt: skip
+
+
+def rows(axes: Axes, names: Sequence[str]) -> None:
+    """The y axis has a row for each name, the first on top, and lines across."""
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="both")
+
+
+def plain(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers, few enough to be read."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high < 60 * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def heat(axes: Axes, cells: list[list[float]], colors: str, high: float = 1.0) -> Any:

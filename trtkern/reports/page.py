@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from trtkern.analysis import Picture, Result, Table
-from trtkern.analysis._result import COLORS
+from trtkern.output import style
 from trtkern.output.files import write as write_whole
 from trtkern.output.page import Html, Section, document, escaped, figure, html_table
 from trtkern.output.pictures import svg
@@ -86,7 +86,7 @@ def _swatch(runs: Sequence[Run], run: Run) -> Html:
     """The name of a run with its colour, where there are several."""
     if len(runs) == 1:
         return Html(escaped(run.label))
-    return Html(f'<span class="run" style="--of:{COLORS[runs.index(run)]}">{escaped(run.label)}</span>')
+    return Html(f'<span class="run" style="--of:{style.SERIES[runs.index(run)]}">{escaped(run.label)}</span>')
 
 
 def _problems(lines: Sequence[str]) -> str:
@@ -125,7 +125,7 @@ def _overview(runs: Sequence[Run], place: Path) -> Section:
     parts += [html_table(head, lines), f"<p>{note}</p>"]
     finished = pictures.scored(runs)
     if several and finished:
-        size = (5.2, 1.3 + 0.34 * len(finished))
+        size = (style.WIDTH, 1.3 + 0.34 * len(finished))
         caption = "From the accuracy on the test images (filled) to that on the training images (empty): the gap."
         draw = partial(pictures.gaps, runs=runs)
         parts.append(f'<div class="row">{figure(svg(draw, size, "gaps"), caption)}</div>')
@@ -146,7 +146,7 @@ def _curves(runs: Sequence[Run]) -> Section:
         f"Cross-entropy, without the other parts of the losses: {words}": pictures.cross_entropies,
     }
     shown = (
-        figure(svg(partial(draw, runs=runs), (5.2, 3.6), f"runs {i}"), caption)
+        figure(svg(partial(draw, runs=runs), (style.WIDTH, style.HEIGHT), f"runs {i}"), caption)
         for i, (caption, draw) in enumerate(drawn.items())
     )
     held = {each.held_out for each in runs if each.rows}
@@ -190,7 +190,7 @@ def _colored(text: str, runs: Sequence[Run], mine: Sequence[Run]) -> str:
     places = [runs.index(each) for each in mine]
     if places == list(range(len(mine))):
         return text
-    changed = {COLORS[i]: COLORS[place] for i, place in enumerate(places)}
+    changed = {style.SERIES[i]: style.SERIES[place] for i, place in enumerate(places)}
     return re.sub("|".join(changed), lambda found: changed[found[0]], text)
 
 

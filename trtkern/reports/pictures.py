@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from trtkern.analysis._result import COLORS
-from trtkern.output.pictures import logarithmic, over_epochs
+from trtkern.output import style
+from trtkern.output.pictures import logarithmic, over_steps, rows
 from trtkern.reports.runs import Run
 from trtkern.training.figures import series
 
@@ -20,24 +20,24 @@ def label(name: str) -> str:
 def accuracies(axes: Axes, runs: Sequence[Run]) -> None:
     """Accuracy over the epochs in per cent: held-out images as a line, training images dashed."""
     _curves(axes, runs, "accuracy", 100.0)
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy")
-    over_epochs(axes)
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy (dashed: training images)")
+    over_steps(axes)
 
 
 def cross_entropies(axes: Axes, runs: Sequence[Run]) -> None:
     """The cross-entropy over the epochs, which is the same quantity under every loss."""
     positive = _curves(axes, runs, "cross_entropy", 1.0)
-    axes.set(xlabel="epoch", ylabel="cross-entropy", title="cross-entropy")
+    axes.set(xlabel="epoch", ylabel="cross-entropy", title="Cross-entropy (dashed: training images)")
     if positive:
         logarithmic(axes)
-    over_epochs(axes)
+    over_steps(axes)
 
 
 def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
     """The curves of the runs that have epochs; whether all are above 0."""
     positive = True
-    for each, color in zip(runs, COLORS, strict=False):
-        for split, style in ((each.held_out, "-"), ("train", "--")):
+    for each, color in zip(runs, style.SERIES, strict=False):
+        for split, look in ((each.held_out, "-"), ("train", "--")):
             epochs, values = series(each.rows, split, part)
             if not epochs:
                 continue
@@ -45,7 +45,7 @@ def _curves(axes: Axes, runs: Sequence[Run], part: str, scale: float) -> bool:
             name = label(each.label) if split != "train" else None
             width = 1.6 if split != "train" else 1.0
             axes.plot(
-                epochs, [scale * value for value in values], color=color, linestyle=style, linewidth=width, label=name,
+                epochs, [scale * value for value in values], color=color, linestyle=look, linewidth=width, label=name,
                 marker=marker, markersize=3,
             )  # fmt: skip
             positive = positive and all(value > 0 for value in values)
@@ -59,7 +59,7 @@ def scored(runs: Sequence[Run]) -> list[Run]:
 
 def gaps(axes: Axes, runs: Sequence[Run]) -> None:
     """A line a run from its accuracy on the test images to that on the training images, in per cent."""
-    shown = [(each, color) for each, color in zip(runs, COLORS, strict=False) if each in scored(runs)]
+    shown = [(each, color) for each, color in zip(runs, style.SERIES, strict=False) if each in scored(runs)]
     for place, (each, color) in enumerate(shown):
         test, train = each.final("test"), each.final("train")
         assert test is not None
@@ -67,11 +67,8 @@ def gaps(axes: Axes, runs: Sequence[Run]) -> None:
         if train is not None:
             there = 100 * train["accuracy"]
             axes.plot([here, there], [place, place], color=color, linewidth=2)
-            axes.plot(there, place, "o", markersize=7, markerfacecolor="white", markeredgecolor=color)
+            axes.plot(there, place, "o", markersize=7, markerfacecolor=style.EMPTY, markeredgecolor=color)
         axes.plot(here, place, "o", markersize=7, color=color)
-    axes.set_yticks(range(len(shown)), [each.label for each, _ in shown], parse_math=False)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set(xlabel="accuracy (%)", title="test images (filled), training images (empty)")
     axes.margins(x=0.08)
-    axes.grid(alpha=0.3, axis="x")
-    axes.set_axisbelow(True)
+    rows(axes, [each.label for each, _ in shown])
+    axes.set(xlabel="accuracy (%); filled: test images, empty: training images", title="From test to training images")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trtkern.analysis import Result
-from trtkern.analysis._result import COLORS
+from trtkern.output import style
 from trtkern.output.text import short
 from trtkern.training import run
 from trtkern.training.folder import begun
@@ -60,10 +60,10 @@ def read(paths: Sequence[str]) -> list[Run]:
         ValueError: no run there, the same one twice, or more than a page can tell apart.
         OSError: files that cannot be read.
     """
-    if len(paths) > len(COLORS):
+    if len(paths) > len(style.SERIES):
         raise ValueError(
-            f"report: expected at most {len(COLORS)} runs, as many as there are colours that can be told apart, got "
-            f"{len(paths)}; make several pages"
+            f"report: expected at most {len(style.SERIES)} runs, as many as there are colours that can be told apart, "
+            f"got {len(paths)}; make several pages"
         )
     folders = [Path(path) for path in paths]
     for index, folder in enumerate(folders):

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from trtkern.output import style
 from trtkern.output.files import write
-from trtkern.output.pictures import few, heat, logarithmic, over_epochs
+from trtkern.output.pictures import few, heat, logarithmic, over_steps, sheet, whole
 from trtkern.output.text import printable, short
 from trtkern.profiling.firing.activity import LayerActivity
 
-COLORS = {"train": "#3b6ea8", "validation": "#d1603d", "test": "#d1603d"}
 NUMBERED = 20
 """Classes up to which the confusion matrix shows its numbers."""
 
@@ -32,7 +30,7 @@ def scored(rows: Sequence[Row]) -> bool:
 
 def splits(rows: Sequence[Row]) -> list[str]:
     """The splits that the rows have averages of, training first."""
-    return [name for name in COLORS if any(name in row for row in rows)]
+    return [name for name in style.SPLITS if any(name in row for row in rows)]
 
 
 def loss(axes: Axes, rows: Sequence[Row]) -> None:
@@ -41,69 +39,78 @@ def loss(axes: Axes, rows: Sequence[Row]) -> None:
     for name in splits(rows):
         epochs, total = series(rows, name, "loss")
         _, cross_entropy = series(rows, name, "cross_entropy")
-        style = _style(name, epochs)
-        axes.plot(epochs, total, label=f"{name} loss", **style)
-        if cross_entropy != total and any(cross_entropy):
-            axes.plot(epochs, cross_entropy, label=f"{name} cross entropy", linestyle="--", linewidth=1, **style)
+        look = _look(name, epochs)
+        apart = cross_entropy != total and any(cross_entropy)
+        axes.plot(epochs, total, label=f"{name}, loss" if apart else name, **look)
+        if apart:
+            axes.plot(epochs, cross_entropy, label=f"{name}, cross entropy", linestyle="--", linewidth=1, **look)
         drawn = (*total, *cross_entropy) if any(cross_entropy) else total
         positive = positive and all(value > 0 for value in drawn)
-    axes.set(xlabel="epoch", ylabel="loss", title="loss")
+    axes.set(xlabel="epoch", ylabel="loss (logarithmic)" if positive else "loss", title="Loss over the training")
     if positive:
         logarithmic(axes)
-    over_epochs(axes)
+    over_steps(axes)
 
 
 def accuracy(axes: Axes, rows: Sequence[Row]) -> None:
     """Accuracy over the epochs, in per cent; the title has the last one of the held-out split."""
     for name in splits(rows):
         epochs, values = series(rows, name, "accuracy")
-        axes.plot(epochs, [100 * value for value in values], label=name, **_style(name, epochs))
+        axes.plot(epochs, [100 * value for value in values], label=name, **_look(name, epochs))
     name = splits(rows)[-1]
     epochs, values = series(rows, name, "accuracy")
-    title = f"{name} accuracy after epoch {epochs[-1]}: {100 * values[-1]:.2f} %"
+    title = f"Accuracy: {100 * values[-1]:.2f} % ({name}) after epoch {epochs[-1]}"
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
-    over_epochs(axes)
+    over_steps(axes)
 
 
 def learning_rate(axes: Axes, rows: Sequence[Row]) -> None:
     """The learning rate at the beginning of each epoch."""
     epochs = [row["epoch"] for row in rows]
-    axes.plot(epochs, [row["lr"] for row in rows], **_style("train", epochs))
-    axes.set(xlabel="epoch", ylabel="learning rate", title="learning rate")
+    axes.plot(epochs, [row["lr"] for row in rows], **_look("train", epochs))
+    axes.set(xlabel="epoch", ylabel="learning rate", title="Learning rate at the start of each epoch")
     axes.set_ylim(bottom=0)
-    over_epochs(axes, legend=False)
+    whole(axes)
 
 
 def confusion(axes: Axes, counts: Tensor, classes: Sequence[str]) -> None:
     """Counts [C, C], a row a true class; the shade is the root of the share of the row: small ones are seen too."""
     number = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-    heat(axes, share.sqrt().tolist(), "Blues")
+    heat(axes, share.sqrt().tolist(), style.COUNTS)
     if number <= NUMBERED:
         for i, row in enumerate(counts.tolist()):
             for j, count in enumerate(row):
                 if count:
-                    shade = "white" if share[i, j] > 0.3 else "black"
-                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=shade)
+                    ink = style.ON_SHADE[bool(share[i, j] > 0.3)]
+                    axes.text(j, i, str(count), ha="center", va="center", fontsize=style.SMALL, color=ink)
         shown = list(range(number))
     else:
         shown = list(range(0, number, 5 * math.ceil(number / 100)))
     labels = [short(classes[i], 18) for i in shown]
-    axes.set_xticks(shown, labels, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(shown, labels, fontsize=7, parse_math=False)
-    axes.set(xlabel="taken for", ylabel="true class", aspect="equal")
+    axes.set_xticks(shown, labels, rotation=90 if max(map(len, labels)) > 2 else 0, parse_math=False)
+    axes.set_yticks(shown, labels, parse_math=False)
+    axes.set(xlabel="taken for", ylabel="true class", aspect="equal", title="What each class was taken for")
+    _frameless(axes)
 
 
 def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
     """Mean rate of each layer at each step."""
     steps = max(len(layer.rate) for layer in activity.values())
     cells = [layer.rate.tolist() + [math.nan] * (steps - len(layer.rate)) for layer in activity.values()]
-    image = heat(axes, cells, "viridis", high=max(float(layer.rate.max()) for layer in activity.values()))
+    image = heat(axes, cells, style.SHADES, high=max(float(layer.rate.max()) for layer in activity.values()))
     names = [short(name, 28) for name in activity]
-    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xticks(ticks := few(steps), [str(step + 1) for step in ticks])
-    axes.set(xlabel="timestep", title="spikes per neuron and step")
-    axes.figure.colorbar(image, ax=axes)
+    axes.set(xlabel="time step", title="How often the neurons of each layer fire")
+    axes.figure.colorbar(image, ax=axes, label="spikes per neuron and step")
+    _frameless(axes)
+
+
+def _frameless(axes: Axes) -> None:
+    """Of a map, whose cells are frame enough."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[float]]:
@@ -112,8 +119,8 @@ def series(rows: Sequence[Row], split: str, part: str) -> tuple[list[int], list[
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
-def _style(name: str, epochs: Sequence[int]) -> dict[str, Any]:
-    return {"color": COLORS[name], "marker": "o" if len(epochs) <= 30 else None, "markersize": 3}
+def _look(name: str, epochs: Sequence[int]) -> dict[str, Any]:
+    return {"color": style.SPLITS[name], "marker": "o" if len(epochs) <= 30 else None, "markersize": 3}
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -126,12 +133,9 @@ def learning_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> N
     Raises:
         OSError: the file cannot be written; the message names it.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(printable(title), parse_math=False)
-    left, right = figure.subplots(1, 2)
-    loss(left, rows)
-    (accuracy if scored(rows) else learning_rate)(right, rows)
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=120)
+    with sheet(stream, (2 * style.WIDTH, 1.1 * style.HEIGHT), printable(title)) as figure:
+        left, right = figure.subplots(1, 2)
+        loss(left, rows)
+        (accuracy if scored(rows) else learning_rate)(right, rows)
     write(path, stream.getvalue())

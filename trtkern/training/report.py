@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from trtkern.output import style
 from trtkern.output.files import naming
 from trtkern.output.files import write as write_whole
 from trtkern.output.page import Section, document, escaped, figure, html_table, origin
@@ -146,24 +147,26 @@ def _duration(seconds: float) -> str:
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> Section:
     """Loss, accuracy and learning rate over the epochs of a run, of at least one row."""
-    size = (5.2, 3.6)
-    drawn = {
-        "Loss; training: averages over the epoch while the weights move, otherwise at its end.": figures.loss,
-        "Accuracy, taken likewise.": figures.accuracy,
-        "Learning rate at the beginning of each epoch.": figures.learning_rate,
-    }
+    size = (style.WIDTH, style.HEIGHT)
+    drawn: dict[str, tuple[Callable[..., None], tuple[float, float]]] = {
+        "Of the training images an average over the epoch, while the weights move; of the others at its end.": (
+            figures.loss, size,
+        ),
+        "Accuracy, taken likewise.": (figures.accuracy, size),
+        "The learning rate, which the recipe sets.": (figures.learning_rate, (style.WIDTH, 0.6 * style.HEIGHT)),
+    }  # fmt: skip
     if not figures.scored(rows):
         drawn.pop("Accuracy, taken likewise.")
     pictures = (
-        figure(svg(partial(draw, rows=rows), size, f"curve {i}"), caption)
-        for i, (caption, draw) in enumerate(drawn.items())
+        figure(svg(partial(draw, rows=rows), shape, f"curve {i}"), caption)
+        for i, (caption, (draw, shape)) in enumerate(drawn.items())
     )
     return Section("Learning curves", f'<div class="row">{"".join(pictures)}</div>')
 
 
 def _confusions(counts: Tensor, classes: Sequence[str]) -> Section:
     number = len(classes)
-    side = min(4.2 + 0.2 * number, 8.0)
+    side = 2.2 + 0.34 * number if number <= figures.NUMBERED else style.WHOLE
     shade = "Shade: root of the share of the row" + ("; number: count." if number <= figures.NUMBERED else ".")
     draw = partial(figures.confusion, counts=counts, classes=classes)
     picture = figure(svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}")
@@ -177,7 +180,8 @@ def _confusions(counts: Tensor, classes: Sequence[str]) -> Section:
             top.append([classes[true], classes[guess], f"{count:,}", _share(count, totals[true])])
     heading = f"Most frequent confusions (of {int(wrong.sum()):,} errors in {int(totals.sum()):,})"
     head = ["true class", "taken for", "count", "share of the class"]
-    return Section("Confusions", picture + html_table(head, top, heading, words=2))
+    table = html_table(head, top, heading, words=2)
+    return Section("Confusions", f'<div class="row">{picture}<div>{table}</div></div>')
 
 
 def _classes(counts: Tensor, classes: Sequence[str]) -> Section:
@@ -198,7 +202,7 @@ def _share(part: Any, whole: Any) -> str:
 
 def _firing(activity: Mapping[str, LayerActivity]) -> Section:
     steps = max(len(layer.rate) for layer in activity.values())
-    size = (min(4.6 + 0.25 * steps, 9.0), max(2.2, 1.2 + 0.2 * len(activity)))
+    size = (style.WIDTH if steps <= 12 else style.WHOLE, style.tall(len(activity)))
     caption = "Mean firing rate of each layer at each timestep."
     picture = figure(svg(partial(figures.firing, activity=activity), size, "firing"), caption)
     shown = list(range(steps)) if steps <= 8 else [*range(4), *range(steps - 4, steps)]

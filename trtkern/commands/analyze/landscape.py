@@ -165,14 +165,15 @@ def _labels(runs: list[str]) -> list[str]:
 
 def _compare(labels: list[str], made: list[list[Result]], place: Path) -> None:
     """One picture of all runs."""
-    from matplotlib.figure import Figure
-
     from trtkern.analysis._result import drawn
+    from trtkern.output import style
+    from trtkern.output.pictures import styled
 
     pictures: dict[str, Any] = {}
     for of_kind in zip(*made, strict=True):
         pictures.update(type(of_kind[0]).pictures(dict(zip(labels, of_kind, strict=True))))
     with quits(FAILURE, OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        drawn(Figure, pictures, columns=max(2, len(labels))).savefig(place, dpi=150)
+        with styled():
+            drawn(pictures, columns=max(2, len(labels))).savefig(place, dpi=style.DPI)
     console().print(f"{place} compares the runs", soft_wrap=True)

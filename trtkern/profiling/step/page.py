@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from trtkern.output import style
 from trtkern.output.files import write as write_whole
 from trtkern.output.page import Section, document, escaped, figure, html_table, origin
 from trtkern.output.pictures import svg
@@ -25,12 +26,16 @@ def write(path: Path, found: StepProfile, versions: Mapping[str, str], command: 
     Raises:
         OSError: the file cannot be written.
     """
-    high = max(3.6, 1.2 + 0.22 * len(roofline.uncounted(found)))
+    times, rates = roofline.heights(found)
     drawn = {
-        "Time of the parts of the step.": (roofline.share, (5.2, max(3.0, 1 + 0.22 * min(20, len(found.rows))))),
-        "Roofline: rates measured in the same rounds.": (roofline.roofline, (5.2, 3.9)),
-        "Bytes per second where FLOP are not counted.": (roofline.bandwidth, (5.2, high)),
-    }
+        "The parts of the step by the time that they take.": (roofline.share, (style.WIDTH, times)),
+        "Layers whose arithmetic is not counted: how fast they move what must be moved, beside the rate of a copy in "
+        "the same rounds.": (roofline.bandwidth, (style.WIDTH, rates)),
+        "Roofline of the layers with matrix products and convolutions. Left of the bend memory is the limit, right of "
+        "it arithmetic; both limits were measured in the same rounds.": (
+            roofline.roofline, (style.WHOLE, style.WHOLE / 2),
+        ),
+    }  # fmt: skip
     pictures = "".join(
         figure(svg(partial(draw, found=found), size, f"profile {i}"), caption)
         for i, (caption, (draw, size)) in enumerate(drawn.items())

@@ -1,65 +1,95 @@
-"""The roofline of a step as a picture: how far each layer is from what memory and arithmetic allow."""
+"""A step as pictures: where its time goes, and how far each layer is from what memory and arithmetic allow."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from trtkern.output import style
+from trtkern.output.pictures import below, plain, rows, sheet, spread
 from trtkern.output.text import short
 from trtkern.profiling.step.report import PartTime, StepProfile
 
-COLORS = {
-    "convolutions": "#3b6ea8", "linear layers": "#7a5195", "neurons": "#d1603d", "normalisation": "#4f9d69",
-    "other layers": "#8a8a8a",
-}  # fmt: skip
-LABELLED = 6
-"""Points with a name: the layers that take longest."""
+LABELLED = 12
+"""Points with a name in the roofline: the layers that take longest."""
+LONGEST = 20
+"""Rows of the picture of times."""
+DIRECTIONS = "filled: forward, empty: backward"
+
+
+class Point(NamedTuple):
+    """A layer in one direction, in the roofline."""
+
+    row: PartTime
+    intensity: float
+    """FLOP a byte."""
+    rate: float
+    """FLOP a second."""
+    filled: bool
+    """Forward."""
+
+
+def points(found: StepProfile) -> list[Point]:
+    """Of each layer whose FLOP and bytes are counted, forward and backward."""
+    return [
+        Point(row, part.flops / part.bytes, part.flops / part.seconds, filled)
+        for row in found.rows
+        for part, filled in ((row.forward, True), (row.backward, False))
+        if part.flops and part.bytes and part.seconds
+    ]
 
 
 def roofline(axes: Axes, found: StepProfile) -> None:
     """FLOP/s over FLOP/byte, both logarithmic: a point a layer and direction below the two measured rates."""
     copy, product = found.rates
-    points = [
-        (row, part.flops / part.bytes, part.flops / part.seconds, filled)
-        for row in found.rows
-        for part, filled in ((row.forward, True), (row.backward, False))
-        if part.flops and part.bytes and part.seconds
-    ]
+    shown = points(found)
     ridge = product / copy
-    across = [ridge, *(x for _, x, _, _ in points)]
+    across = [ridge, *(point.intensity for point in shown)]
     low, high = min(across) / 4, max(across) * 4
-    axes.plot([low, ridge, high], [low * copy, product, product], color="#222", linewidth=1.2)
+    axes.plot([low, ridge, high], [low * copy / 1e9, product / 1e9, product / 1e9], color=style.DARK, linewidth=1.4)
+    axes.set(xscale="log", yscale="log", xlim=(low, high))
+    least = min([low * copy, *(point.rate for point in shown)]) / 1e9
+    axes.set_ylim(least / 2, product / 1e9 * 3)
+    said = f"memory: {copy / 1e9:.1f} GB/s when copying"
+    axes.annotate(said, (low, low * copy / 1e9), xytext=(8, -14), textcoords="offset points", fontsize=style.SMALL)
+    said = f"arithmetic: {product / 1e9:,.0f} GFLOP/s in a matrix product"
     axes.annotate(
-        f"copy {copy / 1e9:.1f} GB/s", (low, low * copy), xytext=(14, -2), textcoords="offset points", fontsize=8
+        said, (high, product / 1e9), xytext=(-4, 5), textcoords="offset points", fontsize=style.SMALL, ha="right"
     )
-    axes.annotate(
-        f"matmul {product / 1e9:.0f} GFLOP/s", (ridge, product), xytext=(2, 5), textcoords="offset points", fontsize=8
-    )
-    for row, x, y, filled in points:
-        color = COLORS.get(row.group, COLORS["other layers"])
-        axes.scatter(x, y, s=26, edgecolors=color, facecolors=color if filled else "white", zorder=3)
-    _names(axes, points)
-    for group in dict.fromkeys(row.group for row, *_ in points):
-        axes.scatter([], [], s=26, color=COLORS.get(group, COLORS["other layers"]), label=group)
-    axes.scatter([], [], s=26, edgecolors="#222", facecolors="#222", label="forward")
-    axes.scatter([], [], s=26, edgecolors="#222", facecolors="white", label="backward")
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="FLOP/s", title="layers with counted FLOP")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    for row in dict.fromkeys(point.row for point in shown):
+        mine = [point for point in shown if point.row is row]
+        color = _color(row)
+        axes.plot([p.intensity for p in mine], [p.rate / 1e9 for p in mine], color=color, linewidth=1.0, zorder=2)
+        for point in mine:
+            axes.plot(
+                point.intensity, point.rate / 1e9, "o", markersize=6, markeredgecolor=color, markeredgewidth=1.4,
+                markerfacecolor=color if point.filled else style.EMPTY, zorder=3,
+            )  # fmt: skip
+    _names(axes, shown)
+    plain(axes)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="FLOP per byte moved", ylabel="GFLOP/s reached")
+    axes.set_title(f"How near each layer comes to the machine's limits ({DIRECTIONS})")
+    axes.grid()
+    _kinds(axes, [point.row for point in shown])
 
 
-def _names(axes: Axes, points: list[tuple[PartTime, float, float, bool]]) -> None:
-    """Names of the layers that take longest, in a column, each with a line to its first point."""
-    first = {row.name: (row, x, y) for row, x, y, _ in reversed(points)}
-    longest = sorted(first.values(), key=lambda point: -point[0].seconds)[:LABELLED]
-    for place, (row, x, y) in enumerate(sorted(longest, key=lambda point: point[1])):
+def _names(axes: Axes, shown: list[Point]) -> None:
+    """Names of the layers that take longest, in a column beside the axes, each with a line to its first point."""
+    first = {point.row.name: point for point in reversed(shown)}
+    longest = sorted(first.values(), key=lambda point: -point.row.seconds)[:LABELLED]
+    ends = [(axes.transData - axes.transAxes).transform((p.intensity, p.rate / 1e9)).tolist() for p in longest]
+    ordered = sorted(zip(ends, longest, strict=True), key=lambda pair: pair[0][1])
+    assert axes.figure is not None
+    gap = 1.4 * style.SMALL * axes.figure.dpi / 72 / axes.get_window_extent().height
+    for ((x, y), point), place in zip(ordered, spread([y for (_, y), _ in ordered], gap), strict=True):
         axes.annotate(
-            short(row.name, 24), (x, y), xytext=(0.45, 0.62 - 0.055 * place), textcoords="axes fraction", fontsize=7,
-            ha="right", va="center", parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": "#999", "linewidth": 0.6, "relpos": (1, 0.5)},
+            f"{short(point.row.name, 24)}, {1e3 * point.row.seconds:.3g} ms", (x, y), xytext=(1.02, place),
+            xycoords="axes fraction", textcoords="axes fraction", fontsize=style.SMALL, va="center", parse_math=False,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": style.ASIDE, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 4},
         )  # fmt: skip
 
 
@@ -69,51 +99,75 @@ def uncounted(found: StepProfile) -> list[PartTime]:
 
 
 def bandwidth(axes: Axes, found: StepProfile) -> None:
-    """Bytes per second of the layers whose FLOP are not counted: neurons, normalisation, pooling; a bar a direction."""
-    rows = uncounted(found)
-    for index, row in enumerate(rows):
-        color = COLORS.get(row.group, COLORS["other layers"])
-        for part, shift, filled in ((row.forward, -0.2, True), (row.backward, 0.2, False)):
-            if part.bytes and part.seconds:
-                axes.barh(
-                    index + shift, part.bytes / part.seconds / 1e9, 0.36, edgecolor=color,
-                    facecolor=color if filled else "white",
-                )  # fmt: skip
-    axes.axvline(found.rates.copy / 1e9, color="#222", linewidth=1.2)
-    _name(axes, [short(row.name, 24) for row in rows])
-    axes.set(xlabel="GB/s of the bytes to move (line: copy rate)", title="the others: filled forward, empty backward")
+    """Bytes a second of the layers whose FLOP are not counted (neurons, normalisation, pooling): a row a layer, its
+    forward joined to its backward."""
+    shown = uncounted(found)
+    for index, row in enumerate(shown):
+        color = _color(row)
+        reached = [
+            (part.bytes / part.seconds / 1e9, filled)
+            for part, filled in ((row.forward, True), (row.backward, False))
+            if part.bytes and part.seconds
+        ]
+        axes.plot([rate for rate, _ in reached], [index] * len(reached), color=color, linewidth=1.0, zorder=2)
+        for rate, filled in reached:
+            axes.plot(
+                rate, index, "o", markersize=6, markeredgecolor=color, markeredgewidth=1.4,
+                markerfacecolor=color if filled else style.EMPTY, zorder=3,
+            )  # fmt: skip
+    copy = found.rates.copy / 1e9
+    axes.axvline(copy, color=style.DARK, linewidth=1.4)
+    rows(axes, [short(row.name, 24) for row in shown])
+    axes.set_xlim(0, max(1.08 * copy, 1.05 * axes.dataLim.x1))
+    axes.set(xlabel=f"GB/s of what must be moved (line: copying, {copy:.1f})", title="Layers that memory bounds")
+    _kinds(axes, shown)
 
 
 def share(axes: Axes, found: StepProfile) -> None:
     """Milliseconds of each part, forward and backward."""
-    rows: list[PartTime] = sorted(found.rows, key=lambda row: -row.seconds)[:20]
-    for index, row in enumerate(rows):
-        color = COLORS.get(row.group, COLORS["other layers"])
+    shown = sorted(found.rows, key=lambda row: -row.seconds)[:LONGEST]
+    for index, row in enumerate(shown):
+        color = _color(row)
         forward, backward = 1e3 * row.forward.seconds, 1e3 * row.backward.seconds
-        axes.barh(index, forward, edgecolor=color, facecolor=color)
-        axes.barh(index, backward, left=forward, edgecolor=color, facecolor="white")
-    _name(axes, [short(row.name, 28) for row in rows])
-    axes.set(xlabel="ms", title="time: filled forward, empty backward")
+        axes.barh(index, forward, 0.6, edgecolor=color, facecolor=color)
+        axes.barh(index, backward, 0.6, left=forward, edgecolor=color, facecolor=style.EMPTY)
+    rows(axes, [short(row.name, 24) for row in shown])
+    axes.set(xlabel=f"ms a step ({DIRECTIONS})", title="What takes the time")
+    _kinds(axes, shown)
 
 
-def _name(axes: Axes, names: list[str]) -> None:
-    """Bars with their names, the first on top, over a grid."""
-    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3, axis="x")
-    axes.set_axisbelow(True)
+def _color(row: PartTime) -> str:
+    return style.KINDS.get(row.group, style.KINDS["other layers"])
+
+
+def _kinds(axes: Axes, shown: list[PartTime]) -> None:
+    """The colours of the kinds of layers that are there."""
+    if not shown:
+        return
+    for kind in dict.fromkeys(row.group if row.group in style.KINDS else "other layers" for row in shown):
+        axes.plot(
+            [], [], "o", color=style.KINDS[kind], markersize=6, label=kind if kind != "other layers" else "others"
+        )
+    below(axes, 2)
+
+
+def heights(found: StepProfile) -> tuple[float, float]:
+    """Inches of the pictures of times and of bandwidths."""
+    return (
+        style.tall(min(LONGEST, len(found.rows)), least=3.0, around=1.7),
+        style.tall(len(uncounted(found)), least=3.0, around=1.7),
+    )
 
 
 def plot(found: StepProfile, path: Path) -> None:
-    """Roofline and bandwidths in one picture file, of the kind that the name's ending says.
+    """All three in one picture file, of the kind that the name's ending says.
 
     Raises:
         OSError, ValueError: the file cannot be written, or its kind is unknown.
     """
-    figure = Figure(figsize=(12, max(4.6, 1.6 + 0.24 * len(uncounted(found)))), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(found.notes()[0], fontsize=9, parse_math=False)
-    left, right = figure.subplots(1, 2)
-    roofline(left, found)
-    bandwidth(right, found)
-    figure.savefig(path, dpi=120)
+    upper, lower = max(heights(found)), style.WHOLE / 2
+    with sheet(path, (2 * style.WIDTH, upper + lower), found.notes()[0]) as figure:
+        grid = figure.add_gridspec(2, 2, height_ratios=(upper, lower))
+        share(figure.add_subplot(grid[0, 0]), found)
+        bandwidth(figure.add_subplot(grid[0, 1]), found)
+        roofline(figure.add_subplot(grid[1, :]), found)
