@@ -283,7 +283,8 @@ def cuda_commands(ext: Extension, includes: list[str]) -> tuple[dict[str, list[s
     kernels = [nvcc, *flags, *gencode(), *includes]
     bindings = [*cxx, *compiler.FLAGS, *includes, *BINDINGS, "-isystem", str(toolkit / "include")]
     commands = {source: kernels if source.endswith(".cu") else bindings for source in ext.sources}
-    return commands, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
+    found = [f"-L{toolkit / 'lib'}"] if (toolkit / "lib").is_dir() else []  # where PyPI's toolkit has its libraries
+    return commands, [nvcc, "-shared", "-cudart", "static", *found, "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
 
 
 def extensions() -> list[Extension]:

@@ -16,7 +16,7 @@ PERMISSIVE = re.compile(
 """Licences that ask no more than that they are named (MPL-2.0: that its own files stay open)."""
 COPYLEFT = re.compile(r"\b(A?L?GPL|GNU)\b|(?<!\w)(A|L)?GPL", re.IGNORECASE)
 OF_TORCH = re.compile(r"nvidia-|cuda-")
-"""What a torch for NVIDIA GPUs brings; its licence is between NVIDIA and who installs it, nothing of it is linked here."""
+"""What a torch for NVIDIA GPUs brings, by NVIDIA's own licence; nothing of it is in a wheel."""
 ASK = """
 import json
 from importlib.metadata import distributions

@@ -1,9 +1,10 @@
-"""Everything that is looked at before a release, as one table; it ends with 0 if nothing failed. ``make release-check``.
+"""What is looked at before a release, as one table; it ends with 0 if nothing failed. ``make release-check``.
 
     python packaging/release_check.py                     builds dist/ and checks it
     python packaging/release_check.py --keep              checks the dist/ that is there
-    python packaging/release_check.py --site 'FOLDER{}'   torch of these folders, FOLDER3.12 for Python 3.12
-                                                          (pip install --target FOLDER3.12 torch numpy); else pip gets it
+    python packaging/release_check.py --site 'FOLDER{}'   torch for Python 3.12 lies in FOLDER3.12, where
+                                                          pip install --target FOLDER3.12 torch numpy has put it;
+                                                          left out: pip gets the torch of constraints.txt
 
 A step is "ok", "FAILED", or "warning": what has to be mended before a tag, but may be so on the way to it.
 """
@@ -130,8 +131,8 @@ def api(python: Path) -> str:
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pytest>=8"]
         try_wheel.call(*pip, cwd=Path(folder), env=os.environ)
         said = try_wheel.call(
-            python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder, test,
-            cwd=Path(folder), env=try_wheel.alone(),
+            python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder,
+            test, cwd=Path(folder), env=try_wheel.alone(),
         )  # fmt: skip
     return said.strip().splitlines()[-1]
 
@@ -158,12 +159,18 @@ def _none(tag: str) -> str:
     raise Failed(f"expected one wheel {tag} in dist, got none or several")
 
 
+def _pinned() -> str:
+    """The torch of constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith("torch=="))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--site", default="")
-    parser.add_argument("--torch", default="")
+    parser.add_argument("--torch", default=_pinned())
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     given = parser.parse_args(arguments)
     check = Check(given.out.resolve(), given.site, given.torch)
