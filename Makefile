@@ -14,7 +14,7 @@ endif
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test test-torch sanitize lint format docs bench gpu gpu-bundle gpu-rehearsal clean
+.PHONY: demo test test-torch sanitize lint format docs bench gpu gpu-bundle gpu-rehearsal wheels release-check clean
 
 # Files are compiled to bytecode when they are first imported, not thousands of them here.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(PINS)
@@ -121,6 +121,22 @@ gpu-bundle:
 
 gpu-rehearsal: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python bench/gpu.py --rehearse
+
+# What makes a release has an environment of its own, without torch. Where Docker works the wheels are made by
+# cibuildwheel for Python 3.11 to 3.14; elsewhere, and in release-check, by the Pythons of this machine.
+RELEASE := .venv-release
+$(RELEASE)/installed: packaging/requirements.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement packaging/requirements.txt
+	@touch $@
+
+wheels: $(RELEASE)/installed
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" $(RELEASE)/bin/python packaging/wheels.py $(WHEELS)
+
+# SITE: see packaging/release_check.py; left out, pip gets torch for each Python, which may be gigabytes.
+release-check: $(RELEASE)/installed
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" $(RELEASE)/bin/python packaging/release_check.py \
+		$(if $(SITE),--site '$(SITE)') $(CHECK)
 
 clean:
 	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV)

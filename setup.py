@@ -1,6 +1,7 @@
 """Builds trtkern: prints surrogates and neurons as C++ headers, compiles csrc/ into trtkern._cpu and trtkern._cuda.
 
-A missing compiler or nvcc leaves that extension out and says so in one line.
+A missing compiler or nvcc leaves that extension out and says so in one line. Every Python that builds here shares the
+compiled kernels; only the bindings are compiled for each.
 
     TRTKERN_CPU=1, TRTKERN_CUDA=1    that extension or an error; 0: do not build it
     TRTKERN_CPU_WIDE=1               also the 16-lane code on AVX2 (float32), for tests on machines without AVX-512
@@ -70,6 +71,7 @@ HEADERS = (
     "spike_conv",
 )  # of csrc; own neurons need them
 BINDINGS = ["-O1"]  # nothing to optimise, and half a minute to do it
+BOUND = "bindings.cpp"  # the end of the sources that read Python's headers, and are compiled for each Python
 # The sources of trtkern._cpu and the flags that each adds. Each instruction set is a translation unit of its own.
 CPU_SOURCES = {
     "csrc/cpu/bindings.cpp": BINDINGS, "csrc/cpu/launch.cpp": ["-fopenmp"], "csrc/cpu/own_rows.cpp": [],
@@ -101,6 +103,29 @@ class Unit(NamedTuple):
 
     output: Path
     command: list[str]
+
+    @property
+    def reads(self) -> Path:
+        """The file that lists what the compiler read."""
+        return self.output.with_suffix(".d")
+
+    @property
+    def note(self) -> Path:
+        """The file with the command that made the object."""
+        return self.output.with_suffix(".command")
+
+    @property
+    def said(self) -> str:
+        """The command as the note has it: where the headers of a temporary installation lie changes nothing."""
+        return shlex.join(part for part in self.command if not part.startswith("-I"))
+
+    def is_current(self) -> bool:
+        """Whether the same command made the object after the last change of all that it read."""
+        if not (self.output.exists() and self.reads.exists() and self.note.exists()):
+            return False
+        inputs = map(Path, self.reads.read_text().replace("\\\n", " ").partition(":")[2].split())
+        newest = max(path.stat().st_mtime for path in inputs if path.exists())
+        return self.note.read_text() == self.said and newest < self.output.stat().st_mtime
 
 
 def write_headers(folder: Path) -> None:
@@ -155,13 +180,15 @@ class BuildExt(build_ext):
     """Compiles the units of all extensions, two at a time, and leaves out an extension that cannot be built."""
 
     def build_extensions(self) -> None:
-        # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick.
+        # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick. Paths
+        # are those within it, so that a copy of the checkout with its objects compiles nothing again.
         kind = "sanitized" if SANITIZE else "objects"
-        temp = ROOT / "build" / f"{kind}-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        temp = Path("build") / f"{kind}-{sysconfig.get_platform()}"
         plans = {}
         for extension in self.extensions:
             with self.or_left_out(extension):
                 plans[extension.name] = plan(extension, temp)
+        announce({name: [unit for unit in units if not unit.is_current()] for name, (units, _) in plans.items()})
         with ThreadPoolExecutor(JOBS) as pool:
             compiling = {
                 name: [pool.submit(compile_unit, unit, bool(self.force)) for unit in units]
@@ -190,40 +217,52 @@ class BuildExt(build_ext):
             self.extensions = [other for other in self.extensions if other is not extension]
 
 
+def announce(todo: dict[str, list[Unit]]) -> None:
+    """Before a long wait: how much there is to compile, and how the longer part of it is left out."""
+    counts = {name: len(units) for name, units in todo.items() if units}
+    if not counts:
+        return
+    files = " and ".join(f"{count} files of {name}" for name, count in counts.items())
+    cuda = "; TRTKERN_CUDA=0 leaves out trtkern._cuda, which takes the longest" if "trtkern._cuda" in counts else ""
+    print(f"trtkern: compiling {files}, {JOBS} at a time: minutes{cuda}", file=sys.stderr, flush=True)
+
+
 def plan(extension: Extension, temp: Path) -> tuple[list[Unit], list[str]]:
-    """The units of an extension and its link command."""
+    """The units of an extension and its link command. The bindings alone see the headers of Python."""
     import pybind11  # needed only where there is something to build
 
     generated, objects = temp / "generated", temp / extension.name
-    objects.mkdir(parents=True, exist_ok=True)
+    bindings = objects / str(sys.implementation.cache_tag)
+    bindings.mkdir(parents=True, exist_ok=True)
     write_headers(generated)
-    paths = [str(CSRC), str(generated), pybind11.get_include(), sysconfig.get_path("include")]
-    includes = [f"-I{path}" for path in paths]
-    return (cuda_units if extension.name.endswith("_cuda") else cpu_units)(extension, objects, includes)
+    includes = [f"-I{path}" for path in ("csrc", generated)]
+    python = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+    commands, link = (cuda_commands if extension.name.endswith("_cuda") else cpu_commands)(extension, includes)
+    units = [
+        unit([*command, *python], source, bindings) if source.endswith(BOUND) else unit(command, source, objects)
+        for source, command in commands.items()
+    ]
+    return units, link
 
 
 def compile_unit(unit: Unit, force: bool) -> None:
-    """Run the compiler unless the same command made the object after the last change of all that it read."""
-    note, reads = unit.output.with_suffix(".command"), unit.output.with_suffix(".d")
-    command = shlex.join(part for part in unit.command if not part.startswith("-I"))
-    known = unit.output.exists() and reads.exists() and note.exists() and note.read_text() == command
-    if known and not force:
-        inputs = map(Path, reads.read_text().replace("\\\n", " ").partition(":")[2].split())
-        if max(path.stat().st_mtime for path in inputs if path.exists()) < unit.output.stat().st_mtime:
-            return
-    note.unlink(missing_ok=True)
-    run([*unit.command, "-MMD", "-MF", str(reads)])
-    note.write_text(command)
+    """Run the compiler, unless there is nothing new to compile."""
+    if unit.is_current() and not force:
+        return
+    unit.note.unlink(missing_ok=True)
+    run([*unit.command, "-MMD", "-MF", str(unit.reads)])
+    unit.note.write_text(unit.said)
 
 
 def unit(command: list[str], source: str, objects: Path) -> Unit:
     """The compiler call of a source; csrc/lif/cuda.cu becomes lif-cuda.o."""
     output = objects / "-".join(Path(source).relative_to("csrc").with_suffix(".o").parts)
-    return Unit(output, [*command, "-c", str(ROOT / source), "-o", str(output)])
+    return Unit(output, [*command, "-c", source, "-o", str(output)])
 
 
-def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
-    """The compiler calls of trtkern._cpu and its link command; OpenMP is linked as the plain libgomp that torch has."""
+def cpu_commands(ext: Extension, includes: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The compiler calls of trtkern._cpu by source, and its link command; OpenMP is linked as the plain libgomp that
+    torch has."""
     cxx, flags, sources = find_cxx(), dict(CPU_SOURCES), list(ext.sources)
     if AMX_SOURCES[0] in sources:
         if compiler.compiles(cxx, AMX):
@@ -231,19 +270,21 @@ def cpu_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[
         else:
             sources = [source for source in sources if source not in AMX_SOURCES]
     common = [*cxx, *compiler.FLAGS, *includes]
-    units = [unit([*common, *flags[source], *SANITIZE], source, objects) for source in sources]
-    return units, [*cxx, "-shared", "-fopenmp", "-ldl", *(SANITIZE or ["-s"])]
+    commands = {source: [*common, *flags[source], *SANITIZE] for source in sources}
+    return commands, [*cxx, "-shared", "-fopenmp", "-ldl", *(SANITIZE or ["-s"])]
 
 
-def cuda_units(ext: Extension, objects: Path, includes: list[str]) -> tuple[list[Unit], list[str]]:
-    """The compiler calls of trtkern._cuda and its link command; cudart is static: it imports without a GPU."""
+def cuda_commands(ext: Extension, includes: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The compiler calls of trtkern._cuda by source, and its link command; cudart is static: it imports without a
+    GPU."""
     nvcc, cxx = find_nvcc(), find_cxx()
     toolkit = Path(nvcc).resolve().parent.parent
     flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     kernels = [nvcc, *flags, *gencode(), *includes]
     bindings = [*cxx, *compiler.FLAGS, *includes, *BINDINGS, "-isystem", str(toolkit / "include")]
-    units = [unit(kernels if source.endswith(".cu") else bindings, source, objects) for source in ext.sources]
-    return units, [nvcc, "-shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
+    commands = {source: kernels if source.endswith(".cu") else bindings for source in ext.sources}
+    found = [f"-L{toolkit / 'lib'}"] if (toolkit / "lib").is_dir() else []  # where PyPI's toolkit has its libraries
+    return commands, [nvcc, "-shared", "-cudart", "static", *found, "-Xcompiler", "-fPIC", "-Xlinker", "-s"]
 
 
 def extensions() -> list[Extension]:
