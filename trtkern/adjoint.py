@@ -1,11 +1,11 @@
 """The backward pass of a neuron, derived from the three functions that define it.
 
 A step is undone in two parts, last part first. The first goes back through the reset and the firing, from the gradients
-of the state and of the spike to that of the trace:
+of the state and of the spike to that of the trace::
 
     g_trace, sums = fired_back(trace, p, g_state, g_s, slope, sums)
 
-and the second through the charge, from the gradient of the trace to those of the input current and the state before:
+and the second through the charge, from the gradient of the trace to those of the input current and the state before::
 
     g_x, g_state, sums = charge_back(x, state, p, g_trace, sums)
 

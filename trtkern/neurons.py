@@ -1,6 +1,6 @@
 """The neurons: each one defined here, once, for every backend.
 
-A neuron is three straight-line functions, which every backend runs at each step in this order:
+A neuron is three straight-line functions, which every backend runs at each step in this order::
 
     trace = charge(x, state, p)      what the step computes from the input current and the state before it
     potential, threshold = fire(trace, p)
@@ -31,6 +31,8 @@ from trtkern.rows import restore as restore
 from trtkern.surrogates import exp as exp
 from trtkern.surrogates import maximum as maximum
 from trtkern.surrogates import where as where
+
+__all__ = ["TABLE", "Neuron", "exp", "fma", "lookup", "maximum", "register", "where"]
 
 # Leaky integrate-and-fire.
 

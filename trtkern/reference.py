@@ -18,6 +18,12 @@ from trtkern._torch import within
 from trtkern.expressions import rebind
 from trtkern.spec import LIFSpec
 
+__all__ = [
+    "Taps", "Trace", "advance", "average_pool", "batch_norm", "delay", "delay_taps", "lif", "recurrent",
+    "regularizer", "spike_conv", "spike_conv_input_grad", "spike_conv_weight_grad", "spikes_pack", "spikes_unpack",
+    "statistics", "surrogate_derivative",
+]  # fmt: skip
+
 
 class Trace(NamedTuple):
     """Spikes s, potentials v after the reset and h before the firing, each [T, ...]; state: after the last step."""
@@ -399,7 +405,7 @@ def delay(x: Tensor, delays: Tensor, v0: Tensor | None, most: int, rounded: bool
 
 
 def regularizer(weights: Sequence[Tensor], spec: Any) -> Tensor:
-    """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), a 0-dim tensor (arXiv 2506.19256).
+    """``R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps))``, a 0-dim tensor (arXiv 2506.19256).
 
     Args:
         weights: tensors of any shape and one floating dtype.

@@ -159,7 +159,7 @@ def register(
 ) -> str:
     """Add a neuron of your own, and return the name that it goes by: ``name@digest of its code``, for ``snn.Neuron``.
 
-    Three straight-line functions say what a step computes, in this order (docs/extending.md walks through it):
+    Three straight-line functions say what a step computes, in this order (docs/extending.md walks through it)::
 
         trace = charge(x, state, p)               what the step computes from the input current and the state before it
         potential, threshold = fire(trace, p)     it fires where the first is above the second

@@ -18,6 +18,11 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any
 
+__all__ = [
+    "BUILTIN", "TABLE", "Surrogate", "atan", "exp", "exponential", "fast_sigmoid", "gaussian", "lookup", "maximum",
+    "rectangle", "register", "sigmoid", "triangle", "where",
+]  # fmt: skip
+
 PRIMITIVES = ("exp", "abs", "maximum", "where")
 """The names that a surrogate may use; ``trtkern.dialect`` gives them their meaning on every backend."""
 

@@ -1,7 +1,7 @@
 """The forward-mode derivative of a neuron, derived from the three functions that define it.
 
 A tangent d_a is the derivative of a number a along a direction, carried beside it. A step carries those of its input
-current, of the state before it and of the parameters on, in the order in which the step itself runs:
+current, of the state before it and of the parameters on, in the order in which the step itself runs::
 
     d_trace = charge_tangent(x, state, p, d_x, d_state, d_p)
     d_s = fire_tangent(trace, p, slope, d_trace, d_p)

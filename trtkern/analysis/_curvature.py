@@ -43,7 +43,7 @@ class Curvature(Result):
         samples: how many.
         step: of the differences, as a share of the length of the weights; None with "exact".
         eigenvalues: the largest ones of (H + H^T) / 2, falling, float64 [k]: means over the starts.
-        residuals: how accurate they are: the largest |H y - (what the Krylov space holds of it)| of a start, [k].
+        residuals: how accurate they are: the largest ``|H y - (what the Krylov space holds of it)|`` of a start, [k].
         spreads: standard deviations over the starts, [k]; NaN with one start.
         errors: standard errors over the samples, to first order, [k]; NaN with one batch.
         lowest: the smallest eigenvalue that was seen: negative where the loss also curves down.
@@ -52,7 +52,7 @@ class Curvature(Result):
         trace: the sum of all eigenvalues, by Hutchinson's estimator.
         trace_spread: its standard error over the random vectors.
         trace_error: its standard error over the samples.
-        asymmetry: |H - H^T| / |H + H^T|, Frobenius norms, estimated from the vectors of the trace; 0 if symmetric.
+        asymmetry: ``|H - H^T| / |H + H^T|``, Frobenius norms, estimated from the vectors of the trace; 0 if symmetric.
         asymmetry_leading: the same of the part of H that the eigenvalues were found in.
         sharpness: the rise of the loss in balls around the weights, by the names of the balls.
     """
@@ -189,7 +189,7 @@ def curvature(
         starts: random vectors that Lanczos begins with, and points that ascent begins at.
         iterations: products that Lanczos makes at most, from each start.
         tolerance: of the eigenvalues' residuals, as a share of the largest eigenvalue.
-        step: of the differences: |h v| / |w|.
+        step: of the differences: ``|h v| / |w|``.
         balls: {"filters", "box" or "sphere": radius}; None is ``BALLS``, {} leaves them out.
         ascent_steps: of the ascent in each ball.
         dtype: torch.float64 computes on a copy in float64, on the reference; None is as the model is.

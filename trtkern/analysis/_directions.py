@@ -76,7 +76,7 @@ class Directions:
         return made
 
     def of_filters(self, model: nn.Module, count: int) -> list[list[Tensor | None]]:
-        """``count`` directions in which each filter is as long as the model's: d_f |w_f| / (|d_f| + 1e-10).
+        """``count`` directions in which each filter is as long as the model's: ``d_f |w_f| / (|d_f| + 1e-10)``.
 
         A filter is what an output channel has: an entry of the first axis. Norms, biases and the neurons' own
         parameters are not moved: None.

@@ -11,6 +11,8 @@ from trtkern.names import BACKENDS as NAMES
 from trtkern.names import unknown
 from trtkern.spec import LIFSpec
 
+__all__ = ["BACKENDS", "NAMES", "Backend", "Case", "explain", "named", "order", "resolve"]
+
 BACKENDS: tuple[Backend, ...] = (cpu.BACKEND, triton.BACKEND, cuda.BACKEND, reference.BACKEND)
 
 

@@ -12,6 +12,12 @@ from torch import Tensor
 from trtkern.spec import CHUNK as CHUNK
 from trtkern.spec import LIFSpec
 
+__all__ = [
+    "PARAMS", "Backend", "Case", "DelayGrads", "Delays", "Finish", "Finished", "LIFBackward", "LIFForward",
+    "LIFGrads", "LIFInputs", "Norm", "NormGrads", "Pool", "RecurrentBackward", "RecurrentForward",
+    "RecurrentInputs", "RegularizerSpec", "SpikeConvolution",
+]  # fmt: skip
+
 PARAMS = ("decay", "gain", "bias", "reset_amount", "v_threshold", "v_reset")
 """Rows of a parameter tensor of LIF, and of its gradient; ``spec.row.params`` has those of any neuron."""
 
@@ -240,7 +246,7 @@ class DelayGrads(NamedTuple):
 
 
 class RegularizerSpec(NamedTuple):
-    """Hyper-parameters of R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))."""
+    """Hyper-parameters of ``R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))``."""
 
     timesteps: int
     lam: float

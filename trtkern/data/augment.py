@@ -26,6 +26,8 @@ from trtkern import own
 from trtkern.data.transform import WHOLE, Part, Transform, below, check, real, take, whole
 from trtkern.names import is_object, is_own, short, unknown
 
+__all__ = ["TRANSFORMS", "Crop", "Cutout", "Flip", "OwnChange", "Pipeline", "ResizedCrop", "Roll"]
+
 
 @dataclass(frozen=True)
 class Crop(Transform):
@@ -139,7 +141,7 @@ class ResizedCrop(Transform):
 
     Area / (H W) is uniform in ``scale`` and the logarithm of width / height in that of ``ratio``. Of ten such draws
     the first that fits is placed anywhere, all places equally likely; without one, the largest window in the middle
-    whose shape is within ``ratio``. Resizing is bilinear with antialiasing, within the window alone:
+    whose shape is within ``ratio``. Resizing is bilinear with antialiasing, within the window alone::
 
         out[i, j] = sum_{r, c} k_y[i, r] k_x[j, c] in[r, c],   k_y[i, r] ~ max(0, 1 - |r + 1/2 - y_i| / max(s, 1))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["direct", "latency", "poisson"]
+
 
 def direct(images: Tensor, timesteps: int) -> Tensor:
     """The same image at every step: out[t] = x.
@@ -27,7 +29,7 @@ def direct(images: Tensor, timesteps: int) -> Tensor:
 
 
 def poisson(images: Tensor, timesteps: int, generator: torch.Generator, check: bool = True) -> Tensor:
-    """Rate coding: independent spikes with the intensity as their probability.
+    """Rate coding: independent spikes with the intensity as their probability::
 
         out[t] = 1[u_t < x],   u_t ~ U[0, 1),   so P(out[t] = 1) = x
 
@@ -54,7 +56,7 @@ def poisson(images: Tensor, timesteps: int, generator: torch.Generator, check: b
 
 
 def latency(images: Tensor, timesteps: int, threshold: float = 0.0, check: bool = True) -> Tensor:
-    """Time to first spike: one spike a pixel, the earlier the brighter (Thorpe and Gautrais 1998).
+    """Time to first spike: one spike a pixel, the earlier the brighter (Thorpe and Gautrais 1998)::
 
         out[t] = 1[t = t*(x)],   t*(x) = min(T - 1, floor(T (1 - x)))   for x > threshold, never otherwise
 

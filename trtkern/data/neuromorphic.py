@@ -28,6 +28,8 @@ from trtkern.data.mapped import Mapped
 from trtkern.data.recordings import Recording
 from trtkern.names import DVS_RESIZE, unknown
 
+__all__ = ["NAMES", "Arrays", "load"]
+
 FORMAT = 2
 """Of the frames; raised when the same files, steps and resize come to give others."""
 SHD_STOP = 1_400_000

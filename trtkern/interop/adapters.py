@@ -62,7 +62,7 @@ _REGISTERED: list[Adapter] = []
 
 
 def register(name: str, make: Callable[[Any], nn.Module], fields: tuple[str, ...] = (), package: str = "") -> Adapter:
-    """Teach ``convert`` a class: five lines for the neuron of a paper's code.
+    """Teach ``convert`` a class: five lines for the neuron of a paper's code::
 
         def mine(node):
             return trtkern.nn.LIF(1 - 1 / node.tau, 1 / node.tau, surrogate="sigmoid")

@@ -60,7 +60,7 @@ def convert(
     A layer that takes the place of a neuron is called as that neuron was, with the same shapes, and computes the same:
     learned parameters keep their values and the range that their library holds them in. It returns what the neuron
     returned. Each call begins with fresh neurons, so that nothing has to be reset between batches; only what takes one
-    step a call (``Stepping``) keeps its state, and has ``reset()``.
+    step a call (``Stepping``) keeps its state, and has ``reset()``::
 
         report = trtkern.interop.ConvertReport()
         model = trtkern.interop.convert(model, report)

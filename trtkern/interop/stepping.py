@@ -225,7 +225,7 @@ def unfold(x: Tensor, steps: int, place: str = "at a neuron") -> Tensor:
 def over_time(net: nn.Module, timesteps: int | None = None) -> OverTimeNetwork:
     """A network that was written for one step, x_t [B, ...], over whole sequences [T, B, ...], with fused neurons.
 
-    It takes the place of the loop
+    It takes the place of the loop::
 
         outputs = torch.stack([net(x_t) for x_t in x])  # and of net's reset before it
 

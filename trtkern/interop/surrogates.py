@@ -1,4 +1,4 @@
-"""Surrogates of other libraries that are no row of ``trtkern.surrogates``: shapes with more numbers than a sharpness.
+"""Surrogates of other libraries that are no row of ``trtkern.surrogates``: shapes with more numbers than a sharpness::
 
     spec = LIF(surrogate=surrogate("exponential", height=0.5), alpha=2.0)  # 0.5 * exp(-2 * abs(u))
 

@@ -13,7 +13,7 @@ class Leaf(nn.Module):
 
     A tracer takes for whole what is defined in ``torch.nn``; of every other layer it runs ``forward`` with Proxies,
     which stand for values that are not there yet. Such a layer decides by its input's shape, dtype and kind, and has
-    to record itself. ``__call__`` does so; ``forward`` begins with
+    to record itself. ``__call__`` does so; ``forward`` begins with::
 
         if is_proxy(x):
             return self(x, ...)

@@ -18,7 +18,7 @@ KINDS = ("sigmoid", "softplus", "clamp")
 class Bounded(nn.Module):
     """A learned parameter of a neuron that stays in its range whatever the optimiser does: ``LIF(decay=Bounded(0.9))``.
 
-    What is trained is ``raw``; the neuron gets, computed in float32 (float64 for float64):
+    What is trained is ``raw``; the neuron gets, computed in float32 (float64 for float64)::
 
         sigmoid    low + (high - low) * sigmoid(raw)    strictly inside at the start; saturates towards both ends
         softplus   low + log(1 + exp(raw))              no upper end: for a threshold

@@ -57,7 +57,7 @@ def convert_norm_lif(model: nn.Module, report: ConversionReport | None = None) -
     "1.weight") change their names: ``convert_state_dict`` takes checkpoints across.
 
     A pair that cannot be fused with the same result is left alone, with a warning that says why: it has hooks, is used
-    in several places, has its time axis elsewhere, ... What is no pair is left without one: a ``report`` names it.
+    in several places, has its time axis elsewhere, ... What is no pair is left without one: a ``report`` names it::
 
         report = trtkern.nn.ConversionReport()
         trtkern.nn.convert_norm_lif(model, report)

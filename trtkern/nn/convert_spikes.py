@@ -49,7 +49,7 @@ def convert_spike_layers(model: nn.Module, report: SpikeLayersReport | None = No
     (with an ``nn.Flatten`` between them or none), bare or in ``OverTime``, or a ``ConvBatchNormLIF`` that has one. The
     layer becomes a ``SpikeConv2d`` or ``SpikeLinear`` with the same Parameter objects, settings and mode, and the
     neurons get ``packed=True``. An optimiser goes on as it was. The names of parameters stay, but that a layer which
-    stood in ``OverTime`` loses its "module.". ``convert_norm_lif``, which fuses BatchNorms and neurons, comes first.
+    stood in ``OverTime`` loses its "module.". ``convert_norm_lif``, which fuses BatchNorms and neurons, comes first::
 
         report = trtkern.nn.SpikeLayersReport()
         trtkern.nn.convert_spike_layers(trtkern.nn.convert_norm_lif(model), report)

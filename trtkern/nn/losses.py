@@ -227,7 +227,7 @@ class TETLoss(_TimestepLoss):
 
 
 class TRTLoss(_TimestepLoss):
-    """Temporal regularization training (arXiv 2506.19256), over the outputs O_t and the weights w:
+    """Temporal regularization training (arXiv 2506.19256), over the outputs O_t and the weights w::
 
         1/T sum_t [ (1 - eta) CE(O_t, y) + eta MSE(O_t, onehot(y)) + r_t ]
         r_t = sum_w lam w^2 / (1 + (e^(delta t) - 1)(|w| + eps)),   t = 0 .. T-1

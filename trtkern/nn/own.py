@@ -18,7 +18,7 @@ from trtkern.spec import LIFSpec
 
 
 class Neuron(Spiking):
-    """Neurons of your own, over whole sequences: what ``trtkern.neurons.register`` was given, as a layer like ``LIF``.
+    """Neurons of your own, over whole sequences: what ``trtkern.neurons.register`` was given, as a layer like ``LIF``::
 
         ADEX = trtkern.neurons.register("AdEx", states=("v", "w"), params={"tau": 2.0, ...}, ...)
         layer = snn.Neuron(ADEX, tau=snn.Bounded(3.0, "softplus", low=1e-3), surrogate="atan")

@@ -88,7 +88,7 @@ def packed_activations() -> Iterator[PackedReport]:
     """Inside: where a layer saves spikes for its backward pass, their words are kept instead of the dense tensor.
 
     For anybody's model: convolutions, Linear and 2x2 average pooling of torch around ``LIF``, ``PLIF``, ``IF`` and
-    ``BatchNormLIF``. Gradients are the same bit for bit.
+    ``BatchNormLIF``. Gradients are the same bit for bit::
 
         with trtkern.nn.packed_activations() as report:
             loss = criterion(model(x), target)

@@ -18,6 +18,8 @@ from trtkern.ops._mapped import Fold
 from trtkern.ops._saved import kept
 from trtkern.ops.checks import Number
 
+__all__ = ["delay", "state_after"]
+
 LONGEST = 2**24
 """Steps: float32 holds no larger whole numbers one by one."""
 

@@ -26,9 +26,11 @@ from trtkern.ops._library import (
 from trtkern.ops._mapped import sample
 from trtkern.ops._saved import keep, kept
 
+__all__ = ["RegularizerSpec", "add_regularizer_grad_", "regularizer"]
+
 
 def regularizer(weights: Sequence[Tensor], spec: RegularizerSpec, *, backend: str = "auto") -> Tensor:
-    """R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps)), t = 0 .. T-1 (arXiv 2506.19256).
+    """``R(w) = (lam / T) sum_t sum_w w^2 / (1 + (e^(delta t) - 1) (|w| + eps))``, t = 0 .. T-1 (arXiv 2506.19256).
 
     Args:
         weights: tensors of any shape, all on one device; float32 runs fused, other dtypes on the reference. Of a

@@ -20,6 +20,8 @@ from trtkern.ops._library import define, undisturbed
 from trtkern.ops._mapped import Fold
 from trtkern.ops._saved import Layout
 
+__all__ = ["Spikes", "dense", "pack", "unpack", "unwritten"]
+
 
 class Spikes(NamedTuple):
     """Spikes and the words that they are bits of: what a neuron with ``packed=True`` returns and spike layers take."""

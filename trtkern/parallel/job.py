@@ -22,6 +22,8 @@ from torch import distributed as dist
 
 from trtkern.parallel import launch
 
+__all__ = ["Job", "JobError", "join", "leave"]
+
 Value = TypeVar("Value")
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others, as torch's for gloo."""

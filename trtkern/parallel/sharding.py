@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trtkern.nn._leaf import Leaf
 
+__all__ = ["blocks_of", "shard"]
+
 OP = "shard"
 """What the errors name."""
 

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from trtkern.profiling.scaling import Collective
 from trtkern.profiling.unchanged import quiet
 
+__all__ = ["Call", "Counted", "Timed", "timed"]
+
 _OPS: dict[str, tuple[Collective, int]] = {
     "allreduce_": ("all_reduce", 0),
     "allreduce_coalesced_": ("all_reduce", 0),

@@ -1,7 +1,7 @@
 """The model of a step on several processes: what they send one another, and how long that keeps a step.
 
 Of n ranks each computes the step of its own batch, which takes C seconds. Besides it sends what ``traffic`` lists, a
-row for each kind of collective. Of a tensor of S bytes one rank sends, in so many messages that wait for one another:
+row for each kind of collective. Of a tensor of S bytes one rank sends, in so many messages that wait for one another::
 
     all-reduce       2 (n-1)/n S    2 (n-1), on a tree min(2 (n-1), 2 ceil(log2 n))
     all-gather         (n-1)/n S    n-1, S being the gathered tensor
@@ -14,7 +14,7 @@ all ranks share the bandwidth, as those of one CPU do, it is k u + m a + n s / b
 
 The forward pass is C/3, the backward pass 2 C/3. A share o of each (``overlap``) can go on while a collective is under
 way. With F the rows that are under way during the forward pass, B those during the backward pass, and E those for which
-the step has to wait, all in seconds:
+the step has to wait, all in seconds::
 
     step = C + E + max(0, F - o C/3) + max(0, B - 2 o C/3, G - 2 o C/(3 j))
 
@@ -44,6 +44,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trtkern.names import PARALLEL, unknown
 from trtkern.nn import BatchNormLIF
+
+__all__ = [
+    "LINKS", "Link", "Predicted", "Row", "Traffic", "carried", "least_compute", "messages", "predict", "seconds",
+    "sent", "traffic",
+]  # fmt: skip
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 Pass = Literal["forward", "backward"]

@@ -16,6 +16,13 @@ from typing import Literal, NamedTuple
 
 from trtkern.spec import LIFSpec
 
+__all__ = [
+    "Term", "batch_norm_lif_backward", "batch_norm_lif_forward", "batch_norm_lif_kept", "delay_backward",
+    "delay_forward", "delay_kept", "edge_bytes", "kept", "lif_backward", "lif_forward", "lif_kept", "moved",
+    "parameter_bytes", "recurrent_backward", "recurrent_forward", "recurrent_kept", "regularizer",
+    "spike_input_kept", "spikes_pack", "spikes_unpack", "word_bytes",
+]  # fmt: skip
+
 PER_CHANNEL: Mapping[str, int] = MappingProxyType({"statistics": 2 * 8, "affine": 3 * 4})
 """Bytes a channel that BatchNorm + LIF keeps: mean and rstd in float64; center, scale and shift in float32.
 
@@ -110,7 +117,7 @@ def lif_forward(
     static: bool = False,
     spec: LIFSpec = LIF,
 ) -> Terms:
-    """Reads x, writes s: 2e; + e for a returned v or h, + w packed, + 4/16 when T exceeds 16 and a backward follows.
+    """Reads x, writes s: 2e; + e for a returned v or h, w packed, 4/16 when T exceeds 16 and a backward follows.
 
     ``unwritten``: the words stand for s, which is not written: e + w.
     """
@@ -182,9 +189,9 @@ def batch_norm_lif_forward(
 ) -> Terms:
     """Statistics read y, the fused pass reads y and writes s: 3e; 2e in evaluation, where there are no statistics.
 
-    + e for a residual (also a packed one comes with its dense spikes), + w packed, + 4/16 when T exceeds 16; pooled,
-    the spikes are e/4. ``unwritten``: the words stand for s, which is not written; those of a residual are unpacked
-    before: + w + e.
+    Besides: e for a residual (also a packed one comes with its dense spikes), w packed, and 4/16 when T exceeds 16.
+    Pooled, the spikes are e/4. ``unwritten``: the words stand for s, which is not written; those of a residual are
+    unpacked before: w + e more.
     """
     return (
         *(spikes_unpack(e, timesteps) if residual == "unwritten" else ()),

@@ -33,7 +33,7 @@ PARAMETER_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to use a neuron, and the size at which it is tried: x is [timesteps, *shape], channels on axis 2."""
+    """One way to use a neuron, and the size at which it is tried: x is ``[timesteps, *shape]``, channels on axis 2."""
 
     dtype: torch.dtype = torch.float32
     surrogate: str = "triangle"

@@ -35,7 +35,7 @@ RUNNING_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class NormCell(Cell):
-    """One way to use BatchNorm + LIF; y is [timesteps, *shape] with the channels on axis 2 (or last)."""
+    """One way to use BatchNorm + LIF; y is ``[timesteps, *shape]`` with the channels on axis 2 (or last)."""
 
     training: bool = True
     residual: str = "none"

@@ -22,7 +22,7 @@ class _Unpenalised:
 
 
 class SquaredError(_Unpenalised):
-    """The mean squared error of a readout, for numbers instead of classes, of outputs O_t [T, B, ...]:
+    """The mean squared error of a readout, for numbers instead of classes, of outputs O_t [T, B, ...]::
 
         "mean": (1/T sum_t O_t - y)^2    "steps": 1/T sum_t (O_t - y)^2    "last": (O_{T-1} - y)^2
 

@@ -219,6 +219,8 @@ class FiringRates:
 def firing_rates(model: nn.Module) -> Iterator[FiringRates]:
     """Inside: the spikes of every neuron layer of a model are counted in each of its forward passes.
 
+    The counts are there as soon as a pass has run::
+
         with firing_rates(model) as rates:
             for images in batches:
                 model(images)

@@ -21,6 +21,8 @@ from trtkern.profiling.memory.segments import Segments
 from trtkern.profiling.memory.tape import tape
 from trtkern.profiling.memory.timeline import Option
 
+__all__ = ["BudgetError", "Plan", "Row", "StepMemory"]
+
 
 class Row(NamedTuple):
     """A block in a plan."""

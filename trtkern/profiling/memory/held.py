@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Held", "held", "in_parts", "state_bytes"]
+
 
 class Held(NamedTuple):
     """Bytes that are in memory throughout a step, or come with its backward pass."""

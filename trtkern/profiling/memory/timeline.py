@@ -4,7 +4,7 @@ A *moment* is the backward pass of one layer. In memory are then: what the layer
 weights of those behind it, and its working set: the gradient that comes in, those that go out, what is unpacked or
 made again for it, and gradients that wait for the layer that made what they are of. A *segment* is a block's moment
 and those of the layers behind it, up to the next block. It is run in one of several ways, and what a way keeps stays
-for the segments behind:
+for the segments behind::
 
     peak = fixed + max over segments k of (sum over i < k of keeps_i + needs_k)
 

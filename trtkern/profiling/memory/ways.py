@@ -15,6 +15,8 @@ from trtkern.names import unknown
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF
 from trtkern.nn._neuron import Spiking
 
+__all__ = ["CHECKPOINT", "DENSE", "KEEP", "PACK", "WAYS", "Block", "blocks", "run_as"]
+
 KEEP, PACK, CHECKPOINT, DENSE = "keep", "pack", "checkpoint", "checkpoint, dense"
 WAYS = (KEEP, PACK, CHECKPOINT, DENSE)
 """Keep everything dense; keep bits in place of the spikes; beside that, make the convolution's output again for the
