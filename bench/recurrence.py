@@ -1,7 +1,7 @@
 """What recurrence and delays add on sequences: the 8x8 digits read row by row, a step a row of 8 pixels.
 
     python bench/recurrence.py           five seeds of four networks, a minute or two; rows go to bench/recurrence.csv
-    python bench/recurrence.py --page    the table of docs/layers.md, from the rows
+    python bench/recurrence.py --page    the table of docs/recurrence.md, from the rows
 
 A row is shown for two steps, and four steps without input follow, so that T = 20. The network is two hidden layers of
 64 AdLIF neurons behind BatchNorm and a Linear readout whose mean over the steps is classified; with recurrence each
@@ -32,7 +32,7 @@ from trtkern.data import digits  # noqa: E402
 from trtkern.models.topology import from_topology  # noqa: E402
 from trtkern.train import Trainer  # noqa: E402
 
-CSV, PAGE = ROOT / "bench" / "recurrence.csv", ROOT / "docs" / "layers.md"
+CSV, PAGE = ROOT / "bench" / "recurrence.csv", ROOT / "docs" / "recurrence.md"
 BEGIN, END = "<!-- bench/recurrence.py --page writes from here -->", "<!-- to here -->"
 SEEDS, EPOCHS, HOLD, SILENT, MAX_DELAY = 5, 8, 2, 4, 4
 KINDS: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def page(text: str, found: list[dict[str, str]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", action="store_true", help="write the table of docs/layers.md and train nothing")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/recurrence.md and train nothing")
     if parser.parse_args().page:
         with CSV.open(newline="") as file:
             PAGE.write_text(page(PAGE.read_text(), list(csv.DictReader(file))))

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md",
+        "README.md", "docs/layers.md", "docs/neurons.md", "docs/streaming.md", "docs/recurrence.md", "docs/packed.md",
+        "docs/tools.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md",
         "docs/scale.md",
     ],
 )  # fmt: skip

@@ -35,7 +35,7 @@ PRIMITIVES = {
 }
 
 
-# What other libraries multiply with at u, for a threshold of 1 and alpha a: rows of the table in docs/layers.md.
+# What other libraries multiply with at u, for a threshold of 1 and alpha a: rows of the table in docs/neurons.md.
 OTHERS = {
     "`Sigmoid(alpha)`": lambda u, a: a * (1 - 1 / (1 + math.exp(-a * u))) / (1 + math.exp(-a * u)),
     "`ATan(alpha)`": lambda u, a: a / 2 / (1 + (math.pi / 2 * a * u) ** 2),
@@ -69,7 +69,7 @@ OTHERS = {
 @pytest.mark.parametrize("theirs", OTHERS)
 def test_the_table_of_other_libraries(theirs):
     """What the page gives for another library's surrogate is that surrogate."""
-    page = (Path(__file__).parent.parent / "docs" / "layers.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "neurons.md").read_text()
     (here,) = re.findall(rf"^\| \w* ?\| {re.escape(theirs)} \| (.+) \|$", page, flags=re.MULTILINE)
     own, named_here = re.match(r"own: `(.+?)`", here), re.match(r"`\"(\w+)\"`, (.+)", here)
     for a in (0.4, 1.0, 2.5):
@@ -85,7 +85,7 @@ def test_the_table_of_other_libraries(theirs):
 
 
 def test_every_row_of_that_table_is_tested():
-    page = (Path(__file__).parent.parent / "docs" / "layers.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "neurons.md").read_text()
     rows = re.findall(r"^\| \w* ?\| (`[A-Za-z_]+.*?) \| (?!none)(.+) \|$", page, flags=re.MULTILINE)
     rows = [theirs for theirs, here in rows if "own" in here or here.startswith('`"')]
     assert {*rows} == {*OTHERS, "`MultiGaussian`", "`tanh`"}
