@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import statistics
-import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -148,17 +147,15 @@ def sentences(found: Found) -> list[str]:
     """What each claim comes to: against SDT, TET + one-hot MSE, and plain L2, which is TRT without its decay."""
     said = []
     for claim, names in CLAIMS.items():
-        parts = []
+        said.append(f"- **{claim}**")
         for other in ("SDT", "TET + one-hot MSE", L2):
             results = [difference(found, TRT, other, name).verdict(MEASURES[name].better) for name in names]
-            counts = (
-                ", ".join(dict.fromkeys(results))
+            whole = (
+                results[0]
                 if len(set(results)) == 1
-                else "; ".join(f"{MEASURES[name].title}: {result}" for name, result in zip(names, results, strict=True))
+                else ", ".join(f"{MEASURES[name].title} {result}" for name, result in zip(names, results, strict=True))
             )
-            parts.append(f"against {other} {counts}")
-        line = f"- **{claim}**: {'; '.join(parts)}."
-        said.append(textwrap.fill(line, 118, subsequent_indent="  ", break_on_hyphens=False))
+            said.append(f"  - against {other}: {whole}")
     return said
 
 
@@ -214,36 +211,61 @@ def page(found: dict[str, Found]) -> str:
         seeds = len(next(iter(arms.values())))
         same = "\n".join(sentences(arms))
         parts.append(
-            f"## {data}\n\n{SETUPS[data]}\n\n### What the {seeds} seeds support\n\n{same}\n\n"
-            f"{verdicts(arms)}\n\n![Every run, every measure](results-{data}.png)\n\n"
-            f"![The centroid over the epochs](results-{data}-centroid.png)\n\n### All measures\n\n{overview(arms)}\n"
+            f"## {data}\n\n{SETUPS[data]}\n\n### {data}: what the {seeds} seeds support\n\n{SUPPORT}\n\n{same}\n\n"
+            f"{DIFFERENCES}\n\n{verdicts(arms)}\n\n{RUNS}\n\n![Every run, every measure](results-{data}.png)\n\n"
+            f"![The centroid over the epochs](results-{data}-centroid.png)\n\n"
+            f"### {data}: all measures\n\n{MEANS}\n\n{overview(arms)}\n"
         )
     if missing := [data for data in SETUPS if data not in found]:
         parts.append(f"## {', '.join(missing)}\n\nNot measured yet: the command above goes on with it.\n")
     return "\n".join(parts) + TAIL
 
 
+SUPPORT = "In one word each, TRT against three other ways to train:"
+DIFFERENCES = (
+    "The numbers behind these words are the mean differences between TRT and each other way, with their 95 % intervals:"
+)
+RUNS = "The first picture shows every run by every measure, the second one the Fisher centroid over the epochs."
+MEANS = "Mean ± standard deviation over the seeds."
 HEAD = """# The paper's claims, tested
 
-The paper behind TRT ([arXiv 2506.19256](https://arxiv.org/abs/2506.19256)) says that its loss closes the gap between
-training and test, slows the vanishing of gradients over time, moves Fisher information to early time steps, finds
-flatter minima, and is more accurate. This page tests each of these on small data sets. One command makes it, its
-pictures and [its rows](../bench/claims.csv):
+The paper behind TRT ([arXiv 2506.19256](https://arxiv.org/abs/2506.19256)) says five things of its loss: that it closes
+the gap between training and test, slows the vanishing of gradients over time, moves Fisher information to early time
+steps, finds flatter minima, and is more accurate. This page tests each of these claims on two small data sets. What TRT
+is stands in [trt.md](trt.md).
 
-```
+One command makes the page, its pictures and [its rows](../bench/claims.csv):
+
+```sh
 python bench/claims.py
 ```
 
-Each claim is compared with four other ways to train. SDT is the usual loss, the cross entropy of the mean output. TET
-and "TET + one-hot MSE" have the losses of every time step, but no penalty on the weights. L2 is TRT with delta = 0:
-the same penalty without its decay over time. What TRT adds by itself is therefore the difference to L2, and what its
-parts add together is the difference to SDT.
+## What is compared
 
-The difference is taken between two runs of one seed, which begin with the same weights and see the images in the same
-order. Its mean over the seeds stands with a 95 % interval by Student's t. A claim is **supported** where the interval
-lies on its side of zero, **contradicted** where it lies on the other side, and **not decided** where it holds zero. A
-table of so many intervals has one in twenty that misses by chance, so a single word in it proves little; look for
-what agrees.
+TRT is compared with four other ways to train the same network:
+
+- **SDT**, the usual loss: the cross entropy of the mean output over the time steps.
+- **TET**: the cross entropy of every time step, and a squared error to a constant. There is no penalty on the weights.
+- **TET + one-hot MSE**: the cross entropy and the one-hot squared error of every time step, which is TRT without its
+  penalty (lam = 0).
+- **L2**: TRT with delta = 0, that is the same penalty without its decay over time.
+
+What TRT adds by itself is therefore the difference to L2. What its parts add together is the difference to SDT.
+
+The strength lam of the penalty is chosen in two ways. "lam by validation" is the strongest of five (1e-4 to 1e-2) whose
+accuracy on held-out images, over two seeds, is within one standard error of the best. It is chosen for L2 and for TRT
+apart. "lam of the paper" is 5e-5, the paper's value where T = 10.
+
+## How to read the verdicts
+
+A difference is taken between two runs of one seed, which begin with the same weights and see the images in the same
+order. Its mean over the seeds stands with a 95 % interval by Student's t.
+
+- A claim is **supported** where the interval lies on its side of zero,
+- **contradicted** where it lies on the other side,
+- and **not decided** where it holds zero.
+
+Of so many intervals one in twenty misses by chance, so a single word proves little. Look for what agrees.
 
 """
 TAIL = """
@@ -254,24 +276,24 @@ without random changes, unless it says otherwise. [analysis.md](analysis.md) has
 
 - **Gap**: training accuracy less test accuracy; and test cross entropy less training cross entropy, both of the mean
   output.
-- **Vanishing**: the factor by which the norm of the gradient of the last step's cross entropy shrinks for each time
-  step that it goes back in the neurons' potentials; the mean over the layers. 1 would be no vanishing.
-- **Centroid**: the mean time step of the per-sample Fisher information. The picture shows it over the epochs.
-- **Largest eigenvalue, trace**: of the Hessian of the cross entropy of the mean output, by Lanczos and by
-  Hutchinson's estimator, from differences of surrogate gradients. The penalty is not part of this loss. A scale of
-  the weights that BatchNorm takes back moves these two measures, and a stronger penalty makes weights smaller;
-  ε-sharpness is relative to the weights, and is freer of that.
+- **Gradient left a step further back**: the factor by which the norm of the gradient of the last step's cross entropy
+  shrinks for each time step that it goes back in the neurons' potentials; the mean over the layers. 1 would be no
+  vanishing.
+- **Fisher centroid**: the mean time step of the per-sample Fisher information. Low means early. The picture shows it
+  over the epochs.
+- **Largest eigenvalue, trace**: of the Hessian (the second derivatives) of the cross entropy of the mean output, by
+  Lanczos and by Hutchinson's estimator, from differences of surrogate gradients. Low means flat. The penalty is not
+  part of this loss. A scale of the weights that BatchNorm takes back moves these two measures, and a stronger penalty
+  makes weights smaller; ε-sharpness is relative to the weights, and is freer of that.
+- **ε-sharpness**: the largest rise of the loss that is found where each filter of the weights moves by at most 5 % of
+  its length. Low means flat.
 - **Test accuracy**: of all test images.
-
-The strength lam of "by validation" is the strongest of five (1e-4 to 1e-2) whose accuracy on held-out images, over
-two seeds, is within one standard error of the best; it is chosen for L2 and for TRT apart. "Of the paper" is lam =
-5e-5, the paper's value where T = 10. What the losses reach with more images and the settings for CIFAR-10, where TRT
-is within a few percent of L2: [controls.md](controls.md).
 
 ## What this does not say
 
 The networks and data sets are small, and static images are shown for T = 10 steps. The paper's own experiments use
-larger networks, and event cameras for T = 10. Its accuracies are not tested here.
+larger networks, and event cameras for T = 10. Its accuracies are not tested here. What the losses reach with more
+images and the settings for CIFAR-10, where TRT is within a few percent of L2, is in [controls.md](controls.md).
 """
 
 

@@ -96,17 +96,32 @@ def page(runs: Runs) -> str:
     table = "\n".join(lines)
     return f"""# What the parts of the TRT loss bring
 
+The TRT loss has three parts: the cross entropy of every time step, a squared error of every step, and a penalty on the
+weights that decays over time ([trt.md](trt.md)). To see what each brings, it is taken away. This page trains one
+network with five losses, from the usual one to all of TRT, and compares the accuracies:
+
+- **SDT** is the usual loss: the cross entropy of the mean output.
+- **TET** has the cross entropy of every step, and a squared error to a constant (lam = 0.05).
+- **TET + one-hot MSE** is TRT without its penalty (lam = 0).
+- **L2** is TRT with a penalty that does not decay (delta = 0): plain L2.
+- **TRT** is all of it, with lam = 1e-5 and delta = 0.25, as for CIFAR-10.
+
+## How it was measured
+
 `python bench/controls.py` made this page, its picture and [its rows](../bench/controls.csv): Fashion-MNIST,
 {len(seeds)} seeds, 10,000 training images (stratified, the same for all runs), mirrored at random; a network of two
-convolutions (16 and 32 channels, each pooled), T = 4, 20 epochs; the last epoch is reported, the test images choose
+convolutions (16 and 32 channels, each pooled), T = 4, 20 epochs. The last epoch is reported, so the test images choose
 nothing. One of the commands that it runs:
 
-```
+```sh
 {command}
 ```
 
-Accuracies in percent, in evaluation mode, mean ± standard deviation over the seeds. "Test - SDT" pairs the runs of one
-seed, which begin with the same weights and see the images in the same order.
+## What came out
+
+The accuracies are in percent, in evaluation mode, as mean ± standard deviation over the seeds. "Train - test" is the
+gap between training and test. "Test - SDT" pairs the runs of one seed, which begin with the same weights and see the
+images in the same order.
 
 | loss | train | test | train - test | test - SDT |
 |---|---|---|---|---|
@@ -114,9 +129,11 @@ seed, which begin with the same weights and see the images in the same order.
 
 ![Test accuracy and gap of every run](controls.png)
 
-TRT with lam = 1e-5 and delta = 0.25, as for CIFAR-10; TET with lam = 0.05. With weights of usual size the penalty of
-these settings is within a few percent of plain L2 ([trt.md](trt.md)), and lam is small: what separates TRT from
-TET + one-hot MSE here is no more than the table shows.
+## What this does not say
+
+With weights of usual size the penalty of these settings is within a few percent of plain L2
+([why](trt.md#why-the-penalty-decays-over-time)), and lam is small. So what separates TRT from TET + one-hot MSE here is
+no more than the table shows. [results.md](results.md) compares them where the two penalties differ.
 """
 
 

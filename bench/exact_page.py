@@ -81,24 +81,37 @@ def steps(rows: Rows) -> tuple[list[str], list[str]]:
 
 def page(trained: Rows, stepped: Rows) -> str:
     """docs/exact.md."""
-    trainings_table, trainings_said = map("\n".join, trainings(trained))
-    steps_table, steps_said = map("\n".join, steps(stepped))
+    trainings_lines, trainings_words = trainings(trained)
+    steps_lines, steps_words = steps(stepped)
+    trainings_table, steps_table = "\n".join(trainings_lines), "\n".join(steps_lines)
+    trainings_said, steps_said = "\n\n".join(trainings_words), "\n\n".join(steps_words)
     commands = "\n".join(dict.fromkeys(
         f"- {row['date']}, {row['commit']}, {row['machine']}, kernels of {row['isa']}, {row['versions']}, "
         f"{row['threads']} threads: `{row['command']}`"
         for row in (*trained, *stepped)
     ))  # fmt: skip
-    return f"""# Trainings with kernels for packed spikes, and exact ones
+    return PAGE_TEXT.format(
+        trainings_table=trainings_table, trainings_said=trainings_said, others=int(stepped[0]["nudges"]) + 1,
+        steps_table=steps_table, steps_said=steps_said, commands=commands,
+    )  # fmt: skip
 
-Made by `python bench/exact.py` from [the trainings](../bench/exact.csv) and
-[the first steps](../bench/exact_losses.csv):
 
-{commands}
+PAGE_TEXT = """# Trainings with kernels for packed spikes, and exact ones
 
-"Exact" is `--exact-convolutions`: torch's own kernels compute every convolution. "Kernels" is the default: what has
-packed spikes is computed from the bits, where a kernel takes its size. The sums are the same, but they are taken in
-another order and so are rounded otherwise, and a potential next to its threshold may fall on the other side. From there
-on two trainings go different ways, as they do with another number of threads.
+On a CPU this project computes convolutions of spikes from their bits, which is faster than torch's convolutions. The
+sums are the same, but they are taken in another order and so are rounded otherwise, and a potential next to its
+threshold may fall on the other side. From there on two trainings go different ways, as they do with another number of
+threads. Does that harm the accuracy? This page trains both ways and compares.
+
+- **Kernels** is the default: what has packed spikes is computed from the bits, where a kernel takes its size.
+- **Exact** is `--exact-convolutions`: torch's own kernels compute every convolution.
+
+```sh
+trtkern train --recipe digits --exact-convolutions
+```
+
+Use the exact way to compare with torch bit for bit; [bitwise.md](bitwise.md#convolutions-of-spikes-and-exact-ones) says
+what is promised of either.
 
 ## Accuracy
 
@@ -115,14 +128,23 @@ layer, evaluations included.
 
 ## The first steps
 
-The loss of the first steps, and how far others are from it: the kernels, and runs with torch's own kernels whose
-weights were moved at the beginning by one unit in the last place (ulp), up or down at random. VGGSNN is trained on
-frames [4, 8, 2, 48, 48] of random events, whose rates belong to their class. Kernels that did no more than such a move
-would be the farthest of all in one of {int(stepped[0]["nudges"]) + 1} steps on average.
+Two trainings that differ in a rounding move apart step by step. How fast is that, and is it faster than by the smallest
+change of the weights that there is? The table has the loss of the first steps, and how far others are from it: the
+kernels, and runs with torch's own kernels whose weights were moved at the beginning by one unit in the last place
+(ulp), up or down at random. VGGSNN is trained on frames [4, 8, 2, 48, 48] of random events, whose rates belong to their
+class. Kernels that did no more than such a move would be the farthest of all in one of
+{others} steps on average.
 
 | network | step | loss, exact | kernels | 1 ulp, median | 1 ulp, farthest |
 |---|---|---|---|---|---|
 {steps_table}
 
 {steps_said}
+
+## How it was measured
+
+Made by `python bench/exact.py` from [the trainings](../bench/exact.csv) and
+[the first steps](../bench/exact_losses.csv):
+
+{commands}
 """
