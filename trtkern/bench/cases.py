@@ -13,6 +13,7 @@ import torch
 from trtkern import neurons
 from trtkern.names import one_of
 from trtkern.profiling import traffic
+from trtkern.profiling.step.conditions import memory_free
 from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack", "delay")
@@ -309,17 +310,6 @@ def memory_needed(case: Case, device: torch.device) -> int:
     exact = {"bn-lif": 112, "delay": 24}.get(case.op, 8)
     weights = 12 * case.shape[-1] ** 2 if case.op in ("linear-lif", "recurrent") else 0
     return case.elements * (tensors * case.element_size + exact) + weights
-
-
-def memory_free(device: torch.device) -> int | None:
-    """Bytes that are free on the device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
 
 
 def check_memory(case: Case, device: torch.device) -> None:
