@@ -217,6 +217,11 @@ def _of_suite(name: str) -> tuple[Case, ...]:
     return sizes.cases()
 
 
+def many(suite: str) -> bool:
+    """Whether a suite has so many cases that only the strongest are compared (``layers.Layer.strong``)."""
+    return suite in ("sizes", "sweep")
+
+
 def _layouts(op: str, shape: tuple[int, ...], suite: str) -> tuple[str, ...]:
     """How the tensors of a shape that was named lie in memory: in the suite "sizes" both ways, as all of its images."""
     return LAYOUTS if suite == "sizes" and op == "bn-lif" and len(shape) == 5 else LAYOUTS[:1]
@@ -248,14 +253,14 @@ def part(chosen: list[Case], text: str) -> list[Case]:
     return chosen[int(number) - 1 :: int(parts)]
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     """ "500,16,512" as numbers, all at least 1."""
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--shape: expected whole numbers such as 500,16,512, got {text!r}") from None
+        raise ValueError(f"{option}: expected whole numbers such as 500,16,512, got {text!r}") from None
     if min(shape) < 1:
-        raise ValueError(f"--shape: expected T, N and all others to be at least 1, got {text!r}")
+        raise ValueError(f"{option}: expected T, N and all others to be at least 1, got {text!r}")
     return shape
 
 

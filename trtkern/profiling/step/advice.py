@@ -188,7 +188,7 @@ def _loader(seen: Seen) -> Iterator[Advice]:
 
 def _optimizer(seen: Seen) -> Iterator[Advice]:
     row, optimizer = seen.row(OPTIMIZER), seen.optimizer
-    if row is None or type(optimizer) not in FUSED or row.seconds < UPDATING * seen.wall:
+    if row is None or optimizer is None or type(optimizer) not in FUSED or row.seconds < UPDATING * seen.wall:
         return
     plain = not any(group.get("fused") for group in optimizer.param_groups)
     if plain and not any(group.get("differentiable") or group.get("foreach") for group in optimizer.param_groups):
