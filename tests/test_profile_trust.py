@@ -81,7 +81,7 @@ def test_two_parts_that_differ_are_told_apart():
 def test_two_parts_whose_difference_is_less_than_the_spread_get_no_verdict():
     found = made(row("a", around(0.50, 1, 0.2)), row("b", around(0.49, 2, 0.2), "convolutions"))
     said = found.verdict()[1]
-    assert said.startswith("No verdict: the two longest parts, neurons") and "cannot be told apart" in said
+    assert said.startswith("No verdict: the two longest parts, convolutions (5") and "cannot be told apart" in said
     assert "--threads 1 or more --steps" in said
     one = replace(found, about={"device": "cpu", "threads": "1"})
     assert "--threads 1" not in one.verdict()[1]
@@ -243,14 +243,13 @@ def tips(model, rows=(), **more):
 def test_batch_norms_before_neurons_are_found_with_what_fusing_saves():
     model = nn.Sequential(
         nn.Linear(2, 2), snn.OverTime(nn.BatchNorm2d(3)), snn.LIF(backend="reference"), snn.OverTime(nn.AvgPool2d(2)),
-        nn.Linear(2, 2),
     )  # fmt: skip
     y = torch.empty(4, 2, 3, 8, 8, device="meta")
     parts = [row(name, [0.1] * 3, bytes=10.0 * y.numel() * 4) for name in ("1.module", "2", "3.module")]
     (found,) = advice.advice(seen(model, parts, outputs={"2": y}))
-    assert found.what == "layers 1-3 are OverTime, LIF, OverTime" and "convert_norm_lif(model)" in found.do
-    fused = (2 + 1 / 4) + (4 + 1 / 4)  # e a neuron-step: y twice, spikes pooled; backward as the traffic model has it
-    assert found.saves == pytest.approx((30 - fused) * y.numel() * 4 / RATES.copy, rel=0.05)
+    assert found.what == "layers 1 to 3 are BatchNorm2d, LIF, AvgPool2d" and "convert_norm_lif(model)" in found.do
+    fused = (2 + 1 / 4) + (2 * (1 + 1 / 4) + 1)  # e a neuron-step: y twice, s; y and gs twice, gy; s and gs are pooled
+    assert found.saves == pytest.approx((30 - fused) * y.numel() * 4 / RATES.copy)
     snn.convert_norm_lif(model)
     assert tips(model, parts, outputs={"2": y}) == []
 
@@ -266,7 +265,7 @@ def test_neurons_of_other_libraries_are_found():
 def test_layers_on_spikes_are_found():
     model = nn.Sequential(snn.LIF(backend="reference"), nn.Linear(4, 4))
     (tip,) = tips(model, outputs={"0": torch.empty(2, 8, 4, device="meta")})
-    assert tip.startswith("1 compute on spikes") and "convert_spike_layers" in tip and "248 B" in tip
+    assert tip.startswith("1 computes on spikes") and "convert_spike_layers" in tip and "248 B" in tip
     assert tips(snn.convert_spike_layers(model)) == []
     assert tips(nn.Sequential(snn.LIF(backend="reference"), nn.Linear(4, 4)), backward=False) == []
 

@@ -14,6 +14,7 @@ from trtkern.interop.adapters import adapter_for
 from trtkern.interop.conversion import ConvertReport, convert
 from trtkern.nn.convert import Pair, fusable, pools
 from trtkern.nn.convert_spikes import packable
+from trtkern.nn.unfused import bare
 from trtkern.output.text import size
 from trtkern.profiling import traffic
 from trtkern.profiling.step.parts import PartTime
@@ -47,7 +48,11 @@ class Advice(NamedTuple):
     """Seconds of a step, where the traffic model says so; at the copy rate of the machine."""
 
     def __str__(self) -> str:
-        gain = "" if self.saves is None else f" (by the bytes moved about {1e3 * self.saves:.2f} ms of a step)"
+        gain = (
+            ""
+            if self.saves is None
+            else f" (the bytes that are moved no more take {1e3 * self.saves:.2f} ms of a step)"
+        )
         return f"{self.what}: {self.do}{gain}"
 
 
@@ -101,7 +106,7 @@ def _norms(seen: Seen) -> Iterator[Advice]:
     saved = [_saved(pair, seen) for pair in found]
     known = [seconds for seconds in saved if seconds is not None]
     places = [_names(_parts(pair)) for pair in found]
-    kinds = ", ".join(type(layer).__name__ for _, layer in _parts(found[0]))
+    kinds = ", ".join(type(bare(layer)).__name__ for _, layer in _parts(found[0]))
     more = f", and so {_listed(places[1:])}" if places[1:] else ""
     yield Advice(
         f"layers {places[0]} are {kinds}{more}",
@@ -159,7 +164,7 @@ def _spikes(seen: Seen) -> Iterator[Advice]:
     less = sum(round(out.numel() * (out.element_size() - 1 / 8)) for out in given.values())
     kept = f", which keeps up to {size(less)} less for the backward pass" if less else ""
     yield Advice(
-        f"{_listed([place for _, place in links])} compute on spikes as numbers",
+        f"{_listed([place for _, place in links])} compute{'s' * (len(links) == 1)} on spikes as numbers",
         f"trtkern.nn.convert_spike_layers(model) hands them on as bits{kept}",
     )
 
@@ -171,7 +176,7 @@ def _loops(seen: Seen) -> Iterator[Advice]:
         return
     names = [row.name for row in sorted(often, key=lambda row: -row.seconds)]
     yield Advice(
-        f"{_listed(names)} are called {seen.calls[names[0]]} times in a step",
+        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} called {seen.calls[names[0]]} times in a step",
         "if that is once for each time step, call them once for all: trtkern.nn.OverTime for layers without a state, "
         "the neurons of trtkern.nn on [T, B, ...]",
     )
@@ -244,14 +249,11 @@ def _host(seen: Seen) -> Iterator[Advice]:
 
 
 def _names(parts: Iterable[tuple[str, Any]]) -> str:
-    """ "1-3" of layers that follow one another, "a.norm, a.lif" of others."""
+    """ "0.1 to 0.3" of layers that follow one another by number, "a.norm, a.lif" of others."""
     names = [name for name, _ in parts]
-    prefix, _, last = names[0].rpartition(".")
-    ends = [name.rpartition(".") for name in names]
-    following = all(end.isdecimal() for _, _, end in ends) and {before for before, _, _ in ends} == {prefix}
-    if following and [int(end) for _, _, end in ends] == list(range(int(last), int(last) + len(ends))):
-        return f"{names[0]}-{ends[-1][2]}"
-    return ", ".join(names)
+    ends = [name.rpartition(".")[2] for name in names]
+    following = len(names) > 2 and all(map(str.isdecimal, ends)) and int(ends[-1]) - int(ends[0]) == len(ends) - 1
+    return f"{names[0]} to {names[-1]}" if following else ", ".join(names)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
