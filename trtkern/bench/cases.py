@@ -13,6 +13,7 @@ import torch
 from trtkern import neurons
 from trtkern.names import one_of
 from trtkern.profiling import traffic
+from trtkern.profiling.step.conditions import memory_free
 from trtkern.spec import LIFSpec
 
 OPS = ("lif", "bn-lif", "regularizer", "pack", "delay")
@@ -216,6 +217,11 @@ def _of_suite(name: str) -> tuple[Case, ...]:
     return sizes.cases()
 
 
+def many(suite: str) -> bool:
+    """Whether a suite has so many cases that only the strongest are compared (``layers.Layer.strong``)."""
+    return suite in ("sizes", "sweep")
+
+
 def _layouts(op: str, shape: tuple[int, ...], suite: str) -> tuple[str, ...]:
     """How the tensors of a shape that was named lie in memory: in the suite "sizes" both ways, as all of its images."""
     return LAYOUTS if suite == "sizes" and op == "bn-lif" and len(shape) == 5 else LAYOUTS[:1]
@@ -247,14 +253,14 @@ def part(chosen: list[Case], text: str) -> list[Case]:
     return chosen[int(number) - 1 :: int(parts)]
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     """ "500,16,512" as numbers, all at least 1."""
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--shape: expected whole numbers such as 500,16,512, got {text!r}") from None
+        raise ValueError(f"{option}: expected whole numbers such as 500,16,512, got {text!r}") from None
     if min(shape) < 1:
-        raise ValueError(f"--shape: expected T, N and all others to be at least 1, got {text!r}")
+        raise ValueError(f"{option}: expected T, N and all others to be at least 1, got {text!r}")
     return shape
 
 
@@ -309,17 +315,6 @@ def memory_needed(case: Case, device: torch.device) -> int:
     exact = {"bn-lif": 112, "delay": 24}.get(case.op, 8)
     weights = 12 * case.shape[-1] ** 2 if case.op in ("linear-lif", "recurrent") else 0
     return case.elements * (tensors * case.element_size + exact) + weights
-
-
-def memory_free(device: torch.device) -> int | None:
-    """Bytes that are free on the device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
 
 
 def check_memory(case: Case, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trtkern.bench import ahead, heat
+from trtkern.bench.cases import many
 from trtkern.bench.plot import YARDSTICKS, groups
 from trtkern.bench.rows import Row, slug
 from trtkern.bench.table import DIRECTIONS, number, ordered, three
@@ -143,7 +144,7 @@ def kinds(rows: list[Row]) -> dict[str, list[Row]]:
     made: dict[str, list[Row]] = {kind: [] for kind in _SECTIONS}
     for row in rows:
         own = {"overhead": "overhead", "step": "steps"}.get(row.op, "cases")
-        made["sizes" if row.suite == "sizes" else own].append(row)
+        made["sizes" if many(row.suite) else own].append(row)
     return {kind: found for kind, found in made.items() if found}
 
 

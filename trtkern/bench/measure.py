@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import getpass
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -18,18 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trtkern import __version__
+from trtkern.profiling.step.conditions import ISA_ASKED as ISA_ASKED
+from trtkern.profiling.step.conditions import machine as machine
+from trtkern.profiling.step.spread import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one."""
-
-
-ISA_ASKED = ("TRTKERN_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-"""What in the environment asks for an instruction set: of this project's kernels, of torch's, compiled ones too, and of
-the convolutions that torch leaves to oneDNN, and of the matrix products that it leaves to MKL."""
 
 Timer = Callable[[Callable[[], object]], float]
 """Calls a function; returns the seconds that it took."""
@@ -136,33 +132,9 @@ def warm_up(candidate: Candidate, calls: int = 15, seconds: float = 2.0) -> floa
 
 
 def median_ratio(mine: Sequence[float], theirs: Sequence[float], scale: float = 1.0) -> tuple[float, float, float]:
-    """Median of mine / (theirs * scale) over the rounds that have both, and its 90 % interval."""
+    """Median of mine / (theirs * scale) over the rounds that have both, and its 90 % interval (``spread.interval``)."""
     ratios = [a / (b * scale) for a, b in zip(mine, theirs, strict=True) if a == a and b == b]
-    # From order statistics: no distribution assumed.
-    spread = 0.8224 / len(ratios) ** 0.5
-    return (
-        statistics.median(ratios),
-        float(np.quantile(ratios, max(0.0, 0.5 - spread))),
-        float(np.quantile(ratios, min(1.0, 0.5 + spread))),
-    )
-
-
-def machine() -> str:
-    """The CPU as the system names it, its cores and the widest instruction set that the kernels know; another one that
-    the environment asks of them or of torch (``ISA_ASKED``) makes it another machine."""
-    name, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.open())}
-        name = f"{lines.get('model name', name)} (family {lines.get('cpu family')}, model {lines.get('model')})"
-        flags = lines.get("flags", "")
-    known = (("amx_bf16", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
-    found = [isa for flag, isa in known if f" {flag} " in f" {flags} "] or ["baseline"]
-    names = [isa.lower().replace("-", "") for isa in found]
-    # Who asks for what would be taken anyway asks for nothing; torch's own code knows no AMX.
-    plain = {"TRTKERN_CPU_ISA": names[0], "ATEN_CPU_CAPABILITY": names[names[0] == "amx"]}
-    asked = [f"{key}={os.environ[key]}" for key in ISA_ASKED if os.environ.get(key, "") not in ("", plain.get(key))]
-    return ", ".join([name, f"{os.cpu_count()} cores", found[0], *asked])
+    return (statistics.median(ratios), *interval(ratios))
 
 
 def compile_apart() -> None:

@@ -93,15 +93,10 @@ def words(error: Exception) -> str:
 def origin(device: torch.device) -> dict[str, Any]:
     """Of a row measured now in this process: date, commit, machine, versions, threads."""
     return {
-        "date": measure.today(), "commit": measure.commit(), "machine": machine(device),
+        "date": measure.today(), "commit": measure.commit(), "machine": measure.machine(device),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-
-
-def machine(device: torch.device) -> str:
-    """The GPU's name, or the CPU as ``measure.machine`` has it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else measure.machine()
 
 
 def slug(name: str) -> str:

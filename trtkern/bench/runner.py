@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from trtkern.bench import contest, delays, layers, measure, others, overhead, peers, recurrent, rounds, rows, steps
-from trtkern.bench.cases import DTYPES, Case
+from trtkern.bench.cases import DTYPES, Case, many
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
 from trtkern.bench.rounds import Bench, Interrupted, Options, Ready
@@ -110,7 +110,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
     versions = {layer.name: rows.library(layer.name) for layer in compared}
     for peer in found:
         if peer.missing:
-            if options.suite != "sizes":  # a hundred cases would say so, each
+            if not many(options.suite):  # a hundred cases would say so, each
                 bench.left_out.append((peer.name, "", "skipped", peer.missing))
             continue
         try:
@@ -120,7 +120,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
             continue
         compared += theirs
         versions |= {layer.name: f"{peer.name} {peer.version}" for layer in theirs}
-    few = options.suite == "sizes"
+    few = many(options.suite)
     if few:
         kept = case.op != "bn-lif"  # where this project's own is the fused one
         compared = [layer for layer in compared if layer.strong and (kept or versions[layer.name] != "trtkern")]

@@ -80,6 +80,15 @@ def bench(
             "batch 16, T = 500), sizes (many T and N, and every layer of the networks, against the strongest alone)."
         ),
     ] = "default",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T=1,4,16",
+            help="Sizes of an axis of --op: every combination of those that are given is measured, the small ones "
+            "first, against the strongest others alone. --shape has the axes that are not swept. May be given again: "
+            "--sweep T=1,4 --sweep N=1024,65536.",
+        ),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Only every N-th of the cases, from the K-th on: 2/8.", show_default="all"),
@@ -143,9 +152,10 @@ def bench(
         names.one_of("direction", direction, timing.DIRECTIONS)
         where = torch.device("cpu" if op == "overhead" and device == "auto" else resolve_device(device))
         libraries.choose(peers)
-        wanted = cases.select(op, shape or [], dtype, suite, neuron, network or [])
+        wanted = _wanted(op, shape or [], dtype, suite, neuron, network or [], sweep or [])
         compared = cases.candidates(candidates, op)
-        chosen = _fitting(wanted if part is None else cases.part(wanted, part), where, bool(shape))
+        suite = "sweep" if sweep else suite
+        chosen = _fitting(wanted if part is None else cases.part(wanted, part), where, bool(shape) and not sweep)
         rows.check_writable(csv)
         if threads is not None or op == "overhead":
             torch.set_num_threads(threads or 1)
@@ -161,14 +171,30 @@ def bench(
         )  # fmt: skip
     found = _run(chosen, options, csv)
     if plot is not None and found:
-        from trtkern.bench import heat
+        from trtkern.bench import heat, lines
         from trtkern.bench import plot as bars
 
         with user_errors():
-            (heat if suite == "sizes" else bars).picture(found, plot)
+            {"sizes": heat.picture, "sweep": lines.picture}.get(suite, bars.picture)(found, plot)
     written = [csv, *([plot] if plot is not None and found else [])]
     console().print(f"rows of {measure.commit()}: {', '.join(map(str, written))}", soft_wrap=True)
     return 0
+
+
+def _wanted(
+    op: str, shapes: list[str], dtype: str, suite: str, neuron: str, networks: list[str], sweeps: list[str]
+) -> list[Case]:
+    """The cases of a suite, of shapes, or of a sweep."""
+    from trtkern.bench import cases
+
+    if not sweeps:
+        return cases.select(op, shapes, dtype, suite, neuron, networks)
+    if suite != "default":
+        raise ValueError(f"--sweep: expected no --suite beside it, got --suite {suite}")
+    from trtkern.bench import sweep
+
+    cases.select(op, [], dtype, suite, neuron, networks)  # which refuses unknown names
+    return sweep.cases(sweeps, op, shapes, dtype, neuron)
 
 
 def _run(chosen: list[Case], options: Options, csv: Path) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from trtkern.output.console import console
 from trtkern.training import recipes
 
 if TYPE_CHECKING:
+    from trtkern.profiling.step.comparison import ProfileComparison
     from trtkern.profiling.step.report import StepProfile
     from trtkern.profiling.step.subject import Subject
 
@@ -91,7 +93,25 @@ def profile(
     steps: Annotated[
         int,
         typer.Option(help="How many steps to profile; as many run without the profiler in between, for comparison."),
-    ] = 5,
+    ] = 8,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="List below each layer what ran for it: operators on a CPU, kernels on a GPU."),
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER.json",
+            help="Say what became faster and what slower since this profile, which --json has written.",
+        ),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write the profile as data, with a time for each profiled step; - prints it, and nothing else.",
+        ),
+    ] = None,
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE.json", help="Write the last step as a timeline for chrome://tracing or Perfetto."),
@@ -113,8 +133,9 @@ def profile(
     need("train", "matplotlib", "safetensors")
     with user_errors():
         _check({"steps": steps, "threads": threads, "batch-size": batch_size, "timesteps": timesteps})
-        for option, file in (("trace", trace), ("html", html), ("plot", plot)):
-            _check_file(option, file)
+        for option, file in (("trace", trace), ("html", html), ("plot", plot), ("json", json)):
+            _check_file(option, None if (option, file) == ("json", "-") else file)
+        earlier = None if compare is None else _read(compare)
         names.one_of("backend", backend, names.BACKENDS)
         if amp is not None:
             names.one_of("amp", amp, names.AMP)
@@ -134,14 +155,21 @@ def profile(
         chosen = {"batch_size": batch_size, "timesteps": timesteps, "backend": backend, "amp": amp, "threads": threads,
                   "device": device, "data_dir": data_dir, "changes": changes or ()}  # fmt: skip
         subject = _subject(model, kind, sizes, chosen, backward)
+    from trtkern.profiling.step import comparison
     from trtkern.profiling.step.profiler import profile_subject
 
-    out = console()
-    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(Text(f"profiling {model}")):
+    out, printed = console(), json != "-"
+    shown = out.status(Text(f"profiling {model}")) if printed else nullcontext()
+    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), shown:
         found = profile_subject(subject, steps)
-    out.print(str(found), soft_wrap=True)
+    compared = None if earlier is None else comparison.compare(earlier, found)
+    if printed:
+        out.print(found.text(kernels), soft_wrap=True, markup=False)
+        if compared is not None:
+            out.print(f"\n{compared}", soft_wrap=True, markup=False)
     with user_errors():
-        _write(found, trace, html, plot)
+        _write(found, trace, html, plot, compared)
+        _write_json(found, json, compared)
     return 0
 
 
@@ -204,7 +232,39 @@ def _subject(model: str, kind: str, sizes: tuple[int, ...] | None, chosen: dict[
     return _factory(model, sizes, chosen, backward)
 
 
-def _write(found: StepProfile, trace: str | None, html: str | None, plot: str | None) -> None:
+def _read(path: Path) -> StepProfile:
+    """An earlier profile."""
+    from trtkern.output.files import parse
+    from trtkern.profiling.step.report import StepProfile
+
+    try:
+        content = parse(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--compare: expected a file that can be read, got {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--compare: expected a profile that --json has written, got {path}: {error}") from None
+    return StepProfile.from_json(content, f"--compare {path}")
+
+
+def _write_json(found: StepProfile, file: str | None, compared: ProfileComparison | None) -> None:
+    """The profile as data, into a file or to standard output; with what it was compared with beside it."""
+    if file is None:
+        return
+    from json import dumps
+
+    from trtkern.output.files import write
+
+    content = found.to_json() if compared is None else {**found.to_json(), "compared": compared.to_json()}
+    text = dumps(content, indent=1) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        write(Path(file), text.encode())
+
+
+def _write(
+    found: StepProfile, trace: str | None, html: str | None, plot: str | None, compared: ProfileComparison | None
+) -> None:
     """The files that were asked for."""
     if trace is not None:
         found.write_trace(Path(trace))
@@ -216,7 +276,7 @@ def _write(found: StepProfile, trace: str | None, html: str | None, plot: str | 
         from trtkern.profiling.step import page
         from trtkern.training.run import versions
 
-        page.write(Path(html), found, versions(), ["trtkern", *sys.argv[1:]])
+        page.write(Path(html), found, versions(), ["trtkern", *sys.argv[1:]], compared)
 
 
 def _network(name: str, sizes: tuple[int, ...], chosen: dict[str, Any], backward: bool) -> Subject:

@@ -272,6 +272,12 @@ def _left(what: str, why: str) -> None:
     warnings.warn(f"{what}: {why}", stacklevel=3)
 
 
+def fusable(model: nn.Module) -> Iterator[Pair]:
+    """The pairs that ``convert_norm_lif`` would fuse."""
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    return (pair for pair in pairs(model) if objection_to(pair, uses) is None)
+
+
 class Pair(NamedTuple):
     """A BatchNorm and the neuron behind it."""
 

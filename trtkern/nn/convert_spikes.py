@@ -63,15 +63,11 @@ def convert_spike_layers(model: nn.Module, report: SpikeLayersReport | None = No
         report: filled.
     """
     report = SpikeLayersReport() if report is None else report
-    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    for path, parent in list(model.named_modules()):
-        if isinstance(parent, nn.Sequential):
-            for link in _links(path, parent):
-                objection = link.objection(uses)
-                if objection is None:
-                    link.convert(report)
-                else:
-                    report.left[link.place] = objection
+    for link, objection in _all_links(model):
+        if objection is None:
+            link.convert(report)
+        else:
+            report.left[link.place] = objection
     for path, layer in model.named_modules():
         known = any(path == name or path.startswith(name + ".") for name in (*report.converted, *report.left))
         if type(layer) in KINDS and not known:
@@ -141,6 +137,22 @@ class _Link:
         self.neurons.packed = True
         report.converted[self.gives] = "packed=True"
         report.converted[self.place] = type(made).__name__
+
+
+def packable(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The names of neurons and of the layer behind them that ``convert_spike_layers`` would change."""
+    for link, objection in _all_links(model):
+        if objection is None and not (link.neurons.packed and type(link.taker) not in KINDS):
+            yield link.gives, link.place
+
+
+def _all_links(model: nn.Module) -> Iterator[tuple[_Link, str | None]]:
+    """Each, with the reason why it stays as it is."""
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    for path, parent in list(model.named_modules()):
+        if isinstance(parent, nn.Sequential):
+            for link in _links(path, parent):
+                yield link, link.objection(uses)
 
 
 def _links(path: str, parent: nn.Sequential) -> Iterator[_Link]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,23 +18,30 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_leaves
 
+from trtkern import __version__
 from trtkern.nn import BatchNormLIF, ConvBatchNormLIF, Recurrent
 from trtkern.nn._neuron import NeuronLayer
 from trtkern.ops import checks
 from trtkern.profiling.firing.activity import FiringRates, firing_rates
 from trtkern.profiling.memory.ledger import LOSS
 from trtkern.profiling.memory.report import MemoryReport
-from trtkern.profiling.step import timeline
+from trtkern.profiling.step import advice, timeline
+from trtkern.profiling.step.conditions import Watch, load, machine, memory_free
+from trtkern.profiling.step.parts import Operator, Part, PartTime
 from trtkern.profiling.step.ranges import INPUT, LOADER, METRICS, OPTIMIZER, PHASES, STEP, Ranges
 from trtkern.profiling.step.rates import Machine, wait
-from trtkern.profiling.step.report import Part, PartTime, StepProfile
+from trtkern.profiling.step.report import StepProfile
 from trtkern.profiling.step.subject import ModelStep, Subject
-from trtkern.profiling.step.timeline import Share, Timeline
+from trtkern.profiling.step.timeline import Ran, Share, Timeline
+from trtkern.profiling.step.trail import Trail, changes
 from trtkern.profiling.step.work import Work, counted
 from trtkern.profiling.unchanged import quiet, unchanged, uncompiled
 
 WARM_UP, WARM_UP_SECONDS = 10, 2.0
 """Steps before the first that is timed, at most, and until when: the allocator takes some ten to keep its pages."""
+
+STEPS = 8
+"""Profiled steps where nobody says how many: the interval of a median is then without the fastest and the slowest."""
 
 GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
     "convolutions": (nn.modules.conv._ConvNd,),
@@ -55,7 +64,7 @@ def profile(
     optimizer: torch.optim.Optimizer | None = None,
     backward: bool = True,
     amp: torch.dtype | None = None,
-    steps: int = 5,
+    steps: int = STEPS,
 ) -> StepProfile:
     """Where the time of a training step goes: layer by layer, forward and backward, loss, optimiser and loader.
 
@@ -76,7 +85,7 @@ def profile(
         optimizer: of the model's parameters; None updates nothing.
         backward: False profiles the forward pass alone.
         amp: the dtype of autocast around the forward pass; None is none.
-        steps: profiled steps.
+        steps: profiled steps; below 3 there is no verdict, since nothing says how times scatter.
 
     Raises:
         TypeError, ValueError: no module, no tensor among the inputs, fewer than one step, an input that does not fit.
@@ -105,28 +114,40 @@ def profile_subject(subject: Subject, steps: int) -> StepProfile:
         kept = subject.kept() if subject.backward else None
         with firing_rates(subject.model) as fired, counted(ranges) as work:
             subject.step(ranges)
-        machine = Machine(device, subject.dtype)
+        rounds, watch, busy = Machine(device, subject.dtype), Watch(), load()
         begin = time.perf_counter()
         for _ in range(WARM_UP):
             _timed(subject, ranges)
             if time.perf_counter() - begin > WARM_UP_SECONDS:
                 break
-        _traced(subject, ranges)  # what the profiler does once
-        plain, traced = [], []
+        _traced(subject, ranges, Watch())  # what the profiler does once
+        plain, traced, trails = [], [], []
         for _ in range(steps):
             plain.append(_timed(subject, ranges))
-            trace, line = _traced(subject, ranges)
+            trace, line, trail = _traced(subject, ranges, watch)
             traced.append(line)
-            machine.round()
+            trails.append(trail)
+            rounds.round()
     rows = _rows(work, traced, kept, fired)
-    wall = sum(line.wall for line in traced) / steps
     about = {**subject.about, "device": str(device), "dtype": str(subject.dtype).removeprefix("torch.")}
     if not gpu:
         about["threads"] = str(torch.get_num_threads())
-    return StepProfile(
-        subject.title, rows, wall, median(plain), steps, machine.rates(), gpu, about,
-        None if kept is None else kept.summary(), timeline.named(trace, traced[-1]),
+    found = StepProfile(
+        subject.title, rows, tuple(line.wall for line in traced), tuple(plain), tuple(rounds.found), gpu, about,
+        machine(device), None if kept is None else kept.summary(), tuple(watch.found), busy, tuple(changes(trails)),
+        tuple(_ran(line) for line in traced), versions=versions(), trace=timeline.named(trace, traced[-1]),
     )  # fmt: skip
+    seen = advice.Seen(
+        subject.model, rows, found.wall, found.unattributed, found.rates, work.outputs,
+        {name: int(median(trail.calls[name] for trail in trails)) for name in work.order}, subject.optimizer, device,
+        subject.dtype, subject.backward, None if kept is None else kept.measured, memory_free(device), rounds.shorter,
+    )  # fmt: skip
+    return replace(found, advice=advice.advice(seen))
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a step."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "trtkern": __version__}
 
 
 def _timed(subject: Subject, ranges: Ranges) -> float:
@@ -137,21 +158,29 @@ def _timed(subject: Subject, ranges: Ranges) -> float:
     return time.perf_counter() - begin
 
 
-def _traced(subject: Subject, ranges: Ranges) -> tuple[dict[str, Any], Timeline]:
-    """A step under torch.profiler: its trace, and what that says."""
+def _traced(subject: Subject, ranges: Ranges, watch: Watch) -> tuple[dict[str, Any], Timeline, Trail]:
+    """A step under torch.profiler: its trace, what that says, and which layers ran on what."""
     activities = [ProfilerActivity.CPU]
     gpu = subject.device.type == "cuda"
     if gpu:
         activities.append(ProfilerActivity.CUDA)
     wait(subject.device)
-    with torch.profiler.profile(activities=activities) as profiler, ranges.layers(), ranges.phase(STEP):
+    trail = Trail()
+    profiled = torch.profiler.profile(activities=activities)
+    with profiled as profiler, ranges.layers(leave=trail.leave), watch.step(), ranges.phase(STEP):
         subject.step(ranges)
         wait(subject.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8"))
-    return trace, timeline.read(trace, ranges.place_of, gpu)
+    return trace, timeline.read(trace, ranges.place_of, gpu), trail
+
+
+def _ran(line: Timeline) -> int:
+    """How many operators or kernels ran, without those for a batch, whose changes are drawn at random."""
+    places = (share for share in line.operators if share.place not in (LOADER, INPUT))
+    return sum(ran.calls for share in places for ran in line.operators[share].values())
 
 
 def _rows(work: Work, traced: list[Timeline], kept: MemoryReport | None, fired: FiringRates) -> tuple[PartTime, ...]:
@@ -164,8 +193,8 @@ def _rows(work: Work, traced: list[Timeline], kept: MemoryReport | None, fired: 
 
     def part(name: str, direction: timeline.Direction) -> Part:
         share = Share(name, direction)
-        seconds = sum(line.seconds.get(share, 0.0) for line in traced) / len(traced)
-        return Part(seconds, work.bytes.get(share), work.flops.get(share, 0))
+        times = tuple(line.seconds.get(share, 0.0) for line in traced)
+        return Part(times, work.bytes.get(share), work.flops.get(share, 0), _operators(share, traced))
 
     seen = {share.place for line in traced for share in line.seconds}
     names = [name for name in work.order if name in seen] + [name for name in PHASES if name in seen]
@@ -180,6 +209,21 @@ def _rows(work: Work, traced: list[Timeline], kept: MemoryReport | None, fired: 
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _operators(share: Share, traced: list[Timeline]) -> tuple[Operator, ...]:
+    """What ran for a part, the longest first."""
+    ran = [line.operators.get(share, {}) for line in traced]
+    nothing = Ran(0.0, 0)
+    made = [
+        Operator(
+            name,
+            tuple(each.get(name, nothing).seconds for each in ran),
+            int(median(each.get(name, nothing).calls for each in ran)),
+        )
+        for name in dict.fromkeys(name for each in ran for name in each)
+    ]
+    return tuple(sorted(made, key=lambda each: -each.seconds))
 
 
 def _group(name: str, kind: type[nn.Module] | None) -> str:

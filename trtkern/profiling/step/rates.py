@@ -13,10 +13,12 @@ COPIED = {"cpu": 2**27, "cuda": 2**28}
 """Bytes of the tensor that is copied: beyond the caches."""
 SIDE = {"cpu": 1024, "cuda": 4096}
 """Rows and columns of the matrices."""
+TRIES = 3
+"""Products of each dtype that is compared."""
 
 
 class Rates(NamedTuple):
-    """Medians over the rounds."""
+    """Of a round, or medians over the rounds."""
 
     copy: float
     """Bytes read and written per second by torch's ``copy_``."""
@@ -26,7 +28,7 @@ class Rates(NamedTuple):
 
 
 class Machine:
-    """``round`` after ``round``, then ``rates``."""
+    """``round`` after ``round``, then ``found``."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         kind = device.type if device.type in SIDE else "cpu"
@@ -34,20 +36,26 @@ class Machine:
         self._source = torch.ones(COPIED[kind] // 4, device=device)
         self._target = torch.empty_like(self._source)
         self._side = SIDE[kind]
+        self.found: list[Rates] = []
+        """Of each round."""
+        self.shorter: float | None = None
+        """How much faster products of bfloat16 are than of float32, where that is the dtype of the step."""
         self._use(self._faster(dtype), self._side)
-        self._copies: list[float] = []
-        self._products: list[float] = []
         self._copy()
         self._multiply()
 
     def _faster(self, dtype: torch.dtype) -> torch.dtype:
         """Of this dtype and float32, by small products."""
+        kinds = dict.fromkeys((dtype, torch.float32))
+        shorter = dtype == torch.float32
         taken = {}
-        for kind in dict.fromkeys((dtype, torch.float32)):
+        for kind in [*kinds, *[torch.bfloat16] * shorter]:
             self._use(kind, max(16, self._side // 4))
             self._multiply()
-            taken[kind] = self._seconds(self._multiply)
-        return min(taken, key=lambda kind: taken[kind])
+            taken[kind] = median(self._seconds(self._multiply) for _ in range(TRIES))
+        if shorter:
+            self.shorter = taken[torch.float32] / taken[torch.bfloat16]
+        return min(kinds, key=lambda kind: taken[kind])
 
     def _use(self, dtype: torch.dtype, side: int) -> None:
         self._left = torch.rand(side, side, device=self._device).to(dtype)
@@ -55,12 +63,8 @@ class Machine:
 
     def round(self) -> None:
         """Time each once."""
-        self._copies.append(2 * self._source.nbytes / self._seconds(self._copy))
-        self._products.append(2 * self._side**3 / self._seconds(self._multiply))
-
-    def rates(self) -> Rates:
-        """Of the rounds so far."""
-        return Rates(median(self._copies), median(self._products))
+        copy = 2 * self._source.nbytes / self._seconds(self._copy)
+        self.found.append(Rates(copy, 2 * self._side**3 / self._seconds(self._multiply)))
 
     def _copy(self) -> None:
         self._target.copy_(self._source)

@@ -3,75 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any
 
-from trtkern.output.text import aligned, size
+from trtkern.output.text import aligned, short, size
+from trtkern.profiling.step import judgement, stored
+from trtkern.profiling.step.advice import Advice
+from trtkern.profiling.step.conditions import Conditions
+from trtkern.profiling.step.judgement import Doubt
+from trtkern.profiling.step.parts import Operator, PartTime, together
 from trtkern.profiling.step.rates import Rates
+from trtkern.profiling.step.spread import Spread, spread
 from trtkern.profiling.step.work import SIZES
 
 LEGEND = (
+    "ms: median of the profiled steps, each column on its own, so that sums of medians differ a little; p20, p80: a "
+    "fifth of the steps took less, a fifth took more; "
     "moved, FLOP: of forward and backward together; ~: sizes of input, parameters, output and their gradients, "
     "otherwise the traffic model; FLOP: of matrix products, convolutions and attention, nothing else is counted; "
     "of limit: the time that the bytes take at the copy rate, or the FLOP at the matmul rate, whichever is longer, "
     "over the time taken; a layer around others has what it does itself; (model): the model's own forward"
 )
-
-
-class Part(NamedTuple):
-    """A layer, or another part of the step, in one direction."""
-
-    seconds: float
-    bytes: float | None
-    """At the least; None: not counted."""
-    flops: int
-
-    def limit(self, rates: Rates) -> tuple[float, float]:
-        """Seconds at the copy rate, seconds at the matmul rate."""
-        return (self.bytes or 0.0) / rates.copy, self.flops / rates.product
-
-
-class PartTime(NamedTuple):
-    """A layer, or another part of the step: means over the profiled steps."""
-
-    name: str
-    """Of the module; in brackets what is none: "(loss)", "(optimizer)", "(loader)"."""
-    kind: str
-    """The name of its class; empty for what is no module."""
-    group: str
-    """"convolutions", "neurons", ..."""
-    forward: Part
-    backward: Part
-    how: str
-    """How the bytes were counted: ``work.MODEL_BYTES``, ``work.SIZES`` or nothing."""
-    kept: int | None
-    """Bytes kept for the backward pass, measured."""
-    rate: float | None
-    """Spikes per neuron, sample and step."""
-
-    @property
-    def seconds(self) -> float:
-        """Forward and backward."""
-        return self.forward.seconds + self.backward.seconds
-
-    @property
-    def flops(self) -> int:
-        """Forward and backward."""
-        return self.forward.flops + self.backward.flops
-
-    @property
-    def bytes(self) -> float | None:
-        """Forward and backward; None: not counted."""
-        if self.forward.bytes is None and self.backward.bytes is None:
-            return None
-        return (self.forward.bytes or 0.0) + (self.backward.bytes or 0.0)
-
-    @property
-    def intensity(self) -> float | None:
-        """FLOP per byte moved; None where either is not counted."""
-        return self.flops / self.bytes if self.flops and self.bytes else None
+SMALL = 0.001
+"""Of the step: operators that take less are summed up."""
+OTHERS, OUTSIDE = "other operators", "outside of operators"
 
 
 @dataclass(frozen=True)
@@ -81,25 +39,69 @@ class StepProfile:
     title: str
     rows: tuple[PartTime, ...]
     """The layers in the order in which they first ran, then the other parts."""
-    wall: float
-    """Seconds a step, mean of the profiled ones."""
-    plain: float
-    """Seconds a step without the profiler, median of as many steps between them."""
-    steps: int
-    rates: Rates
-    """Copy and matmul rate in the same rounds."""
+    walls: tuple[float, ...]
+    """Seconds of each profiled step."""
+    plains: tuple[float, ...]
+    """Seconds of each step without the profiler: as many, between the profiled ones."""
+    measured: tuple[Rates, ...]
+    """Copy and matmul rate, measured once after each profiled step."""
     gpu: bool
     about: dict[str, str]
     """What ran: device, dtype, threads, batch, loss."""
+    machine: str = ""
+    """The GPU, or the CPU with its cores and instruction set."""
     kept: str | None = None
     """What is kept for the backward pass, in words."""
-    trace: dict[str, Any] = field(default_factory=dict, repr=False)
+    conditions: tuple[Conditions, ...] = ()
+    """Of each profiled step: whether the process had its processors to itself."""
+    load: float | None = None
+    """How many processes wanted a processor in the minute before, on average."""
+    changes: tuple[str, ...] = ()
+    """What differs from one profiled step to the next: layers that run, shapes."""
+    operators: tuple[int, ...] = ()
+    """How many operators (on a GPU kernels) ran in each profiled step, without those that load and prepare a batch."""
+    advice: tuple[Advice, ...] = ()
+    """What can be done about it, the largest gain first."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python, torch and this package."""
+    trace: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The last profiled step for chrome://tracing or Perfetto."""
 
     @property
+    def steps(self) -> int:
+        """How many steps were profiled."""
+        return len(self.walls)
+
+    @property
+    def wall(self) -> float:
+        """Seconds a step under the profiler, median."""
+        return median(self.walls)
+
+    @property
+    def plain(self) -> float:
+        """Seconds a step without the profiler, median."""
+        return median(self.plains)
+
+    @property
+    def rates(self) -> Rates:
+        """Copy and matmul rate, medians."""
+        return Rates(*(median(rates) for rates in zip(*self.measured, strict=True)))
+
+    @property
+    def overheads(self) -> tuple[float, ...]:
+        """The share that the profiler added to a step: each profiled one beside the plain one before it."""
+        return tuple(wall / plain - 1 for wall, plain in zip(self.walls, self.plains, strict=True))
+
+    @property
+    def lefts(self) -> tuple[float, ...]:
+        """Seconds of each profiled step that no row has; on a GPU it may have been idle."""
+        taken = together(self.rows, self.steps)
+        return tuple(wall - rows for wall, rows in zip(self.walls, taken, strict=True))
+
+    @property
     def unattributed(self) -> float:
-        """Seconds of the step that no row has; on a GPU it may have been idle."""
-        return self.wall - sum(row.seconds for row in self.rows)
+        """Seconds of the step that no row has, median; on a GPU it may have been idle."""
+        return median(self.lefts)
 
     @property
     def attributed(self) -> float:
@@ -108,9 +110,9 @@ class StepProfile:
 
     def limit(self, parts: Iterable[PartTime]) -> tuple[float, str]:
         """Share of the roofline that these reach, and the rate that bounds most of it: "copy" or "matmul"."""
-        halves = [part for row in parts for part in (row.forward, row.backward)]
-        limits = [part.limit(self.rates) for part in halves]
-        taken = sum(part.seconds for part in halves)
+        rows = list(parts)
+        limits = [part.limit(self.rates) for row in rows for part in (row.forward, row.backward)]
+        taken = median(together(rows, self.steps))
         least = sum(max(limit) for limit in limits)
         matmul = sum(max(limit) for limit in limits if limit[1] > limit[0])
         return (least / taken if taken else 0.0), "matmul" if 2 * matmul > least else "copy"
@@ -120,64 +122,90 @@ class StepProfile:
         found: dict[str, list[PartTime]] = {}
         for row in self.rows:
             found.setdefault(row.group, []).append(row)
-        return dict(sorted(found.items(), key=lambda item: -_seconds(item[1])))
+        return dict(sorted(found.items(), key=lambda item: -median(together(item[1], self.steps))))
+
+    def doubts(self) -> list[Doubt]:
+        """What speaks against the figures, each with what would help."""
+        return judgement.doubts(self)
 
     def verdict(self) -> list[str]:
-        """What bounds the step, in words."""
-        said = []
-        for name, rows in self.groups().items():
-            share = _seconds(rows) / self.wall
-            if share < 0.005:
-                continue
-            reached, which = self.limit(rows)
-            rate = f" (at {reached:.0%} of the {which} rate)" if reached >= 0.005 else ""
-            said.append(f"{share:.1%} in {name}{rate}")
-        left = "idle or unattributed" if self.gpu else "unattributed"
-        lines = [f"{'; '.join(said)}; {self.unattributed / self.wall:.1%} {left}."]
-        return [*lines, self._bound()]
-
-    def _bound(self) -> str:
-        name, rows = next(iter(self.groups().items()))
-        if self.unattributed > _seconds(rows):
-            return "Most of the step is " + ("the GPU waiting for its host." if self.gpu else "in no layer.")
-        reached, which = self.limit(rows)
-        longest = max(rows, key=lambda row: row.seconds)
-        where = f"{name}, most of all {longest.name}" if len(rows) > 1 else longest.name
-        if reached >= 0.5:
-            why = "arithmetic" if which == "matmul" else "memory traffic"
-            return f"The step is bound by the {why} of {where}."
-        if not reached:
-            return f"The step is bound by {where}, whose least time is not known."
-        return (
-            f"The step is bound by {where}, at {reached:.1%} of the {which} rate: far from what memory and arithmetic "
-            "allow; look at sizes, layout, dtype and the number of calls."
-        )
+        """What bounds the step, in words, as far as the figures carry it."""
+        return judgement.verdict(self)
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """A flat dictionary a row, for CSV or JSON: seconds, bytes, FLOP, the share of the limit."""
+        """A flat dictionary a row, for CSV or a table: seconds, bytes, FLOP, the share of the limit."""
         return [
             {
                 "layer": row.name, "type": row.kind, "group": row.group, "forward_s": row.forward.seconds,
-                "backward_s": row.backward.seconds, "forward_bytes": row.forward.bytes,
-                "backward_bytes": row.backward.bytes, "bytes_by": row.how, "forward_flop": row.forward.flops,
-                "backward_flop": row.backward.flops, "kept_bytes": row.kept, "of_limit": self.limit([row])[0],
-                "limit": self.limit([row])[1], "firing_rate": row.rate,
+                "backward_s": row.backward.seconds, **{f"{name}_s": value for name, value in _named(row.spread)},
+                "forward_bytes": row.forward.bytes, "backward_bytes": row.backward.bytes, "bytes_by": row.how,
+                "forward_flop": row.forward.flops, "backward_flop": row.backward.flops, "kept_bytes": row.kept,
+                "of_limit": self.limit([row])[0], "limit": self.limit([row])[1], "firing_rate": row.rate,
             }
             for row in self.rows
         ]  # fmt: skip
 
     HEAD = (
-        "layer", "type", "forward ms", "backward ms", "ms", "of step", "moved", "kept", "MFLOP", "FLOP/B", "of limit",
-        "rate",
+        "layer", "type", "forward ms", "backward ms", "ms", "p20", "p80", "of step", "moved", "kept", "MFLOP", "FLOP/B",
+        "of limit", "rate",
     )  # fmt: skip
 
-    def table(self) -> list[tuple[str, ...]]:
-        """The rows as text, below ``HEAD``, with what is unattributed and the sum."""
-        lines = [self._line(row) for row in self.rows]
+    def table(self, kernels: bool = False) -> list[tuple[str, ...]]:
+        """The rows as text, below ``HEAD``, with what is unattributed and the sum.
+
+        Args:
+            kernels: below each row what ran for it, indented; where a row has its type that is how often.
+        """
+        lines = []
+        for row in self.rows:
+            lines.append(self._line(row))
+            if kernels:
+                lines += [(f"  {line[0]}", *line[1:], *("",) * 6) for line in self.inside(row)]
         rest = ("",) * 6
-        for name, seconds in (("unattributed", self.unattributed), ("step", self.wall)):
-            lines.append((name, "", "", "", f"{1e3 * seconds:.2f}", f"{seconds / self.wall:.1%}", *rest))
+        for name, times in (("unattributed", self.lefts), ("step", self.walls)):
+            lines.append((name, "", "", "", *self._times(times), *rest))
         return lines
+
+    def inside(self, row: PartTime) -> list[tuple[str, ...]]:
+        """What ran for a row, the longest first: name, calls, then as in the table up to its share of the step.
+
+        What takes less than a thousandth of the step is summed up. On a CPU the last line is the row's time outside of
+        all operators: Python, autograd, the dispatcher.
+        """
+        nothing = Operator("", (0.0,) * self.steps, 0)
+        halves = [{each.name: each for each in part.operators} for part in (row.forward, row.backward)]
+        pairs = {name: [half.get(name, nothing) for half in halves] for name in (*halves[0], *halves[1])}
+
+        def both(name: str) -> tuple[float, ...]:
+            return tuple(map(sum, zip(*(each.times for each in pairs[name]), strict=True)))
+
+        if not pairs:
+            return []
+        shown = sorted(pairs, key=lambda name: -median(both(name)))
+        large = [name for name in shown if median(both(name)) >= SMALL * self.wall]
+        small = [name for name in shown if name not in large]
+        lines = [self._ran(name, *pairs[name]) for name in large]
+        if small:
+            sums = [_summed([pairs[name][half] for name in small]) for half in (0, 1)]
+            lines.append(self._ran(OTHERS, *sums))
+        if not self.gpu:
+            spare = [
+                tuple(t - sum(each.times[step] for each in part.operators) for step, t in enumerate(part.times))
+                for part in (row.forward, row.backward)
+            ]
+            lines.append(self._ran(OUTSIDE, *(Operator(OUTSIDE, times, 0) for times in spare)))
+        return lines
+
+    def _ran(self, name: str, forward: Operator, backward: Operator) -> tuple[str, ...]:
+        calls = forward.calls + backward.calls
+        times = tuple(map(sum, zip(forward.times, backward.times, strict=True)))
+        halves = (f"{1e3 * each.seconds:.2f}" for each in (forward, backward))
+        return (short(name, 48), "" if not calls else f"{calls} call{'s' * (calls > 1)}", *halves, *self._times(times))
+
+    def _times(self, times: tuple[float, ...]) -> tuple[str, str, str, str]:
+        found = spread(times)
+        low, middle, high = (f"{1e3 * seconds:.2f}" for seconds in found)
+        return middle, low, high, f"{found.p50 / self.wall:.1%}"
 
     def _line(self, row: PartTime) -> tuple[str, ...]:
         reached, _ = self.limit([row])
@@ -187,8 +215,7 @@ class StepProfile:
             row.kind,
             f"{1e3 * row.forward.seconds:.2f}",
             f"{1e3 * row.backward.seconds:.2f}",
-            f"{1e3 * row.seconds:.2f}",
-            f"{row.seconds / self.wall:.1%}",
+            *self._times(row.times),
             mark + size(round(row.bytes)) if row.bytes else "",
             "" if row.kept is None else size(row.kept),
             f"{1e-6 * row.flops:,.1f}" if row.flops else "",
@@ -200,20 +227,32 @@ class StepProfile:
     def notes(self) -> list[str]:
         """What ran, and what the figures stand on."""
         what = ", ".join(f"{name} {value}" for name, value in self.about.items())
-        cost = self.wall / self.plain - 1
+        plain, cost = spread(self.plains), spread(self.overheads)
+        rates = (spread(each) for each in zip(*self.measured, strict=True))
+        copy, product = (f"{1e-9 * r.p50:.1f} ({1e-9 * r.p20:.1f} to {1e-9 * r.p80:.1f})" for r in rates)
         return [
             f"{self.title}: {what}",
-            f"{1e3 * self.wall:.2f} ms a step (mean of {self.steps} under the profiler), {1e3 * self.plain:.2f} ms "
-            f"without it (median of {self.steps} in between): {cost:+.1%}",
-            f"copy rate {1e-9 * self.rates.copy:.1f} GB/s, matmul rate {1e-9 * self.rates.product:.1f} GFLOP/s, "
-            "medians of the same rounds",
+            f"{1e3 * plain.p50:.2f} ms a step without the profiler (median of {self.steps}; p20 to p80: "
+            f"{1e3 * plain.p20:.2f} to {1e3 * plain.p80:.2f} ms); the profiler adds {cost.p50:+.1%} "
+            f"({cost.p20:+.1%} to {cost.p80:+.1%})",
+            f"copy rate {copy} GB/s, matmul rate {product} GFLOP/s: medians of the same rounds (p20 to p80)",
             *([] if self.kept is None else [self.kept]),
         ]
 
-    def __str__(self) -> str:
-        lines = [self.HEAD, *self.table()]
+    def said(self) -> list[str]:
+        """What is to be said of the figures: warnings, the verdict, what can be done."""
+        warned = [f"Warning: {doubt}" for doubt in self.doubts()]
+        tried = [f"  - {advice}" for advice in self.advice]
+        return [*warned, *self.verdict(), *(["What can be done:", *tried] if tried else [])]
+
+    def text(self, kernels: bool = False) -> str:
+        """The table, what it stands on, warnings, verdict and advice; with ``kernels`` the operators of each row."""
+        lines = [self.HEAD, *self.table(kernels)]
         shown = aligned(lines, right=range(2, len(self.HEAD)))
-        return "\n".join(line.rstrip() for line in (*shown, "", *self.notes(), LEGEND, "", *self.verdict()))
+        return "\n".join(line.rstrip() for line in (*shown, "", *self.notes(), LEGEND, "", *self.said()))
+
+    def __str__(self) -> str:
+        return self.text()
 
     def write_trace(self, path: Path) -> None:
         """The last profiled step as JSON for chrome://tracing or ui.perfetto.dev.
@@ -223,6 +262,29 @@ class StepProfile:
         """
         path.write_text(json.dumps(self.trace), encoding="utf-8")
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the trace, ready for ``json.dumps``; docs/reading-a-profile.md lists the fields."""
+        said = {"doubts": [doubt._asdict() for doubt in self.doubts()], "verdict": self.verdict()}
+        return {**stored.to_json(self), "said": said}
 
-def _seconds(rows: Sequence[PartTime]) -> float:
-    return sum(row.seconds for row in rows)
+    @classmethod
+    def from_json(cls, found: dict[str, Any], name: str = "the profile") -> StepProfile:
+        """What ``to_json`` made.
+
+        Args:
+            found: as it was.
+            name: what an error calls it: the file, say.
+
+        Raises:
+            ValueError: it is no profile, or one of another version of the format.
+        """
+        return stored.from_json(cls, found, name)
+
+
+def _named(found: Spread) -> Iterable[tuple[str, float]]:
+    return found._asdict().items()
+
+
+def _summed(ran: list[Operator]) -> Operator:
+    times = tuple(map(sum, zip(*(each.times for each in ran), strict=True)))
+    return Operator(OTHERS, times, sum(each.calls for each in ran))

@@ -26,6 +26,14 @@ _UNNAMED = Share(STEP, "forward")
 _KERNELS, _LAUNCHES = ("kernel", "gpu_memcpy", "gpu_memset"), ("cuda_runtime", "cuda_driver")
 
 
+class Ran(NamedTuple):
+    """All calls of an operator, or all runs of a kernel, for one place in one direction."""
+
+    seconds: float
+    """Without the operators that it calls itself."""
+    calls: int
+
+
 @dataclass
 class Timeline:
     """One step, in seconds."""
@@ -36,6 +44,8 @@ class Timeline:
     """Of the thread of the step; on a GPU of the kernels that were launched there."""
     spans: list[tuple[float, float, Share]]
     """(begin, end, whose) on the thread of the step, in the trace's microseconds."""
+    operators: dict[Share, dict[str, Ran]] = field(default_factory=dict)
+    """What ran, by name: on a CPU torch's operators on the thread of the step, on a GPU its kernels."""
 
     @property
     def unattributed(self) -> float:
@@ -81,12 +91,44 @@ def read(trace: dict[str, Any], place_of: Callable[[int], str | None], gpu: bool
         own = [event for event in events if event["tid"] == thread and _places(event)]
         threads[thread] = _sweep(own, place_of, owner)
     spans = _spans(threads[step["tid"]], step["ts"], step["ts"] + step["dur"])
+    ran = list(_kernels(events, threads)) if gpu else list(_operators(events, step, threads[step["tid"]]))
+    parts = [(took, share) for _, took, share in ran] if gpu else [(stop - go, share) for go, stop, share in spans]
     seconds: dict[Share, float] = {}
-    parts = _kernels(events, threads) if gpu else [(end - begin, share) for begin, end, share in spans]
     for microseconds, share in parts:
         if share is not None and share != _UNNAMED:
             seconds[share] = seconds.get(share, 0.0) + 1e-6 * microseconds
-    return Timeline(1e-6 * step["dur"], seconds, spans)
+    return Timeline(1e-6 * step["dur"], seconds, spans, _summed(ran))
+
+
+def _summed(ran: Iterable[tuple[str, float, Share | None]]) -> dict[Share, dict[str, Ran]]:
+    found: dict[Share, dict[str, Ran]] = {}
+    for name, microseconds, share in ran:
+        if share is not None and share != _UNNAMED:
+            held = found.setdefault(share, {})
+            before = held.get(name, Ran(0.0, 0))
+            held[name] = Ran(before.seconds + 1e-6 * microseconds, before.calls + 1)
+    return found
+
+
+def _operators(
+    events: Iterable[dict[str, Any]], step: dict[str, Any], thread: _Thread
+) -> Iterable[tuple[str, float, Share | None]]:
+    """(name, microseconds without what it calls, whose) of every operator of a CPU on the thread of the step."""
+    end = step["ts"] + step["dur"]
+    own = [event for event in events if event["tid"] == step["tid"] and step["ts"] <= event["ts"] <= end]
+    own = [event for event in own if event.get("cat") in ("cpu_op", "user_annotation") and event is not step]
+    left = [event["dur"] for event in own]
+    order = sorted(range(len(own)), key=lambda at: (own[at]["ts"], -own[at]["dur"]))
+    around: list[int] = []
+    for at in order:
+        while around and own[around[-1]]["ts"] + own[around[-1]]["dur"] <= own[at]["ts"]:
+            around.pop()
+        if around:
+            left[around[-1]] -= own[at]["dur"]
+        around.append(at)
+    for at in order:
+        if own[at].get("cat") == "cpu_op" and not own[at]["name"].startswith(EVALUATE):
+            yield own[at]["name"], max(0.0, left[at]), thread.at(own[at]["ts"])
 
 
 def _places(event: dict[str, Any]) -> bool:
@@ -147,8 +189,10 @@ def _spans(thread: _Thread, begin: float, end: float) -> list[tuple[float, float
     return spans
 
 
-def _kernels(events: Iterable[dict[str, Any]], threads: dict[Any, _Thread]) -> Iterable[tuple[float, Share | None]]:
-    """(microseconds, who launched it) of everything that ran on a GPU."""
+def _kernels(
+    events: Iterable[dict[str, Any]], threads: dict[Any, _Thread]
+) -> Iterable[tuple[str, float, Share | None]]:
+    """(name, microseconds, who launched it) of everything that ran on a GPU."""
     launched = {
         event["args"]["correlation"]: event
         for event in events
@@ -158,7 +202,7 @@ def _kernels(events: Iterable[dict[str, Any]], threads: dict[Any, _Thread]) -> I
         if event.get("cat") in _KERNELS:
             launch = launched.get(event.get("args", {}).get("correlation"))
             thread = None if launch is None else threads.get(launch["tid"])
-            yield event["dur"], None if thread is None or launch is None else thread.at(launch["ts"])
+            yield event["name"], event["dur"], None if thread is None or launch is None else thread.at(launch["ts"])
 
 
 def named(trace: dict[str, Any], timeline: Timeline) -> dict[str, Any]:

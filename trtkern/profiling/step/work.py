@@ -46,6 +46,8 @@ class Work:
         self.kinds: dict[str, type[nn.Module]] = {}
         self.order: list[str] = []
         """The layers, in the order in which they first ran."""
+        self.outputs: dict[str, Tensor] = {}
+        """Of each layer the first tensor that it gave, without memory."""
         self._made: dict[int, Tensor] = {}
 
     def enter(self, name: str, module: nn.Module, args: tuple) -> None:
@@ -60,7 +62,8 @@ class Work:
         if not tensors:
             return
         first = tensors[0]
-        self._made[id(module)] = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device="meta")
+        bare = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device="meta")
+        self._made[id(module)] = self.outputs[name] = bare
         found = moved(Call(module, args, kwargs, output, self._made))
         if found is None:
             return
