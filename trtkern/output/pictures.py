@@ -108,11 +108,11 @@ def _themed(found: re.Match[str]) -> str:
     begin, element, said = found.groups()
     said = said.replace(style.INK, "currentColor")
     if element in ("text", "tspan"):
-        said = re.sub(rf"(?!#000000){_DARK}", "currentColor", said)
-        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, said)
+        said = re.sub(rf"(?!{style.BLACK}){_DARK}", "currentColor", said)
+        return begin + re.sub(rf"(fill): (?!{style.BLACK}|{style.WHITE})(#[0-9a-f]{{6}})", _mixed, said)
     if "stroke: " not in said:  # a cell
         return begin + said
-    said = re.sub(_DARK, "currentColor", said).replace("#ffffff", "var(--page, #fff)")
+    said = re.sub(_DARK, "currentColor", said).replace(style.WHITE, f"var(--page, {style.LIGHT['page']})")
     if "stroke: currentColor" in said and "fill: " not in said:  # matplotlib leaves out a black one
         said = f"fill: currentColor; {said}"
     return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, said)
