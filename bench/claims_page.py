@@ -173,6 +173,7 @@ def dots(data: str, found: Found) -> None:
                 axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
                 axes.plot([statistics.fmean(values)] * 2, [place - 0.32, place + 0.32], color=color, linewidth=2)
             named_rows(axes, list(found))
+            axes.locator_params(axis="x", nbins=5)
             axes.set_title(m.title[:1].upper() + m.title[1:])
             claim = "claimed: more" if m.better > 0 else "claimed: less"
             axes.set_xlabel(f"{m.unit}; {claim}" if m.unit else claim)

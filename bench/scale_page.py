@@ -184,8 +184,9 @@ def draw() -> None:
                     values = [predict(c, found, gpus, link).efficiency for c in seconds]
                     axes.plot(1e3 * seconds, values, dashes, color=color, label=f"{name}, {gpus} GPUs")
             axes.axhline(ENOUGH, color=style.ASIDE, linewidth=0.8)
+            axes.annotate(f"{ENOUGH:.0%}", (1e3 * seconds[0], ENOUGH), xytext=(3, 2), textcoords="offset points")
             axes.set(xlim=(1e3 * seconds[0], 1e3 * seconds[-1]), ylim=(0, 1.02))
-            axes.set(xlabel="computing of a step on one GPU, ms", title=link.name)
+            axes.set(xlabel="computing of a step on one GPU, ms", title=f"GPUs joined by {link.name}")
             plain(axes)
             axes.grid()
         figure.axes[0].set_ylabel("efficiency: share of the time that computes")

@@ -14,7 +14,6 @@ from torch import Tensor
 from trtkern import nn
 from trtkern.analysis import Picture, Result, Samples, Table
 from trtkern.analysis._network import logits_of, still
-from trtkern.analysis._result import COLORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,31 +85,6 @@ def test_the_plot(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"Toy.plot: expected the package matplotlib.*pip install 'trtkern\[train\]'"):
         toy().plot()
-
-
-SIGHT = {
-    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    "without red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "without green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
-    "without blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
-}
-"""Linear RGB as it is seen (Machado, Oliveira and Fernandes 2009, severity 1)."""
-
-
-@pytest.mark.parametrize("sight", SIGHT)
-def test_the_colours_are_told_apart_and_read_on_white_and_on_black(sight):
-    """The distance of every two in CIE L*a*b*, of which 2.3 is just noticed; contrast as WCAG has it."""
-    parts = torch.tensor([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLORS]).double()
-    linear = torch.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    seen = linear @ torch.tensor(SIGHT[sight]).double().T
-    to_xyz = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).double()
-    xyz = (seen @ to_xyz.T).clamp(min=0) / torch.tensor([0.95047, 1.0, 1.08883]).double()
-    root = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = root.unbind(1)
-    lab = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
-    assert len(COLORS) == 8 and float(torch.pdist(lab).min()) > 15
-    luminance = linear @ to_xyz[1]
-    assert bool((1.05 / (luminance + 0.05) > 2.4).all()) and bool(((luminance + 0.05) / 0.0588 > 2.4).all())
 
 
 def test_samples():

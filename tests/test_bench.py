@@ -122,12 +122,19 @@ def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
     wrong = replace(ours, candidate="nobody LIF", library="nobody 1", status="WRONG", note="1.0 of the spikes differ")
     rows.append([*made, faster, wrong], tmp_path / "results" / "here.csv")
     call("--page", "performance.md", "--csv", "results")
-    text = (tmp_path / "performance.md").read_text()
+    (machine,) = tmp_path.glob("performance-*.md")
+    overview, text = (tmp_path / "performance.md").read_text(), machine.read_text()
+    (line,) = [line for line in overview.splitlines() if f"]({machine.name}) |" in line and line.startswith("|")]
+    assert line.split(" | ")[1] == "single layers" and line.split(" | ")[3] == "1", "one is behind"
+    assert "[here.csv](results/here.csv)" in overview
     told = ("is behind in 1", "somebody LIF, 0.50 of our time", "its 3.0 s of compiling take 1,500 calls to make up")
     assert all(words in text for words in (*told, "| nobody LIF | nobody 1 | WRONG: 1.0 of the spikes differ |"))
-    (picture,) = tmp_path.glob("performance-*.png")
-    assert picture.name in text
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (picture, tmp_path / "one.png"))
+    (picture,) = tmp_path.glob("performance-*.svg")
+    assert picture.stem == machine.stem and len(picture.name) < 64
+    assert f"]({picture.name})" in text and f"]({picture.name})" in overview
+    drawn = picture.read_text()
+    assert "<svg" in drawn and "currentColor" in drawn and "prefers-color-scheme: dark" in drawn
+    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_case_measured_again_replaces_its_rows_on_the_page():

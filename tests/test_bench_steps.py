@@ -205,8 +205,10 @@ def test_the_page_has_a_table_of_steps_by_threads(tmp_path):
         )
     ]  # fmt: skip
     written = page.write(made, tmp_path / "page.md", tmp_path / "rows.csv", "command")
-    text = (tmp_path / "page.md").read_text()
-    assert written == [tmp_path / "page.md"] and "x, 1 threads, malloc: x\nx, 2 threads, malloc: x" in text
+    text = (tmp_path / "page-x.md").read_text()
+    assert written == [tmp_path / name for name in ("page.md", "page-x.md", "page-x.svg")]
+    assert "- x, 1 threads, malloc: x\n- x, 2 threads, malloc: x" in text
+    assert "| whole steps |  |  |  | 0.50, 1 network | x |" in (tmp_path / "page.md").read_text()
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| vggsnn step")]
     assert [(line[2], line[3], line[5]) for line in table[:2]] == [
         ("1", "trtkern cpu", "50 (50 to 50)"), ("1", "trtkern cpu, exact", "90 (90 to 90)")

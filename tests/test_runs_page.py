@@ -18,9 +18,9 @@ from torch import Tensor
 
 from trtkern import cli, names
 from trtkern.analysis import Picture, Result, Table
-from trtkern.analysis._result import COLORS
 from trtkern.commands import analyze
 from trtkern.commands._common import INTERRUPTED, Quit
+from trtkern.output.style import SERIES as COLORS
 from trtkern.reports import page, pictures, runs
 from trtkern.reports.runs import Analyses
 from trtkern.training import checkpoint, plan, run

@@ -182,7 +182,7 @@ def _origins(axes: Axes, bars: Mapping[str, Mapping[str, float]], title: str) ->
         left = [a + b for a, b in zip(left, widths, strict=True)]
     rows(axes, [_label(name) for name in bars])
     axes.set(xlim=(0, 100), xlabel="share of the norms (%)", title=title)
-    below(axes, 3)
+    below(axes)
 
 
 def _positive(values: Tensor) -> list[float]:
@@ -203,10 +203,10 @@ def _steps(axes: Axes, count: int, label: str) -> None:
 
 def _finished(axes: Axes) -> None:
     """A logarithmic axis where there is something above 0, a grid, names of several."""
-    from trtkern.output.pictures import named
+    from trtkern.output.pictures import logarithmic, named
 
     if math.isfinite(axes.dataLim.y0) and axes.dataLim.y1 > 0:
-        axes.set_yscale("log")
+        logarithmic(axes)
     axes.grid()
     if len(axes.get_legend_handles_labels()[1]) > 1:
         named(axes)

@@ -76,7 +76,7 @@ def called(name: str) -> str:
 def _slug(name: str) -> str:
     """A machine's name in a file name, short."""
     short = re.sub(r"\(family (\w+), model (\w+)\)", r"\1 \2", called(name))
-    short = re.sub(r"(\d+) cores?", r"\1c", short).replace(" held to ", " as ")
+    short = re.sub(r"(\d+) cores?", r"\1c", short).replace(" held to ", " as ").replace(" with torch", "")
     return slug(short.replace("AVX-512", "AVX512"))[:48]
 
 

@@ -58,11 +58,11 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         for axes in places.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, ((case, direction), group) in zip(places.flat, panels.items(), strict=False):
-            _panel(axes, group)
+            panel(axes, group)
             axes.set_title(f"{case}, {DIRECTIONS[direction]}", parse_math=False)
 
 
-def _panel(axes: Axes, group: Sequence[Row]) -> None:
+def panel(axes: Axes, group: Sequence[Row]) -> None:
     """The candidates of a case, the fastest on top."""
     for at, row in enumerate(group):
         aside = row.candidate in YARDSTICKS or "ReLU" in row.candidate

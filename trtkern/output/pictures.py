@@ -14,6 +14,7 @@ from typing import IO, Any
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -107,11 +108,11 @@ def _themed(found: re.Match[str]) -> str:
     begin, element, said = found.groups()
     said = said.replace(style.INK, "currentColor")
     if element in ("text", "tspan"):
-        said = re.sub(rf"(?!#000000){_DARK}", "currentColor", said)
-        return begin + re.sub(r"(fill): (?!#000000|#ffffff)(#[0-9a-f]{6})", _mixed, said)
+        said = re.sub(rf"(?!{style.BLACK}){_DARK}", "currentColor", said)
+        return begin + re.sub(rf"(fill): (?!{style.BLACK}|{style.WHITE})(#[0-9a-f]{{6}})", _mixed, said)
     if "stroke: " not in said:  # a cell
         return begin + said
-    said = re.sub(_DARK, "currentColor", said).replace("#ffffff", "var(--page, #fff)")
+    said = re.sub(_DARK, "currentColor", said).replace(style.WHITE, f"var(--page, {style.LIGHT['page']})")
     if "stroke: currentColor" in said and "fill: " not in said:  # matplotlib leaves out a black one
         said = f"fill: currentColor; {said}"
     return begin + re.sub(r"(stroke): (#[0-9a-f]{6})", _mixed, said)
@@ -135,9 +136,7 @@ _DARK = r"#([0-5][0-9a-f])\1\1(?![0-9a-f])"
 def logarithmic(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.yaxis, *axes.get_ylim())
 
 
 def whole(axes: Axes, grid: bool = True) -> None:
@@ -242,11 +241,15 @@ def rows(axes: Axes, names: Sequence[str]) -> None:
 def plain(axes: Axes) -> None:
     """A logarithmic x axis with plain numbers, few enough to be read."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    steps = (1.0, 2.0, 5.0) if high < 60 * low else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.xaxis, *axes.get_xlim())
+
+
+def _plain(axis: Axis, low: float, high: float) -> None:
+    """Numbers as people write them, as many as a logarithmic axis of that range has room for."""
+    steps = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 60 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=[float(step) for step in steps], numticks=12))
+    axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if 1e3 <= x < 1e6 else f"{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def heat(axes: Axes, cells: list[list[float]], colors: str, high: float = 1.0) -> Any:

@@ -49,6 +49,8 @@ ROW = 0.22
 DPI = 120
 """Of a file: about a page's width for two pictures beside each other."""
 
+BLACK, WHITE = "#000000", "#ffffff"
+"""As matplotlib writes them."""
 INK = "#010203"
 """What is drawn in no colour of its own: the page's ink takes its place."""
 LIGHT = {

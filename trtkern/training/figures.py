@@ -74,10 +74,11 @@ def learning_rate(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def confusion(axes: Axes, counts: Tensor, classes: Sequence[str]) -> None:
-    """Counts [C, C], a row a true class; the shade is the root of the share of the row: small ones are seen too."""
+    """Counts [C, C], a row a true class; the shade is the root of the share of the row: small ones are seen too,
+    and what never happened has none."""
     number = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-    heat(axes, share.sqrt().tolist(), style.COUNTS)
+    heat(axes, share.sqrt().masked_fill(counts == 0, math.nan).tolist(), style.COUNTS)
     if number <= NUMBERED:
         for i, row in enumerate(counts.tolist()):
             for j, count in enumerate(row):
@@ -91,7 +92,8 @@ def confusion(axes: Axes, counts: Tensor, classes: Sequence[str]) -> None:
     axes.set_xticks(shown, labels, rotation=90 if max(map(len, labels)) > 2 else 0, parse_math=False)
     axes.set_yticks(shown, labels, parse_math=False)
     axes.set(xlabel="taken for", ylabel="true class", aspect="equal", title="What each class was taken for")
-    _frameless(axes)
+    axes.spines[:].set_visible(True)
+    axes.tick_params(length=0)
 
 
 def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
@@ -103,7 +105,7 @@ def firing(axes: Axes, activity: Mapping[str, LayerActivity]) -> None:
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xticks(ticks := few(steps), [str(step + 1) for step in ticks])
     axes.set(xlabel="time step", title="How often the neurons of each layer fire")
-    axes.figure.colorbar(image, ax=axes, label="spikes per neuron and step")
+    axes.figure.colorbar(image, ax=axes, label="spikes a step")
     _frameless(axes)
 
 

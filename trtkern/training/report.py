@@ -166,7 +166,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Section:
 
 def _confusions(counts: Tensor, classes: Sequence[str]) -> Section:
     number = len(classes)
-    side = 2.2 + 0.34 * number if number <= figures.NUMBERED else style.WHOLE
+    side = max(style.WIDTH, 1.2 + 0.34 * number) if number <= figures.NUMBERED else style.WHOLE
     shade = "Shade: root of the share of the row" + ("; number: count." if number <= figures.NUMBERED else ".")
     draw = partial(figures.confusion, counts=counts, classes=classes)
     picture = figure(svg(draw, (side, side), "confusion"), f"A row is a true class. {shade}")

@@ -119,7 +119,9 @@ def bandwidth(axes: Axes, found: StepProfile) -> None:
     axes.axvline(copy, color=style.DARK, linewidth=1.4)
     rows(axes, [short(row.name, 24) for row in shown])
     axes.set_xlim(0, max(1.08 * copy, 1.05 * axes.dataLim.x1))
-    axes.set(xlabel=f"GB/s of what must be moved (line: copying, {copy:.1f})", title="Layers that memory bounds")
+    axes.set(
+        xlabel=f"GB/s of what must be moved (line: copying, {copy:.1f})", title="Memory traffic of the other layers"
+    )
     _kinds(axes, shown)
 
 
@@ -132,6 +134,7 @@ def share(axes: Axes, found: StepProfile) -> None:
         axes.barh(index, forward, 0.6, edgecolor=color, facecolor=color)
         axes.barh(index, backward, 0.6, left=forward, edgecolor=color, facecolor=style.EMPTY)
     rows(axes, [short(row.name, 24) for row in shown])
+    axes.set_xlim(0, 1.05 * axes.dataLim.x1 or 1.0)
     axes.set(xlabel=f"ms a step ({DIRECTIONS})", title="What takes the time")
     _kinds(axes, shown)
 
