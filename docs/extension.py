@@ -9,30 +9,21 @@ import re
 import shutil
 import sys
 import typing
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import matplotlib.axes
+import matplotlib.figure
 from docutils import nodes
-from public import MODULES
+from public import MODULES, below
 from sphinx.application import Sphinx
-from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 COMMANDS = "<!-- every command stands here on the site -->"
-
-
-def below(module: str, name: str) -> str:
-    """The text below a value, in this module or in the one that it comes from."""
-    value = getattr(import_module(module), name)
-    for place in (module, *sorted(each for each in sys.modules if each.startswith("trtkern."))):
-        if getattr(sys.modules.get(place), name, None) is value and not hasattr(sys.modules[place], "__path__"):
-            found = ModuleAnalyzer.for_module(place).find_attr_docs().get(("", name))
-            if found:
-                return "\n".join(found).strip()
-    return ""
 
 
 def entry(module: str, name: str, inherited: bool) -> list[str]:
@@ -106,6 +97,12 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
         lines.insert(0, "\\")  # an escaped end of line, of which nothing is seen
 
 
+def readable(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: Any) -> Any:
+    """``...`` for a default that is not Python, as <factory> of a dataclass: Sphinx could not read the types then."""
+    return re.sub(r"<[^<>]*>", "...", signature or "") or None, returned
+
+
+@cache
 def exists(target: str) -> bool:
     """Whether that is the name of something: a full one, or one that a module of trtkern, torch or Python knows."""
     if "." in target:
@@ -114,7 +111,7 @@ def exists(target: str) -> bool:
             return hasattr(import_module(place), name)
         except ImportError:
             return False
-    places: list[Any] = [builtins, typing, collections.abc]
+    places: list[Any] = [builtins, typing, collections.abc, matplotlib.axes, matplotlib.figure]
     places += [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("trtkern", "torch")]
     return any(target in vars(place) for place in places)
 
@@ -137,5 +134,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", notebooks)
     app.connect("source-read", commands)
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("autodoc-process-signature", readable)
     app.connect("missing-reference", elsewhere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

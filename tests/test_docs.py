@@ -3,30 +3,124 @@
 import re
 import shlex
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
+import shell
+import torch
+from pages import PAGES, ROOT, Fence, anchors, commands, fences, links
 
 from trtkern import cli
+from trtkern.training import recipes
 
-ROOT = Path(__file__).resolve().parent.parent
+TO_CONVERT: frozenset[str] = frozenset(
+    {
+        "README.md", "docs/analysis.md", "docs/backends.md", "docs/controls.md", "docs/data.md", "docs/events.md",
+        "docs/export.md", "docs/extending.md", "docs/gpu.md", "docs/inspect.md", "docs/layers.md",
+        "docs/migrate.md", "docs/models.md", "docs/nir.md", "docs/parallel.md", "docs/performance.md",
+        "docs/profiling.md", "docs/results.md", "docs/scale.md", "docs/training.md",
+    }
+)  # fmt: skip
+"""Pages whose fences do not all say yet what they hold."""
+TO_RUN = frozenset({"docs/analysis.md", "docs/parallel.md"})
+"""Pages whose blocks do not all run yet."""
+WALKED = {
+    "docs/own.md": "test_the_page_on_data_and_models_of_one_s_own_runs",
+    "docs/extending.md": "test_extending.py",
+    "docs/export.md": "test_onnx.py",
+    "docs/nir.md": "test_nir.py",
+}
+"""Pages that a test of their own runs, block by block."""
+KINDS = {"python", "sh", "text", "toml", "json", "yaml", "c++", "cpp", "ini", "diff", "markdown"}
+
+
+def fence_problems(page: str) -> list[str]:
+    """Fences of a page that do not say what they hold, or hold what is not a language here."""
+    return [
+        f"{page}, line {fence.line}: expected a fence of {', '.join(sorted(KINDS))} or a directive, got {fence.kind!r}"
+        for fence in fences(page)
+        if fence.kind not in KINDS and not re.fullmatch(r"\{[\w:-]+\}.*", fence.kind)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fence_says_what_it_holds(page):
+    problems = fence_problems(page)
+    if page in TO_CONVERT:
+        assert problems, f"{page}: all fences say what they hold; take it out of TO_CONVERT"
+    else:
+        assert not problems, "\n".join(problems)
+
+
+def with_python() -> list[str]:
+    """The pages with code that no other test runs."""
+    return [page for page in PAGES if page not in {*WALKED, *TO_RUN} and any(f.kind == "python" for f in fences(page))]
+
+
+@pytest.mark.parametrize("page", with_python())
+def test_the_code_on_the_page_runs(page, tmp_path, monkeypatch, capsys, one_thread, no_pictures):
+    """Every block of Python, page by page, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for fence in fences(page):
+        if fence.kind == "python":
+            exec(compile("\n" * fence.line + fence.text, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_command_lines_on_the_page_exist(page):
+    blocks = [fence for fence in fences(page) if fence.kind == "sh"]
+    if page == "docs/cli.md":
+        blocks = [
+            Fence("sh", text, 0) for text in re.findall(r"^```sh\n(.*?)^```", commands(), re.DOTALL | re.MULTILINE)
+        ]
+    problems = [
+        f"{page}, block at line {fence.line}: {line}: {problem}"
+        for fence in blocks
+        for line in shell.lines(fence.text)
+        if (problem := shell.problem(line, (ROOT / page).read_text()))
+    ]
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(
-    "page",
+    ("line", "expected"),
     [
-        "README.md", "docs/layers.md", "docs/neurons.md", "docs/streaming.md", "docs/recurrence.md", "docs/packed.md",
-        "docs/tools.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md",
-        "docs/scale.md",
+        ("trtkern train --lossy tet", "--lossy"),
+        ("trtkern trian", "expected one of train"),
+        ("trtkern train --epochs many", "valid integer"),
+        ("trtkern analyze fisher", "Missing argument"),
+        ("trtkern sweep digits --grid lr=1,2 --epochz 3", "--epochz"),
+        ("make coffee", "no target"),
+        ("pip install 'trtkern[coffee]'", "no extra"),
+        ("python bench/coffee.py", "no file"),
+        ("coffee --now", "not a command"),
+        ("$ trtkern train", "not a command"),
+        ("trtkern train --epochs 3  # a comment", None),
+        ("OMP_NUM_THREADS=1 trtkern sweep digits --grid lr=1,2 --epochs 3", None),
+        ("make docs", None),
+        ("pip install 'trtkern[train,data]'", None),
     ],
-)  # fmt: skip
-def test_the_code_on_the_page_runs(page, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert blocks
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+)
+def test_a_command_line_that_does_not_exist_is_found(line, expected):
+    problem = shell.problem(line, "")
+    assert (problem is None) if expected is None else (problem is not None and expected in problem)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(f.kind == "toml" for f in fences(page))])
+def test_the_recipes_on_the_page_are_recipes(page, tmp_path):
+    """A block of TOML can be read, and one that names a model or a data set is a recipe that `trtkern train` takes."""
+    for number, fence in enumerate(each for each in fences(page) if each.kind == "toml"):
+        said = tomllib.loads(fence.text)
+        if {"data", "model"} & set(said):
+            path = tmp_path / f"recipe{number}.toml"
+            path.write_text(fence.text)
+            recipes.load(str(path))
 
 
 def test_the_page_on_data_and_models_of_one_s_own_runs(tmp_path, monkeypatch, capsys, one_thread, no_pictures):
@@ -53,12 +147,45 @@ def test_the_page_on_data_and_models_of_one_s_own_runs(tmp_path, monkeypatch, ca
     del sys.modules["mine"]
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def broken_links(page: str) -> list[str]:
+    """The links of a page that lead nowhere, each with what is missing."""
+    folder, found = (ROOT / page).parent, []
+    for target in links(page):
+        if re.match(r"[a-z][a-z+.-]*:", target):
+            url = urlparse(target)
+            if url.scheme not in ("https", "mailto") or (url.scheme == "https" and "." not in url.netloc):
+                found.append(f"{target}: expected https:// and a host")
+            continue
+        place, _, anchor = target.partition("#")
+        path = (folder / place).resolve() if place else ROOT / page
+        if not path.exists():
+            found.append(f"{target}: no such file")
+        elif anchor and path.suffix == ".md" and anchor not in anchors(str(path.relative_to(ROOT))):
+            found.append(f"{target}: {path.name} has no heading {anchor!r}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        if not target.startswith("http"):
-            assert (folder / target).exists(), target
+    assert not (problems := broken_links(page)), f"{page}: " + "; ".join(problems)
+
+
+def test_a_link_that_leads_nowhere_is_found(monkeypatch):
+    page = "docs/index.md"
+    for target in ("gone.md", "own.md#gone", "#gone", "http://example.org", "https://x", "../gone.py"):
+        monkeypatch.setattr(sys.modules[__name__], "links", lambda _, target=target: [target])
+        assert len(broken_links(page)) == 1, target
+    for target in ("own.md#from-an-empty-folder", "../README.md", "https://arxiv.org/abs/2506.19256"):
+        monkeypatch.setattr(sys.modules[__name__], "links", lambda _, target=target: [target])
+        assert not broken_links(page), target
+
+
+def test_pages_that_the_docstrings_name_are_there():
+    """``docs/x.md``, in a docstring or a comment of the package."""
+    for path in sorted(ROOT.glob("trtkern/**/*.py")):
+        for named in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", path.read_text()):
+            assert (ROOT / named[0]).exists(), (path, named)
+            assert not named[1] or named[1] in anchors(named[0]), (path, named)
 
 
 def test_the_results_are_the_rows(monkeypatch):
