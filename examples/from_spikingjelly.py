@@ -1,6 +1,6 @@
 """A network of SpikingJelly trains a step as it is, and after one line with fused neurons: the same loss.
 
-`pip install spikingjelly`, then `python examples/from_spikingjelly.py`. docs/migrate.md explains it.
+`pip install spikingjelly`, then `python examples/from_spikingjelly.py`. docs/from-spikingjelly.md explains it.
 """
 
 import copy

@@ -34,6 +34,15 @@ def narrow():
     layers[1], layers[3] = Narrow(), Narrow()
     return layers
 
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        spikes = self.net(x)
+        return spikes, 2 * spikes
+
 def none():
     return nn.Linear(5, 4)
 
@@ -77,6 +86,12 @@ def test_check_compares_and_times(known, capsys, loop):
     status, said, wrong = run(capsys, "older:net", "--check", "--input", "6,3,5", *loop)
     assert (status, wrong) == (0, "")
     assert "outputs: 0 of" in said and "gradients: 5 compared" in said and "a step:" in said
+
+
+def test_check_of_a_step_that_returns_several_tensors(known, capsys):
+    """As one of snnTorch returns spikes and potentials."""
+    status, said, wrong = run(capsys, "older:Both", "--check", "--input", "6,3,5", "--loop")
+    assert (status, wrong) == (0, "") and f"outputs: 0 of {2 * 6 * 3 * 4}" in said
 
 
 def test_check_says_that_it_compares_in_float32_what_takes_nothing_else(folder, capsys):

@@ -59,12 +59,12 @@ def export(
         typer.Option(
             "--input",
             metavar="4,8,2,48,48",
-            help="Of module:factory: the sizes of an input, T,B,... for sequences, or B,... with --images.",
+            help="Of module:factory, the sizes of an input, T,B,... for sequences, or B,... with --images.",
         ),
     ] = None,
     images: Annotated[
         bool,
-        typer.Option("--images", help="Of module:factory: its input has no axis of time, but is shown T times."),
+        typer.Option("--images", help="Of module:factory, where its input has no axis of time but is shown T times."),
     ] = False,
     data_dir: Annotated[
         str | None,
