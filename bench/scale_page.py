@@ -214,7 +214,8 @@ PAGE_TEXT = """# Several GPUs: what a step sends, and when it is too small
 When several GPUs train one network, they send one another gradients, weights and statistics at every step. If a GPU
 computes for long between two of these exchanges, they hardly matter. If it computes for a short time only, the GPUs
 wait more than they train. This page says what is sent, and how large a step has to be for 8, 64 or 512 GPUs. Read it
-before you ask for a cluster. How to start a training on several GPUs is in [parallel.md](parallel.md).
+before you ask for a cluster. How to start a training on several GPUs is in [Training on several
+processes](parallel.md).
 
 **No GPU has measured any of it.** What stands here about GPUs is what a model says, with published numbers of their
 links. The model itself was fitted and checked on processes of one CPU.

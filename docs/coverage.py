@@ -93,7 +93,7 @@ again without moving its channel.
 one line for each reset: the worst of its cells in each dtype. LIF has a table for each backend.
 
 **Not in the tables.** float64 runs on the reference. A user's own neuron or surrogate runs on reference and triton,
-and on cpu compiled at first use ([extending.md](extending.md)); cuda refuses it by name.
+and on cpu compiled at first use ([Extending](extending.md)); cuda refuses it by name.
 
 `python docs/coverage.py` made this page; the rows are in [backends.csv](backends.csv).
 """
