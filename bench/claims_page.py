@@ -230,10 +230,10 @@ RUNS = "The first picture shows every run by every measure, the second one the F
 MEANS = "Mean ± standard deviation over the seeds."
 HEAD = """# The paper's claims, tested
 
-The paper behind TRT ([arXiv 2506.19256](https://arxiv.org/abs/2506.19256)) says five things of its loss: that it closes
-the gap between training and test, slows the vanishing of gradients over time, moves Fisher information to early time
-steps, finds flatter minima, and is more accurate. This page tests each of these claims on two small data sets. What TRT
-is stands in [trt.md](trt.md).
+The paper behind TRT ([arXiv 2506.19256](https://arxiv.org/abs/2506.19256)) says five things of its loss: that it
+closes the gap between training and test, slows the vanishing of gradients over time, moves Fisher information to
+early time steps, finds flatter minima, and is more accurate. This page tests each of these claims on two small data
+sets. [TRT](trt.md) says what the loss is made of.
 
 One command makes the page, its pictures and [its rows](../bench/claims.csv):
 
@@ -246,16 +246,17 @@ python bench/claims.py
 TRT is compared with four other ways to train the same network:
 
 - **SDT**, the usual loss: the cross entropy of the mean output over the time steps.
-- **TET**: the cross entropy of every time step, and a squared error to a constant. There is no penalty on the weights.
+- **TET**: the cross entropy of every time step, and a squared error to a constant. There is no penalty on the
+  weights.
 - **TET + one-hot MSE**: the cross entropy and the one-hot squared error of every time step, which is TRT without its
   penalty (lam = 0).
 - **L2**: TRT with delta = 0, that is the same penalty without its decay over time.
 
 What TRT adds by itself is therefore the difference to L2. What its parts add together is the difference to SDT.
 
-The strength lam of the penalty is chosen in two ways. "lam by validation" is the strongest of five (1e-4 to 1e-2) whose
-accuracy on held-out images, over two seeds, is within one standard error of the best. It is chosen for L2 and for TRT
-apart. "lam of the paper" is 5e-5, the paper's value where T = 10.
+The strength lam of the penalty is chosen in two ways. "lam by validation" is the strongest of five (1e-4 to 1e-2)
+whose accuracy on held-out images, over two seeds, is within one standard error of the best. It is chosen for L2 and
+for TRT apart. "lam of the paper" is 5e-5, the paper's value where T = 10.
 
 ## How to read the verdicts
 
@@ -273,7 +274,7 @@ TAIL = """
 ## How each measure is taken
 
 Every measure is taken in evaluation mode, of the weights that the validation images chose, and on training images
-without random changes, unless it says otherwise. [analysis.md](analysis.md) has the definitions.
+without random changes, unless it says otherwise. [Looking at what a network learnt](analysis.md) has the definitions.
 
 - **Gap**: training accuracy less test accuracy; and test cross entropy less training cross entropy, both of the mean
   output.
@@ -294,7 +295,8 @@ without random changes, unless it says otherwise. [analysis.md](analysis.md) has
 
 The networks and data sets are small, and static images are shown for T = 10 steps. The paper's own experiments use
 larger networks, and event cameras for T = 10. Its accuracies are not tested here. What the losses reach with more
-images and the settings for CIFAR-10, where TRT is within a few percent of L2, is in [controls.md](controls.md).
+images and the settings for CIFAR-10, where TRT is within a few percent of L2, is in [What the parts of the loss
+bring](controls.md).
 """
 
 

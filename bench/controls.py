@@ -97,7 +97,7 @@ def page(runs: Runs) -> str:
     return f"""# What the parts of the TRT loss bring
 
 The TRT loss has three parts: the cross entropy of every time step, a squared error of every step, and a penalty on the
-weights that decays over time ([trt.md](trt.md)). To see what each brings, it is taken away. This page trains one
+weights that decays over time ([TRT](trt.md)). To see what each brings, it is taken away. This page trains one
 network with five losses, from the usual one to all of TRT, and compares the accuracies:
 
 - **SDT** is the usual loss: the cross entropy of the mean output.
@@ -133,7 +133,7 @@ images in the same order.
 
 With weights of usual size the penalty of these settings is within a few percent of plain L2
 ([why](trt.md#why-the-penalty-decays-over-time)), and lam is small. So what separates TRT from TET + one-hot MSE here is
-no more than the table shows. [results.md](results.md) compares them where the two penalties differ.
+no more than the table shows. [The paper's claims, tested](results.md) compares them where the two penalties differ.
 """
 
 

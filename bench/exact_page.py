@@ -110,15 +110,15 @@ threads. Does that harm the accuracy? This page trains both ways and compares.
 trtkern train --recipe digits --exact-convolutions
 ```
 
-Use the exact way to compare with torch bit for bit; [bitwise.md](bitwise.md#convolutions-of-spikes-and-exact-ones) says
-what is promised of either.
+Use the exact way to compare with torch bit for bit; [What is promised bit for
+bit](bitwise.md#convolutions-of-spikes-and-exact-ones) says what is promised of either.
 
 ## Accuracy
 
 Trainings of one seed begin with the same weights and see the images in the same order. The last epoch is reported, in
-percent, as mean ± standard deviation over the seeds. The recipes are those of the package; Fashion-MNIST is trained on
-10,000 images, and tested on all. The last column counts, in the run of the first seed, how often a kernel computed a
-layer, evaluations included.
+percent, as mean ± standard deviation over the seeds. The recipes are those of the package; Fashion-MNIST is trained
+on 10,000 images, and tested on all. The last column counts, in the run of the first seed, how often a kernel computed
+a layer, evaluations included.
 
 | data | way | seeds | train | test | kernels that ran |
 |---|---|---|---|---|---|
@@ -128,12 +128,12 @@ layer, evaluations included.
 
 ## The first steps
 
-Two trainings that differ in a rounding move apart step by step. How fast is that, and is it faster than by the smallest
-change of the weights that there is? The table has the loss of the first steps, and how far others are from it: the
-kernels, and runs with torch's own kernels whose weights were moved at the beginning by one unit in the last place
-(ulp), up or down at random. VGGSNN is trained on frames [4, 8, 2, 48, 48] of random events, whose rates belong to their
-class. Kernels that did no more than such a move would be the farthest of all in one of
-{others} steps on average.
+Two trainings that differ in a rounding move apart step by step. How fast is that, and is it faster than by the
+smallest change of the weights that there is? The table has the loss of the first steps, and how far others are from
+it: the kernels, and runs with torch's own kernels whose weights were moved at the beginning by one unit in the last
+place (ulp), up or down at random. VGGSNN is trained on frames [4, 8, 2, 48, 48] of random events, whose rates belong
+to their class. Kernels that did no more than such a move would be the farthest of all in one of {others} steps on
+average.
 
 | network | step | loss, exact | kernels | 1 ulp, median | 1 ulp, farthest |
 |---|---|---|---|---|---|
@@ -143,8 +143,8 @@ class. Kernels that did no more than such a move would be the farthest of all in
 
 ## How it was measured
 
-Made by `python bench/exact.py` from [the trainings](../bench/exact.csv) and
-[the first steps](../bench/exact_losses.csv):
+Made by `python bench/exact.py` from [the trainings](../bench/exact.csv) and [the first
+steps](../bench/exact_losses.csv):
 
 {commands}
 """

@@ -212,49 +212,24 @@ def page(rows: list[Row]) -> str:
 
 PAGE_TEXT = """# Several GPUs: what a step sends, and when it is too small
 
-`{command}` measured the rows of this page ([bench/scale.csv](../bench/scale.csv)) and made the page and its picture of
-them. No GPU has measured any of it. What stands here about GPUs is what a model says, with published numbers of their
-links; the model itself was fitted and checked on processes of one CPU.
+When several GPUs train one network, they send one another gradients, weights and statistics at every step. If a GPU
+computes for long between two of these exchanges, they hardly matter. If it computes for a short time only, the GPUs
+wait more than they train. This page says what is sent, and how large a step has to be for 8, 64 or 512 GPUs. Read it
+before you ask for a cluster. How to start a training on several GPUs is in [Training on several
+processes](parallel.md).
 
-## The model
+**No GPU has measured any of it.** What stands here about GPUs is what a model says, with published numbers of their
+links. The model itself was fitted and checked on processes of one CPU.
 
-Of n processes, which torch calls ranks, each computes the step of its own batch. That takes C seconds. Besides, the
-processes send one another what they need to stay alike:
+## The smallest example
 
-- With **DDP** every rank has the whole network. Each step ends with an all-reduce: every gradient becomes its average
-  over the ranks. torch puts the gradients into buckets of 25 MiB, the first of 1 MiB, and sends a bucket as soon as the
-  backward pass has filled it.
-- With **FSDP2** every rank keeps a part of each weight. An all-gather makes the weights of a block whole before its
-  forward pass, and again before its backward pass; a reduce-scatter behind that leaves each rank the average of its own
-  part of the gradients.
-- With **synchronised statistics** (`--sync-norm`) each BatchNorm sends twice more in each batch: its statistics in the
-  forward pass, and two sums in the backward pass.
-- The **TRT penalty** needs the weights alone. With DDP every rank has them, and nothing is sent. With FSDP2 each rank
-  takes its part, and an all-reduce of one number makes the value.
-- At each step the ranks tell one another whether one of them wants to stop or to save: an all-reduce of four numbers.
+About a recipe of the package or of your own, `--ranks` asks the model:
 
-A collective takes u seconds to start, a message has a latency of a seconds, and a link carries b bytes a second in one
-direction. Where a collective is made of m messages that wait for one another, and one rank sends s bytes for it, it
-takes u + m a + s / b. On one CPU all ranks share b, which makes the last term n s / b.
+```sh
+trtkern train --recipe cifar10 --dry-run --ranks 8
+```
 
-| of a tensor of S bytes | messages m | bytes s |
-|---|---|---|
-| all-reduce, on a ring | 2 (n - 1) | 2 (n - 1) / n S |
-| all-reduce, on a tree (NCCL, where that is less) | 2 ceil(log2 n) | 2 (n - 1) / n S |
-| all-gather, reduce-scatter | n - 1 | (n - 1) / n S |
-| broadcast | ceil(log2 n) | S |
-
-The forward pass takes C/3 and the backward pass 2 C/3, since a backward pass has two products for each of the forward
-pass. A share o of each can go on while something is sent. With F what is sent beside the forward pass, B beside the
-backward pass, and E what the step has to wait for, all in seconds:
-
-    step = C + E + max(0, F - o C/3) + max(0, B - 2 o C/3, G - 2 o C/(3 j))
-
-G is what of B are gradients. Of j batches that are accumulated they go out beside the last one's backward pass.
-The efficiency is C / step: of n GPUs, the share that trains. E has the last bucket of DDP, the first all-gather of each
-pass and the last reduce-scatter of FSDP2, and all statistics that are synchronised. On GPUs o is taken to be 1. On a
-CPU it is small, since the cores that compute also send, and FSDP2 waits for everything: what it gathers ahead of time
-it gathers on streams, which a CPU has not. `trtkern.profiling.scaling` has all of this as functions:
+In Python the same model is a module of functions. torch calls the processes of a training *ranks*:
 
 ```python
 from trtkern.models import resnet19
@@ -265,48 +240,29 @@ print(sent.bytes, sent.messages)  # of one rank in a step
 print(predict(0.05, sent, 8, LINKS["nvlink"]))  # of a step that computes for 0.05 s
 ```
 
-The bytes are not only computed. The tests count what two processes hand to torch.distributed in a step, with DDP and
-with FSDP2, accumulated and synchronised, and compare each kind of collective with the model; they compare the sum with
-what the system says that their sockets have sent. gloo has no reduce-scatter, and sends an all-reduce in its place.
-
-## The fit, and the check
-
-One, two and four processes of one thread each ran on {machine} ({versions}), medians of {rounds} interleaved rounds.
-Each process is bound to a core. Four processes share two cores, so C is not that of one process. It is measured beside
-as many others as there are ranks: n jobs of one process each, the same program, which sends nothing.
-
-Four numbers were fitted to these steps, by least squares of the relative error: a collective takes {start:.2f} ms to
-start, and each of its messages {latency:.2f} ms, both mostly to wake processes that wait; all processes together send
-{bandwidth:.2f} GB/s; and the overlap o is {overlap:.2f}.
-
-{fitted}
-
-With these numbers the model predicts steps that were not fitted: FSDP2, other networks, synchronised statistics,
-and several batches a step. The form of the model was chosen while most of these steps were known. Those of the network
-"deep" were measured for the first time after that.
-
-{checked}
-
-The largest error is {worst:.0f} %; {allowed:.0f} % is what was asked for.
-
 ## What it says of GPUs
 
-The time that a GPU computes for a step is not known here, so that it is what the answer is expressed in. The table has
-the least C at which a step still has {enough:.0f} % efficiency. A step that computes for less is too small for so many
-GPUs: communication eats the rest. The picture has the efficiency over C with DDP.
+Let C be the time that a GPU computes for a step. The *efficiency* is C divided by the time of the whole step: of n
+GPUs, the share that trains. The picture has the efficiency over C with DDP.
 
 ![Efficiency over the computing of a step](scale.png)
 
-C follows from the batch. A training step of one image in one time step takes so many floating-point operations, counted
-by torch's formulas for matrix products and convolutions, backward pass included:
+C is not known here, so that it is what the answer is expressed in. The table with the links has the least C at which
+a step still has {enough:.0f} % efficiency. A step that computes for less is too small for so many GPUs: communication
+eats the rest.
+
+C follows from the batch. A training step of one image in one time step takes so many floating-point operations,
+counted by torch's formulas for matrix products and convolutions, backward pass included:
 
 | network | T | GFLOP a step of one image, per time step |
 |---|---|---|
 {counts}
 
-A GPU that reaches R TFLOP/s on these needs at least R times the T·B of the table: time steps times images of **each**
-GPU. For R a profile of the step on one GPU is the only good source (`trtkern profile`); the peak of the data sheet is
-not, as it is not reached.
+A GPU that reaches R TFLOP/s on these needs at least R times the T·B of this table: time steps times images of
+**each** GPU. For R a profile of the step on one GPU is the only good source (`trtkern profile`). The peak of the data
+sheet is not, as it is not reached.
+
+{large}
 
 NVLink is taken as 450 GB/s in one direction (NVLink 4 of an H100) and 3.4 µs a message; InfiniBand as 50 GB/s (NDR, a
 port a GPU) and 9.6 µs a message; to start, each takes 8.4 µs. The times are those of NCCL's own model. Eight GPUs of
@@ -314,28 +270,109 @@ one machine have NVLink among them. Whether 64 or 512 have it depends on the mac
 machines of eight, and then the rows of InfiniBand hold, since a ring is as slow as its slowest link. All weights and
 gradients are float32.
 
-{large}
+### With synchronised statistics
 
-With synchronised statistics each BatchNorm waits for two collectives, and that wait does not shrink with the batch.
-With many GPUs the latency of these is what decides:
+With `--sync-norm` each BatchNorm waits for two collectives, and that wait does not shrink with the batch. With many
+GPUs the latency of these is what decides:
 
 {synchronised}
 
 ## On a cluster
 
-`torchrun` starts a process for each GPU, and starts all of them anew where one of them ends; the run then goes on from
-its last checkpoint. On one machine that is
+`torchrun` starts a process for each GPU, and starts all of them anew where one of them ends; the run then goes on
+from its last checkpoint. On one machine that is
 
-```
+```sh
 torchrun --nproc-per-node 8 --max-restarts 3 -m trtkern.cli train --recipe cifar10 --data-dir DIR --parallel ddp \\
     --sync-norm --run-dir runs/mine
 ```
 
 Several machines take a word on where they meet. [examples/cluster/train.slurm](../examples/cluster/train.slurm) says
-it for SLURM: `sbatch train.slurm --recipe imagenet --data-dir DIR`. Two minutes before its time is up the job writes a
-checkpoint, is queued again, and goes on with `--resume`.
+it for SLURM: `sbatch train.slurm --recipe imagenet --data-dir DIR`. Two minutes before its time is up the job writes
+a checkpoint, is queued again, and goes on with `--resume`.
 [examples/cluster/kubernetes.yaml](../examples/cluster/kubernetes.yaml) has the same as an Indexed Job of Kubernetes.
 The run folder has to lie where all machines see it.
+
+## The model
+
+### What is sent
+
+Of n ranks, each computes the step of its own batch, which takes C seconds. Besides, they send one another what they
+need to stay alike:
+
+- With **DDP** every rank has the whole network. Each step ends with an all-reduce: every gradient becomes its average
+  over the ranks. torch puts the gradients into buckets of 25 MiB, the first of 1 MiB, and sends a bucket as soon as
+  the backward pass has filled it.
+- With **FSDP2** every rank keeps a part of each weight. An all-gather makes the weights of a block whole before its
+  forward pass, and again before its backward pass; a reduce-scatter behind that leaves each rank the average of its
+  own part of the gradients.
+- With **synchronised statistics** (`--sync-norm`) each BatchNorm sends twice more in each batch: its statistics in
+  the forward pass, and two sums in the backward pass.
+- The **TRT penalty** needs the weights alone. With DDP every rank has them, and nothing is sent. With FSDP2 each rank
+  takes its part, and an all-reduce of one number makes the value.
+- At each step the ranks tell one another whether one of them wants to stop or to save: an all-reduce of four numbers.
+
+### How long that takes
+
+An operation that all ranks do together is a *collective*. It takes u seconds to start, a message has a latency of a
+seconds, and a link carries b bytes a second in one direction. Where a collective is made of m messages that wait for
+one another, and one rank sends s bytes for it, it takes u + m a + s / b. On one CPU all ranks share b, which makes
+the last term n s / b.
+
+| of a tensor of S bytes | messages m | bytes s |
+|---|---|---|
+| all-reduce, on a ring | 2 (n - 1) | 2 (n - 1) / n S |
+| all-reduce, on a tree (NCCL, where that is less) | 2 ceil(log2 n) | 2 (n - 1) / n S |
+| all-gather, reduce-scatter | n - 1 | (n - 1) / n S |
+| broadcast | ceil(log2 n) | S |
+
+### How long the step takes
+
+Some of what is sent goes on while the GPU computes. The forward pass takes C/3 and the backward pass 2 C/3, since a
+backward pass has two products for each of the forward pass. A share o of each can go on while something is sent. With
+F what is sent beside the forward pass, B beside the backward pass, and E what the step has to wait for, all in
+seconds:
+
+```text
+step = C + E + max(0, F - o C/3) + max(0, B - 2 o C/3, G - 2 o C/(3 j))
+```
+
+G is what of B are gradients. Of j batches that are accumulated they go out beside the last one's backward pass. E has
+the last bucket of DDP, the first all-gather of each pass and the last reduce-scatter of FSDP2, and all statistics
+that are synchronised.
+
+On GPUs o is taken to be 1. On a CPU it is small, since the cores that compute also send, and FSDP2 waits for
+everything: what it gathers ahead of time it gathers on streams, which a CPU has not.
+
+### That the bytes are right
+
+The bytes are not only computed. The tests count what two processes hand to torch.distributed in a step, with DDP and
+with FSDP2, accumulated and synchronised, and compare each kind of collective with the model. They compare the sum
+with what the system says that their sockets have sent. gloo has no reduce-scatter, and sends an all-reduce in its
+place.
+
+## The fit, and the check
+
+`{command}` measured the rows of this page ([bench/scale.csv](../bench/scale.csv)) and made the page and its picture
+of them.
+
+One, two and four processes of one thread each ran on {machine} ({versions}), medians of {rounds} interleaved rounds.
+Each process is bound to a core. Four processes share two cores, so C is not that of one process. It is measured
+beside as many others as there are ranks: n jobs of one process each, the same program, which sends nothing.
+
+Four numbers were fitted to these steps, by least squares of the relative error: a collective takes {start:.2f} ms to
+start, and each of its messages {latency:.2f} ms, both mostly to wake processes that wait; all processes together send
+{bandwidth:.2f} GB/s; and the overlap o is {overlap:.2f}.
+
+{fitted}
+
+With these numbers the model predicts steps that were not fitted: FSDP2, other networks, synchronised statistics, and
+several batches a step. The form of the model was chosen while most of these steps were known. Those of the network
+"deep" were measured for the first time after that.
+
+{checked}
+
+The largest error is {worst:.0f} %; {allowed:.0f} % is what was asked for.
 
 ## What this leaves out
 

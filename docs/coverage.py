@@ -60,41 +60,61 @@ OPS = {
 }
 HEAD = """# What each backend runs, and how far it is from float64
 
-Made by `python docs/coverage.py`; the rows are in [backends.csv](backends.csv). Every cell runs T = 5 steps of
-2 x 3 x 5 neurons forward and backward through spikes, potentials, final state, x, v0 and, where learnable, all
-parameters, against the float64 reference. Inputs keep every potential {margin} away from a discontinuity, so that
+A *backend* is one way to compute the neurons: `cpu` (C++), `triton`, `cuda`, and `reference`, the readable loop in
+plain torch. Each must give the same spikes and gradients as the reference does in float64, to within what its own
+precision rounds. This page shows that it does, for every combination of surrogate, reset and dtype. Read it when you
+want to know whether a combination is supported, and how exact it is. `trtkern doctor` tries a few of these cells on
+your machine.
+
+```sh
+trtkern doctor
+```
+
+## How to read the tables
+
+A row is a combination of surrogate, reset and whether the reset is *detached* (no gradient passes through it). A
+column is a dtype, and what of the neuron's parameters is learned: none, a scalar each, or one number for each
+channel. The figure in a cell is its largest error, relative to the largest magnitude in the tensor.
+
+What a cell computes: T = 5 steps of 2 x 3 x 5 neurons, forward and backward through spikes, potentials, final state,
+x, v0 and, where learnable, all parameters. Inputs keep every potential {margin} away from a discontinuity, so that
 spikes must agree exactly: a cell with a single different spike would say so.
 
-The figure in a cell is its largest error, relative to the largest magnitude in the tensor: of v and of the gradients of
-x and v0 in x's dtype (bounds: {bounds}), and of the parameters' gradients, which are float32 (bound {parameter:.0e}).
-BatchNorm + LIF runs the same cells against torch's BatchNorm in float64 and the reference neuron, with batch and
+What counts as right: for v and for the gradients of x and v0 the bounds are those of x's dtype ({bounds}). The
+gradients of the parameters are float32, and their bound is {parameter:.0e}.
+
+**BatchNorm + LIF** runs the same cells against torch's BatchNorm in float64 and the reference neuron, with batch and
 running statistics, without a residual, with one, and with one whose words are kept, taking turns (the column
 `variant` of the CSV). Its error is the largest of what LIF has, of the running statistics, and of the gradients of y,
 the residual, weight and bias. A neuron within {norm_margin} of a discontinuity is left out, for it cannot be drawn
 again without moving its channel.
 
-LIF has a table for each backend. The other neurons run the same grid (every surrogate, parameters as numbers, scalars
-and per channel), and have one line for each reset: the worst of its cells in each dtype.
+**The other neurons** run the same grid (every surrogate, parameters as numbers, scalars and per channel). They have
+one line for each reset: the worst of its cells in each dtype. LIF has a table for each backend.
 
-float64 runs on the reference. A user's own neuron or surrogate runs on reference and triton, and on cpu
-compiled at first use ([extending.md](extending.md)); cuda refuses it by name.
+**Not in the tables.** float64 runs on the reference. A user's own neuron or surrogate runs on reference and triton,
+and on cpu compiled at first use ([Extending](extending.md)); cuda refuses it by name.
+
+`python docs/coverage.py` made this page; the rows are in [backends.csv](backends.csv).
 """
 
 
 VERSIONS = """## Versions of torch, Triton and Python
 
-The package needs Python 3.11 or newer and torch 2.11 or newer. These rows say with which versions the whole suite of
-tests has been run, on a CPU (where Triton's kernels run in its interpreter, and are compiled for GPUs that are not
-there), and what became of it:
+The package needs Python 3.11 or newer and torch 2.11 or newer. The rows below say with which versions the whole suite
+of tests has been run, and what became of it. It ran on a CPU, where Triton's kernels run in its interpreter, and are
+compiled for GPUs that are not there.
 
-```
+To try other versions:
+
+```sh
 make test-torch TORCH=2.11.0 PYTHON=python3.12    # an environment of its own, .venv-torch-2.11.0-py312
 make gpu-rehearsal TORCH=2.11.0 PYTHON=python3.12 # any other target in that environment
 ```
 
-The environment has the Triton that this torch asks for. A build of torch for CPUs asks for none, and gets the one that
-constraints.txt pins; `TRITON=3.8.0` chooses another. All else is as pinned. Each run of the whole suite puts its row
-into [versions.csv](versions.csv) and into this table. Private names of torch and Triton, and those that not every
+The environment has the Triton that this torch asks for. A build of torch for CPUs asks for none, and gets the one
+that constraints.txt pins; `TRITON=3.8.0` chooses another. All else is as pinned. Each run of the whole suite puts its
+row into [versions.csv](versions.csv) and into this table. Private names of torch and Triton, and those that not every
 version has, stand with their reasons in `trtkern/_torch.py`; a test fails where another is used.
 """
 
