@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md", "docs/budget.md",
+        "README.md", "docs/layers.md", "docs/data.md", "docs/models.md", "docs/training.md", "docs/profiling.md",
+        "docs/budget.md",
         "docs/scale.md",
     ],
 )  # fmt: skip

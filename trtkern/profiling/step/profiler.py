@@ -138,7 +138,7 @@ def profile_subject(subject: Subject, steps: int) -> StepProfile:
         tuple(_ran(line) for line in traced), versions=versions(), trace=timeline.named(trace, traced[-1]),
     )  # fmt: skip
     seen = advice.Seen(
-        subject.model, rows, found.wall, found.unattributed, found.rates, work.outputs,
+        getattr(subject.model, "_orig_mod", subject.model), rows, found.wall, found.unattributed, found.rates, work.outputs,
         {name: int(median(trail.calls[name] for trail in trails)) for name in work.order}, subject.optimizer, device,
         subject.dtype, subject.backward, None if kept is None else kept.measured, memory_free(device), rounds.shorter,
     )  # fmt: skip
