@@ -239,8 +239,65 @@ def test_kernels_belong_to_who_launched_them():
         Share("conv", "backward"): pytest.approx(25e-6),
     }
     assert found.unattributed == pytest.approx(50e-6)
+    ran = {
+        share.direction: {name: each.calls for name, each in held.items()} for share, held in found.operators.items()
+    }
+    assert ran == {"forward": {"forward_kernel": 1}, "backward": {"backward_kernel": 1, "Memcpy DtoD": 1}}
     with pytest.raises(ValueError, match=r"expected a range"):
         timeline.read({"traceEvents": []}, lambda number: None, gpu=False)
+
+
+def test_operators_have_the_time_that_those_inside_them_have_not():
+    node = timeline.EVALUATE + "MmBackward0"
+    trace = {
+        "traceEvents": [
+            event(PREFIX + STEP, 0, 100, "user_annotation"),
+            event(PREFIX + "a", 10, 40, "user_annotation"),
+            event("aten::linear", 12, 30),
+            event("aten::mm", 15, 10),
+            event("aten::mm", 26, 8),
+            event(PREFIX + "b", 35, 5, "user_annotation"),
+            event("aten::add", 36, 3),
+            event(node, 60, 20, **{"Sequence number": 5, "Fwd thread id": 1}),
+            event("aten::mm", 62, 10),
+            event("aten::mm", 63, 90, thread=9),
+            event("aten::outside", 90, 5),
+        ]
+    }
+    found = timeline.read(trace, lambda number: "a", gpu=False)
+    ran = {share: {name: (each.seconds, each.calls) for name, each in held.items()}
+           for share, held in found.operators.items()}  # fmt: skip
+    assert ran == {
+        Share("a", "forward"): {"aten::linear": (pytest.approx(7e-6), 1), "aten::mm": (pytest.approx(18e-6), 2)},
+        Share("b", "forward"): {"aten::add": (pytest.approx(3e-6), 1)},
+        Share("a", "backward"): {"aten::mm": (pytest.approx(10e-6), 1)},
+    }
+
+
+def test_a_profile_has_what_its_judgement_needs():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    found = profile(model, torch.rand(2, 4), steps=3)
+    counts = [len(found.walls), len(found.plains), len(found.measured), len(found.conditions), len(found.operators)]
+    assert counts == [3] * 5 and found.changes == () and len(set(found.operators)) == 1
+    forward = rows(found)["0"].forward
+    assert "aten::addmm" in [each.name for each in forward.operators]
+    for step in range(3):
+        assert sum(each.times[step] for each in forward.operators) <= forward.times[step]
+    assert StepProfile.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_model_whose_layers_take_turns_is_seen():
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.turn = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), [0]
+
+        def forward(self, x):
+            self.turn[0] += 1
+            return self.layers[self.turn[0] // 2 % 2](x)  # as a plain and a profiled step take turns
+
+    found = profile(Turns(), torch.rand(2, 4), steps=4)
+    assert found.doubts()[0].kind == "changes" and "in 2 of 4" in found.verdict()[0]
 
 
 def test_nvtx_ranges_are_opened_and_closed(monkeypatch):

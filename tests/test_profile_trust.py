@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -23,6 +25,7 @@ from trtkern.profiling.step.rates import Rates
 from trtkern.profiling.step.spread import interval, spread
 from trtkern.profiling.step.trail import Trail, changes
 
+ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8
 RATES = Rates(100e9, 1000e9)
 
@@ -304,3 +307,17 @@ def test_the_command_compares_with_a_file(tmp_path, monkeypatch, capsys):
     for name, wanted in (("b.json", "got no schema in it"), ("c.json", "expected a profile"), ("d.json", "be read")):
         assert cli.main([*line, "--compare", name]) == 2
         assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["profiling", "reading-a-profile"])
+def test_the_pages_show_what_the_files_hold(page):
+    """Every line of output there is one of the two profiles, of their comparison, or of what ran inside a layer."""
+    before, after = (
+        StepProfile.from_json(json.loads((ROOT / "bench" / f"{name}.json").read_text()))
+        for name in ("profile_example", "profile_example_fused")
+    )
+    known = {line.rstrip() for text in (before.text(), before.text(kernels=True), compare(before, after))
+             for line in str(text).splitlines()}  # fmt: skip
+    blocks = re.findall(r"^```text\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    shown = [line for block in blocks for line in block.splitlines()]
+    assert len(shown) > 20 and [line for line in shown if line.rstrip() not in known] == []

@@ -108,6 +108,8 @@ class Timed:
 def timed(device: torch.device | str = "cpu") -> Iterator[Timed]:
     """Inside, one step: torch.profiler sees it, which costs a step some milliseconds, and as many to read.
 
+    One step says nothing of how its time scatters: take the median of several.
+
     Args:
         device: where the step computes.
     """

@@ -13,6 +13,7 @@ from trtkern.output.text import aligned, size
 from trtkern.parallel.launch import divided
 from trtkern.profiling.memory.budget import Plan
 from trtkern.profiling.scaling import LINKS, Link, Traffic, least_compute, predict, traffic
+from trtkern.profiling.step.spread import spread
 from trtkern.training import budget
 from trtkern.training.budget import Share
 from trtkern.training.settings import Settings
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from trtkern.training.loop import Trainer
 
 PATIENCE = 3.0
-"""Seconds of a first step beyond which no second one is timed."""
+"""Seconds of a first step beyond which no second one is timed, and of all together beyond which there is no further."""
+STEPS = 8
+"""How many are timed, behind the first."""
 GOOD = 0.9
 """The efficiency for which the least computing is told."""
 
@@ -44,20 +47,22 @@ def table(trainer: Trainer, settings: Settings, batch: int, ranks: int) -> str:
     share = Share(ranks, divided(ranks, batch))
     plan = budget.planned(trainer, settings, trainer.loader, share)
     found = _traffic(trainer, settings, ranks)
-    seconds = timed(trainer, share.batch)
+    times = timed(trainer, share.batch)
     parts = [f"{ranks} processes, {settings.parallel}, {share.batch} of {batch} images each", _memory(plan)]
     if settings.memory is not None:
         parts.append(str(plan))
     parts.append(f"each sends {size(found.bytes)} a step, in {found.messages:,} messages one after the other on a ring")
-    if seconds is None:
+    seconds = None
+    if times is None:
         parts.append(
             f"how long a step of {share.batch} images takes was not measured, since that takes long here; an "
             f"efficiency of {GOOD:.0%} wants a step that computes at least so long"
         )
     else:
-        seconds *= settings.accumulate
+        low, seconds, high = (taken * settings.accumulate for taken in spread(times))
         parts.append(
-            f"a step of {share.batch} images computes {seconds:.3g} s here, measured on one process; over each link"
+            f"a step of {share.batch} images computes {seconds:.3g} s here, measured on one process (median of "
+            f"{len(times)}; p20 to p80: {low:.3g} to {high:.3g} s); over each link"
         )
     return "\n\n".join((*parts, _links(found, seconds)))
 
@@ -99,8 +104,9 @@ def _link(link: Link, found: Traffic, seconds: float | None) -> tuple[str, ...]:
     return link.name, f"{made.step:.3g} s", f"{made.efficiency:.1%}", f"{made.communication:.1%}", least
 
 
-def timed(trainer: Trainer, batch: int) -> float | None:
-    """Seconds of a training step of that many samples on one process, at its second run; None where that takes long.
+def timed(trainer: Trainer, batch: int) -> list[float] | None:
+    """Seconds of training steps of that many samples on one process, behind a first that does not count; None where a
+    step takes long.
 
     On a CPU of the trainer's images alone, whose time is carried on: it grows with them. On a GPU, where it does not,
     of as many as there are asked for.
@@ -116,11 +122,12 @@ def timed(trainer: Trainer, batch: int) -> float | None:
     )
     tally = Tally(str(trainer.device), scored=trainer.scored)
     trainer.model.train()
-    taken = 0.0
-    for _ in range(2):
+    found: list[float] = []
+    start = time.perf_counter()
+    while len(found) <= STEPS and (len(found) < 2 or time.perf_counter() - start < PATIENCE):
         begin = time.perf_counter()
         step(images, labels, tally).item()
-        taken = time.perf_counter() - begin
-        if taken > PATIENCE:
+        found.append(time.perf_counter() - begin)
+        if found[-1] > PATIENCE:
             return None
-    return taken * batch / few
+    return [taken * batch / few for taken in found[1:]]

@@ -20,6 +20,7 @@ from trtkern.output.files import write as write_whole
 from trtkern.output.page import Section, document, escaped, figure, html_table, origin
 from trtkern.output.pictures import svg
 from trtkern.profiling.firing.activity import LayerActivity, problems
+from trtkern.profiling.step.spread import spread
 from trtkern.training import figures
 from trtkern.training.settings import flat
 
@@ -128,9 +129,10 @@ def _results(rows: Sequence[Mapping[str, Any]], final: Mapping[str, Mapping[str,
     if not rows:
         return Section("Result", f"{table}<p>No epoch was finished.</p>")
     seconds = sum(row["seconds"] for row in rows)
-    speed = sorted(row["samples_per_s"] for row in rows)[len(rows) // 2]
+    low, speed, high = spread([row["samples_per_s"] for row in rows])
+    scatter = f"; p20 to p80: {low:,.0f} to {high:,.0f}" if len(rows) > 2 else ""
     epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
-    text = f"{epochs} in {_duration(seconds)} of training, {speed:,.0f} samples/s (median of the epochs)"
+    text = f"{epochs} in {_duration(seconds)} of training, {speed:,.0f} samples/s (median of the epochs{scatter})"
     waits = [row["loader_share"] for row in rows if row.get("loader_share") is not None]
     if waits:
         text += f", {sum(waits) / len(waits):.1%} of the time waiting for data"
