@@ -12,7 +12,7 @@ import torch
 import typer
 
 from trtkern import malloc, nn, reference
-from trtkern.bench import cases, contest, gate, layers, measure, page, peers, rounds, rows, runner
+from trtkern.bench import cases, contest, gate, layers, measure, peers, plot, rounds, rows, runner
 from trtkern.bench.cases import Case
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit
@@ -140,7 +140,7 @@ def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
 def test_a_case_measured_again_replaces_its_rows_on_the_page():
     old = rows.Row(*["x"] * 4, 1, *["x"] * 9, "ok", "", command="old")
     new = replace(old, command="new")
-    assert page.groups([old, replace(old, candidate="gone"), new]) == {("x", "x"): [new]}
+    assert plot.groups([old, replace(old, candidate="gone"), new]) == {("x", "x"): [new]}
 
 
 def test_wrong_results_are_reported_and_not_timed(monkeypatch):
