@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from trtkern.bench import plot, rows
+from trtkern.bench import machine_page, plot, rows
 from trtkern.bench.rows import Row
 from trtkern.output import style
 from trtkern.output.pictures import alone, below, interval
@@ -104,7 +104,7 @@ def trained() -> None:
 
 
 def profiled() -> None:
-    """Where the time of a step of VGGSNN goes."""
+    """Where the time of a step of a Spikformer goes."""
     import torch
 
     from trtkern.models.build import BUILDERS
@@ -113,20 +113,22 @@ def profiled() -> None:
     from trtkern.training.profiled import of_network
 
     torch.manual_seed(0)
-    model = BUILDERS["vggsnn"](shape=(2, 48, 48), timesteps=4)
-    step = of_network("vggsnn", model, (4, 8, 2, 48, 48), "cpu", amp="none", backward=True)
+    model = BUILDERS["spikformer"](shape=(3, 32, 32), timesteps=4)
+    step = of_network("spikformer", model, (8, 3, 32, 32), "cpu", amp="none", backward=True)
     found = profile_subject(step, 5)
     height, _ = roofline.heights(found)
     keep("profile", partial(roofline.share, found=found), (style.WIDTH, height), "The parts of a training step")
-    size = style.WHOLE, style.WHOLE / 2
+    size = 1.3 * style.WIDTH, 0.9 * style.WIDTH
     keep("roofline", partial(roofline.roofline, found=found), size, "Each layer below the limits of the machine")
 
 
 def measured(found: list[Row]) -> None:
     """The times of a layer in every library."""
-    group = [row for row in plot.groups(found)[MEASURED] if row.status == "ok"]
+    compared = [row for row in found if row.suite == "default"]
+    group = [row for row in plot.groups(compared)[MEASURED] if row.status == "ok"]
     group.sort(key=lambda row: row.p50_ms)
-    title = f"One layer of neurons, T = 4, on one machine: {group[0].machine}"
+    machine = machine_page.called(group[0].machine)
+    title = f"One layer of neurons, T = 4, on one machine: {machine}"
 
     def draw(axes: Axes) -> None:
         plot.panel(axes, group)

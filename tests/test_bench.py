@@ -12,7 +12,7 @@ import torch
 import typer
 
 from trtkern import malloc, nn, reference
-from trtkern.bench import cases, contest, gate, layers, measure, page, peers, plot, rounds, rows, runner
+from trtkern.bench import cases, contest, gate, layers, measure, peers, plot, rounds, rows, runner
 from trtkern.bench.cases import Case
 from trtkern.commands import bench as command
 from trtkern.commands._common import Quit

@@ -172,7 +172,9 @@ def test_the_page_has_the_map_and_keeps_the_tables_apart(tmp_path):
     assert all(f"]({name})" in text for name in ("page-a-cpu-2c.svg", names[1]))
     assert f"]({names[0]})" in (tmp_path / "page-a-cpu-2c-as-avx2.md").read_text()
     overview = (tmp_path / "page.md").read_text()
-    assert "[A CPU, 2 cores, held to AVX2](page-a-cpu-2c-as-avx2.md)" in overview and f"]({names[0]})" in overview
+    assert (
+        "[A CPU, 2 cores, trtkern held to AVX2](page-a-cpu-2c-as-avx2.md)" in overview and f"]({names[0]})" in overview
+    )
 
 
 def test_what_is_compiled_for_an_instruction_set_is_not_found_for_another(monkeypatch):

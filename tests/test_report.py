@@ -10,7 +10,7 @@ import pytest
 import torch
 from html_page import Page
 
-from trtkern.output import page, pictures
+from trtkern.output import page, pictures, style
 from trtkern.output.text import printable
 from trtkern.profiling.firing.activity import LayerActivity
 from trtkern.training import checkpoint, figures, folder, plan, report, run
@@ -69,7 +69,7 @@ def test_the_page_says_what_the_run_did(tmp_path):
     shown = " ".join(page.text)
     for words in ("3.1 MiB a step", "trtkern train --set 'a b'", "of 7 errors in 20", "2 epochs in 4.0 s"):
         assert words in shown
-    assert "test accuracy after epoch 2: 70.00 %" in shown, "the text of a picture is text"
+    assert "Accuracy: 70.00 % (test) after epoch 2" in shown, "the text of a picture is text"
     # Nothing from outside, and nothing to run.
     assert not page.tags & {"script", "link", "img", "iframe", "object"} and text.count("<svg") == 5
     assert not re.search(r'(?:src|href)="(?!#|data:)', text) and "url(http" not in text and "@import" not in text
@@ -151,8 +151,8 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
 
     text = pictures.svg(draw, (4, 3), "theme")
     styles = dict.fromkeys(re.findall(r'style="([^"]*)"', text))
-    assert pictures._INK not in text and "#222222" not in text and "#444444" not in text
-    strokes = " ".join(style for style in styles if "stroke: " in style)
+    assert style.INK not in text and "#222222" not in text and "#444444" not in text
+    strokes = " ".join(each for each in styles if "stroke: " in each)
     assert "#000000" not in strokes and "#ffffff" not in strokes and "stroke: #3b6ea8" in strokes
     assert "fill: var(--page, #fff); stroke: #3b6ea8" in strokes
     assert "fill: #ffffff" in styles, "a white cell"
@@ -160,7 +160,7 @@ def test_a_picture_reads_on_a_light_and_on_a_dark_page():
         assert f"stroke: {name}; stroke: color-mix(in srgb, {other}, {name})" in strokes
         assert f"fill: {name}; fill: color-mix(in srgb, {other}, {name})" in text, "words of that colour too"
     assert "fill: currentColor; stroke: currentColor" in styles, "a black mark"
-    words = {word: style for style, word in re.findall(r'<text style="([^"]*)"[^>]*>([^<]*)', text)}
+    words = {word: look for look, word in re.findall(r'<text style="([^"]*)"[^>]*>([^<]*)', text)}
     assert "fill" not in words["on a cell"] or "#000000" in words["on a cell"]
     assert all("fill: currentColor" in words[word] for word in ("aside", "title", "x", "0.0"))
 
@@ -195,7 +195,7 @@ def test_a_run_leads_to_its_analyses_once(tmp_path):
 def test_one_epoch_and_a_validation_split():
     rows = make_rows(1, "validation")
     text = "".join(pictures.svg(lambda axes, d=d: d(axes, rows), (4, 3), "x") for d in (figures.loss, figures.accuracy))
-    assert "validation accuracy after epoch 1: 40.00 %" in text and "validation loss" in text
+    assert "Accuracy: 40.00 % (validation) after epoch 1" in text and "validation, loss" in text
     assert "1.0" not in "".join(re.findall(r"<text.*?</text>", text)).replace("10.0", ""), "an epoch is a whole number"
 
 

@@ -52,8 +52,8 @@ def _information(results: Mapping[str, Fisher], axes: Axes) -> None:
     else:
         axes.set_ylim(bottom=0)
     confidence = next((r.confidence for r in results.values() if r.interval is not None), None)
-    band = "" if confidence is None else f", band: {100 * confidence:g} % interval"
-    axes.set(xlabel="first t time steps", ylabel=f"squared gradient norm{band}", title="Fisher information $I_t$")
+    band = "" if confidence is None else f" (band: {100 * confidence:g} % interval)"
+    axes.set(xlabel=f"first t time steps{band}", ylabel="squared gradient norm", title="Fisher information $I_t$")
     _finished(axes)
 
 
@@ -108,7 +108,7 @@ def _layers(result: Fisher, axes: Axes) -> None:
         f"{short(name or 'the model', 24)}  {float(row.sum()) / total:4.0%}"
         for name, row in zip(result.layers, result.by_layer, strict=True)
     ]
-    _heat(axes, result.by_layer, names, "layer and its part of the whole")
+    _heat(axes, result.by_layer, names, "layer, its part of all")
     axes.set(title="When each layer is informed")
 
 

@@ -89,6 +89,8 @@ class Result:
             OSError, ValueError: the file cannot be written, or is of an unknown kind.
         """
         try:
+            import matplotlib.figure  # noqa: F401
+
             from trtkern.output.pictures import styled
         except ImportError:
             raise ImportError(

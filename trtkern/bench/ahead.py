@@ -19,6 +19,8 @@ WHO = {
     "norse": "Norse", "sinabs": "sinabs", "rockpool": "Rockpool",
 }  # fmt: skip
 """Those with a colour of their own: what their candidates' names have in them, what they are called."""
+OWN = "its own network"
+"""In the note of a network that a library has of its own: it is another one."""
 RELU = "ReLU in place of the neurons"
 
 
@@ -74,7 +76,7 @@ def lines(rows: Sequence[Row]) -> list[Line]:
             best: dict[str, Row] = {}
             for row in group:
                 alone = row.candidate in YARDSTICKS or "trtkern" in row.candidate
-                if row.status != "ok" or alone or math.isnan(row.times_ours):
+                if row.status != "ok" or alone or OWN in row.note or math.isnan(row.times_ours):
                     continue
                 if (name := who(row)) not in best or row.times_ours < best[name].times_ours:
                     best[name] = row

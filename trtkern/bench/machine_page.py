@@ -67,17 +67,17 @@ def called(name: str) -> str:
     """A machine's name for people: without trade marks, and with what its instruction set was held to in words."""
     said = re.sub(r"\((R|TM)\)|\bProcessor\b", "", name)
     held = re.search(r", TRTKERN_CPU_ISA=(\w+)", said)
-    too = " with torch" if "ATEN_CPU_CAPABILITY" in said else ""
+    whose = "trtkern and torch" if "ATEN_CPU_CAPABILITY" in said else "trtkern"
     said = " ".join(re.sub(r", \w+=\w+", "", said).split())
     isa = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX", "baseline": "no vector instructions"}
-    return f"{said}, held to {isa.get(held[1], held[1])}{too}" if held else said
+    return f"{said}, {whose} held to {isa.get(held[1], held[1])}" if held else said
 
 
 def _slug(name: str) -> str:
     """A machine's name in a file name, short."""
     short = re.sub(r"\(family (\w+), model (\w+)\)", r"\1 \2", called(name))
-    short = re.sub(r"(\d+) cores?", r"\1c", short).replace(" held to ", " as ").replace(" with torch", "")
-    return slug(short.replace("AVX-512", "AVX512"))[:48]
+    short = re.sub(r"(\d+) cores?", r"\1c", short)
+    return slug(re.sub(r"[\w ]+ held to ", " as ", short).replace("AVX-512", "AVX512"))[:48]
 
 
 def machines(rows: Sequence[Row], page: Path) -> list[Machine]:
@@ -257,6 +257,8 @@ class Compared(NamedTuple):
     behind: list[str]
     level: list[str]
     """Ahead by less than the noise."""
+    lost: int = 0
+    """Of those that it is behind in, by more than the noise."""
 
     def said(self) -> list[str]:
         """What they come to, the losses one by one."""
@@ -286,6 +288,7 @@ def compared(rows: Sequence[Row]) -> Compared:
                 words += f"; the Linear alone takes {linear.times_ours:.2f} ({linear.rounds} rounds)"
             if row.times_ours < 1:
                 found.behind.append(words)
+                found = found._replace(lost=found.lost + (row.rounds > 2 and row.times_ours_high < 1))
             elif row.times_ours_low < 1:
                 found.level.append(words)
     return found

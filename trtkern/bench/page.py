@@ -15,8 +15,12 @@ HEAD = """# Performance
 How fast are the kernels, and compared with what? This page explains how they are measured and what the numbers mean,
 and shows a picture of each machine. Behind each picture is a page with every number.
 
-Everything here was made by `{command}` from [rows](#the-rows) that are in the repository, each with the command that
-measured it. Nothing is typed by hand.
+Nothing here is typed by hand. The pages are made of [rows](#the-rows) that are in the repository, each with the command
+that measured it. This is what made them:
+
+```text
+{command}
+```
 
 ## What is measured
 
@@ -52,6 +56,11 @@ On a CPU, a call of less than 0.1 s follows one that is not timed, so that it do
 candidate left it. Every library is measured at its own default settings.
 
 ## The machines
+
+A comparison is one other implementation of a layer in one case. It is *lost* where the other one is faster by more than
+the noise, which means that the whole 90 % interval of "x trtkern" is below 1. It is *within the noise* where the
+interval has 1 in it, or where there were too few rounds for an interval. "Held to" an instruction set means that the
+processor has a newer one, which was not used.
 """
 
 MEASURE = """## On your machine
@@ -94,7 +103,7 @@ def write(rows: Sequence[Row], path: Path, source: Path, command: str) -> list[P
 def _table(found: Sequence[Machine]) -> list[str]:
     """A line a machine: what was measured on it, and what the comparisons come to."""
     lines = [
-        "| machine | measured | comparisons of layers | behind | within the noise | whole steps, x ReLU | newest |",
+        "| machine | measured | comparisons of layers | lost | within the noise | whole steps, x ReLU | newest |",
         "|---|---|---|---|---|---|---|",
     ]
     for machine in found:
@@ -102,7 +111,10 @@ def _table(found: Sequence[Machine]) -> list[str]:
         layers = [compared(shown[kind]) for kind in ("cases", "sizes") if kind in shown]
         counts = [
             sum(numbers) if layers else ""
-            for numbers in zip(*[(each.number, len(each.behind), len(each.level)) for each in layers], strict=True)
+            for numbers in zip(
+                *[(each.number, each.lost, len(each.behind) + len(each.level) - each.lost) for each in layers],
+                strict=True,
+            )
         ] or ["", "", ""]
         ratios = relu_ratios(shown.get("steps", []))
         steps = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} networks" if len(ratios) > 1 else ""

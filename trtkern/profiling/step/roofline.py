@@ -58,9 +58,9 @@ def roofline(axes: Axes, found: StepProfile) -> None:
     axes.annotate(
         said, (high, product / 1e9), xytext=(-4, 5), textcoords="offset points", fontsize=style.SMALL, ha="right"
     )
-    for row in dict.fromkeys(point.row for point in shown):
-        mine = [point for point in shown if point.row is row]
-        color = _color(row)
+    for name in dict.fromkeys(point.row.name for point in shown):
+        mine = [point for point in shown if point.row.name == name]
+        color = _color(mine[0].row)
         axes.plot([p.intensity for p in mine], [p.rate / 1e9 for p in mine], color=color, linewidth=1.0, zorder=2)
         for point in mine:
             axes.plot(
@@ -70,8 +70,8 @@ def roofline(axes: Axes, found: StepProfile) -> None:
     _names(axes, shown)
     plain(axes)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="FLOP per byte moved", ylabel="GFLOP/s reached")
-    axes.set_title(f"How near each layer comes to the machine's limits ({DIRECTIONS})")
+    axes.set(xlabel=f"FLOP per byte moved ({DIRECTIONS})", ylabel="GFLOP/s reached")
+    axes.set_title("How near the layers come to the machine's limits")
     axes.grid()
     _kinds(axes, [point.row for point in shown])
 
