@@ -180,8 +180,8 @@ class BuildExt(build_ext):
     """Compiles the units of all extensions, two at a time, and leaves out an extension that cannot be built."""
 
     def build_extensions(self) -> None:
-        # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick. Paths
-        # are those within it, so that a copy of the checkout with its objects compiles nothing again.
+        # Objects stay in the checkout, whatever temporary folder the installer works in: a second install is quick.
+        # Paths are those within it, so that a copy of the checkout with its objects compiles nothing again.
         kind = "sanitized" if SANITIZE else "objects"
         temp = Path("build") / f"{kind}-{sysconfig.get_platform()}"
         plans = {}
@@ -218,13 +218,13 @@ class BuildExt(build_ext):
 
 
 def announce(todo: dict[str, list[Unit]]) -> None:
-    """Before a long wait: how much there is to compile, and how the longer part of it is left out."""
+    """Before a long wait: how much there is to compile, and how the kernels for GPUs are left out."""
     counts = {name: len(units) for name, units in todo.items() if units}
     if not counts:
         return
-    files = " and ".join(f"{count} files of {name}" for name, count in counts.items())
-    cuda = "; TRTKERN_CUDA=0 leaves out trtkern._cuda, which takes the longest" if "trtkern._cuda" in counts else ""
-    print(f"trtkern: compiling {files}, {JOBS} at a time: minutes{cuda}", file=sys.stderr, flush=True)
+    files = " and ".join(f"{count} file{'s'[: count - 1]} of {name}" for name, count in counts.items())
+    cuda = "; TRTKERN_CUDA=0 leaves trtkern._cuda out" if "trtkern._cuda" in counts else ""
+    print(f"trtkern: compiling {files}, {JOBS} at a time, which takes minutes{cuda}", file=sys.stderr, flush=True)
 
 
 def plan(extension: Extension, temp: Path) -> tuple[list[Unit], list[str]]:

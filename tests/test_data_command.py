@@ -169,8 +169,8 @@ def test_everything_that_is_broken_is_named(tmp_path, capsys, workers):
         path.write_bytes(path.read_bytes()[:200])
     status, out, error = command(capsys, "check", "images", "--workers", workers)
     assert status == 1 and "data check: 23 broken in images, 120 images read" in error
-    assert out.count("expected a whole image, got") == 20 and "and 3 more; --json names all of them" in out
-    status, out, _ = command(capsys, "check", "images", "--workers", workers, "--json")
+    assert out.count("expected a whole image, got") == 20 and "and 3 more; --json - names all of them" in out
+    status, out, _ = command(capsys, "check", "images", "--workers", workers, "--json", "-")
     told = json.loads(out)
     assert status == 1 and told["read"] == {"images": 120} and len(told["broken"]) == 23
     for path in broken:
@@ -244,7 +244,7 @@ def test_recordings(tmp_path, capsys):
     damaged = [sorted(place.iterdir())[0] for place in damaged]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-2])
-    status, out, _ = command(capsys, "check", "events", "--data", "n-mnist", "--workers", "1", "--json")
+    status, out, _ = command(capsys, "check", "events", "--data", "n-mnist", "--workers", "1", "--json", "-")
     assert status == 1 and len(json.loads(out)["broken"]) == 2 and all(str(path.name) in out for path in damaged)
     (tmp_path / "own" / "left").mkdir(parents=True)
     (tmp_path / "own" / "left" / "1.npz").write_bytes(b"x")

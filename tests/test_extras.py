@@ -87,12 +87,12 @@ def test_what_a_hint_misses_is_in_the_extra_that_it_names():
     assert checked >= 8
 
 
-@pytest.mark.parametrize("command", [*cli.EXTRAS, "doctor"])
+@pytest.mark.parametrize("command", [*cli.EXTRAS, "bench", "inspect", "doctor"])
 def test_a_command_imports_what_its_extra_brings(command):
     """The command and its package with their late imports, and what is imported with those; a hint beside an import
     answers for it."""
     package = {"bench": "trtkern/bench/", "inspect": "trtkern/profiling/inspect/"}.get(command, "trtkern/commands/")
-    own = {*modules(PROJECT["dependencies"]), *EXTRAS.get(cli.EXTRAS.get(command, ""), ()), "triton", *peers.NAMES}
+    own = {*modules(PROJECT["dependencies"]), *EXTRAS.get(cli.EXTRAS.get(command, command), ()), "triton", *peers.NAMES}
     waiting, seen = ["trtkern.doctor" if command == "doctor" else f"trtkern.commands.{command}"], set()
     while waiting:
         path = file_of(waiting.pop())
@@ -109,7 +109,7 @@ def test_a_command_imports_what_its_extra_brings(command):
 
 def test_the_doctor_runs_with_torch_alone_and_the_others_say_what_to_type(tmp_path):
     """In a process where nothing of the extras can be imported."""
-    lost = sorted(set().union(*EXTRAS.values()) - {"setuptools"})
+    lost = sorted(set().union(*EXTRAS.values(), {"typer", "rich"}) - {"setuptools"})
     code = f"import sys; sys.modules.update(dict.fromkeys({lost!r})); from trtkern import cli; sys.exit(cli.main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -120,11 +120,10 @@ def test_the_doctor_runs_with_torch_alone_and_the_others_say_what_to_type(tmp_pa
     done = call("doctor")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert re.search(r"^  reference +ok +", done.stdout, re.MULTILINE) and "Triton is not installed" in done.stdout
-    for command, extra in {**cli.EXTRAS, "trian": "train"}.items():
-        if command in ("train", "bench", "inspect", "trian"):
-            done = call(command)
-            said = f"trtkern: typer and rich not installed; type: pip install 'trtkern[{extra}]'"
-            assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    for command in ("train", "bench", "trian"):
+        done = call(command)
+        said = "trtkern: typer and rich not installed; type: pip install trtkern"
+        assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
 def test_a_peer_that_is_missing_is_answered_with_what_installs_it(monkeypatch):
@@ -132,3 +131,35 @@ def test_a_peer_that_is_missing_is_answered_with_what_installs_it(monkeypatch):
     for name, peer in zip(peers.NAMES, peers.choose("all"), strict=True):
         assert peer.missing.startswith("not installed; pip install ") and name.split("-")[0] in peer.missing
         assert "--no-deps spikingjelly" not in peer.missing or "loguru" in peer.missing
+
+
+PLAIN = """
+import sys
+sys.modules.update(dict.fromkeys({lost!r}))
+from trtkern import cli
+from trtkern.profiling import inspect as inspector
+rows = []
+inspector.inspect = lambda target, **asked: rows.append(asked["backend"]) or []
+sys.argv = ["trtkern", "bench"]
+line = "bench --op lif --shape 2,64 --rounds 1 --peers none --no-compile --backend reference"
+for each in (line, f"{{line}} --plot x.png", "bench --page x.md", "inspect --op lif", "inspect --backend triton"):
+    print(cli.main(each.split()), rows, file=sys.stderr)
+"""
+
+
+def test_bench_and_inspect_run_with_the_plain_install(tmp_path):
+    """In a process where only what ``pip install trtkern`` brings can be imported; the inspection itself is another
+    test's."""
+    lost = sorted(set().union(*EXTRAS.values()) - {"setuptools", *modules(PROJECT["dependencies"])})
+    assert {"matplotlib", "triton", "safetensors"} <= {*lost}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PLAIN.format(lost=lost)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    plot = page = "trtkern: matplotlib not installed; type: pip install 'trtkern[bench]'"
+    built = any((ROOT / "trtkern").glob("_cuda*.so"))
+    word = ["trtkern: Triton is not installed: its kernels are left out; type: pip install 'trtkern[inspect]'"]
+    shown = ["cuda" if built else "all"]
+    wanted = ["0 []", plot, "2 []", page, "2 []", *(word * built), f"0 {shown}", f"0 {[*shown, 'triton']}"]
+    assert [line for line in done.stderr.splitlines() if not line.startswith("[W")] == wanted  # torch's own warnings
+    assert "lif 2x64 float32" in done.stdout

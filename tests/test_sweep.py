@@ -175,7 +175,7 @@ def test_the_array_begins_each_run_or_goes_on_with_it(tmp_path, monkeypatch, cap
 def test_a_sweep_that_is_killed_leaves_nobody_and_goes_on(tmp_path, monkeypatch, capsys):
     """One run of the two is at its end already; the other fails, since its folder holds something else."""
     monkeypatch.chdir(tmp_path)
-    line = ["sweep", "digits", "--grid", "lr=1e-3,2e-3", "--jobs", "2", "--run-dir", "all", "--json", *QUICK]
+    line = ["sweep", "digits", "--grid", "lr=1e-3,2e-3", "--jobs", "2", "--run-dir", "all", "--json", "-", *QUICK]
     process = subprocess.Popen([sys.executable, "-m", "trtkern.cli", *line], stdout=subprocess.DEVNULL)
     begun = [tmp_path / "all" / f"lr={lr},seed0" / "plan.json" for lr in ("1e-3", "2e-3")]
     until = time.monotonic() + PATIENCE
@@ -189,7 +189,7 @@ def test_a_sweep_that_is_killed_leaves_nobody_and_goes_on(tmp_path, monkeypatch,
     begun[1].rename(begun[1].with_name("other.json"))
     assert cli.main(line) == 1
     said = capsys.readouterr()
-    rows = json.loads(said.out)
+    rows = json.loads(said.out)["rows"]
     assert [row["point"] for row in rows] == [["lr=1e-3"]] and rows[0]["mean"]["test"] > 0.05
     assert "1 of 2 runs failed: all/lr=2e-3,seed0 (trtkern: --run-dir: expected an empty or new folder" in said.err
 

@@ -1,4 +1,4 @@
-"""The console script ``trtkern``. What it needs beyond torch and numpy is imported when it is called."""
+"""The console script ``trtkern``. What it needs beyond the standard library is imported when it is called."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-# The extra that brings what a command needs; `trtkern doctor` needs none.
 EXTRAS = {
     "train": "train", "evaluate": "train", "analyze": "train", "report": "train", "profile": "train", "sweep": "train",
-    "bench": "bench", "inspect": "inspect", "convert": "interop", "export": "interop", "data": "data",
+    "convert": "interop", "export": "interop", "data": "data",
 }  # fmt: skip
+"""The extra that brings what a command needs. `trtkern doctor`, `trtkern bench` and `trtkern inspect` need none; an
+option of theirs that does asks for it (``need``)."""
 GROUPS = ("analyze", "data")
 """The commands that have commands of their own."""
 
@@ -59,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         from trtkern import doctor
 
         return doctor.main()
-    if lacking := missing(EXTRAS.get(arguments[0], "train"), ("typer", "rich")):
+    if lacking := missing("", ("typer", "rich")):
         return say(f"{lacking} (`trtkern doctor` runs as it is)", 2)
     from trtkern.commands import app
     from trtkern.commands._common import Quit

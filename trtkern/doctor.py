@@ -6,22 +6,44 @@ import os
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from importlib.util import find_spec
+
+from trtkern import __version__
 
 RESULTS = {True: "ok", False: "FAILED", None: "not available"}
 
 
-def main() -> int:
+def version() -> str:
+    """One line, without loading torch: the versions of trtkern, Python and torch, and which kernels were compiled."""
+    try:
+        torch = f"torch {metadata.version('torch')}"
+    except metadata.PackageNotFoundError:
+        torch = "no torch"
+    compiled = [name for name in ("cpu", "cuda") if find_spec(f"trtkern._{name}") is not None]
+    kernels = f"compiled kernels for {' and '.join(compiled)}" if compiled else "no compiled kernels"
+    return f"trtkern {__version__}, Python {platform.python_version()}, {torch}, {kernels}"
+
+
+def main(tell: Callable[..., None] | None = None) -> int:
     """Show what works on this machine, what does not and why, and try every backend on numbers.
 
-    The exit status is 1 if a backend that is available computes something wrong.
+    Args:
+        tell: takes what was found by name, for ``--json``.
+
+    Returns:
+        The exit status: 1 if a backend that is available computes something wrong.
     """
     from trtkern import selftest
     from trtkern.output.text import say
     from trtkern.training.run import versions
 
-    _print("Versions and devices", {**versions(), **_devices(), "own neurons": _own_neurons()}.items())
+    known = {**versions(), **_devices(), "own neurons": _own_neurons()}
+    _print("Versions and devices", known.items())
     rows = selftest.run()
+    if tell is not None:
+        tell(machine=known, backends=[{"name": row.name, "ok": row.ok, "detail": row.detail} for row in rows])
     print()
     _print(
         "Backends, in the order in which --backend auto asks them, and their self-tests",

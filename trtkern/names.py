@@ -72,6 +72,18 @@ CURVATURES = ("auto", "exact", "differences")
 VIEWS = ("sdt", "tet")
 """The losses that a landscape shows."""
 SPLITS = ("train", "validation", "test")
+KERNELS = ("lif", "bn-lif", "regularizer", "pack", "delay")
+"""The ops that are measured and inspected kernel by kernel."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""Of their inputs."""
+TARGETS = ("sm_80", "sm_90", "gfx942")
+"""The GPUs that `trtkern inspect` compiles for."""
+COMPILED = ("triton", "cuda", "all")
+"""Whose kernels it shows."""
+CONFIDENCES = ("probability", "entropy")
+"""When `trtkern analyze early` holds a network to be sure."""
+STATIC, ZEROS, INTEGERS = ("once", "every step"), ("skipped", "counted"), ("mac", "sums")
+"""How `trtkern analyze energy` counts inputs that are the same at every step, zeros, and sums of spikes."""
 DVS_RESIZE = ("bilinear", "paper")
 """How frames of events are resized: each channel by itself, or as the paper's reference does."""
 
@@ -96,6 +108,35 @@ def one_of(option: str, value: str, choices: Iterable[str], others: str = "") ->
     if value not in tuple(choices):
         raise unknown(f"--{option}", value, choices, others)
     return value
+
+
+def device(name: str) -> tuple[str, int]:
+    """The kind of a device and its number: ("cuda", 1) of "cuda:1"; whether this machine has it is not looked at.
+
+    Raises:
+        ValueError: it is none of auto, cpu, cuda and cuda:N.
+    """
+    kind, colon, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise unknown("--device", name, ("auto", "cpu", "cuda", "cuda:N"))
+    return kind, int(index or 0)
+
+
+def inspectable(target: str, op: str, backend: str, timesteps: int, dtype: str, neuron: str) -> None:
+    """Raise a ValueError for what `trtkern inspect` cannot be asked for."""
+    from trtkern.neurons import TABLE
+
+    one_of("target", target, TARGETS)
+    one_of("op", op, (*KERNELS, "all"))
+    one_of("backend", backend, COMPILED)
+    one_of("dtype", dtype, DTYPES)
+    one_of("neuron", neuron, TABLE)
+    if neuron != "LIF" and op not in ("lif", "bn-lif"):
+        raise ValueError(f"--neuron: expected --op lif or bn-lif with {neuron}, got {op}")
+    if neuron != "LIF" and backend == "cuda":
+        raise ValueError(f"--neuron: expected LIF with --backend cuda, got {neuron}; use --backend triton")
+    if timesteps < 1:
+        raise ValueError(f"--timesteps: expected at least 1, got {timesteps}")
 
 
 def unknown(where: str, got: object, choices: Iterable[str], others: str = "") -> ValueError:

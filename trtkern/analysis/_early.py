@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WHO = "early"
-CONFIDENCES = ("probability", "entropy")
 """Of the mean output so far: the largest probability, or 1 - entropy / log(classes)."""
 THRESHOLDS = (0.0, *(1 - 10 ** (-i / 8) for i in range(1, 41)))
 """Of the confidence, closer together towards 1."""
@@ -37,7 +36,7 @@ class Early(Result):
         samples: how many.
         correct: [T], of the mean output of the first t steps.
         alone: [T], of the output of step t by itself.
-        confidence: how sureness is measured (``CONFIDENCES``).
+        confidence: how sureness is measured (``names.CONFIDENCES``).
         thresholds: [K], rising; the last is infinite: nobody stops early.
         exits: [K, T], share of the samples that stop after step t.
         exit_correct: [K], accuracy with each threshold.
@@ -155,7 +154,7 @@ def early(
         model: its output is [T, B, C]; step t must not depend on later inputs. With frames [T, B, ...] that is checked
             on the first batch.
         data: labelled samples.
-        confidence: "probability" or "entropy" (``CONFIDENCES``).
+        confidence: "probability" or "entropy" (``names.CONFIDENCES``).
         thresholds: of the confidence, one or more; None is ``THRESHOLDS``. "Never" is added.
         margin: how far below the accuracy of all steps still counts as reaching it, 0.005 for half a point.
         progress: told how many samples are done.
@@ -164,8 +163,8 @@ def early(
         TypeError, ValueError: an argument or an output of another kind, outputs that are not finite, or steps that
             depend on later inputs.
     """
-    if confidence not in CONFIDENCES:
-        raise names.unknown(f"{_WHO}: confidence", confidence, CONFIDENCES)
+    if confidence not in names.CONFIDENCES:
+        raise names.unknown(f"{_WHO}: confidence", confidence, names.CONFIDENCES)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise ValueError(f"{_WHO}: expected margin to be a number from 0 to below 1, got {margin!r}")
     given = list(THRESHOLDS if thresholds is None else thresholds)

@@ -305,9 +305,9 @@ def energy(
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (isfinite(value) and value >= 0):
             raise ValueError(f"{_WHO}: expected {name} to be a number of pJ, 0 or more, got {value!r}")
     for name, given, known in (
-        ("static", static, STATIC),
-        ("zeros", zeros, ZEROS),
-        ("integers", integers, INTEGERS),
+        ("static", static, names.STATIC),
+        ("zeros", zeros, names.ZEROS),
+        ("integers", integers, names.INTEGERS),
     ):
         if given not in known:
             raise names.unknown(f"{_WHO}: {name}", given, known)
@@ -360,9 +360,6 @@ def energy(
         updates={name: _update(neurons[name], size, activity.get(name), how) for name, size in sizes.items()},
         left_out=_left_out(model, ran),
     )
-
-
-STATIC, ZEROS, INTEGERS = ("once", "every step"), ("skipped", "counted"), ("mac", "sums")
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from trtkern import neurons
-from trtkern.names import one_of
-from trtkern.profiling import traffic
-from trtkern.profiling.step.conditions import memory_free
+from trtkern.names import DTYPES, KERNELS, one_of
 from trtkern.spec import LIFSpec
 
-OPS = ("lif", "bn-lif", "regularizer", "pack", "delay")
-"""The kernels, which "all" is; "recurrent" is neurons that feed each other, "step" a whole training step, "overhead"
-the host's time for a layer."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+OPS = ("all", *KERNELS, "recurrent", "step", "overhead")
+"""What ``--op`` may be: "all" is the kernels; "recurrent" neurons that feed each other, "step" a whole training step,
+"overhead" the host's time for a layer."""
+DIRECTIONS = ("fwd", "bwd", "both", "each")
+"""What ``--direction`` may be."""
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -106,7 +106,15 @@ class Case:
     @property
     def element_size(self) -> int:
         """Bytes."""
-        return DTYPES[self.dtype].itemsize
+        return self.torch_dtype.itemsize
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What torch calls its dtype."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
 
 SUITES: dict[str, tuple[Case, ...]] = {
@@ -141,7 +149,7 @@ def select(
     """The cases that the command line asks for.
 
     Args:
-        op: one of ``OPS``, or "all"; of the Open Neuromorphic suite it is always Linear + LIF.
+        op: one of ``OPS``; of the Open Neuromorphic suite it is always Linear + LIF.
         neuron: of op "lif", which must then be named if it is another than LIF.
         shapes: "T,N" and so on; each goes to the ops that take so many axes. None: those of the suite.
         networks: of op "step", names of ``NETWORKS``; none: all of the suite, or the first that takes a shape.
@@ -149,7 +157,7 @@ def select(
     Raises:
         ValueError: an unknown op, dtype or suite, or a shape that no op takes.
     """
-    one_of("op", op, ("all", *OPS, "recurrent", "step", "overhead"))
+    one_of("op", op, OPS)
     one_of("dtype", dtype, DTYPES)
     one_of("suite", suite, SUITES)
     one_of("neuron", neuron, neurons.TABLE)
@@ -166,7 +174,7 @@ def select(
     linear = suite == "open-neuromorphic"
     if linear and op not in ("all", "lif"):
         raise ValueError(f"--suite open-neuromorphic: it is Linear + LIF; expected no --op or --op lif, got {op!r}")
-    ops: tuple[str, ...] = ("linear-lif",) if linear else OPS if op == "all" else (op,)
+    ops: tuple[str, ...] = ("linear-lif",) if linear else KERNELS if op == "all" else (op,)
     if suite == "sizes":
         ops = tuple(each for each in ops if each in ("lif", "bn-lif"))
         if not ops:
@@ -267,6 +275,8 @@ def parse_shape(text: str, option: str = "--shape") -> tuple[int, ...]:
 def least_bytes(case: Case, direction: str) -> int:
     """What has to be moved, by the traffic model (docs/traffic.md); 0 where it has no formula or none matters (Linear,
     a step, the overhead)."""
+    from trtkern.profiling import traffic
+
     e, steps = case.element_size, case.timesteps
     if case.op in ("linear-lif", "recurrent", "step", "overhead"):
         return 0
@@ -291,6 +301,8 @@ def least_bytes(case: Case, direction: str) -> int:
 def cache_bytes(device: torch.device) -> int:
     """The last cache: of the GPU its L2; of the CPU what Linux says, 32 MiB where it says nothing."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
@@ -319,6 +331,8 @@ def memory_needed(case: Case, device: torch.device) -> int:
 
 def check_memory(case: Case, device: torch.device) -> None:
     """A ValueError if the case is larger than what is free."""
+    from trtkern.profiling.step.conditions import memory_free
+
     need, free = memory_needed(case, device), memory_free(device)
     if free is not None and need > free:
         raise ValueError(

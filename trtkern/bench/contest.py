@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trtkern import nn as snn
 from trtkern import reference
 from trtkern.bench import gate
-from trtkern.bench.cases import DTYPES, Case, rotations
+from trtkern.bench.cases import Case, rotations
 from trtkern.bench.layers import OWN, Layer, Neuron
 from trtkern.malloc import mapping_anew
 from trtkern.profiling.step.rates import wait
@@ -61,7 +61,7 @@ class Inputs:
 
         def one(scale: float, offset: float) -> Tensor:
             made = torch.randn(*shape, generator=draw, device=device)
-            made = made.mul_(scale).add_(offset).to(DTYPES[case.dtype])
+            made = made.mul_(scale).add_(offset).to(case.torch_dtype)
             if case.layout == "channels_last":
                 made = made.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
             return made
@@ -163,7 +163,7 @@ def behind_linear(case: Case, device: torch.device, layers: list[Layer]) -> Iter
     """Linear(n, n) + LIF on inputs [T, B, n] that need no gradient: the Open Neuromorphic benchmark."""
     width = case.shape[2]
     given = Inputs(case, device, case.shape, 0.0, 1.0)
-    linear = nn.Linear(width, width).to(device, DTYPES[case.dtype])
+    linear = nn.Linear(width, width).to(device, case.torch_dtype)
     with torch.no_grad():
         # Currents as in the other cases, at every width.
         linear.weight.normal_(0.0, 0.8 / width**0.5, generator=torch.Generator(device).manual_seed(0))

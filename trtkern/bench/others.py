@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trtkern import reference
 from trtkern.backends.base import RegularizerSpec
-from trtkern.bench.cases import DTYPES, Case, rotations
+from trtkern.bench.cases import Case, rotations
 from trtkern.bench.contest import Contestant
 from trtkern.bench.gate import Verdict
 from trtkern.ops.regularizer import add_regularizer_grad_, regularizer
@@ -22,7 +22,7 @@ def regularizers(case: Case, device: torch.device, backends: list[str], compiled
     spec = RegularizerSpec(case.timesteps, 1e-5, 0.25, 1e-5)
     draw = torch.Generator(device).manual_seed(0)
     weights = [
-        (0.05 * torch.randn(case.elements, generator=draw, device=device)).to(DTYPES[case.dtype]).requires_grad_()
+        (0.05 * torch.randn(case.elements, generator=draw, device=device)).to(case.torch_dtype).requires_grad_()
         for _ in range(rotations(case, device))
     ]
     exact = weights[0].detach().double().requires_grad_()
@@ -105,7 +105,7 @@ def _verdict(value: float, gradient: Tensor | None, want: tuple[float, Tensor]) 
 def packs(case: Case, device: torch.device, backends: list[str], compiled: bool) -> Iterator[Contestant]:
     """Dense spikes to words (forward) and back (backward: where a layer needs them again)."""
     draw = torch.Generator(device).manual_seed(0)
-    dtype = DTYPES[case.dtype]
+    dtype = case.torch_dtype
     spikes = [
         (torch.rand(*case.shape, generator=draw, device=device) < 0.25).to(dtype)
         for _ in range(rotations(case, device))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trtkern import nn as snn
 from trtkern.bench import cells, contest, gate, layers, measure, rounds, rows
-from trtkern.bench.cases import DTYPES, Case
+from trtkern.bench.cases import Case
 from trtkern.ops._library import unseen
 from trtkern.profiling.unchanged import quiet
 
@@ -120,7 +120,7 @@ def _module(
 def _inputs(case: Case) -> tuple[Tensor, Tensor]:
     """Currents, a leaf, and the gradient of what is made of them."""
     draw = torch.Generator().manual_seed(0)
-    x, g = (torch.randn(case.shape, generator=draw).to(DTYPES[case.dtype]) for _ in range(2))
+    x, g = (torch.randn(case.shape, generator=draw).to(case.torch_dtype) for _ in range(2))
     return x.requires_grad_(), g
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trtkern import nn as snn
 from trtkern import reference
 from trtkern.bench import gate
-from trtkern.bench.cases import DTYPES, Case
+from trtkern.bench.cases import Case
 from trtkern.bench.contest import Contestant, Inputs, Passes
 from trtkern.bench.layers import Layer, Neuron, Where, numbers_of
 
@@ -35,7 +35,7 @@ def weights(case: Case, device: torch.device) -> nn.Parameter:
     N = case.shape[2]
     draw = torch.Generator(device).manual_seed(1)
     made = torch.randn(N, N, generator=draw, device=device) / N**0.5
-    return nn.Parameter(made.to(DTYPES[case.dtype]))
+    return nn.Parameter(made.to(case.torch_dtype))
 
 
 def own(names: Sequence[str], weight: nn.Parameter) -> list[Layer]:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from trtkern.bench import contest, measure, rows
-from trtkern.bench.cases import CANDIDATES, DTYPES, Case, least_bytes, rotations
+from trtkern.bench.cases import CANDIDATES, Case, least_bytes, rotations
 from trtkern.bench.measure import Candidate
 from trtkern.profiling.memory.peak import peak
 
-DIRECTIONS = ("fwd", "bwd", "both", "each")
 EACH = ("train-fwd", "bwd", "both")
 """What "each" is, in turn: forward with a graph, backward, and both."""
 SETTLED = 0.1
@@ -86,8 +85,8 @@ class Interrupted(KeyboardInterrupt):
 def _copy(case: Case, device: torch.device) -> Candidate:
     """torch's copy_ of as many bytes as one tensor of the case has, read and written."""
     sets = [
-        (torch.ones(case.elements, dtype=DTYPES[case.dtype], device=device),
-         torch.zeros(case.elements, dtype=DTYPES[case.dtype], device=device))
+        (torch.ones(case.elements, dtype=case.torch_dtype, device=device),
+         torch.zeros(case.elements, dtype=case.torch_dtype, device=device))
         for _ in range(rotations(case, device))
     ]  # fmt: skip
     turns = itertools.cycle(sets)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from trtkern.bench import contest, delays, layers, measure, others, overhead, peers, recurrent, rounds, rows, steps
-from trtkern.bench.cases import DTYPES, Case, many
+from trtkern.bench.cases import Case, many
 from trtkern.bench.layers import Layer, Where
 from trtkern.bench.networks import LeftOut
 from trtkern.bench.rounds import Bench, Interrupted, Options, Ready
@@ -47,7 +47,7 @@ def _backends(case: Case, options: Options) -> list[str]:
         return overhead.backends(options.backend, options.device)
     op = _KERNELS.get(case.op, case.op)
     neuron = recurrent.KIND if op == "recurrent" else case.neuron
-    where = Where(options.device, DTYPES[case.dtype], case.timesteps, case.shape[-1], False, neuron)
+    where = Where(options.device, case.torch_dtype, case.timesteps, case.shape[-1], False, neuron)
     return layers.backends(options.backend, op, where)
 
 
@@ -100,7 +100,7 @@ def _contestants(bench: Bench, found: list[peers.Peer]) -> Iterator[tuple[contes
                 yield each
         return
     width = math.prod(case.shape[2:]) if len(case.shape) > 2 else case.shape[1]
-    where = Where(options.device, DTYPES[case.dtype], case.timesteps, width, options.compiled, case.neuron)
+    where = Where(options.device, case.torch_dtype, case.timesteps, width, options.compiled, case.neuron)
     weight = recurrent.weights(case, options.device) if case.op == "recurrent" else None
     compared: list[Layer] = (
         [*layers.own(names, case.neuron), *layers.eager(where)]

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from trtkern import reference
 from trtkern.bench import by_layer, peers, plain, rows
-from trtkern.bench.cases import CANDIDATES, DTYPES, Case
+from trtkern.bench.cases import CANDIDATES, Case
 from trtkern.bench.contest import Contestant
 from trtkern.bench.gate import Verdict
 from trtkern.bench.layers import Neuron
@@ -50,7 +50,7 @@ def steps(
             yield entry
         else:
             assert isinstance(twin, Entry)
-            yield _contestant(entry, twin, network, device, DTYPES[case.dtype]), entry.library
+            yield _contestant(entry, twin, network, device, case.torch_dtype), entry.library
 
 
 class _Eager:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from trtkern.bench.cases import OPS, SHAPES, SUITES, Case, parse_shape
+from trtkern.bench.cases import SHAPES, SUITES, Case, parse_shape
+from trtkern.names import KERNELS
 
-SWEPT = (*OPS, "recurrent")
+SWEPT = (*KERNELS, "recurrent")
 """The ops whose shapes are swept: all with sizes of their own choice."""
 
 

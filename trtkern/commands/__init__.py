@@ -6,15 +6,26 @@ from typing import Annotated
 
 import typer
 
-from trtkern import __version__, doctor
-from trtkern.commands import analyze, bench, convert, data, evaluate, export, inspect, profile, report, sweep, train
+from trtkern.commands import (
+    analyze,
+    bench,
+    convert,
+    data,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    profile,
+    report,
+    sweep,
+    train,
+)
 from trtkern.commands._common import Commands
 
 app = typer.Typer(
     cls=Commands,
     help="Train spiking neural networks with Temporal Regularization Training, through fused kernels.",
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -29,19 +40,27 @@ app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(export.export)
 app.add_typer(data.app, name="data")
-app.command("doctor")(doctor.main)
+app.command()(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"trtkern {__version__}")
+        from trtkern.doctor import version
+
+        typer.echo(version())
         raise typer.Exit
 
 
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of this, of Python and of torch, and exit.",
+            callback=_show_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     pass

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, need, quits, user_errors
+from trtkern.commands._json import tell
 from trtkern.data import Dataset, difference, fingerprint
 from trtkern.data.blank import blank
 from trtkern.data.folder import DataError, read_classes
@@ -120,11 +121,16 @@ def show(plan: dict[str, Any], ranks: int | None = None) -> int:
     left = _images(settings, count) // batch // settings.accumulate
     steps = "as many steps as its files give" if count is None else f"{left:,} steps"
     more = "" if few == batch else f"; a step of {batch} images keeps {batch / few:.3g} times as much for them"
+    kept = trainer.memory()
+    tell(
+        settings=settings.to_json(), parameters=parameters, images=batch, blocks=blocks, processes=several,
+        memory={"images": few, "rows": kept.rows},
+    )  # fmt: skip
     lines = [
         json.dumps(settings.to_json(), indent=2),
         str(trainer.model),
         str(trainer.loss),
-        f"{trainer.memory()}\n(of {few} images{more})",
+        f"{kept}\n(of {few} images{more})",
         *blocks,
         *several,
         f"{parameters:,} parameters, {steps} of {batch} images an epoch, {settings.epochs} epochs",

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtkern import names, neurons
+from trtkern.bench import cases
 from trtkern.commands._common import INTERRUPTED, Quit, need, user_errors
+from trtkern.commands._completion import among
+from trtkern.commands._json import as_json, tell
 from trtkern.output.console import console
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 ROWS = "trtkern-bench.csv"
 
 
+@as_json("bench")
 def bench(
     op: Annotated[
         str,
@@ -32,7 +36,8 @@ def bench(
             help="What to measure: lif (neurons), bn-lif (BatchNorm and neurons), regularizer (the TRT penalty), pack "
             "(spikes to bits), delay (a delay a channel), all of these; or recurrent (neurons that feed each other), "
             "step (whole training steps of networks), overhead (the host's time for a small layer beside ReLU, with "
-            "one thread; of the GPU backends without a GPU)."
+            "one thread; of the GPU backends without a GPU).",
+            autocompletion=among(cases.OPS),
         ),
     ] = "all",
     shape: Annotated[
@@ -44,7 +49,12 @@ def bench(
             show_default="those of --suite",
         ),
     ] = None,
-    neuron: Annotated[str, typer.Option(metavar="NAME", help=f"Of --op lif: {', '.join(neurons.TABLE)}.")] = "LIF",
+    neuron: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help=f"Of --op lif: {', '.join(neurons.TABLE)}.", autocompletion=among(neurons.TABLE)
+        ),
+    ] = "LIF",
     network: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,6 +62,7 @@ def bench(
             show_default="all of --suite, or the first that takes --shape",
             help="Of --op step: resnet19, vggsnn, sew_resnet34, mlp (three Linear layers), spikformer (a block), "
             "spikformer_4_384 or sdt_2_512. May be given again.",
+            autocompletion=among(cases.NETWORKS),
         ),
     ] = None,
     candidates: Annotated[
@@ -64,20 +75,26 @@ def bench(
     ] = "all",
     dtype: Annotated[str, typer.Option(help="Of the inputs: float32, bfloat16, float16.")] = "float32",
     backend: Annotated[
-        str, typer.Option(help=f"Which kernels of this package: all, {', '.join(names.BACKENDS)}.")
+        str,
+        typer.Option(
+            help=f"Which kernels of this package: all, {', '.join(names.BACKENDS)}.",
+            autocompletion=among(("all", *names.BACKENDS)),
+        ),
     ] = "all",
     direction: Annotated[
         str,
         typer.Option(
             help="fwd (forward, without autograd), bwd (backward; of a step with the update of the weights), both (in "
-            "one, as a training step has them), each (forward with autograd, bwd and both, in turn)."
+            "one, as a training step has them), each (forward with autograd, bwd and both, in turn).",
+            autocompletion=among(cases.DIRECTIONS),
         ),
     ] = "both",
     suite: Annotated[
         str,
         typer.Option(
             help="Which sizes: default, long (T of 100 and more), open-neuromorphic (that benchmark: Linear + LIF, "
-            "batch 16, T = 500), sizes (many T and N, and every layer of the networks, against the strongest alone)."
+            "batch 16, T = 500), sizes (many T and N, and every layer of the networks, against the strongest alone).",
+            autocompletion=among(cases.SUITES),
         ),
     ] = "default",
     sweep: Annotated[
@@ -141,21 +158,26 @@ def bench(
         if plot is not None:
             need("bench", "matplotlib")
             _check_folder(plot)
+        from trtkern.bench import peers as libraries
+
+        names.one_of("backend", backend, ("all", *names.BACKENDS))
+        names.one_of("direction", direction, cases.DIRECTIONS)
+        names.one_of("suite", suite, cases.SUITES)
+        names.device(device)
+        libraries.named(peers)
+        compared = cases.candidates(candidates, op)
+        wanted = _wanted(op, shape or [], dtype, suite, neuron, network or [], sweep or [])
+        chosen = wanted if part is None else cases.part(wanted, part)
         import torch
 
-        from trtkern.bench import cases, measure, rows
-        from trtkern.bench import peers as libraries
+        from trtkern.bench import measure, rows
         from trtkern.bench import rounds as timing
         from trtkern.training.settings import resolve_device
 
-        names.one_of("backend", backend, ("all", *names.BACKENDS))
-        names.one_of("direction", direction, timing.DIRECTIONS)
         where = torch.device("cpu" if op == "overhead" and device == "auto" else resolve_device(device))
         libraries.choose(peers)
-        wanted = _wanted(op, shape or [], dtype, suite, neuron, network or [], sweep or [])
-        compared = cases.candidates(candidates, op)
+        chosen = _fitting(chosen, where, bool(shape) and not sweep)
         suite = "sweep" if sweep else suite
-        chosen = _fitting(wanted if part is None else cases.part(wanted, part), where, bool(shape) and not sweep)
         rows.check_writable(csv)
         if threads is not None or op == "overhead":
             torch.set_num_threads(threads or 1)
@@ -170,6 +192,7 @@ def bench(
             ("trtkern", *_arguments()),
         )  # fmt: skip
     found = _run(chosen, options, csv)
+    tell(rows=found)
     if plot is not None and found:
         from trtkern.bench import heat, lines
         from trtkern.bench import plot as bars
@@ -185,8 +208,6 @@ def _wanted(
     op: str, shapes: list[str], dtype: str, suite: str, neuron: str, networks: list[str], sweeps: list[str]
 ) -> list[Case]:
     """The cases of a suite, of shapes, or of a sweep."""
-    from trtkern.bench import cases
-
     if not sweeps:
         return cases.select(op, shapes, dtype, suite, neuron, networks)
     if suite != "default":
@@ -236,8 +257,6 @@ def _check_folder(path: Path) -> None:
 
 def _fitting(chosen: list[Case], where: torch.device, named: bool) -> list[Case]:
     """Those that fit into memory. A shape that was asked for by name and does not is an error; a suite goes without."""
-    from trtkern.bench import cases
-
     kept = []
     for case in chosen:
         try:
@@ -258,6 +277,7 @@ def _write_page(page: Path, csv: Path) -> int:
         from trtkern.bench import rows
 
         made = pages.write(rows.read(csv), page, csv, shlex.join(("trtkern", *_arguments())))
+    tell(written=made)
     console().print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
     return 0
 

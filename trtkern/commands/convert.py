@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from trtkern.commands._common import FAILURE, USER, Quit, need, user_errors
+from trtkern import own
+from trtkern.commands._common import FAILURE, USER, Quit, user_errors
+from trtkern.commands._json import as_json, tell
 from trtkern.commands._models import load, made, sizes_of
 from trtkern.names import OWN
 from trtkern.output.console import console
@@ -20,6 +22,7 @@ SINGLE = 1e-4
 """The same of both where a model runs in float32 alone."""
 
 
+@as_json("convert")
 def convert(
     model: Annotated[
         str, typer.Argument(metavar="MODULE:FACTORY", help="A function that returns a model of another library.")
@@ -60,7 +63,6 @@ def convert(
     The model is made by your function, and nothing is written. In a program one line does the same:
     `trtkern.interop.convert(model)`.
     """
-    need("interop", "rich")
     with user_errors():
         if (sizes is not None or loop) and not check:
             raise ValueError(f"{'--input' if sizes is not None else '--loop'}: expected --check beside it, got none")
@@ -71,6 +73,9 @@ def convert(
             raise ValueError(f"--scale: expected a number above 0, got {scale}")
         if ":" not in model:
             raise ValueError(f"convert: expected {OWN}, got {model!r}")
+        own.imported(model, "convert")
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise ValueError(f"--checkpoint: expected a file of tensors, got {checkpoint}: no such file")
         from trtkern import interop
 
         before = made(model, "convert")
@@ -78,6 +83,7 @@ def convert(
             load(before, Path(checkpoint))
         report = interop.ConvertReport()
         after = interop.convert(copy.deepcopy(before), report, strict=strict, fuse=fuse)
+    tell(model=model, **report.summary())
     console().print(str(report), markup=False, highlight=False, soft_wrap=True)
     if not report.converted:
         raise Quit("convert: expected a model with neurons that have an equal here, got none", USER)
@@ -110,6 +116,7 @@ def _checked(before: Any, after: Any, shape: tuple[int, ...], loop: bool, scale:
             outputs = gradients = SINGLE
             result = interop.check(before, after, x.float(), **options)
         result.seconds = interop.check(before, after, x.float(), timed=True, **options).seconds
+    tell(check=result)
     console().print(str(result), markup=False, highlight=False, soft_wrap=True)
     if result.within(outputs, gradients):
         return 0

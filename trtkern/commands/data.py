@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -12,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtkern import names
 from trtkern.commands._common import FAILURE, Commands, Quit, bar, need, quits, user_errors
+from trtkern.commands._json import as_json, tell
+from trtkern.datasets import DATASETS
 from trtkern.output.console import console
 from trtkern.output.text import parsed_size, size
 
@@ -71,6 +73,7 @@ def shard(
 
 
 @app.command()
+@as_json("data check")
 def check(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="The folder with the files of the data set.")],
     name: Annotated[
@@ -87,7 +90,6 @@ def check(
         int | None,
         typer.Option(help="How many processes read; 0: this one does.", show_default="one a core"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all that is broken, as JSON.")] = False,
 ) -> int:
     """Read every file of a data set once and name all that is broken; the exit status is 1 if something is.
 
@@ -97,6 +99,12 @@ def check(
     with user_errors():
         if workers is not None and workers < 0:
             raise ValueError(f"--workers: expected an integer of at least 0, got {workers}")
+        if name is not None:
+            names.one_of("data", name, [each for each in DATASETS if each != "digits"])
+        if not Path(directory).is_dir():
+            raise FileNotFoundError(
+                f"data check: expected a folder with the files of a data set, got no folder {directory}"
+            )
         from trtkern.data import checking
 
         found = checking.find(directory, name, class_list)
@@ -107,18 +115,14 @@ def check(
     broken = [*found.broken, *_broken(blocks, len(os.sched_getaffinity(0)) if workers is None else workers)]
     counts = ", ".join(f"{count:,} {what}" for what, count in read.items() if count) or "nothing"
     out = console()
-    if as_json:
-        told = {"directory": directory, "data": name, "read": read, "broken": broken}
-        out.print(json.dumps(told), soft_wrap=True)
-    else:
-        for line in broken[:LINES]:
-            out.print(line, soft_wrap=True)
-        if len(broken) > LINES:
-            out.print(f"and {len(broken) - LINES:,} more; --json names all of them")
+    tell(directory=directory, data=name, read=read, broken=broken)
+    for line in broken[:LINES]:
+        out.print(line, soft_wrap=True)
+    if len(broken) > LINES:
+        out.print(f"and {len(broken) - LINES:,} more; --json - names all of them")
     if broken:
         raise Quit(f"data check: {len(broken):,} broken in {directory}, {counts} read", FAILURE)
-    if not as_json:
-        out.print(f"{directory}: {counts} read, nothing is broken", soft_wrap=True)
+    out.print(f"{directory}: {counts} read, nothing is broken", soft_wrap=True)
     return 0
 
 

@@ -10,12 +10,19 @@ import typer
 
 from trtkern import names
 from trtkern.commands._common import FAILURE, need, quits, user_errors
+from trtkern.commands._completion import runs
+from trtkern.commands._json import as_json, tell
 from trtkern.output.console import console
+from trtkern.training.folder import somewhere
 
 
+@as_json("evaluate")
 def evaluate(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run folder of `trtkern train`, or one of its checkpoint files.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder of `trtkern train`, or one of its checkpoint files.", autocompletion=runs
+        ),
     ],
     data_dir: Annotated[
         str | None,
@@ -52,6 +59,9 @@ def evaluate(
                 raise ValueError(f"--{name}: expected an integer of at least {least}, got {value}")
         if backend is not None:
             names.one_of("backend", backend, names.BACKENDS)
+        if device is not None:
+            names.device(device)
+        somewhere(Path(run))
         from trtkern.commands import _runs
         from trtkern.training import progress, resuming
 
@@ -70,5 +80,10 @@ def evaluate(
         "model": f"{settings.loss} loss, T={settings.timesteps}, epoch {saved.metadata['epoch']} of {settings.epochs}",
         "LIF backend": progress.place(trainer),
     }
+    tell(
+        run=run, data=settings.data, images=images, scores=values, samples_per_second=images / seconds,
+        loss=settings.loss, timesteps=settings.timesteps, epoch=saved.metadata["epoch"], epochs=settings.epochs,
+        backend=progress.place(trainer),
+    )  # fmt: skip
     console().print(progress.facts(f"{settings.data}, {run}", rows))
     return 0

@@ -9,9 +9,11 @@ import typer
 
 from trtkern.commands import _models
 from trtkern.commands._common import FAILURE, Quit, need, quits, user_errors
+from trtkern.commands._json import as_json, tell
 from trtkern.names import OWN
 from trtkern.output.console import console
 from trtkern.output.text import missing, size
+from trtkern.own import imported
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +24,7 @@ NEAR, SHARE = 1e-3, 0.9
 """An output is near where it differs by at most this, relative to 1 + |output|; so many have to be near."""
 
 
+@as_json("export")
 def export(
     model: Annotated[
         str,
@@ -78,12 +81,13 @@ def export(
     The batch may have any size in the file. Where ONNX Runtime is installed, it runs an ONNX file on the CPU, and what
     it gives is compared with the network.
     """
-    need("interop", "rich")
     own = not Path(model).exists()
     with user_errors():
         _check(model, own, onnx, program, plain, sizes, images)
         if onnx is not None:
             need("interop", "onnx", "onnxscript")
+        if own:
+            imported(model, "export")
         subject = _of_function(model, sizes, images) if own else _of_run(model, data_dir)
     out = console()
     with quits(FAILURE, ValueError, RuntimeError, OSError):
@@ -180,6 +184,7 @@ def _written(path: Path, subject: Subject, dynamic_time: bool) -> str:
     sizes[subject.batch] = "batch"
     if subject.time is not None and dynamic_time:
         sizes[subject.time] = "time"
+    tell(files=[{"file": path, "bytes": path.stat().st_size, "input": sizes}])
     return f"{path}: {size(path.stat().st_size)}, input [{', '.join(map(str, sizes))}]"
 
 
@@ -197,6 +202,7 @@ def _compared(path: Path, subject: Subject) -> str:
     apart = torch.cat([(a - b).abs().flatten() for a, b in zip(found, wanted, strict=True)])
     scale = torch.cat([1 + b.abs().flatten() for b in wanted])
     near = (apart <= NEAR * scale).double().mean().item()
+    tell(onnxruntime={"samples": subject.example.shape[subject.batch], "furthest": apart.max().item(), "near": near})
     if not near >= SHARE:
         raise Quit(
             f"export: expected ONNX Runtime to give what the network gives, got {100 * near:.1f} % of the outputs near "

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trtkern.commands import _completion, analyze
 from trtkern.commands._common import FAILURE, Quit, quits
 from trtkern.commands.analyze._options import BackendOption, DataDirOption, DeviceOption, ThreadsOption, asked
 from trtkern.output.console import console
+from trtkern.training.folder import reportable
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of `trtkern train`.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders of `trtkern train`.", autocompletion=_completion.runs),
+    ],
     out: Annotated[
         str | None,
         typer.Option(
@@ -39,12 +45,14 @@ def report(
     Analyses that a run does not have yet, or that are of other weights than it has now, are made with the defaults of
     `trtkern analyze NAME` and kept in RUN/analysis.
     """
-    with asked():
+    with asked(backend=backend, device=device, threads=threads):
+        names = analyze.chosen(only or [], skip or [])
+        for run in runs:
+            reportable(Path(run))
         from trtkern.commands.analyze import _reported
         from trtkern.reports import page
         from trtkern.reports.runs import read
 
-        names = _reported.chosen(only or [], skip or [])
         found = read(runs)
         place = page.place(found, out)
         given = {"data_dir": data_dir, "backend": backend, "device": device, "threads": threads}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
+from trtkern.commands import _completion
 from trtkern.commands._common import FAILURE, INTERRUPTED, Quit, need, quits, user_errors
+from trtkern.commands._json import as_json, tell
 from trtkern.commands.train import plan_of
 from trtkern.names import short, unknown
 from trtkern.output.console import console
@@ -21,9 +22,15 @@ from trtkern.training import sweep as sweeps
 from trtkern.training.options import of_command
 
 
+@as_json("sweep")
 def sweep(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe by name, or its .toml file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe by name, or its .toml file.", autocompletion=_completion.recipe
+        ),
+    ],
     grid: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUES", help="Values of a key, such as loss.lam=1e-6,1e-5. May be given again."),
@@ -36,7 +43,6 @@ def sweep(
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write a job array for sbatch in place of training here.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> int:
     """Train at every point of a grid, with every seed, and show what each point reaches, the best first.
 
@@ -55,10 +61,11 @@ def sweep(
     if slurm:
         with quits(FAILURE, OSError):
             script = sweeps.array(todo, jobs, recipe, more, place)
+        tell(script=script, runs=len(todo))
         said = f"{len(todo)} runs: sbatch {shlex.quote(str(script))}; then this command without --slurm shows the table"
         console().print(said, soft_wrap=True)
         return 0
-    return _performed(todo, jobs, recipe, more, as_json)
+    return _performed(todo, jobs, recipe, more)
 
 
 _OURS = ("--seed", "--seeds", "--run-dir", "--resume", "--recipe", "--dry-run")
@@ -91,7 +98,7 @@ def _plans(
     return {run: {**made[run.point], "seed": run.seed} for run in todo}
 
 
-def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str], as_json: bool) -> int:
+def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str]) -> int:
     """Run what is left of a sweep, and show it."""
     out = console()
     failed: list[str] = []
@@ -99,8 +106,7 @@ def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str], 
     def told(run: sweeps.Run, status: int) -> None:
         if status:
             failed.append(f"{run.folder} ({sweeps.last_line(run)})")
-        if not as_json:
-            out.print(f"{run.folder}: {f'failed with status {status}' if status else 'done'}", soft_wrap=True)
+        out.print(f"{run.folder}: {f'failed with status {status}' if status else 'done'}", soft_wrap=True)
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -112,10 +118,8 @@ def _performed(todo: list[sweeps.Run], jobs: int, recipe: str, more: list[str], 
     finally:
         signal.signal(signal.SIGTERM, before)
     rows, figure = sweeps.table(todo)
-    if as_json:
-        out.print_json(json.dumps(rows))
-    else:
-        out.print(_table(rows, figure, f"{recipe}, {len(todo)} runs"))
+    tell(figure=figure, rows=rows, failed=failed)
+    out.print(_table(rows, figure, f"{recipe}, {len(todo)} runs"))
     if failed:
         raise Quit(f"sweep: {len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}", FAILURE)
     return 0

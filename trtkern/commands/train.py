@@ -11,7 +11,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtkern import names
+from trtkern.commands import _completion
 from trtkern.commands._common import Quit, need, user_errors
+from trtkern.commands._json import check, telling
 from trtkern.output import signals
 from trtkern.parallel import launch
 from trtkern.training import folder as folders
@@ -33,6 +35,11 @@ def train(context: typer.Context, **said: Any) -> int:
     if (status := launch.ended()) is not None:
         raise Quit("", status)
     call = Call(**{name: said[name] for name in CALL})
+    with user_errors():
+        if call.json is not None:
+            check(call.json)
+            if not call.dry_run:
+                raise ValueError("--json: expected --dry-run beside it, got it without; a run has metrics.jsonl")
     need("train", "matplotlib", "safetensors")
     together = launch.started()
     with user_errors():
@@ -58,6 +65,7 @@ def train(context: typer.Context, **said: Any) -> int:
             if not call.dry_run:
                 raise ValueError("--ranks: expected --dry-run beside it, got it without; processes are --processes")
         plan = plan_of(said)
+        names.device(plan["device"])
         launch.divided(call.processes or 1, plan["batch_size"])
         if call.seeds is not None and _given(context, "seed"):
             raise ValueError("--seeds: expected no --seed beside it, got both")
@@ -68,7 +76,8 @@ def train(context: typer.Context, **said: Any) -> int:
     with signals.waiting():
         from trtkern.commands import _jobs, _runs
     if call.dry_run:
-        return _runs.show(plan, call.ranks)
+        with telling("train --dry-run", call.json):
+            return _runs.show(plan, call.ranks)
     if folder is not None:
         return _runs.begin(plan, folder, call.download)
     if one:
@@ -123,13 +132,19 @@ def _without(words: Sequence[str], *flags: str) -> list[str]:
     return left
 
 
+_COMPLETED = {"recipe": _completion.recipe, "resume": _completion.runs}
+"""What the shell completes behind options that name something, beside those with choices."""
+
+
 def _parameter(option: Option) -> inspect.Parameter:
     """What typer reads of an option: its type, its default and its text."""
     text = option.help.format(
         choices=", ".join(option.choices or ()), recipes=", ".join(recipes.names()),
         controls=", ".join(recipes.controls()), beside=", ".join(_BESIDE),
     )  # fmt: skip
-    told: dict[str, Any] = {"help": text, "metavar": option.metavar}
+    told: dict[str, Any] = {"help": text, "metavar": option.metavar, "autocompletion": _COMPLETED.get(option.name)}
+    if option.choices is not None:
+        told["autocompletion"] = _completion.among(option.choices)
     if option.shown is not None:
         told["show_default"] = option.shown
     # What a recipe says holds where the command line says nothing; a switch is then off.

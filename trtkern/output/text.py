@@ -62,6 +62,7 @@ def say(message: str, status: int = 0) -> int:
 
 
 def missing(extra: str, modules: Iterable[str]) -> str:
-    """Which of the modules are not installed, with the extra to install; empty if none."""
+    """Which of the modules are not installed, with the extra to install, or without one the package; empty if none."""
     lacking = [module for module in modules if find_spec(module) is None]
-    return f"{' and '.join(lacking)} not installed; type: pip install 'trtkern[{extra}]'" if lacking else ""
+    line = f"pip install 'trtkern[{extra}]'" if extra else "pip install trtkern"
+    return f"{' and '.join(lacking)} not installed; type: {line}" if lacking else ""

@@ -10,7 +10,7 @@ from trtkern.analysis import Result
 from trtkern.output import style
 from trtkern.output.text import short
 from trtkern.training import run
-from trtkern.training.folder import begun
+from trtkern.training.folder import reportable
 from trtkern.training.settings import Settings, flat
 
 LENGTH = 28
@@ -67,15 +67,7 @@ def read(paths: Sequence[str]) -> list[Run]:
         )
     folders = [Path(path) for path in paths]
     for index, folder in enumerate(folders):
-        if not folder.is_dir():
-            what = "a file" if folder.exists() else "nothing there"
-            raise ValueError(f"report: expected a run folder of `trtkern train`, got {folder} ({what})")
-        try:
-            begun(folder)
-        except ValueError:
-            raise ValueError(
-                f"report: expected a run folder of `trtkern train`, got {folder}, which holds no run"
-            ) from None
+        reportable(folder)
         if any(folder.samefile(other) for other in folders[:index]):
             raise ValueError(f"report: expected different runs, got {folder} twice")
     return [_read(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]

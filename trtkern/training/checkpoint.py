@@ -20,6 +20,7 @@ from torch import Tensor
 from trtkern.data import tensor_file
 from trtkern.output.files import naming, parse, write
 from trtkern.parallel.job import Job
+from trtkern.training.folder import nowhere
 
 FORMAT = 2
 KEPT = 3
@@ -163,9 +164,7 @@ def load(path: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
     """
     files = _called(path) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise FileNotFoundError(
-            f"checkpoint: expected a run folder with checkpoint-*.safetensors or such a file, got {path}"
-        )
+        raise nowhere(path)
     for file, before in zip(files, [*files[1:], None], strict=True):
         try:
             return _read(file)

@@ -181,10 +181,33 @@ def _saved(folder: Path) -> bool:
     return any(folder.glob("checkpoint-*.safetensors"))
 
 
+def somewhere(path: Path) -> None:
+    """Raise a FileNotFoundError if there is nothing where a run or a checkpoint should be."""
+    if not path.exists():
+        raise nowhere(path)
+
+
+def nowhere(path: Path) -> FileNotFoundError:
+    """The error for a path without checkpoints."""
+    wanted = "a run folder with checkpoint-*.safetensors or such a file"
+    return FileNotFoundError(f"checkpoint: expected {wanted}, got {path}")
+
+
 def begun(folder: Path) -> None:
     """Raise a ValueError if no run was begun in ``folder``."""
     if not ((folder / PLAN).exists() or (folder / CONFIG).exists() or _saved(folder)):
         raise ValueError(f"--resume: expected a run folder with {PLAN}, got {folder}; start the run anew")
+
+
+def reportable(folder: Path) -> None:
+    """Raise a ValueError if that is no folder of a run, for `trtkern report`."""
+    wanted = "report: expected a run folder of `trtkern train`"
+    if not folder.is_dir():
+        raise ValueError(f"{wanted}, got {folder} ({'a file' if folder.exists() else 'nothing there'})")
+    try:
+        begun(folder)
+    except ValueError:
+        raise ValueError(f"{wanted}, got {folder}, which holds no run") from None
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -351,6 +351,11 @@ class Call:
         "trains.",
         metavar="N", range=_at_least(1),
     )  # fmt: skip
+    json: str | None = option(
+        "With --dry-run: write what is shown into that file as JSON too; - prints the JSON alone, and the rest goes to "
+        "stderr.",
+        metavar="FILE",
+    )  # fmt: skip
     resume: str | None = option(
         "Go on with the run in that folder, with its settings; beside it may stand {beside}.",
         metavar="RUN",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trtkern.data.augment import Pipeline
-from trtkern.names import unknown
+from trtkern.names import device
 from trtkern.training import optimizers
 from trtkern.training import plan as plans
 from trtkern.training.options import Options
@@ -84,15 +84,13 @@ def resolve(**options: Any) -> Settings:
 
 def resolve_device(name: str) -> str:
     """A device of this machine; "auto" is the first GPU, or the CPU without one."""
+    kind, index = device(name)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
+    if kind == "auto":
         return "cuda:0" if gpus else "cpu"
-    kind, colon, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise unknown("--device", name, ("auto", "cpu", "cuda", "cuda:N"))
     if kind == "cpu":
         return "cpu"
-    if int(index or 0) >= gpus:
+    if index >= gpus:
         have = f"{gpus} GPU(s)" if gpus else "no GPU that torch can use (`trtkern doctor` says more)"
         raise RuntimeError(f"--device: {name} was asked for, but this machine has {have}; use --device cpu")
-    return f"cuda:{int(index or 0)}"
+    return f"cuda:{index}"

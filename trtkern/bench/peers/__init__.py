@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
-
-from trtkern.bench.layers import Layer, Where
 from trtkern.names import unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trtkern.bench.layers import Layer, Where
 
 NAMES = ("spikingjelly", "snntorch", "norse", "sinabs", "exodus", "rockpool")
 
@@ -64,12 +66,17 @@ def choose(names: str) -> list[Peer]:
     Raises:
         ValueError: an unknown name.
     """
+    return [_peer(name) for name in named(names)]
+
+
+def named(names: str) -> tuple[str, ...]:
+    """The names that those words stand for, as ``choose``; without a look at what is installed."""
     wanted = {"all": NAMES, "none": ()}.get(names) if names in ("all", "none") else tuple(names.split(","))
     assert wanted is not None
     for name in wanted:
         if name not in NAMES:
             raise unknown("--peers", name, ("all", "none", *NAMES))
-    return [_peer(name) for name in wanted]
+    return wanted
 
 
 def _peer(name: str) -> Peer:

@@ -15,6 +15,7 @@ from trtkern.analysis import Result, Samples
 from trtkern.analysis._network import Progress as Told
 from trtkern.commands import _common
 from trtkern.commands._common import FAILURE, quits
+from trtkern.commands._json import tell
 from trtkern.commands._runs import FAILURES, to_evaluate, weights, with_options
 from trtkern.output.console import console
 from trtkern.training import checkpoint, resuming, run
@@ -123,6 +124,7 @@ def finish(result: Result, place: Path) -> int:
         place.parent.mkdir(parents=True, exist_ok=True)
         result.save(place)
         result.plot(place.with_suffix(".png"))
+    tell(analyses=[{"analysis": result.NAME, "file": place, **vars(result)}])
     if not _quiet.get():
         out = console()
         out.print(str(result), soft_wrap=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trtkern import names as known
 from trtkern.analysis import Result
 from trtkern.commands import analyze
 from trtkern.commands._common import INTERRUPTED, Quit, one_line
@@ -15,19 +14,6 @@ from trtkern.commands.analyze._opened import FOLDER, quiet, weights_in_words
 from trtkern.output.console import console
 from trtkern.reports.runs import Analyses, Run
 from trtkern.training import resuming
-
-
-def chosen(only: Sequence[str], skip: Sequence[str]) -> list[str]:
-    """The analyses of a report, in the order of its page.
-
-    Raises:
-        ValueError: one that is not known.
-    """
-    every = analyze.reported()
-    for option, given in (("only", only), ("skip", skip)):
-        for name in given:
-            known.one_of(option, name, every)
-    return [name for name in every if (not only or name in only) and name not in skip]
 
 
 class Gathered:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtkern.commands._common import USER, quits
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -21,6 +22,7 @@ from trtkern.commands.analyze._options import (
 )
 
 
+@as_json("analyze early")
 def early(
     run: RunArgument,
     samples: Annotated[
@@ -41,7 +43,10 @@ def early(
     out: OutOption = None,
 ) -> int:
     """Show what a network knows after each time step, and how early it can stop when it is sure."""
-    with asked():
+    with asked(
+        run, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+        confidence=confidence,
+    ):  # fmt: skip
         from trtkern import analysis
         from trtkern.commands.analyze import _opened
 

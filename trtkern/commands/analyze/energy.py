@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtkern.commands._common import USER, quits
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -22,6 +23,7 @@ from trtkern.commands.analyze._options import (
 )
 
 
+@as_json("analyze energy")
 def energy(
     run: RunArgument,
     samples: SamplesOption = 512,
@@ -58,7 +60,10 @@ def energy(
     The operations are counted exactly, from the spikes; the energy of each is a constant. It is a model, not a
     measurement.
     """
-    with asked():
+    with asked(
+        run, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+        static=static, zeros=zeros, integers=integers,
+    ):  # fmt: skip
         from trtkern import analysis
         from trtkern.commands.analyze import _opened
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtkern.commands._common import FAILURE, quits
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trtkern.commands.analyze._opened import Opened
 
 
+@as_json("analyze fisher")
 def fisher(
     run: RunArgument,
     samples: SamplesOption = 512,
@@ -56,7 +58,9 @@ def fisher(
     image alone, and as the paper's code estimates it, by batches of --batch-size. The centroid is the mean time step
     of that information.
     """
-    with asked():
+    with asked(
+        run, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+    ):  # fmt: skip
         from trtkern.analysis._fisher import Epoch, confident
         from trtkern.commands.analyze import _opened
         from trtkern.training import checkpoint

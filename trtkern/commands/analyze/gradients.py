@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -21,6 +22,7 @@ from trtkern.commands.analyze._options import (
 )
 
 
+@as_json("analyze gradients")
 def gradients(
     run: RunArgument,
     samples: SamplesOption = 512,
@@ -41,13 +43,14 @@ def gradients(
 
     The loss of the run's own kind has the run's own settings; the others have their defaults.
     """
-    with asked():
+    with asked(
+        run, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+        max_k=max_k,
+    ):  # fmt: skip
         from trtkern.analysis import gradients as measured
         from trtkern.commands.analyze._opened import bar, finish, opened, place_of
         from trtkern.training.build import build_losses
 
-        if max_k is not None and max_k < 1:
-            raise ValueError(f"--max-k: expected an integer of at least 1, got {max_k}")
         given = {"data_dir": data_dir, "backend": backend, "device": device, "threads": threads}
         found = opened(run, split=split, samples=samples, batch_size=batch_size, **given)
         place = place_of(found, run, "gradients", out)

@@ -11,6 +11,7 @@ import typer
 
 from trtkern import names
 from trtkern.commands._common import FAILURE, INTERRUPTED, USER, Quit, quits
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from trtkern.commands.analyze._opened import Opened
 
 
+@as_json("analyze landscape")
 def landscape(
     runs: Annotated[
         list[str],
@@ -86,11 +88,12 @@ def landscape(
     Writes RUN/analysis/landscape.json and curvature.json, each with a picture; of several runs also one picture that
     compares them. A command that was cut off goes on where it was when it is called again.
     """  # fmt: skip
-    with asked():
-        for name, value, choices in (("loss", loss, names.VIEWS), ("method", method, names.CURVATURES)):
-            names.one_of(name, value, choices)
-        if backend is not None:
-            names.one_of("backend", backend, names.BACKENDS)
+    with asked(
+        *runs, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+        loss=loss, method=method,
+    ):  # fmt: skip
+        if dims not in (1, 2):
+            raise ValueError(f"--dims: expected 1 or 2, got {dims}")
         from trtkern.analysis import Directions
         from trtkern.commands.analyze._opened import FOLDER, opened
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtkern.commands._common import USER, quits
+from trtkern.commands._json import as_json
 from trtkern.commands.analyze._options import (
     BackendOption,
     BatchOption,
@@ -22,6 +23,7 @@ from trtkern.commands.analyze._options import (
 )
 
 
+@as_json("analyze spikes")
 def spikes(
     run: RunArgument,
     samples: SamplesOption = 512,
@@ -36,7 +38,9 @@ def spikes(
     out: OutOption = None,
 ) -> int:
     """Show which neurons fire and when: a raster, rates by step and by neuron, silent and saturated neurons."""
-    with asked():
+    with asked(
+        run, split=split, samples=samples, batch_size=batch_size, backend=backend, device=device, threads=threads,
+    ):  # fmt: skip
         from trtkern import analysis
         from trtkern.commands.analyze import _opened
 

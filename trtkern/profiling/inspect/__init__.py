@@ -11,19 +11,14 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from trtkern.names import one_of
-from trtkern.neurons import TABLE
+from trtkern.names import COMPILED, DTYPES, TARGETS, inspectable
 from trtkern.profiling.inspect.contract import OPS, triton_excess
 from trtkern.profiling.inspect.report import Row, row, table, write
 
 if TYPE_CHECKING:
     from trtkern.profiling.inspect.triton import Case
 
-TARGETS = ("sm_80", "sm_90", "gfx942")
-BACKENDS = ("triton", "cuda", "all")
-DTYPES = ("float32", "bfloat16", "float16")
-
-__all__ = ["BACKENDS", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "triton_row", "triton_rows", "write"]
+__all__ = ["COMPILED", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "triton_row", "triton_rows", "write"]
 
 
 def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32", neuron: str = "LIF") -> list[Row]:
@@ -69,17 +64,7 @@ def inspect(
             regulariser in CUDA or with a neuron).
         RuntimeError: what is needed is not installed or not built; says what.
     """
-    one_of("target", target, TARGETS)
-    one_of("op", op, (*OPS, "all"))
-    one_of("backend", backend, BACKENDS)
-    one_of("dtype", dtype, DTYPES)
-    one_of("neuron", neuron, TABLE)
-    if neuron != "LIF" and op not in ("lif", "bn-lif"):
-        raise ValueError(f"--neuron: expected --op lif or bn-lif with {neuron}, got {op}")
-    if neuron != "LIF" and backend == "cuda":
-        raise ValueError(f"--neuron: expected LIF with --backend cuda, got {neuron}; use --backend triton")
-    if timesteps < 1:
-        raise ValueError(f"--timesteps: expected at least 1, got {timesteps}")
+    inspectable(target, op, backend, timesteps, dtype, neuron)
     ops = tuple(OPS) if op == "all" else (op,)
     found = _triton(ops, target, backend, timesteps, dtype, neuron)
     return found if neuron != "LIF" else [*found, *_cuda(ops, target, backend, timesteps, dtype)]
