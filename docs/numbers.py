@@ -3,8 +3,8 @@
 ``docs/numbers.toml`` has the sentences of README.md and docs/*.md that say a measured number, each with the rows that
 its numbers are taken from. A sentence is filled in from the rows, and must then stand in its page word for word. What
 is left of a page, without code and without these sentences, must have no number with a unit in it, unless the list of
-what is not measured (sizes of a definition, shares that are a rule) has the words around it. Pages that a script makes
-of rows are not looked at here: tests/test_docs.py compares them with what the script makes.
+what is not measured (sizes of a definition, shares that are a rule) has the words around it. Pages and parts of pages
+that a script makes of rows are not looked at here: tests/test_docs.py compares them with what the script makes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "numbers.toml"
 MADE = re.compile(r"docs/(performance.*|scale|results|controls|exact|backends)\.md")
 """Pages that a script makes of rows."""
+PART = re.compile(r"<!-- bench/\w+\.py --page writes from here -->.*?<!-- to here -->", re.DOTALL)
+"""What a script makes of a page."""
 
 NUMBER = re.compile(
     r"(?<![\w.,-])\d[\d,]*(?:\.\d+)?\s?(?:(?:ms|us|µs|s|seconds?|minutes?|hours?|[KMGT]i?B|GB/s)(?![\w/])|%)"
@@ -111,7 +113,7 @@ def pages() -> list[str]:
 
 def problems(page: str, text: str, said: list[Said], unmeasured: list[str]) -> Iterator[str]:
     """What is wrong with the numbers of a page that has this text."""
-    left = _flat(_CODE.sub(" ", text))
+    left = _flat(_CODE.sub(" ", PART.sub(" ", text)))
     for each in said:
         if page not in each.pages:
             continue
