@@ -132,9 +132,9 @@ def measured(found: list[Row]) -> None:
 
     def draw(axes: Axes) -> None:
         plot.panel(axes, group)
-        axes.set_title("One layer of 2,097,152 neurons, T = 4")
+        axes.set_title("One layer of 2,097,152 neurons, T = 4", loc="right")
 
-    keep("bench", draw, (1.3 * style.WIDTH, style.tall(len(group), around=2.2)), title)
+    keep("bench", draw, (1.3 * style.WIDTH, style.tall(len(group), around=1.4)), title)
 
 
 class Step(NamedTuple):

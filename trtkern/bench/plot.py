@@ -59,11 +59,14 @@ def picture(rows: Sequence[Row], path: Path) -> None:
             axes.set_axis_off()
         for axes, ((case, direction), group) in zip(places.flat, panels.items(), strict=False):
             panel(axes, group)
-            axes.set_title(f"{case}, {DIRECTIONS[direction]}", parse_math=False)
+            axes.set_title(f"{case}, {DIRECTIONS[direction]}", loc="right", parse_math=False)
 
 
 def panel(axes: Axes, group: Sequence[Row]) -> None:
-    """The candidates of a case, the fastest on top."""
+    """The candidates of a case, the fastest on top. ``copy_`` is the limit, and no row, where that is known: it copies
+    another number of bytes."""
+    at_best = limit(group)
+    group = [row for row in group if row.candidate != "copy_" or not at_best]
     for at, row in enumerate(group):
         aside = row.candidate in YARDSTICKS or "ReLU" in row.candidate
         color = style.OURS if row.library == "trtkern" else style.ASIDE if aside else style.THEIRS
@@ -73,7 +76,6 @@ def panel(axes: Axes, group: Sequence[Row]) -> None:
             va="center", fontsize=style.SMALL,
         )  # fmt: skip
     named_rows(axes, [row.candidate for row in group])
-    at_best = limit(group)
     times = [row.p50_ms for row in group] + ([at_best] if at_best else [])
     axes.set_xlim(min(times) / 1.5, max([*times, *(row.p80_ms for row in group)]) * 2.2)
     plain(axes)

@@ -71,4 +71,4 @@ def gaps(axes: Axes, runs: Sequence[Run]) -> None:
         axes.plot(here, place, "o", markersize=7, color=color)
     axes.margins(x=0.08)
     rows(axes, [each.label for each, _ in shown])
-    axes.set(xlabel="accuracy (%); filled: test images, empty: training images", title="From test to training images")
+    axes.set(xlabel="accuracy (%), empty: training images", title="From test to training images")

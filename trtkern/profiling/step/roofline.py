@@ -12,7 +12,7 @@ from trtkern.output.pictures import below, plain, rows, sheet, spread
 from trtkern.output.text import short
 from trtkern.profiling.step.report import PartTime, StepProfile
 
-LABELLED = 12
+LABELLED = 8
 """Points with a name in the roofline: the layers that take longest."""
 LONGEST = 20
 """Rows of the picture of times."""
@@ -51,13 +51,17 @@ def roofline(axes: Axes, found: StepProfile) -> None:
     axes.plot([low, ridge, high], [low * copy / 1e9, product / 1e9, product / 1e9], color=style.DARK, linewidth=1.4)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     least = min([low * copy, *(point.rate for point in shown)]) / 1e9
-    axes.set_ylim(least / 2, product / 1e9 * 3)
-    said = f"memory: {copy / 1e9:.1f} GB/s when copying"
-    axes.annotate(said, (low, low * copy / 1e9), xytext=(8, -14), textcoords="offset points", fontsize=style.SMALL)
-    said = f"arithmetic: {product / 1e9:,.0f} GFLOP/s in a matrix product"
+    axes.set_ylim(least / 2, product / 1e9 * 6)
+    middle = (low * ridge) ** 0.5
     axes.annotate(
-        said, (high, product / 1e9), xytext=(-4, 5), textcoords="offset points", fontsize=style.SMALL, ha="right"
-    )
+        f"memory: {copy / 1e9:.1f} GB/s (copying)", (middle, middle * copy / 1e9), xytext=(0.01, 0.95),
+        textcoords="axes fraction", fontsize=style.SMALL, va="center",
+        arrowprops={"arrowstyle": "-", "color": style.ASIDE, "linewidth": 0.6, "relpos": (0.1, 0)},
+    )  # fmt: skip
+    axes.annotate(
+        f"arithmetic: {product / 1e9:,.0f} GFLOP/s (matrix product)", (high, product / 1e9), xytext=(-4, 4),
+        textcoords="offset points", fontsize=style.SMALL, ha="right",
+    )  # fmt: skip
     for name in dict.fromkeys(point.row.name for point in shown):
         mine = [point for point in shown if point.row.name == name]
         color = _color(mine[0].row)
@@ -119,9 +123,7 @@ def bandwidth(axes: Axes, found: StepProfile) -> None:
     axes.axvline(copy, color=style.DARK, linewidth=1.4)
     rows(axes, [short(row.name, 24) for row in shown])
     axes.set_xlim(0, max(1.08 * copy, 1.05 * axes.dataLim.x1))
-    axes.set(
-        xlabel=f"GB/s of what must be moved (line: copying, {copy:.1f})", title="Memory traffic of the other layers"
-    )
+    axes.set(xlabel=f"GB/s (line: copying, {copy:.1f})", title="Memory traffic of the other layers")
     _kinds(axes, shown)
 
 
@@ -135,7 +137,7 @@ def share(axes: Axes, found: StepProfile) -> None:
         axes.barh(index, backward, 0.6, left=forward, edgecolor=color, facecolor=style.EMPTY)
     rows(axes, [short(row.name, 24) for row in shown])
     axes.set_xlim(0, 1.05 * axes.dataLim.x1 or 1.0)
-    axes.set(xlabel=f"ms a step ({DIRECTIONS})", title="What takes the time")
+    axes.set(xlabel="ms a step (empty: backward)", title="What takes the time")
     _kinds(axes, shown)
 
 
