@@ -43,7 +43,9 @@ class PartTime(NamedTuple):
     group: str
     """"convolutions", "neurons", ..."""
     forward: Part
+    """Its seconds, bytes and FLOP in the forward pass."""
     backward: Part
+    """The same in the backward pass."""
     how: str
     """How the bytes were counted: ``work.MODEL_BYTES``, ``work.SIZES`` or nothing."""
     kept: int | None
@@ -79,6 +81,7 @@ class StepProfile:
     """Where the time of a step goes. Printed, it is a table with a verdict below."""
 
     title: str
+    """What was profiled."""
     rows: tuple[PartTime, ...]
     """The layers in the order in which they first ran, then the other parts."""
     wall: float
@@ -86,9 +89,11 @@ class StepProfile:
     plain: float
     """Seconds a step without the profiler, median of as many steps between them."""
     steps: int
+    """How many steps."""
     rates: Rates
     """Copy and matmul rate in the same rounds."""
     gpu: bool
+    """Whether they ran on a GPU."""
     about: dict[str, str]
     """What ran: device, dtype, threads, batch, loss."""
     kept: str | None = None
