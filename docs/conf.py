@@ -30,7 +30,6 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 nitpicky = True  # a name in a page or docstring that leads nowhere is an error
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
@@ -41,7 +40,7 @@ napoleon_use_rtype = False
 add_module_names = False
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
-myst_heading_anchors = 4
+myst_heading_anchors = 6
 suppress_warnings: list[str] = []
 
 # A cell that fails ends the build. What was executed is kept, so that only notebooks that changed run again.
@@ -59,6 +58,7 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"navigation_with_keys": True}
-copybutton_prompt_text = r">>> |\.\.\. |\$ "
-copybutton_prompt_is_regexp = True
+html_last_updated_fmt = None
+html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
+# The picture of the landing page, once there is one, stands in docs/index.md as plain Markdown: ![...](landing.svg).
+copybutton_exclude = ".linenos, .gp, .go"

@@ -98,8 +98,10 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
 
 
 def readable(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: Any) -> Any:
-    """``...`` for a default that is not Python, as <factory> of a dataclass: Sphinx could not read the types then."""
-    return re.sub(r"<[^<>]*>", "...", signature or "") or None, returned
+    """Short defaults: ``...`` for <factory> of a dataclass, of which Sphinx could not read the types either, and for
+    what a default object is made of."""
+    signature = re.sub(r"<[^<>]*>", "...", signature or "")
+    return re.sub(r"\b([A-Z]\w+)\([^()]{40,}\)", r"\1(...)", signature) or None, returned
 
 
 @cache

@@ -87,12 +87,13 @@ def below(module: str, name: str) -> str:
     """The text below a value, in this module or in the one that it comes from."""
     value = getattr(import_module(module), name)
     for place in (module, *sorted(each for each in sys.modules if each.startswith("trtkern."))):
-        if getattr(sys.modules.get(place), name, None) is value:
+        alike = [key for key, each in vars(sys.modules[place]).items() if each is value]
+        if name in alike or (alike and not isinstance(value, str)):
             tree = ast.parse(inspect.getsource(sys.modules[place]))
             for line, after in pairwise(tree.body):
                 targets = getattr(line, "targets", [getattr(line, "target", None)])
                 told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if told and any(getattr(target, "id", None) == name for target in targets):
+                if told and any(getattr(target, "id", None) in alike for target in targets):
                     return inspect.cleandoc(str(after.value.value))
     return ""
 
@@ -103,12 +104,13 @@ def unexplained(value: Any) -> list[str]:
         return []
     text, told = inspect.getdoc(value) or "", set()
     for base in value.__mro__ if isinstance(value, type) else ():
-        if base.__module__.startswith("trtkern"):  # strings below the fields
+        if base.__module__.startswith("trtkern"):  # strings below the fields, and what the bases explain
+            text += "\n\n" + inspect.cleandoc(base.__doc__ or "")
             told |= {name for (_, name) in ModuleAnalyzer.for_module(base.__module__).find_attr_docs()}
     if value in [row.function for row in surrogates.TABLE.values()]:  # the docstring is the formula, in u and alpha
         return []
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, flags=re.MULTILINE)
-    for names in re.findall(r"^ {4}([\w*][\w*, ]*):", section[1] if section else "", flags=re.MULTILINE):
+    sections = re.findall(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, flags=re.MULTILINE)
+    for names in re.findall(r"^ {4}([\w*][\w*, ]*):", "\n".join(sections), flags=re.MULTILINE):
         told |= {name.strip(" *") for name in names.split(",")}
     return [name for name in inspect.signature(value).parameters if name not in told]
 

@@ -56,6 +56,7 @@ DATASETS: dict[str, Row] = {
     "dvs-gesture": Row(f"{_SETS}:events", 11, (2, 128, 128), 1_176, frames=True),
     "shd": Row(f"{_SETS}:events", 20, (1, 1, 700), 8_156, frames=True),
 }
+"""Every data set by its name: how it is made, its classes, and the options that it takes."""
 
 
 def takers(option: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 BACKENDS = ("auto", "cpu", "cuda", "reference", "triton")
+"""What ``backend=`` of a layer can be."""
 
 # The options that each loss takes, with their defaults.
 LOSSES: dict[str, dict[str, Any]] = {

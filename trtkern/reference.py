@@ -29,8 +29,11 @@ class Trace(NamedTuple):
     """Spikes s, potentials v after the reset and h before the firing, each [T, ...]; state: after the last step."""
 
     s: Tensor
+    """Spikes, [T, ...]."""
     v: Tensor
+    """Potentials after the reset, [T, ...]."""
     h: Tensor
+    """Potentials before the firing, [T, ...]."""
     state: Tensor
     """[...]; of a neuron with several states [S, ...]."""
 
@@ -93,7 +96,13 @@ def steps(neuron: str, reset: str) -> tuple[Any, ...]:
 
 
 def surrogate_derivative(u: Tensor, name: str, alpha: float) -> Tensor:
-    """dsigma/du of the named surrogate at ``u``, in u's dtype."""
+    """dsigma/du of the named surrogate at ``u``, in u's dtype.
+
+    Args:
+        u: potential less threshold, any shape.
+        name: of the surrogate.
+        alpha: its sharpness.
+    """
     return _derivative(surrogates.lookup(name).name)(u, torch.as_tensor(alpha, dtype=u.dtype))
 
 
@@ -175,7 +184,14 @@ def _run(
 def advance(
     current: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor | float], spec: LIFSpec
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One step without gradients: whether it fired, as a condition, the trace and the state after it."""
+    """One step without gradients: whether it fired, as a condition, the trace and the state after it.
+
+    Args:
+        current: the input current of the step, [...].
+        state: the parts of the state before it, [...] each.
+        params: the parameters in the order of the neuron's row, numbers or tensors that broadcast.
+        spec: the choices of the neuron.
+    """
     charge, fire, settle = steps(spec.neuron, spec.reset)
     trace = charge(current, state, params)
     potential, threshold = fire(trace, params)
@@ -233,9 +249,11 @@ def recurrent(
     """Neurons that feed each other: current[t] = x[t] + s[t-1] weight^T + bias, then the neuron's step.
 
     Args:
-        x: [T, B, N]; s0: [B, N], the spikes before the first step, None is zero.
+        x: [T, B, N].
+        s0: [B, N], the spikes before the first step, None is zero.
         v0, params, spec: as in ``lif``.
-        weight: [N, N], from neuron k to neuron j at [j, k]; bias: [N].
+        weight: [N, N], from neuron k to neuron j at [j, k].
+        bias: [N], or None.
         known: [T, B, N], the spikes as somebody else found them: what is compared with those goes on from them, so
             that a potential that lies on its threshold to within a rounding is no other sequence.
 
@@ -281,7 +299,9 @@ def batch_norm(
     """weight * (y - mean) * rstd + bias (+ residual), computed in float64.
 
     Args:
-        y, residual: [T, ...]; mean, rstd, weight, bias: [C], along ``axis`` of y.
+        y, residual: [T, ...].
+        mean, rstd, weight, bias: [C], along ``axis`` of y.
+        axis: that of the channels.
     """
     shape = [-1, *[1] * (y.dim() - axis - 1)]
     x = (y.double() - mean.double().view(shape)) * rstd.double().view(shape)
@@ -293,18 +313,31 @@ def batch_norm(
 
 
 def statistics(y: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all axes but ``axis``, [C] float64."""
+    """Mean and biased variance over all axes but ``axis``, [C] float64.
+
+    Args:
+        y: any shape, with the channels on ``axis``.
+        axis: that of the channels.
+    """
     var, mean = torch.var_mean(y.double(), [a for a in range(y.dim()) if a != axis], correction=0)
     return mean, var
 
 
 def average_pool(s: Tensor) -> Tensor:
-    """2x2 averages over the last two axes of [..., H, W]; an odd last row or column is dropped."""
+    """2x2 averages over the last two axes of [..., H, W]; an odd last row or column is dropped.
+
+    Args:
+        s: [..., H, W].
+    """
     return torch.nn.functional.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2])
 
 
 def spikes_pack(s: Tensor) -> Tensor:
-    """[T, ...] spikes as uint8 [ceil(T / 8), ...]: bit t % 8 of plane t // 8 is whether s[t] is not 0."""
+    """[T, ...] spikes as uint8 [ceil(T / 8), ...]: bit t % 8 of plane t // 8 is whether s[t] is not 0.
+
+    Args:
+        s: [T, ...] of 0 and 1.
+    """
     planes = []
     for steps in s.split(8):
         bits = [(step != 0).to(torch.uint8) << t for t, step in enumerate(steps)]
@@ -313,7 +346,14 @@ def spikes_pack(s: Tensor) -> Tensor:
 
 
 def spikes_unpack(words: Tensor, start: int, steps: int, dtype: torch.dtype) -> Tensor:
-    """Steps start to start + steps - 1 of what ``spikes_pack`` made, [steps, ...]."""
+    """Steps start to start + steps - 1 of what ``spikes_pack`` made, [steps, ...].
+
+    Args:
+        words: uint8 [ceil(T / 8), ...].
+        start: the first step.
+        steps: how many.
+        dtype: of what comes out.
+    """
     return torch.stack([(words[t // 8] >> (t % 8) & 1).to(dtype) for t in range(start, start + steps)])
 
 
@@ -331,7 +371,8 @@ def spike_conv(conv: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         conv: ``trtkern.backends.base.SpikeConvolution``.
-        weight: [K, C, kernel_h, kernel_w]; bias: [K].
+        weight: [K, C, kernel_h, kernel_w].
+        bias: [K], or None.
 
     Returns:
         [T * B, K, out_h, out_w].
@@ -341,7 +382,13 @@ def spike_conv(conv: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def spike_conv_weight_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of ``weight`` from that of ``spike_conv``, g [T * B, K, out_h, out_w]; of weight's shape."""
+    """The gradient of ``weight`` from that of ``spike_conv``, g [T * B, K, out_h, out_w]; of weight's shape.
+
+    Args:
+        conv: how the spikes lie in the words, and stride and padding (``SpikeConvolution``).
+        g: the gradient of the output, [T * B, K, H, W].
+        weight: [K, C, kH, kW], of which the shape alone matters.
+    """
     images = _spike_images(conv, g.dtype)
     _, gweight, _ = torch.ops.aten.convolution_backward(
         g, images, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (False, True, False)
@@ -350,7 +397,13 @@ def spike_conv_weight_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
 
 
 def spike_conv_input_grad(conv: Any, g: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of what is convolved, [T * B, C, H, W], from that of ``spike_conv``, g [T * B, K, out_h, out_w]."""
+    """The gradient of what is convolved, [T * B, C, H, W], from that of ``spike_conv``, g [T * B, K, out_h, out_w].
+
+    Args:
+        conv: how the spikes lie in the words, and stride and padding (``SpikeConvolution``).
+        g: the gradient of the output, [T * B, K, H, W].
+        weight: [K, C, kH, kW].
+    """
     shape = (g.shape[0], weight.shape[1], *conv.image)
     images = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
     gx, _, _ = torch.ops.aten.convolution_backward(
@@ -363,13 +416,23 @@ class Taps(NamedTuple):
     """What a delay reads at each step: near = x[t - k] and far = x[t - k - 1], both [T, ...], and the share of far."""
 
     near: Tensor
+    """x[t - k], [T, ...]."""
     far: Tensor
+    """x[t - k - 1], [T, ...]."""
     share: Tensor
     """f, where the delay is k + f steps; it broadcasts with x[0]."""
 
 
 def delay_taps(x: Tensor, delays: Tensor, v0: Tensor | None, most: int, rounded: bool = False) -> Taps:
-    """What ``delay`` mixes, of the same arguments."""
+    """What ``delay`` mixes, of the same arguments.
+
+    Args:
+        x: [T, ...].
+        delays: steps, which broadcast with x[0].
+        v0: the ``most`` steps before x, or None for zeros.
+        most: the most steps that a delay may have.
+        rounded: whether delays are rounded to whole steps.
+    """
     held = delays.detach().clamp(0, most)
     whole = torch.nan_to_num(held.floor()).clamp(max=max(most - 1, 0))
     share = delays - whole

@@ -41,7 +41,13 @@ OPTIONS = (
 
 
 def fma(a: float, b: float, c: float) -> float:
-    """a * b + c; rounded once on every backend."""
+    """a * b + c; rounded once on every backend.
+
+    Args:
+        a: a factor.
+        b: the other one.
+        c: what is added.
+    """
     return a * b + c
 
 
@@ -139,7 +145,11 @@ def compiled(file: str, source: str) -> Callable:
 
 
 def lookup(name: str) -> Neuron:
-    """The row of that name; a ValueError with the list of names otherwise."""
+    """The row of that name; a ValueError with the list of names otherwise.
+
+    Args:
+        name: of the neuron, as in ``TABLE``, or what ``register`` returned.
+    """
     row = TABLE.get(name) or _VERSIONS.get(name) or LATEST.get(name)
     if row is None:
         raise unknown("neuron", name, (*TABLE, *LATEST))

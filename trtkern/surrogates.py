@@ -28,7 +28,11 @@ PRIMITIVES = ("exp", "abs", "maximum", "where")
 
 
 def exp(x: float) -> float:
-    """e**x; inf instead of an OverflowError, as floating-point hardware answers."""
+    """e**x; inf instead of an OverflowError, as floating-point hardware answers.
+
+    Args:
+        x: the exponent.
+    """
     try:
         return math.exp(x)
     except OverflowError:
@@ -36,12 +40,23 @@ def exp(x: float) -> float:
 
 
 def maximum(a: float, b: float) -> float:
-    """The larger of the two; NaN if either is NaN, on every backend."""
+    """The larger of the two; NaN if either is NaN, on every backend.
+
+    Args:
+        a: a number.
+        b: another one.
+    """
     return math.nan if a != a or b != b else max(a, b)
 
 
 def where(condition: bool, a: float, b: float) -> float:
-    """a where the condition holds, b elsewhere."""
+    """a where the condition holds, b elsewhere.
+
+    Args:
+        condition: a comparison, or whether the neuron fired.
+        a: the number where it holds.
+        b: the number where it does not.
+    """
     return a if condition else b
 
 
@@ -92,8 +107,11 @@ class Surrogate:
     name: str
     """Of a user's function with a digest of its code behind an @: another code is another surrogate."""
     function: Callable
+    """The derivative, of (u, alpha)."""
     default_alpha: float
+    """What ``alpha=None`` stands for."""
     builtin: bool = True
+    """Whether it comes with trtkern, and so is in the compiled code."""
 
 
 # The position of a row is its number in the compiled code: append, never reorder.
@@ -109,7 +127,9 @@ TABLE: dict[str, Surrogate] = {
         Surrogate("exponential", exponential, 2.0),
     )
 }
+"""The surrogates by their names, those that were registered too."""
 BUILTIN: tuple[str, ...] = tuple(TABLE)
+"""The names of the surrogates that every backend has."""
 
 
 _VERSIONS: dict[str, Surrogate] = {}
@@ -165,7 +185,11 @@ def register(function: Callable, name: str | None = None, default_alpha: float =
 
 
 def lookup(name: str) -> Surrogate:
-    """The row of that name; a ValueError with the list of names otherwise."""
+    """The row of that name; a ValueError with the list of names otherwise.
+
+    Args:
+        name: of the surrogate, as in ``TABLE``, or what ``register`` returned.
+    """
     row = _VERSIONS.get(name) or TABLE.get(name)
     if row is None:
         from trtkern.names import unknown

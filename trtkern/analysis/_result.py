@@ -36,7 +36,9 @@ class Table(NamedTuple):
     """Rows of words and numbers."""
 
     head: Sequence[str]
+    """What stands above the columns."""
     rows: Sequence[Sequence[str]]
+    """The cells, a sequence a row."""
     words: int = 1
     """The first so many columns are words, the others numbers."""
 

@@ -14,10 +14,15 @@ from trtkern.spec import LIFSpec
 __all__ = ["BACKENDS", "NAMES", "Backend", "Case", "explain", "named", "order", "resolve"]
 
 BACKENDS: tuple[Backend, ...] = (cpu.BACKEND, triton.BACKEND, cuda.BACKEND, reference.BACKEND)
+"""Every backend, in the order in which "auto" asks them."""
 
 
 def named(name: str) -> Backend:
-    """The backend of that name; a ValueError with the list otherwise."""
+    """The backend of that name; a ValueError with the list otherwise.
+
+    Args:
+        name: one of ``NAMES``, but "auto".
+    """
     for backend in BACKENDS:
         if backend.name == name:
             return backend
@@ -25,13 +30,21 @@ def named(name: str) -> Backend:
 
 
 def order(case: Case) -> list[tuple[Backend, str | None]]:
-    """The backends as "auto" asks them for this case, each with why it comes before its turn, or None."""
+    """The backends as "auto" asks them for this case, each with why it comes before its turn, or None.
+
+    Args:
+        case: what is to run.
+    """
     reasons = [(backend, backend.prefers(case)) for backend in BACKENDS]
     return sorted(reasons, key=lambda row: row[1] is None)
 
 
 def resolve(name: str, case: Case) -> Backend:
     """The backend that runs ``case``: the first that takes it for "auto", else the named one or an error.
+
+    Args:
+        name: "auto", or the name of a backend.
+        case: what is to run.
 
     Raises:
         ValueError: no such backend, or it does not take this case (with its reason).
@@ -87,7 +100,11 @@ def sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 def explain(case: Case) -> str:
-    """The backend that "auto" takes for ``case`` and why the ones before it do not, in one line."""
+    """The backend that "auto" takes for ``case`` and why the ones before it do not, in one line.
+
+    Args:
+        case: what is to run.
+    """
     passed: list[str] = []
     for backend, reason in order(case):
         objection = backend.objection(case)

@@ -52,11 +52,13 @@ class LIFInputs(NamedTuple):
     scalars: tuple[float, ...]
     """The P numbers, used when ``params`` is None."""
     spec: LIFSpec
+    """The choices of the neuron."""
     inner: int
     """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
     norm: Norm | None = None
     """None: x is the input current. Its C is that of params, where those are there."""
     pool: Pool | None = None
+    """Where 2x2 averages of the spikes are made; None: they come out one by one."""
     before: bool = False
     """``LIFForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
     held: dict[str, Any] | None = None
@@ -120,6 +122,7 @@ class RecurrentInputs(NamedTuple):
     scalars: tuple[float, ...]
     """The P numbers, used when ``params`` is None."""
     spec: LIFSpec
+    """The choices of the neuron."""
     before: bool = False
     """``RecurrentForward.v`` is h, the potential before the reset, and ``LIFGrads.v`` its gradient."""
 
@@ -158,13 +161,17 @@ class Finish(NamedTuple):
     """What statistics of a BatchNorm are finished with; tensors are [C], of any floating dtype."""
 
     weight: Tensor | None
+    """The scale of the BatchNorm, [C]; None is 1."""
     bias: Tensor | None
+    """Its shift, [C]; None is 0."""
     running_mean: Tensor | None
     """Moved in place, with what follows, unless a statistic is not finite; None: not moved."""
     running_var: Tensor | None
+    """Moved as ``running_mean``."""
     batches: Tensor | None
     """int64 []: how many there were."""
     eps: float
+    """Added to the variance."""
     momentum: float | None
     """None: the running statistics are plain averages over all batches."""
     samples: int
@@ -208,7 +215,9 @@ class SpikeConvolution(NamedTuple):
     pooled: bool
     """The image is made of 2x2 averages of the words; an odd last row or column is dropped."""
     stride: tuple[int, int]
+    """Rows and columns from one place of the window to the next."""
     padding: tuple[int, int]
+    """Rows and columns of zeros around the image."""
 
     @property
     def image(self) -> tuple[int, int]:
@@ -230,6 +239,7 @@ class Delays(NamedTuple):
     inner: int
     """The channel of neuron n, counted in storage order within a step, is ``(n // inner) % C``."""
     most: int
+    """The most steps that there may be."""
     rounded: bool
     """To whole steps."""
 
@@ -246,7 +256,13 @@ class DelayGrads(NamedTuple):
 
 
 class RegularizerSpec(NamedTuple):
-    """Hyper-parameters of ``R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))``."""
+    """Hyper-parameters of ``R(w) = (lam / T) sum_t w^2 / (1 + (e^(delta t) - 1) (|w| + eps))``.
+
+    Args:
+        lam: strength of the penalty, >= 0.
+        delta: how fast it fades over the steps, >= 0; 0 is plain L2.
+        eps: >= 0, added to ``|w|``.
+    """
 
     timesteps: int
     lam: float
@@ -258,9 +274,13 @@ class Case(NamedTuple):
     """What a backend is asked to run: an op family ("lif", "recurrent", ...) on a device, in a dtype."""
 
     op: str
+    """The family of ops: "lif", "recurrent", "batch_norm_lif", "delay", "regularizer", ..."""
     device: str
+    """"cpu", "cuda", ..."""
     dtype: torch.dtype
+    """Of the input."""
     spec: LIFSpec | None = None
+    """The choices of the neuron; None for an op without neurons."""
     T: int = 0
     """Steps; 0: not known, or not to be looked at."""
     N: int = 0
@@ -285,10 +305,15 @@ class Backend:
     """
 
     name: str
+    """What ``backend=`` says."""
     missing: Callable[[], str | None]
+    """Why it cannot be used on this machine and how to get it, or None."""
     refuses: Callable[[Case], str | None]
+    """Why it does not take a case, or None."""
     ops: Mapping[str, Callable]
+    """The function of each op that it holds."""
     prefers: Callable[[Case], str | None] = _never
+    """For what "auto" takes it before its turn, or None."""
 
     def holds(self, family: str) -> bool:
         """Whether it has the ops of that family at all, on any machine."""

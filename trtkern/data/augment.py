@@ -35,6 +35,10 @@ class Crop(Transform):
 
     out[i, j] = padded[top + i, left + j], with top of 0..H + 2 padding - size and left likewise, all equally likely.
     ``padding`` is the margin in pixels, ``size`` the height and width of the window; None is that of the image.
+
+    Args:
+        padding: pixels of zeros around the image.
+        size: height and width of the window; None is those of the image.
     """
 
     name: ClassVar[str] = "crop"
@@ -65,7 +69,11 @@ class Crop(Transform):
 
 @dataclass(frozen=True)
 class Flip(Transform):
-    """Mirrored left to right with probability ``p``."""
+    """Mirrored left to right with probability ``p``.
+
+    Args:
+        p: the probability, 0 to 1.
+    """
 
     name: ClassVar[str] = "flip"
     p: float = 0.5
@@ -89,6 +97,9 @@ class Cutout(Transform):
 
     Its centre is any pixel, all equally likely: rows centre - length // 2 .. + length - 1, columns likewise. What lies
     beyond the border is lost, so that a hole is between a quarter of length ** 2 and all of it.
+
+    Args:
+        length: height and width of the hole, in pixels.
     """
 
     name: ClassVar[str] = "cutout"
@@ -114,6 +125,9 @@ class Roll(Transform):
     """Shifted in a circle along both axes by -``shift`` .. ``shift`` pixels, all equally likely.
 
     out[i, j] = in[(i - dy) mod H, (j - dx) mod W]
+
+    Args:
+        shift: the most pixels along each axis.
     """
 
     name: ClassVar[str] = "roll"
@@ -147,6 +161,11 @@ class ResizedCrop(Transform):
 
     where s = h / size is the window's scale, y_i = top + (i + 1/2) s, and each row of k sums to 1. Integers are
     rounded. ``scale`` and ``ratio`` are (least, greatest).
+
+    Args:
+        size: height and width that come out, in pixels.
+        scale: least and greatest share of the image's area.
+        ratio: least and greatest width / height of the window.
     """
 
     name: ClassVar[str] = "resized_crop"
@@ -202,6 +221,7 @@ class ResizedCrop(Transform):
 
 
 TRANSFORMS: dict[str, type[Transform]] = {kind.name: kind for kind in (Crop, Flip, Cutout, Roll, ResizedCrop)}
+"""The changes by the names that a recipe and ``Trainer(augment=...)`` use."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +259,11 @@ class OwnChange:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms, one after the other, from one generator."""
+    """Transforms, one after the other, from one generator.
+
+    Args:
+        transforms: what is done, in this order.
+    """
 
     transforms: tuple[Transform | OwnChange, ...] = ()
 

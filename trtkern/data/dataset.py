@@ -32,7 +32,9 @@ class Split(NamedTuple):
     """
 
     images: Images
+    """[N, C, H, W], or sequences [N, T, C, H, W]."""
     labels: Tensor
+    """[N] int64."""
 
     def take(self, index: slice | Tensor) -> Split:
         """The samples at these places."""

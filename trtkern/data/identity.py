@@ -30,6 +30,9 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
     Frames of events that were resized in floating point, whose last bit may differ between processors, are known by
     ``files`` of the data set. The same on every machine, wherever the files are.
 
+    Args:
+        data: the data set, of which every image is read.
+
     Raises:
         OSError: a file is missing; the message names it.
     """
@@ -38,7 +41,12 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two fingerprints, in words; empty if nothing does."""
+    """What differs between two fingerprints, in words; empty if nothing does.
+
+    Args:
+        before: a fingerprint, such as that of a run when it began.
+        now: another one.
+    """
     found = []
     if before["classes"] != now["classes"]:
         found.append(_classes(before["classes"], now["classes"]))

@@ -48,12 +48,19 @@ class Arrays(NamedTuple):
     """
 
     train_images: Tensor
+    """Frames [N, T, C, H, W] to train on."""
     train_labels: Tensor
+    """[N] int64."""
     test_images: Tensor
+    """Frames [N, T, C, H, W] to test with."""
     test_labels: Tensor
+    """[N] int64."""
     classes: tuple[str, ...]
+    """The name of each label."""
     mean: float
+    """What the paper subtracts from the raw frames."""
     std: float
+    """What it divides them by then."""
     files: str
     """SHA-256 of the names and sizes of the files, and of what was made of them (``trtkern.data.identity``)."""
 
@@ -237,3 +244,4 @@ KINDS: dict[str, Kind] = {
     "shd": Kind(event_sets.shd, (1, 1, 700), _shd),
 }
 NAMES = tuple(KINDS)
+"""The data sets of events that ``load`` knows."""

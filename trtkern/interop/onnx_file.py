@@ -117,6 +117,10 @@ def _quiet() -> Iterator[None]:
 def run_onnx(path: str | Path, x: Tensor) -> Tensor | tuple[Tensor, ...]:
     """What ONNX Runtime computes on the CPU with such a file: a tensor, or a tuple of several.
 
+    Args:
+        path: of a file that ``to_onnx`` wrote.
+        x: the input, on the CPU, in the shape that the file was made for.
+
     Raises:
         ImportError: onnxruntime is not installed; the message has what to type.
     """

@@ -251,6 +251,10 @@ class OverTimeNetwork(nn.Module):
     """What ``over_time`` makes: [T, B, ...] -> what ``net`` gives, with a time axis in front of each tensor of it.
 
     The state dict has net's keys under "net.".
+
+    Args:
+        net: a network that was written for one step, x_t [B, ...].
+        timesteps: T, where the network is given one image for all steps; None: the input is a sequence [T, B, ...].
     """
 
     takes_time = True

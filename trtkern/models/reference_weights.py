@@ -41,6 +41,9 @@ def reference_keys(model: SpikingNetwork) -> dict[str, str]:
     of the neurons (a PLIF's w) have no counterpart there, and are not in the result. To write a state dict for the
     reference: ``{theirs: model.state_dict()[ours] for ours, theirs in reference_keys(model).items()}``.
 
+    Args:
+        model: a network of this package.
+
     Raises:
         TypeError: no ``SpikingNetwork``, or one with a layer that the reference does not have.
     """

@@ -53,6 +53,9 @@ def parse_topology(topology: str) -> tuple[Token, ...]:
     - SEWRES~ADD-..., SEWRES~AND-..., SEWRES~IAND-...: SEW block.
     - FC-n: Linear and LIF. FCBN-n: Linear without bias, BatchNorm, LIF. L-n: the readout, Linear, at the end.
 
+    Args:
+        topology: tokens with ``_`` between them.
+
     Raises:
         TypeError: no string.
         ValueError: a token that is wrong, or where it must not be: which one, its column, what was expected.

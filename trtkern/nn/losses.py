@@ -29,9 +29,13 @@ class LossParts(NamedTuple):
     """A loss and what it is made of, 0-dim tensors; the parts are unweighted, ``regularizer`` holds its lam."""
 
     total: Tensor
+    """What is minimised: the parts, each with its weight."""
     cross_entropy: Tensor
+    """The mean cross entropy over the steps."""
     mse: Tensor
+    """The mean squared error to the targets."""
     regularizer: Tensor
+    """The penalty on the weights."""
 
 
 class _TimestepLoss(Leaf):

@@ -87,7 +87,12 @@ class LIF(Spiking):
 
 
 class IF(LIF):
-    """Integrate-and-fire: a LIF neuron that does not leak, decay = 1. Takes what LIF takes but decay and v_leak."""
+    """Integrate-and-fire: a LIF neuron that does not leak, decay = 1. Takes what LIF takes but decay and v_leak.
+
+    Args:
+        gain: what the input is multiplied by: a number, or a tensor of shape [] or [C].
+        lif: what ``LIF`` takes beside.
+    """
 
     def __init__(self, gain: Number | Bounded = 1.0, **lif: Any) -> None:
         _refuse(self, lif, ("decay", "v_leak"), "an IF neuron does not leak")

@@ -47,7 +47,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 def batch_norms(model: nn.Module) -> Iterator[Any]:
-    """Every BatchNorm of a model, torch's and ``BatchNormLIF``, for code that asks ``isinstance(m, _BatchNorm)``."""
+    """Every BatchNorm of a model, torch's and ``BatchNormLIF``, for code that asks ``isinstance(m, _BatchNorm)``.
+
+    Args:
+        model: any module.
+    """
     for module in model.modules():
         if isinstance(module, (_BatchNorm, BatchNormLIF)):
             yield module

@@ -28,6 +28,7 @@ class SpikeConv2d(Leaf, nn.Conv2d):
     Args:
         exact: torch's own kernels compute, also on packed spikes. An attribute too, which may be set at any time.
         others: those of ``torch.nn.Conv2d``.
+        args: what ``torch.nn.Conv2d`` takes.
 
     Raises:
         TypeError, ValueError: input of another kind or shape.
@@ -103,6 +104,7 @@ class SpikeLinear(Leaf, nn.Linear):
     Args:
         exact: torch's own kernels compute, also on packed spikes. An attribute too, which may be set at any time.
         others: those of ``torch.nn.Linear``.
+        args: what ``torch.nn.Linear`` takes.
 
     Raises:
         TypeError, ValueError: input of another kind or shape.
@@ -159,7 +161,12 @@ class SpikeLinear(Leaf, nn.Linear):
 
 def exact_convolutions(model: nn.Module, exact: bool = True) -> None:
     """Set ``exact`` of every ``SpikeConv2d`` and ``SpikeLinear`` in a model: whether torch's own kernels compute them
-    also on packed spikes."""
+    also on packed spikes.
+
+    Args:
+        model: any module; it is changed.
+        exact: True: torch's own kernels, bit for bit; False: the kernels over bits.
+    """
     for layer in model.modules():
         if isinstance(layer, (SpikeConv2d, SpikeLinear)):
             layer.exact = exact

@@ -171,7 +171,11 @@ class Stream:
 
 
 def stream(model: nn.Module) -> Stream:
-    """A model over sequences that come in parts (``Stream``), from their beginning."""
+    """A model over sequences that come in parts (``Stream``), from their beginning.
+
+    Args:
+        model: a module over sequences [T, B, ...]; it is not changed.
+    """
     return Stream(model)
 
 

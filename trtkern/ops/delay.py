@@ -83,7 +83,14 @@ def delay(
 
 def state_after(x: Tensor, v0: Tensor | None, max_delay: int, lengths: Tensor | None = None) -> Tensor:
     """What ``v0`` is of the sequence that follows x: the last ``max_delay`` steps of v0 and x, of each sample up to its
-    end; a tensor of its own."""
+    end; a tensor of its own.
+
+    Args:
+        x: the sequence, [T, B, C, ...].
+        v0: the steps before it, [max_delay, B, C, ...]; None is zeros.
+        max_delay: the most steps that a delay may have.
+        lengths: int [B]: the steps of each sample; None: each has T.
+    """
     steps = x.shape[0]
     if lengths is None and not recording() and steps >= max_delay:
         return x[steps - max_delay :].clone()

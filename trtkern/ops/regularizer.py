@@ -72,6 +72,12 @@ def add_regularizer_grad_(
     """Add scale * dR/dw into every ``w.grad`` (made where it is None) and return R, in one pass over both.
 
     Args and errors as for ``regularizer``; the weights are leaves.
+
+    Args:
+        weights: tensors of any shape, all on one device.
+        spec: timesteps, lam, delta, eps.
+        scale: what the gradient is multiplied by.
+        backend: "auto", or one of ``trtkern.backends.NAMES``.
     """
     weights = list(weights)
     shards = _shards(weights)

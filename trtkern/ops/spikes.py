@@ -51,7 +51,11 @@ class Spikes(NamedTuple):
 
 
 def dense(x: Tensor | Spikes) -> Tensor:
-    """The dense tensor of ``Spikes``; a tensor as it is."""
+    """The dense tensor of ``Spikes``; a tensor as it is.
+
+    Args:
+        x: ``Spikes``, or a tensor.
+    """
     return x.spikes if isinstance(x, Spikes) else x
 
 
@@ -72,7 +76,11 @@ _unwritten: bool | None = None
 @contextmanager
 def unwritten(enabled: bool = True) -> Iterator[None]:
     """Inside: whether neurons that make words leave the dense spikes unwritten, however few; or write them, however
-    many."""
+    many.
+
+    Args:
+        enabled: False: they are written.
+    """
     global _unwritten
     before, _unwritten = _unwritten, enabled
     try:
@@ -233,6 +241,9 @@ def announce(spikes: Tensor, words: Tensor) -> None:
 def pack(spikes: Tensor) -> Tensor:
     """The words [ceil(T / 8), ...] uint8 of dense spikes [T, ...]: whatever is not 0 is a spike.
 
+    Args:
+        spikes: [T, ...] of 0 and 1.
+
     Raises:
         TypeError, ValueError: not a floating tensor [T, ...] with T >= 1.
     """
@@ -264,6 +275,10 @@ def unpack(words: Tensor, timesteps: int, *, start: int = 0, pooled: bool = Fals
 
     Args:
         words: [ceil(T / 8), ...] uint8, dense, in any storage order of the axes after the first.
+        timesteps: how many steps.
+        start: the first of them.
+        pooled: whether 2x2 averages over the last two axes come out.
+        dtype: of what comes out.
 
     Raises:
         TypeError, ValueError: words of another kind, or steps that they do not hold.

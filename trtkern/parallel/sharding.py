@@ -78,6 +78,9 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     """The modules whose parameters ``shard`` gathers together: of each outermost ``Sequential`` or ``ModuleList``, the
     children that hold a weight of two axes or more. Norms and neurons that stand alone go with the model itself: a
     collective of their own would be all latency. So does what is in no such container.
+
+    Args:
+        model: any module.
     """
     if isinstance(model, (nn.Sequential, nn.ModuleList)):
         yield from (child for child in model if any(parameter.dim() > 1 for parameter in child.parameters()))

@@ -41,6 +41,7 @@ class Call(NamedTuple):
     """One collective."""
 
     collective: Collective
+    """"all_reduce", "all_gather", ..."""
     bytes: int
     """Of the whole tensor: of all ranks together where it is gathered or scattered."""
 

@@ -66,6 +66,7 @@ class Link(NamedTuple):
     """What carries the messages of one rank."""
 
     name: str
+    """What it is called."""
     latency: float
     """Seconds of a message without content."""
     bandwidth: float
@@ -89,6 +90,7 @@ LINKS = {
     "pcie": Link("pcie", 5.7e-6, 31.5e9, start=8.4e-6),
     "gloo": Link("gloo", 0.000247, 5.16e09, start=0.00184, shared=True, tree=False, scatters=False, overlap=0),
 }
+"""Links by name, with published numbers; ``gloo`` as measured between processes of one CPU."""
 
 
 class Row(NamedTuple):
@@ -97,6 +99,7 @@ class Row(NamedTuple):
     what: str
     """What is sent: "gradients, bucket 1 of 3", "statistics, forward", ..."""
     collective: Collective
+    """"all_reduce", "all_gather", "reduce_scatter" or "broadcast"."""
     bytes: int
     """Of the whole tensors of a step: of all ranks together where they are gathered or scattered."""
     sent: int
@@ -111,7 +114,9 @@ class Traffic(NamedTuple):
     """What one rank sends in a step."""
 
     ranks: int
+    """How many processes."""
     rows: tuple[Row, ...]
+    """What one of them sends, each kind a row."""
     batches: int = 1
     """j: how many are accumulated for an update."""
 
@@ -138,13 +143,25 @@ class Predicted(NamedTuple):
 
 
 def sent(collective: Collective, size: int, ranks: int) -> int:
-    """Bytes that one of so many ranks sends, for a whole tensor of ``size`` bytes."""
+    """Bytes that one of so many ranks sends, for a whole tensor of ``size`` bytes.
+
+    Args:
+        collective: "all_reduce", "all_gather", ...
+        size: bytes of the whole tensor.
+        ranks: how many processes.
+    """
     parts = {"all_reduce": 2 * (ranks - 1), "broadcast": ranks}.get(collective, ranks - 1)
     return 0 if ranks == 1 else math.ceil(size * parts / ranks)
 
 
 def messages(collective: Collective, ranks: int, tree: bool = False) -> int:
-    """How many messages wait for one another; ``tree``: an all-reduce may take one in place of the ring."""
+    """How many messages wait for one another; ``tree``: an all-reduce may take one in place of the ring.
+
+    Args:
+        collective: "all_reduce", "all_gather", ...
+        ranks: how many processes.
+        tree: whether an all-reduce may go along a tree.
+    """
     depth = math.ceil(math.log2(ranks))
     if collective == "broadcast":
         return depth
@@ -237,6 +254,12 @@ def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap
     """The C from which on ``predict`` gives at least that efficiency, in seconds: a step that computes less is too
     small for so many ranks.
 
+    Args:
+        traffic: what one process sends in a step.
+        link: what carries it.
+        efficiency: the share of the time that should be computing, 0 to 1.
+        overlap: the share of a pass during which something can be sent; None: that of the link.
+
     Raises:
         ValueError: ``efficiency`` that is not between 0 and 1.
     """
@@ -253,7 +276,13 @@ def least_compute(traffic: Traffic, link: Link, efficiency: float = 0.9, overlap
 
 
 def carried(row: Row, ranks: int, link: Link) -> tuple[int, int]:
-    """Of a row, the messages m that wait for one another and the bytes s that one rank sends, as a link carries it."""
+    """Of a row, the messages m that wait for one another and the bytes s that one rank sends, as a link carries it.
+
+    Args:
+        row: one kind of collective.
+        ranks: how many processes.
+        link: what carries it.
+    """
     collective, size = row.collective, row.sent
     if collective == "reduce_scatter" and not link.scatters:
         collective, size = "all_reduce", sent("all_reduce", row.bytes, ranks)
@@ -261,7 +290,13 @@ def carried(row: Row, ranks: int, link: Link) -> tuple[int, int]:
 
 
 def seconds(row: Row, ranks: int, link: Link) -> float:
-    """k u + m a + s / b of a row: how long its collectives of a step are under way."""
+    """k u + m a + s / b of a row: how long its collectives of a step are under way.
+
+    Args:
+        row: one kind of collective.
+        ranks: how many processes.
+        link: what carries it.
+    """
     waits, size = carried(row, ranks, link)
     return row.times * link.start + waits * link.latency + size * (ranks if link.shared else 1) / link.bandwidth
 

@@ -28,12 +28,19 @@ class Row(NamedTuple):
     """One line of the doctor: ok is None for a backend that is not available here, with the reason as detail."""
 
     name: str
+    """Of the backend, or of what else is tried."""
     ok: bool | None
+    """Whether it is right; None where it is not available."""
     detail: str
+    """What was tried, or what is missing."""
 
 
 def device_of(backend: Backend) -> str:
-    """The device on which a backend that is available can be tried."""
+    """The device on which a backend that is available can be tried.
+
+    Args:
+        backend: one that is available here.
+    """
     for device in ("cuda", "cpu"):
         if device == "cuda" and not torch.cuda.is_available():
             continue

@@ -17,12 +17,17 @@ class DelayCell:
     """One way to use delays."""
 
     dtype: torch.dtype = torch.float32
+    """Of the input."""
     timesteps: int = 17
+    """T."""
     shape: tuple[int, ...] = (2, 5)
     """B, C, ..."""
     most: int = 4
+    """The most steps that a delay may have."""
     rounded: bool = False
+    """Whether delays are rounded to whole steps."""
     learnable: bool = True
+    """Whether the delays have a gradient."""
     started: bool = True
     """Whether there are steps before the first one."""
     shared: bool = False
@@ -33,9 +38,13 @@ class DelayErrors(NamedTuple):
     """The largest error of each result, relative to the largest number wanted; 0 of what there is not."""
 
     y: float
+    """Of what comes out."""
     x: float
+    """Of the gradient of the input."""
     delays: float
+    """Of the gradient of the delays."""
     v0: float
+    """Of the gradient of the steps before."""
 
     def within(self, dtype: torch.dtype) -> bool:
         """Whether none is larger than that of a neuron may be; NaN is."""
@@ -43,7 +52,14 @@ class DelayErrors(NamedTuple):
 
 
 def compare_delay(backend: str, cell: DelayCell, device: str = "cpu", seed: int = 0) -> DelayErrors:
-    """Run a cell on the backend and in float64: y, and the gradients of x, of the delays and of what was before."""
+    """Run a cell on the backend and in float64: y, and the gradients of x, of the delays and of what was before.
+
+    Args:
+        backend: its name.
+        cell: what is tried.
+        device: where: "cpu", "cuda", ...
+        seed: of the numbers that are drawn.
+    """
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(cell.timesteps, *cell.shape, generator=draw).to(cell.dtype)
     before = torch.randn(cell.most, *cell.shape, generator=draw).to(cell.dtype)

@@ -36,18 +36,25 @@ class Cell:
     """One way to use a neuron, and the size at which it is tried: x is ``[timesteps, *shape]``, channels on axis 2."""
 
     dtype: torch.dtype = torch.float32
+    """Of the input."""
     surrogate: str = "triangle"
+    """A name in ``trtkern.surrogates.TABLE``."""
     reset: str = "hard"
+    """"hard", "soft" or "none"."""
     detach_reset: bool = False
+    """No gradient through the spike in the reset."""
     learnable: str = "none"
     """"none", "scalar" or "channel": all parameters as numbers, 0-dim tensors or per-channel tensors."""
     timesteps: int = 4
+    """T."""
     shape: tuple[int, ...] = (3, 5, 7)
+    """B, C, ..."""
     layout: str = "contiguous"
     """"contiguous", "channels_last" or "strided" (every second column of a larger tensor)."""
     returned: str = "v"
     """Which potential comes back and is differentiated: "v" after the reset, or "h" before it."""
     neuron: str = "LIF"
+    """A name in ``trtkern.neurons.TABLE``."""
     lengths: tuple[int, ...] | None = None
     """The steps of each sample, of which ``shape`` has as many; behind them x is NaN. None: each has all."""
 
@@ -99,9 +106,13 @@ class Errors(NamedTuple):
     parameters."""
 
     spikes: int
+    """How many differ."""
     output: float
+    """Of v or h."""
     gradient: float
+    """Of those of x and v0."""
     parameter: float
+    """Of those of the parameters."""
 
     def within(self, dtype: torch.dtype) -> bool:
         """Whether they are inside the bounds of that dtype; a NaN is not."""
@@ -115,7 +126,12 @@ class Errors(NamedTuple):
 
 
 def cells(names: Iterable[str] = ("LIF",), **sizes: object) -> Iterator[Cell]:
-    """Every dtype x surrogate x reset x detach x learnable that the fused backends hold, of the neurons named."""
+    """Every dtype x surrogate x reset x detach x learnable that the fused backends hold, of the neurons named.
+
+    Args:
+        names: of the neurons.
+        sizes: what the cells take beside, such as ``timesteps`` and ``shape``.
+    """
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for name in names:
         resets = neurons.lookup(name).settle
@@ -169,7 +185,11 @@ def _problem(cell: Cell, seed: int) -> _Problem:
 
 
 def worst(*errors: float) -> float:
-    """The largest; infinite if one is NaN, which Python's ``max`` drops unless it comes first."""
+    """The largest; infinite if one is NaN, which Python's ``max`` drops unless it comes first.
+
+    Args:
+        errors: any numbers.
+    """
     return max(math.inf if math.isnan(error) else error for error in errors)
 
 
@@ -180,7 +200,14 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 def compare(backend: str, cell: Cell, device: str = "cpu", seed: int = 0) -> Errors:
-    """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors."""
+    """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors.
+
+    Args:
+        backend: its name.
+        cell: what is tried.
+        device: where: "cpu", "cuda", ...
+        seed: of the numbers that are drawn.
+    """
     problem = _problem(cell, seed)
     oracle_inputs = [t.double().requires_grad_() for t in (problem.x, problem.v0, *problem.params)]
     lengths = None if cell.lengths is None else torch.tensor(cell.lengths)

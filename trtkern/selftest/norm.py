@@ -38,10 +38,13 @@ class NormCell(Cell):
     """One way to use BatchNorm + LIF; y is ``[timesteps, *shape]`` with the channels on axis 2 (or last)."""
 
     training: bool = True
+    """Statistics of the batch; else running ones."""
     residual: str = "none"
     """"none", "dense" or "packed" (spikes whose words are kept)."""
     pool: bool = False
+    """Whether 2x2 averages come out."""
     static: bool = False
+    """Whether the input is the same at every step."""
     last: bool = False
     """Channels on the last axis, as after a Linear."""
     offset: float = 0.3
@@ -57,9 +60,13 @@ class NormErrors(NamedTuple):
     """Spikes and words that differ, and largest relative errors of what else comes out and goes back."""
 
     spikes: int
+    """How many differ."""
     words: int
+    """How many bytes differ."""
     state: float
+    """Of the potentials and the state."""
     running: float
+    """Of the running statistics."""
     gradient: float
     """Of y, the residual and v0. That of y is scale * (gx - mean - projection), a difference that may cancel: its error
     is relative to the larger of itself and scale * gx, and halved with a residual, whose gradient gx is kept in the
@@ -81,7 +88,12 @@ class NormErrors(NamedTuple):
 
 
 def norm_cells(names: Iterable[str] = ("LIF",), **sizes: Any) -> Iterator[NormCell]:
-    """Every dtype x surrogate x reset x detach x learnable of the neurons named; the norm's options take turns."""
+    """Every dtype x surrogate x reset x detach x learnable of the neurons named; the norm's options take turns.
+
+    Args:
+        names: of the neurons.
+        sizes: what the cells take beside, such as ``timesteps`` and ``shape``.
+    """
     turns: list[dict[str, Any]] = [
         {"training": training, "residual": residual}
         for residual in ("none", "dense", "packed")
@@ -173,7 +185,14 @@ def _of_y(cell: NormCell, p: _Problem, got: Tensor, want: Tensor, gx: Tensor) ->
 
 
 def compare_norm(backend: str, cell: NormCell, device: str = "cpu", seed: int = 0) -> NormErrors:
-    """Run the cell on the backend and on the oracle, all outputs and all gradients; the errors."""
+    """Run the cell on the backend and on the oracle, all outputs and all gradients; the errors.
+
+    Args:
+        backend: its name.
+        cell: what is tried.
+        device: where: "cpu", "cuda", ...
+        seed: of the numbers that are drawn.
+    """
     draw = torch.Generator().manual_seed(seed)
     problem = _draw(cell, draw)
     # The oracle.

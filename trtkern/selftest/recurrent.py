@@ -31,20 +31,29 @@ class RecurrentCell:
     """One way to use neurons that feed each other, and the size at which it is tried: x is [timesteps, batch, size]."""
 
     neuron: str = "LIF"
+    """A name in ``trtkern.neurons.TABLE``."""
     dtype: torch.dtype = torch.float32
+    """Of the input."""
     surrogate: str = "atan"
+    """A name in ``trtkern.surrogates.TABLE``."""
     reset: str = "soft"
+    """"hard", "soft" or "none"."""
     detach_reset: bool = False
+    """No gradient through the spike in the reset."""
     learnable: str = "channel"
     """"none", "scalar" or "channel": all parameters as numbers, 0-dim tensors or a number a neuron."""
     timesteps: int = 17
+    """T."""
     batch: int = 3
+    """B."""
     size: int = 11
+    """How many neurons feed each other."""
     returned: str = "v"
     """Which potential comes back and is differentiated: "v" after the reset, or "h" before it."""
     started: bool = True
     """Whether spikes and a state before the first step are given."""
     bias: bool = True
+    """Whether the weights between them have a bias."""
 
     @property
     def spec(self) -> LIFSpec:
@@ -67,10 +76,15 @@ class RecurrentErrors(NamedTuple):
     weight, the bias and the parameters."""
 
     spikes: int
+    """How many are on the wrong side."""
     current: float
+    """In roundings of the dtype."""
     output: float
+    """Of the potentials and the state."""
     gradient: float
+    """Of those of x, s0 and the state."""
     parameter: float
+    """Of those of the weight, the bias and the parameters."""
 
     def within(self, dtype: torch.dtype) -> bool:
         """Whether they are inside the bounds of that dtype; a NaN is not."""
@@ -149,7 +163,14 @@ def _currents(given: tuple, cell: RecurrentCell, params: Tensor | None, scalars:
 
 
 def compare_recurrent(backend: str, cell: RecurrentCell, device: str = "cpu", seed: int = 0) -> RecurrentErrors:
-    """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors."""
+    """Run the cell on the backend and on the float64 reference, all outputs and all gradients; the errors.
+
+    Args:
+        backend: its name.
+        cell: what is tried.
+        device: where: "cpu", "cuda", ...
+        seed: of the numbers that are drawn.
+    """
     problem, names = _problem(cell, seed), cell.spec.row.params
     moved: Any = [None if t is None else t.to(device).requires_grad_() for t in problem[:5]]
     tensors = [p.to(device).squeeze(0).requires_grad_() for p in problem.params]

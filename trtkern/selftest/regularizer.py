@@ -15,7 +15,14 @@ REGULARIZER_TOLERANCE = 1e-6
 
 
 def compare_regularizer(backend: str, spec: RegularizerSpec, device: str = "cpu", seed: int = 0) -> float:
-    """The largest relative error of R, of dR/dw and of ``add_regularizer_grad_`` against float64 autograd."""
+    """The largest relative error of R, of dR/dw and of ``add_regularizer_grad_`` against float64 autograd.
+
+    Args:
+        backend: its name.
+        spec: the hyper-parameters.
+        device: where: "cpu", "cuda", ...
+        seed: of the numbers that are drawn.
+    """
     draw = torch.Generator().manual_seed(seed)
     shapes = ((7,), (33, 5, 3, 3), (1,), (257, 129))
     exact = [(0.1 * torch.randn(*s, generator=draw)).double() for s in shapes]

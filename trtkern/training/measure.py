@@ -50,8 +50,11 @@ class Result(NamedTuple):
     """How a run ended: the rows of its epochs, (epoch, step) where the user stopped it, else its report."""
 
     rows: list[dict[str, Any]]
+    """The rows of its epochs, as they stand in ``metrics.jsonl``."""
     stopped: tuple[int, int] | None
+    """(epoch, step) where the user stopped it; None where it came to its end."""
     final: Final | None
+    """What the chosen epoch reached; None where the run was stopped."""
 
 
 @torch.no_grad()

@@ -235,6 +235,9 @@ def firing_rates(model: nn.Module) -> Iterator[FiringRates]:
 
     Output, gradients, random state and mode of the model stay as they are; the hooks go at the end, however it comes.
 
+    Args:
+        model: any module with layers of neurons of this package.
+
     Raises:
         TypeError: no module.
     """
@@ -255,7 +258,12 @@ def firing_rates(model: nn.Module) -> Iterator[FiringRates]:
 
 
 def problems(rates: FiringRates | Mapping[str, LayerActivity], limits: Limits | None = None) -> list[str]:
-    """A line for each layer that (nearly) never or (nearly) always fires; empty if all is well."""
+    """A line for each layer that (nearly) never or (nearly) always fires; empty if all is well.
+
+    Args:
+        rates: of ``firing_rates``, or its ``layers``.
+        limits: what counts as a problem; None: ``Limits()``.
+    """
     layers = rates.layers if isinstance(rates, FiringRates) else rates
     limits = limits or Limits()
     return [line for name, layer in layers.items() if (line := _problem(name, layer, limits))]

@@ -39,6 +39,7 @@ class Diagnosis:
     gradients: dict[str, Tensor]
     """[T] float64 each, the norm over batch and neurons of dL/d(spikes) at each step; empty without a target."""
     loss: float | None
+    """The loss of the batch; None where no target was given."""
     problems: list[str]
     """A line each, naming the layer; empty if all is well."""
 

@@ -24,6 +24,13 @@ __all__ = ["COMPILED", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "t
 def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32", neuron: str = "LIF") -> list[Row]:
     """A row for each representative launch of an op (``triton.representatives``), compiled for the target.
 
+    Args:
+        op: a key of ``OPS``.
+        target: one of ``TARGETS``.
+        timesteps: T of the launch.
+        dtype: one of ``DTYPES``.
+        neuron: a name in ``trtkern.neurons.TABLE``.
+
     Raises:
         RuntimeError: Triton's interpreter runs in this process, or a program of the CUDA toolkit is missing.
     """
@@ -37,7 +44,12 @@ def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32"
 
 
 def triton_row(target: str, case: Case) -> Row:
-    """The row of a ``triton.Case``; Triton must be compiling for the target."""
+    """The row of a ``triton.Case``; Triton must be compiling for the target.
+
+    Args:
+        target: one of ``TARGETS``.
+        case: what is launched.
+    """
     from trtkern.profiling.inspect import triton
 
     read = triton.read(triton.compiled(case.launch))
@@ -58,6 +70,14 @@ def inspect(
     """A row for each kernel of an op (``OPS``, or all) and backend, for aligned tensors and the defaults of a neuron.
 
     Of another neuron than LIF the Triton kernels are shown.
+
+    Args:
+        target: one of ``TARGETS``.
+        op: a key of ``OPS``, or "all".
+        backend: one of ``BACKENDS``.
+        timesteps: T of the launch.
+        dtype: one of ``DTYPES``.
+        neuron: a name in ``trtkern.neurons.TABLE``.
 
     Raises:
         ValueError: an unknown name, fewer than one timestep, or nothing that fits all of them (CUDA on an AMD GPU, the

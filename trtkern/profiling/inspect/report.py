@@ -19,9 +19,13 @@ class Row(NamedTuple):
     """One compiled kernel."""
 
     backend: str
+    """"triton" or "cuda"."""
     target: str
+    """One of ``TARGETS``."""
     kernel: Kernel
+    """Which kernel, for which element and steps."""
     reading: Reading
+    """What stands in its code: registers, spills, accesses."""
     threads: int
     """Of a block."""
     shared: int
@@ -35,6 +39,7 @@ class Row(NamedTuple):
 
     @property
     def occupancy(self) -> Occupancy:
+        """How many warps of it a multiprocessor can hold, and what limits them."""
         return occupancy(self.target, self.reading.registers, self.shared, self.threads)
 
     @property
@@ -50,6 +55,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Backend, target and kernel."""
         return f"{self.backend} {self.target} {self.kernel.label}"
 
     def cells(self) -> dict[str, Any]:
@@ -82,7 +88,12 @@ def widths(accesses: Mapping[int, int]) -> str:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows of one target for a terminal."""
+    """The rows of one target for a terminal.
+
+    Args:
+        rows: of one target.
+        title: what stands above.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -108,7 +119,12 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """The rows as a CSV file."""
+    """The rows as a CSV file.
+
+    Args:
+        rows: of any targets.
+        path: of the file, which is replaced.
+    """
     cells = [each.cells() for each in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(cells[0]))

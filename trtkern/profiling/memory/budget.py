@@ -28,7 +28,9 @@ class Row(NamedTuple):
     """A block in a plan."""
 
     name: str
+    """Of the block."""
     way: str
+    """How it runs: one of ``trtkern.profiling.memory.ways.WAYS``."""
     kept: int
     """Bytes that it keeps."""
     saved: int
@@ -42,7 +44,9 @@ class Plan:
     """How the blocks of a network run, and the memory of a step then. Printed, it is a table."""
 
     rows: tuple[Row, ...]
+    """The blocks, in their order."""
     held: Held
+    """What is in memory beside what the layers keep."""
     kept: int
     """Bytes kept for the backward pass in all."""
     gradients: int
@@ -52,6 +56,7 @@ class Plan:
     peak: int
     """Bytes at the peak of a step."""
     budget: int | None = None
+    """Bytes that the peak had to fit into; None: there was no limit."""
 
     @property
     def ways(self) -> dict[str, str]:

@@ -31,7 +31,14 @@ class Held(NamedTuple):
 
 
 def held(model: nn.Module, state: int = 0, batch: int = 0, *, stay: bool = False) -> Held:
-    """What a model takes whose weights are whole on one process, beside ``state`` and ``batch`` bytes."""
+    """What a model takes whose weights are whole on one process, beside ``state`` and ``batch`` bytes.
+
+    Args:
+        model: the network.
+        state: bytes of the optimiser's state (``state_bytes``).
+        batch: bytes of a batch, as it comes from the loader.
+        stay: whether all gradients are there throughout.
+    """
     parameters = list(model.parameters())
     trained = [p.nbytes for p in parameters if p.requires_grad]
     weights = sum(t.nbytes for t in (*parameters, *model.buffers()))
@@ -61,7 +68,11 @@ def _part(count: int, ranks: int) -> int:
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the state that an optimiser has after its first step, found by a step of the same optimiser over weights
-    without memory; what it has now, where its ``step`` needs numbers."""
+    without memory; what it has now, where its ``step`` needs numbers.
+
+    Args:
+        optimizer: that of torch; it need not have made a step.
+    """
     now = _state(optimizer.state)
     twin = object.__new__(type(optimizer))
     vars(twin).update(vars(optimizer))

@@ -17,6 +17,7 @@ class LayerMemory(NamedTuple):
     """What one layer keeps for the backward pass, over all its calls in one forward pass."""
 
     name: str
+    """Of the module."""
     kind: str
     """The name of its class."""
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class MemoryReport:
     neuron_steps: int
     """Timesteps times neurons, of all neuron layers and ``BatchNormLIF``."""
     device: str
+    """"cpu", "cuda", ..."""
     grown: int | None = None
     """On a GPU: bytes kept by the account of the allocator."""
     peak: int | None = None

@@ -17,7 +17,14 @@ from trtkern.nn._neuron import Spiking
 
 __all__ = ["CHECKPOINT", "DENSE", "KEEP", "PACK", "WAYS", "Block", "blocks", "run_as"]
 
-KEEP, PACK, CHECKPOINT, DENSE = "keep", "pack", "checkpoint", "checkpoint, dense"
+KEEP = "keep"
+"""Everything dense."""
+PACK = "pack"
+"""Bits in place of the spikes."""
+CHECKPOINT = "checkpoint"
+"""Bits, and the convolution's output is made again for the backward pass."""
+DENSE = "checkpoint, dense"
+"""That with dense spikes, in a block that was made not to pack them."""
 WAYS = (KEEP, PACK, CHECKPOINT, DENSE)
 """Keep everything dense; keep bits in place of the spikes; beside that, make the convolution's output again for the
 backward pass; or that with dense spikes, in a block that was made not to pack them."""
@@ -30,6 +37,7 @@ class Block(NamedTuple):
     name: str
     """Of the module in its model."""
     module: ConvBatchNormLIF | BatchNormLIF | Spiking
+    """The layer whose ways they are."""
 
     @property
     def layer(self) -> BatchNormLIF | Spiking:
@@ -58,7 +66,11 @@ class Block(NamedTuple):
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a model, in the order in which it holds them."""
+    """The blocks of a model, in the order in which it holds them.
+
+    Args:
+        model: any module.
+    """
     found: list[Block] = []
     inside: set[int] = set()
     for name, module in model.named_modules():
@@ -71,6 +83,10 @@ def blocks(model: nn.Module) -> list[Block]:
 
 def run_as(model: nn.Module, ways: Mapping[str, str]) -> None:
     """Run each block that is named in its way; the others as they do.
+
+    Args:
+        model: the network, which is changed.
+        ways: of each block by its name: one of ``WAYS``.
 
     Raises:
         ValueError: a block that the model does not have, or an unknown way.

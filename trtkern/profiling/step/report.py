@@ -37,6 +37,7 @@ class StepProfile:
     """Where the time of a step goes. Printed, it is a table with a verdict below."""
 
     title: str
+    """What was profiled."""
     rows: tuple[PartTime, ...]
     """The layers in the order in which they first ran, then the other parts."""
     walls: tuple[float, ...]
@@ -46,6 +47,7 @@ class StepProfile:
     measured: tuple[Rates, ...]
     """Copy and matmul rate, measured once after each profiled step."""
     gpu: bool
+    """Whether they ran on a GPU."""
     about: dict[str, str]
     """What ran: device, dtype, threads, batch, loss."""
     machine: str = ""
