@@ -190,7 +190,7 @@ def draw() -> None:
             plain(axes)
             axes.grid()
         figure.axes[0].set_ylabel("efficiency: share of the time that computes")
-        below(figure.axes[0], 2)
+        below(figure.axes[0])
 
 
 def page(rows: list[Row]) -> str:

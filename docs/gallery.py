@@ -189,7 +189,7 @@ def landing(axes: Axes, found: list[Row]) -> None:
         va="center",
     )  # fmt: skip
     axes.plot([], [], "o", color=style.OURS, markersize=6, label="trtkern")
-    axes.plot([], [], "o", color=style.THEIRS, markersize=6, label="SpikingJelly")
+    axes.plot([], [], "o", color=style.THEIRS, markersize=6, label="SpikingJelly, the same network")
     axes.set(xlim=(0, None), ylim=(len(shown) - 0.5, -1.4), yticks=[])
     axes.set(
         xlabel="time of a training step (1: with ReLU instead of spiking neurons)",

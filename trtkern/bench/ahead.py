@@ -21,7 +21,7 @@ WHO = {
 """Those with a colour of their own: what their candidates' names have in them, what they are called."""
 OWN = "its own network"
 """In the note of a network that a library has of its own: it is another one."""
-RELU = "ReLU in place of the neurons"
+RELU = "ReLU instead of neurons"
 
 
 class Times(NamedTuple):

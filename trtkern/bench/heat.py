@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.colors import Normalize, TwoSlopeNorm
 
+from trtkern.bench.ahead import OPS
 from trtkern.bench.plot import groups
 from trtkern.bench.rows import Row
 from trtkern.bench.table import DIRECTIONS, three
@@ -77,7 +79,7 @@ def maps(rows: Sequence[Row]) -> list[Map]:
         kinds.setdefault((first.op, neuron, first.dtype, first.direction), []).append(group)
     made = []
     for (op, neuron, dtype, direction), measured in kinds.items():
-        what = f"{neuron or op}, {dtype}, {DIRECTIONS[direction]}"
+        what = f"{neuron or OPS.get(op, op)}, {dtype}, {DIRECTIONS[direction]}"
         place = _of_layer if op == "bn-lif" else _of_neurons
         made.append(_map(f"{what}:\nfastest other / trtkern", measured, place, ahead, True))
         if op == "bn-lif":
@@ -123,18 +125,17 @@ def _map(
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows of one machine's suite "sizes": two maps for each op, neuron, dtype and direction.
+    """Draw the rows of one machine's suite "sizes": two maps for each op, neuron, dtype and direction, one below the
+    other.
 
     Raises:
         OSError: the file cannot be written.
     """
     drawn = maps(rows)
-    heights = [
-        style.ROW * 1.2 * max(len(each.rows) for each in drawn[at : at + 2]) + 1.2 for at in range(0, len(drawn), 2)
-    ]
-    wide = 1.4 * style.WIDTH
-    with sheet(path, (2 * wide, sum(heights) + 0.6), f"{rows[0].machine}, {rows[0].threads} threads\n{KEY}") as figure:
-        places = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    heights = [style.tall(len(each.rows), around=1.5) for each in drawn]
+    said = textwrap.fill(f"{rows[0].machine}, {rows[0].threads} threads. {KEY}.", 62)
+    with sheet(path, (1.2 * style.WIDTH, sum(heights) + 0.9), said) as figure:
+        places = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
         for axis, each in zip(places.flat, drawn, strict=True):
             _draw(axis, each)
 

@@ -169,7 +169,7 @@ def named(axes: Axes) -> None:
     gap = 1.3 * style.SMALL * point / box.height
     wide = 0.55 * style.SMALL * point * max(map(len, names)) / box.width
     if len(lines) < len(handles) or len(names) * gap > 0.9 or wide > 0.45:
-        below(axes, 2 if wide < 0.6 else 1)
+        below(axes)
         return
     ends = [end for line in lines if (end := _end(axes, line)) is not None]
     names = [name.replace(r"\$", "$") for name in names]  # as they stand where matplotlib would read formulas
@@ -209,9 +209,13 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return [centre + gap * (i - (count - 1) / 2) for centre, count in merged for i in range(int(count))]
 
 
-def below(axes: Axes, columns: int = 2) -> None:
-    """A legend below the axis and its label, where it hides nothing."""
+def below(axes: Axes) -> None:
+    """A legend below the axis and its label, where it hides nothing; in two columns where their names are short."""
+    names = axes.get_legend_handles_labels()[1]
     assert axes.figure is not None
+    inches = axes.get_window_extent().width / axes.figure.dpi / 0.775  # with the part that axes start with
+    column = 0.55 * style.SMALL * max(map(len, names), default=0) + 30
+    columns = 2 if 2 * column <= 72 * inches else 1
     under = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
     axes.legend(
         ncols=columns, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, borderaxespad=0.0, borderpad=0.0,
@@ -246,7 +250,7 @@ def plain(axes: Axes) -> None:
 
 def _plain(axis: Axis, low: float, high: float) -> None:
     """Numbers as people write them, as many as a logarithmic axis of that range has room for."""
-    steps = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 60 * low else (1,)
+    steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if high < 4 * low else (1, 2, 5) if high < 60 * low else (1,)
     axis.set_major_locator(LogLocator(subs=[float(step) for step in steps], numticks=12))
     axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if 1e3 <= x < 1e6 else f"{x:g}")
     axis.set_minor_formatter(NullFormatter())

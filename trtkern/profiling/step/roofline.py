@@ -15,7 +15,7 @@ from trtkern.profiling.step.report import PartTime, StepProfile
 LABELLED = 8
 """Points with a name in the roofline: the layers that take longest."""
 LONGEST = 20
-"""Rows of the picture of times."""
+"""Rows of the pictures of times and of bandwidths: the layers that take longest."""
 DIRECTIONS = "filled: forward, empty: backward"
 
 
@@ -105,7 +105,9 @@ def uncounted(found: StepProfile) -> list[PartTime]:
 def bandwidth(axes: Axes, found: StepProfile) -> None:
     """Bytes a second of the layers whose FLOP are not counted (neurons, normalisation, pooling): a row a layer, its
     forward joined to its backward."""
-    shown = uncounted(found)
+    longest = sorted(uncounted(found), key=lambda row: -row.seconds)[:LONGEST]
+    names = {row.name for row in longest}
+    shown = [row for row in found.rows if row.name in names]
     for index, row in enumerate(shown):
         color = _color(row)
         reached = [
@@ -153,14 +155,14 @@ def _kinds(axes: Axes, shown: list[PartTime]) -> None:
         axes.plot(
             [], [], "o", color=style.KINDS[kind], markersize=6, label=kind if kind != "other layers" else "others"
         )
-    below(axes, 2)
+    below(axes)
 
 
 def heights(found: StepProfile) -> tuple[float, float]:
     """Inches of the pictures of times and of bandwidths."""
     return (
         style.tall(min(LONGEST, len(found.rows)), least=3.0, around=1.7),
-        style.tall(len(uncounted(found)), least=3.0, around=1.7),
+        style.tall(min(LONGEST, len(uncounted(found))), least=3.0, around=1.7),
     )
 
 
