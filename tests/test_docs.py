@@ -16,17 +16,6 @@ from pages import PAGES, ROOT, Fence, anchors, commands, fences, links
 from trtkern import cli
 from trtkern.training import recipes
 
-TO_CONVERT: frozenset[str] = frozenset(
-    {
-        "README.md", "docs/analysis.md", "docs/backends.md", "docs/controls.md", "docs/data.md", "docs/events.md",
-        "docs/export.md", "docs/extending.md", "docs/gpu.md", "docs/inspect.md", "docs/layers.md",
-        "docs/migrate.md", "docs/models.md", "docs/nir.md", "docs/parallel.md", "docs/performance.md",
-        "docs/profiling.md", "docs/results.md", "docs/scale.md", "docs/training.md",
-    }
-)  # fmt: skip
-"""Pages whose fences do not all say yet what they hold."""
-TO_RUN = frozenset({"docs/analysis.md", "docs/parallel.md"})
-"""Pages whose blocks do not all run yet."""
 WALKED = {
     "docs/own.md": "test_the_page_on_data_and_models_of_one_s_own_runs",
     "docs/extending.md": "test_extending.py",
@@ -48,16 +37,12 @@ def fence_problems(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_fence_says_what_it_holds(page):
-    problems = fence_problems(page)
-    if page in TO_CONVERT:
-        assert problems, f"{page}: all fences say what they hold; take it out of TO_CONVERT"
-    else:
-        assert not problems, "\n".join(problems)
+    assert not (problems := fence_problems(page)), "\n".join(problems)
 
 
 def with_python() -> list[str]:
     """The pages with code that no other test runs."""
-    return [page for page in PAGES if page not in {*WALKED, *TO_RUN} and any(f.kind == "python" for f in fences(page))]
+    return [page for page in PAGES if page not in WALKED and any(f.kind == "python" for f in fences(page))]
 
 
 @pytest.mark.parametrize("page", with_python())

@@ -39,7 +39,7 @@ slower for all of them.
 
 - **ms (p20 to p80)**: milliseconds for one call, the median of the rounds. A fifth of the rounds took less than p20, a
   fifth took more than p80.
-- **GB/s**: the least number of bytes that a case has to read and write ([how they are counted](design.md)), divided by
+- **GB/s**: the least number of bytes that a case has to read and write ([how they are counted](traffic.md)), divided by
   the time.
 - **of copy**: that rate as a share of the rate at which PyTorch copies memory (`copy_`), measured in the same rounds. A
   layer that does little arithmetic cannot be much faster than 100 %. In the pictures this is the copy limit.

@@ -11,14 +11,15 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from trtkern.names import COMPILED, DTYPES, TARGETS, inspectable
+from trtkern.names import COMPILED as BACKENDS
+from trtkern.names import DTYPES, TARGETS, inspectable
 from trtkern.profiling.inspect.contract import OPS, triton_excess
 from trtkern.profiling.inspect.report import Row, row, table, write
 
 if TYPE_CHECKING:
     from trtkern.profiling.inspect.triton import Case
 
-__all__ = ["COMPILED", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "triton_row", "triton_rows", "write"]
+__all__ = ["BACKENDS", "DTYPES", "OPS", "TARGETS", "Row", "inspect", "table", "triton_row", "triton_rows", "write"]
 
 
 def triton_rows(op: str, target: str, timesteps: int = 4, dtype: str = "float32", neuron: str = "LIF") -> list[Row]:

@@ -1,4 +1,4 @@
-"""The measured numbers of the pages are those of the rows: docs/numbers.py, and what it answers to."""
+"""The measured numbers of the pages are those of the rows: docs/measured.py, and what it answers to."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def numbers():
-    spec = importlib.util.spec_from_file_location("numbers_of_pages", ROOT / "docs" / "numbers.py")
+    spec = importlib.util.spec_from_file_location("numbers_of_pages", ROOT / "docs" / "measured.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

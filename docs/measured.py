@@ -1,6 +1,6 @@
-"""Whether each measured number of the pages comes from a row: ``python docs/numbers.py`` names those that do not.
+"""Whether each measured number of the pages comes from a row: ``python docs/measured.py`` names those that do not.
 
-``docs/numbers.toml`` has the sentences of README.md and docs/*.md that say a measured number, each with the rows that
+``docs/measured.toml`` has the sentences of README.md and docs/*.md that say a measured number, each with the rows that
 its numbers are taken from. A sentence is filled in from the rows, and must then stand in its page word for word. What
 is left of a page, without code and without these sentences, must have no number with a unit in it, unless the list of
 what is not measured (sizes of a definition, shares that are a rule) has the words around it. Pages and parts of pages
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "docs" / "numbers.toml"
+TABLE = ROOT / "docs" / "measured.toml"
 MADE = re.compile(r"docs/(performance.*|scale|results|controls|exact|backends)\.md")
 """Pages that a script makes of rows."""
 PART = re.compile(r"<!-- bench/\w+\.py --page writes from here -->.*?<!-- to here -->", re.DOTALL)
