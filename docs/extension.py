@@ -47,7 +47,7 @@ def summary(module: str, name: str) -> str:
     found = getattr(import_module(module), name)
     text = inspect.getdoc(found) if callable(found) else below(module, name)
     first = " ".join((text or "").split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:])\s+(?=[A-Z`])", first + " ")[0].strip().rstrip(":.")
+    sentence = re.split(r"(?<=[^.\s][.:])\s+(?=[A-Z`])", first + " ")[0].strip().rstrip(":.")
     return f"{sentence}." if sentence else ""
 
 
