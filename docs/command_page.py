@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,8 +63,16 @@ def commands() -> dict[str, Any]:
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text for a cell of a table; an option in it is code."""
+    parts = re.split(r"(`+[^`]*`+)", " ".join(text.split()).replace("|", "\\|"))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"(?<![\w-])--?\w[\w-]*", r"`\g<0>`", part) for part in parts
+    )
+
+
+def bare(text: str) -> str:
+    """Text for a cell that is code as a whole."""
+    return text.replace("|", "\\|")
 
 
 def kind(parameter: Any) -> str:
@@ -88,11 +97,11 @@ def default(parameter: Any) -> str:
 def row(parameter: Any) -> str:
     """A parameter as a line of the table."""
     if parameter.param_type_name == "argument":
-        name = f"`{cell(kind(parameter) or parameter.name.upper())}`"
+        name = f"`{bare(kind(parameter) or parameter.name.upper())}`"
     else:
         spelt = sorted(parameter.opts, key=lambda each: each.startswith("--"))
         name = ", ".join(f"`{each}`" for each in [*spelt, *parameter.secondary_opts])
-        name += f" `{cell(kind(parameter))}`" if kind(parameter) else ""
+        name += f" `{bare(kind(parameter))}`" if kind(parameter) else ""
     return f"| {name} | {cell(parameter.help or '')} | {cell(default(parameter))} |"
 
 

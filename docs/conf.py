@@ -25,7 +25,7 @@ extensions = [
     "sphinx_copybutton",
     "extension",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_templates", "**/.ipynb_checkpoints"]
 
 nitpicky = True  # a name in a page or docstring that leads nowhere is an error
 autodoc_typehints = "signature"
@@ -41,7 +41,6 @@ add_module_names = False
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 6
-suppress_warnings: list[str] = []
 
 # A cell that fails ends the build. What was executed is kept, so that only notebooks that changed run again.
 nb_execution_mode = "cache"
@@ -53,6 +52,7 @@ nb_merge_streams = True
 
 html_theme = "furo"
 html_title = f"trtkern {release}"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False

@@ -23,6 +23,8 @@ from sphinx.util.docutils import SphinxDirective
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+NOTEBOOKS = "<!-- the notebooks of examples/notebooks stand here on the site -->"
+TOCTREE = "```{toctree}\n:caption: Notebooks\n:maxdepth: 1\n:hidden:\n:glob:\n\nnotebooks/*\n```"
 COMMANDS = "<!-- every command stands here on the site -->"
 
 
@@ -45,7 +47,7 @@ def summary(module: str, name: str) -> str:
     found = getattr(import_module(module), name)
     text = inspect.getdoc(found) if callable(found) else below(module, name)
     first = " ".join((text or "").split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:])\s+(?=[A-Z`])", first + " ")[0].strip().rstrip(":.")
+    sentence = re.split(r"(?<=[^.\s][.:])\s+(?=[A-Z`])", first + " ")[0].strip().rstrip(":.")
     return f"{sentence}." if sentence else ""
 
 
@@ -70,8 +72,12 @@ class Api(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
 
 
-def commands(app: Sphinx, page: str, source: list[str]) -> None:
-    """The commands, in place of the line of docs/cli.md that stands for them."""
+def filled(app: Sphinx, page: str, source: list[str]) -> None:
+    """The commands and the notebooks in place of the lines that stand for them, and the places that GitHub knows by
+    ``<a id="name"></a>`` as MyST has them."""
+    source[0] = re.sub(r'^<a id="([\w-]+)"></a>$', r"(\1)=", source[0], flags=re.MULTILINE)
+    if page == "index" and any((HERE / "notebooks").glob("*.ipynb")):
+        source[0] = source[0].replace(NOTEBOOKS, TOCTREE)
     if page == "cli":
         from command_page import page as made
 
@@ -134,7 +140,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """What Sphinx calls."""
     app.add_directive("api", Api)
     app.connect("config-inited", notebooks)
-    app.connect("source-read", commands)
+    app.connect("source-read", filled)
     app.connect("autodoc-process-docstring", plain, priority=400)
     app.connect("autodoc-process-signature", readable)
     app.connect("missing-reference", elsewhere)

@@ -22,16 +22,17 @@ AT_ONCE, STATS = 8, 1024
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:
-    """{"classes": [...], "train": {"images": N, "sha256": "..."}, "test": the same}, as plain JSON types.
+    """What data a run was trained on, as plain JSON types.
 
-    Each checksum is of the split's labels in order, and of its images: their values, dtype and shape where they are in
+    It is ``{"classes": [...], "train": {"images": N, "sha256": "..."}, "test": the same}``. Each checksum is of the
+    split's labels in order, and of its images: their values, dtype and shape where they are in
     memory; where they are files, the files' names below the split's folder and their sizes, without reading them.
     Of samples of the user's own that are read one by one it is of their number, of the first, the middle and the last.
     Frames of events that were resized in floating point, whose last bit may differ between processors, are known by
     ``files`` of the data set. The same on every machine, wherever the files are.
 
     Args:
-        data: the data set, of which every image is read.
+        data: the data set.
 
     Raises:
         OSError: a file is missing; the message names it.
