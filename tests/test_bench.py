@@ -116,6 +116,7 @@ def test_the_page_and_the_pictures_are_made_of_the_rows(tmp_path):
         library="somebody 1",
         times_ours=0.5,
         times_ours_low=0.4,
+        times_ours_high=0.6,
         p50_ms=2.0,
         compile_s=3.0,
     )

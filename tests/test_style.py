@@ -56,12 +56,15 @@ def test_no_other_file_has_a_colour_of_its_own():
     asked = re.compile(r"^(c|color|colors|cmap|facecolors?|edgecolors?|ecolor|markerfacecolor|markeredgecolor)$")
     found = []
     for path in DRAWING:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        if not re.search(r"color|cmap|\bc=|#[0-9a-fA-F]{3}|['\"](C\d|tab:|xkcd:)", text):
+            continue
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and literal.search(node.value):
                 found.append((path.name, node.lineno, node.value[:40]))
-            if isinstance(node, ast.keyword) and node.arg and asked.match(node.arg):
-                if isinstance(node.value, ast.Constant) and node.value.value not in (None, "none"):
-                    found.append((path.name, node.value.lineno, node.value.value))
+            named = isinstance(node, ast.keyword) and node.arg and asked.match(node.arg)
+            if named and isinstance(node.value, ast.Constant) and node.value.value not in (None, "none"):
+                found.append((path.name, node.value.lineno, node.value.value))
     assert not found
 
 
