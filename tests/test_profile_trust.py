@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -323,3 +324,16 @@ def test_the_pages_show_what_the_files_hold(page):
     shown = [line.rstrip() for block in blocks for line in block.splitlines()]
     shown += [re.sub("^- ", "  - ", line) for line in re.findall(r"^> (.*)$", text, re.MULTILINE)]
     assert len(shown) > 20 and [line for line in shown if line not in known] == []
+
+
+def test_the_measured_pairs_bear_out_what_the_page_says():
+    """docs/reading-a-profile.md: no profile of a step contradicts the other, and most warn of a busy machine."""
+    with (ROOT / "bench" / "profile_trust.csv").open(newline="") as file:
+        pairs = list(csv.DictReader(file))
+    same = [pair for pair in pairs if not pair["case"].startswith("twice")]
+    assert len(same) > 50 and all(int(pair["layers"]) > 0 for pair in same)
+    assert {pair["said"] for pair in same} == {"cannot be told"} and {pair["told"] for pair in same} == {"0"}
+    assert "contradict" not in {pair["verdicts"] for pair in same}
+    assert sum("busy" in pair["warned"] for pair in pairs) > len(pairs) / 2
+    twice = [pair["said"] for pair in pairs if pair["case"].startswith("twice")]
+    assert 0 < twice.count("slower") < len(twice) / 2

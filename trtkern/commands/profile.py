@@ -255,7 +255,7 @@ def _write_json(found: StepProfile, file: str | None, compared: ProfileCompariso
     from trtkern.output.files import write
 
     content = found.to_json() if compared is None else {**found.to_json(), "compared": compared.to_json()}
-    text = dumps(content, indent=1) + "\n"
+    text = dumps(content) + "\n"
     if file == "-":
         sys.stdout.write(text)
     else:
