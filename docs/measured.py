@@ -30,7 +30,8 @@ NUMBER = re.compile(
     r"|\d+\.\d+ times(?!\w)|(?<!\w)\*\*\d[\d,.]*"
 )
 """What may be a measurement: a number with a unit, a factor, or in bold type."""
-_CODE = re.compile(r"^(`{3,}|~~~).*?^\1|`[^`\n]+`|<!--.*?-->", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"^(`{3,}|~~~).*?^\1|^>[^\n]*$|`[^`\n]+`|<!--.*?-->", re.DOTALL | re.MULTILINE)
+"""What is no prose: code, and what a program printed, which is quoted."""
 
 
 class Said(NamedTuple):

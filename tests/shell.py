@@ -31,6 +31,7 @@ OTHERS = {
     "sudo",
     "apt-get",
     "ls",
+    "pytest",
     ".",
 }
 """Commands of others, that are taken as they stand."""
@@ -67,6 +68,8 @@ def _of_trtkern(words: list[str]) -> str | None:
         return str(error)
     except typer.Exit:
         return None
+    except SystemExit as ended:  # of --install-completion, which asks for no command
+        return None if not ended.code else str(ended.code)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

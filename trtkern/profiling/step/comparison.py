@@ -24,6 +24,7 @@ class Difference(NamedTuple):
     """A row of both profiles, or of one."""
 
     name: str
+    """Of the layer or the part of the step."""
     kind: str
     """The name of its class, "BatchNorm2d -> BatchNormLIF" where that is another one now."""
     before: float | None
@@ -35,6 +36,7 @@ class Difference(NamedTuple):
     high: float | None
     """At the most."""
     said: Said
+    """Whether it became faster or slower, where that can be told."""
 
     @property
     def change(self) -> float | None:

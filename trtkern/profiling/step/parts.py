@@ -34,6 +34,7 @@ class Part(NamedTuple):
     bytes: float | None
     """At the least; None: not counted."""
     flops: int
+    """Of matrix products, convolutions and attention; nothing else is counted."""
     operators: tuple[Operator, ...] = ()
     """What ran for it, the longest first."""
 
@@ -57,7 +58,9 @@ class PartTime(NamedTuple):
     group: str
     """"convolutions", "neurons", ..."""
     forward: Part
+    """Its times, bytes and FLOP in the forward pass."""
     backward: Part
+    """The same in the backward pass."""
     how: str
     """How the bytes were counted: ``work.MODEL_BYTES``, ``work.SIZES`` or nothing."""
     kept: int | None
