@@ -449,3 +449,16 @@ def test_firing_and_settling_may_share_what_they_compute(backend, compiled):
         made.append((spikes.double(), h.double(), leaf.grad.double(), layer.beta.grad.double()))
     assert made[0][0].any()
     torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)
+
+
+def squared(x, state, p):
+    return (p.decay * state.v + x * x,)
+
+
+def test_a_charge_that_is_curved_in_x(backend, device, compiled):
+    """The gradient of x depends on x alone: no parameter is learned and no state is asked for."""
+    name = registered("Squared", charge=squared)
+    x = drawn(5, 2, 64).to(device).requires_grad_()
+    found = [torch.autograd.grad(snn.Neuron(name, backend=chosen)(x).sum(), x)[0] for chosen in (backend, "reference")]
+    assert found[1].abs().max() > 0
+    torch.testing.assert_close(*found)

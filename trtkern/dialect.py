@@ -120,7 +120,9 @@ def _neuron(number: int, row: Neuron) -> str:
     both = itertools.product(row.settle, (False, True))
     parts = {(reset, detach): adjoint.fired_back(row, reset, detach) for reset, detach in both}
     changed = {reset: _changed(row, parts[reset, False][1], charge_back[2]) for reset in row.settle}
-    needs = bool(expressions.symbols([charge_back[0], *charge_back[1]]) & {f"state_{name}" for name in row.states})
+    # A charge that is curved in x asks for x, which is read together with the state.
+    read = {"x", *(f"state_{name}" for name in row.states)}
+    needs = bool(expressions.symbols([charge_back[0], *charge_back[1]]) & read)
     potential, threshold = adjoint.fire(row)
     functions = [
         _function(row, "charge", "F x, const F* state, const F* p, F* trace", _left("trace", adjoint.charge(row))),

@@ -66,8 +66,9 @@ for loss in LOSSES:
         print(f"{loss}, seed {seed}: test accuracy {accuracy[loss, seed]:.1%}")
 
 # %% [markdown]
-# The accuracies lie close together. With 360 test images, one image is 0.28 points, and the 95 % interval of an accuracy
-# of 97 % is about two points to either side. So none of these networks is better than another as far as we can tell.
+# The accuracies lie close together. With 360 test images, one image is 0.28 points, and the 95 % interval of an
+# accuracy of 97 % is about two points to either side. So none of these networks is better than another as far as we
+# can tell.
 #
 # ## Where in time is the information?
 #
