@@ -17,6 +17,7 @@ from torch import nn
 
 from trtkern import cli
 from trtkern import nn as snn
+from trtkern.interop import Stepping, adapters
 from trtkern.profiling import StepProfile, compare
 from trtkern.profiling.step import advice
 from trtkern.profiling.step.conditions import Conditions, Watch
@@ -258,12 +259,21 @@ def test_batch_norms_before_neurons_are_found_with_what_fusing_saves():
     assert tips(model, parts, outputs={"2": y}) == []
 
 
-def test_neurons_of_other_libraries_are_found():
+def test_neurons_of_other_libraries_are_found(monkeypatch):
     class LIFNode(nn.Module):
         pass
 
     LIFNode.__module__ = "spikingjelly.activation_based.neuron"
     assert tips(nn.Sequential(LIFNode())) == []  # of which nothing is known but its name: convert leaves it
+    mine = type("NodeOfATest", (nn.Module,), {})
+    monkeypatch.setattr(adapters, "_REGISTERED", list(adapters._REGISTERED))
+    adapters.register("NodeOfATest", lambda node: snn.LIF(backend="reference"))
+    model = nn.Sequential(mine(), nn.Flatten(), mine())
+    (tip,) = tips(model)
+    assert tip.startswith("0, 2 are neurons of another library: trtkern.interop.convert(model)")
+    assert isinstance(model[0], mine)  # it was tried on a copy
+    adapters.register("NodeOfATest", lambda node: Stepping(snn.LIF(backend="reference")))
+    assert "interop.over_time(model)" in tips(model)[0]
 
 
 def test_layers_on_spikes_are_found():
