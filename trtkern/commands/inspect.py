@@ -59,7 +59,7 @@ def inspect(
         if csv is not None and (csv.is_dir() or not csv.absolute().parent.is_dir()):
             raise ValueError(f"--csv: expected a file in a folder that exists, got {csv}")
         for each in targets:
-            inspectable(each, op, backend, timesteps, dtype, neuron)
+            inspectable(each, op, backend, timesteps, dtype, neuron, TABLE)
         backend = _shown(backend)
         from trtkern.profiling import inspect as inspector
 

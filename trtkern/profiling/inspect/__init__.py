@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from trtkern.names import COMPILED, DTYPES, TARGETS, inspectable
+from trtkern.neurons import TABLE
 from trtkern.profiling.inspect.contract import OPS, triton_excess
 from trtkern.profiling.inspect.report import Row, row, table, write
 
@@ -64,7 +65,7 @@ def inspect(
             regulariser in CUDA or with a neuron).
         RuntimeError: what is needed is not installed or not built; says what.
     """
-    inspectable(target, op, backend, timesteps, dtype, neuron)
+    inspectable(target, op, backend, timesteps, dtype, neuron, TABLE)
     ops = tuple(OPS) if op == "all" else (op,)
     found = _triton(ops, target, backend, timesteps, dtype, neuron)
     return found if neuron != "LIF" else [*found, *_cuda(ops, target, backend, timesteps, dtype)]
