@@ -88,7 +88,7 @@ WRONG = {
     "convert model": "expected module:function",
     "convert gone:net": "no module gone",
     "convert gone:net --check": "expected --input",
-    "convert json:loads --checkpoint gone.pt": "got gone.pt: no such file",
+    "convert json:loads --checkpoint gone.pt": "got gone.pt: No such file",
     "export gone": "no such file",
     "export gone:net --input 4,2 --onnx x.onnx": "no module gone",
     "data check gone": "got no folder gone",

@@ -54,7 +54,7 @@ def test_a_dash_is_the_document_alone(capsys):
     found = strict(said.out)
     assert found["schema"] == {"name": "trtkern doctor", "version": 1} and found["machine"]["torch"]
     assert found["backends"][1] == {"name": "gone", "ok": None, "detail": "get it"}
-    assert "Backends" in said.err
+    assert said.err == ""
 
 
 def test_a_file_is_beside_what_is_shown(capsys):

@@ -124,14 +124,18 @@ def device(name: str) -> tuple[str, int]:
 
 
 def inspectable(
-    target: str, op: str, backend: str, timesteps: int, dtype: str, neuron: str, neurons: Iterable[str]
+    target: str, op: str, backend: str, timesteps: int, dtype: str, neuron: str, known: Iterable[str]
 ) -> None:
-    """Raise a ValueError for what `trtkern inspect` cannot be asked for; ``neurons``: those that there are."""
+    """Raise a ValueError for what `trtkern inspect` cannot be asked for.
+
+    Args:
+        known: the neurons that there are.
+    """
     one_of("target", target, TARGETS)
     one_of("op", op, (*KERNELS, "all"))
     one_of("backend", backend, COMPILED)
     one_of("dtype", dtype, DTYPES)
-    one_of("neuron", neuron, neurons)
+    one_of("neuron", neuron, known)
     if neuron != "LIF" and op not in ("lif", "bn-lif"):
         raise ValueError(f"--neuron: expected --op lif or bn-lif with {neuron}, got {op}")
     if neuron != "LIF" and backend == "cuda":

@@ -1,7 +1,7 @@
 """``--json``: what a command shows as a table, for programs.
 
 A command is decorated with ``as_json(NAME)`` and calls ``tell`` with its rows. ``--json FILE`` then writes them beside
-what is shown; with ``--json -`` they are all of standard output, and what people read goes to stderr. A document is an
+what is shown; with ``--json -`` they are all of standard output, and what people read is left out. A document is an
 object with "schema", which names the command and the version of its keys, and the keys that were told. What is not
 finite, as a time that was not measured, is null.
 """
@@ -13,6 +13,7 @@ import functools
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -36,7 +37,7 @@ JsonOption = Annotated[
     typer.Option(
         "--json",
         metavar="FILE",
-        help="Write what is shown into that file as JSON too; - prints the JSON alone, and the rest goes to stderr.",
+        help="Write what is shown into that file as JSON too; - prints the JSON alone.",
     ),
 ]
 
@@ -95,7 +96,7 @@ def telling(name: str, target: str | None) -> Iterator[None]:
     document: dict[str, Any] = {}
     token, out = _told.set(document), sys.stdout
     try:
-        with redirect_stdout(sys.stderr if target == STDOUT else out):
+        with open(os.devnull, "w", encoding="utf-8") as left, redirect_stdout(left if target == STDOUT else out):
             yield
     finally:
         _told.reset(token)

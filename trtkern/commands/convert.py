@@ -75,7 +75,7 @@ def convert(
             raise ValueError(f"convert: expected {OWN}, got {model!r}")
         own.imported(model, "convert")
         if checkpoint is not None and not Path(checkpoint).is_file():
-            raise ValueError(f"--checkpoint: expected a file of tensors, got {checkpoint}: no such file")
+            raise ValueError(f"--checkpoint: expected a file of tensors, got {checkpoint}: No such file")
         from trtkern import interop
 
         before = made(model, "convert")

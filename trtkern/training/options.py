@@ -352,8 +352,7 @@ class Call:
         metavar="N", range=_at_least(1),
     )  # fmt: skip
     json: str | None = option(
-        "With --dry-run: write what is shown into that file as JSON too; - prints the JSON alone, and the rest goes to "
-        "stderr.",
+        "With --dry-run: write what is shown into that file as JSON too; - prints the JSON alone.",
         metavar="FILE",
     )  # fmt: skip
     resume: str | None = option(
