@@ -15,7 +15,9 @@ sys.path.remove(str(ROOT / "docs"))
 
 TO_MEND = ("parallel", "performance")
 """Pages that still link a folder, which has no place on the site."""
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+]
 
 
 @pytest.fixture(scope="module")
