@@ -32,6 +32,7 @@ OTHERS = {
     "apt-get",
     "ls",
     "pytest",
+    "rm",
     ".",
 }
 """Commands of others, that are taken as they stand."""
