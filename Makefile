@@ -144,4 +144,4 @@ release-check: $(RELEASE)/installed
 		$(if $(SITE),--site '$(SITE)') $(CHECK)
 
 clean:
-	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV)
+	rm -rf build dist *.egg-info trtkern/_cpu*.so trtkern/_cuda*.so $(VENV) $(RELEASE)
