@@ -108,7 +108,8 @@ SITE := docs/_build/html
 docs: export OMP_NUM_THREADS = 1
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/coverage.py
-	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_public_api.py tests/test_notebooks.py
+	$(BIN)/python docs/measured.py
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_coming_from.py tests/test_public_api.py tests/test_notebooks.py
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs $(SITE)
 	@test -s $(SITE)/searchindex.js && test -s $(SITE)/objects.inv && echo "the site: $(CURDIR)/$(SITE)/index.html"
 

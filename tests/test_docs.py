@@ -21,6 +21,11 @@ WALKED = {
     "docs/extending.md": "test_extending.py",
     "docs/export.md": "test_onnx.py",
     "docs/nir.md": "test_nir.py",
+    "docs/from-spikingjelly.md": "test_coming_from.py",
+    "docs/from-snntorch.md": "test_coming_from.py",
+    "docs/from-norse.md": "test_coming_from.py",
+    "docs/from-sinabs.md": "test_coming_from.py",
+    "docs/from-rockpool.md": "test_coming_from.py",
 }
 """Pages that a test of their own runs, block by block."""
 KINDS = {"python", "sh", "text", "toml", "json", "yaml", "c++", "cpp", "ini", "diff", "markdown"}
