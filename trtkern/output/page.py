@@ -49,7 +49,7 @@ figcaption {{ color: var(--soft); font-size: .85rem; max-width: 46rem; }}
 .wide {{ overflow-x: auto; margin: .3rem 0 .8rem; }}
 table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; font-weight: 600; padding: .3rem 0; }}
-th, td {{ text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line);
+th, td {{ text-align: left; padding: .15rem .55rem .15rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }}
 th {{ font-weight: 600; }} td.n, th.n {{ text-align: right; }} td.n {{ white-space: nowrap; }}
 th.over {{ text-align: center; }}
