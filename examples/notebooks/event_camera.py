@@ -37,7 +37,10 @@ import torch
 from trtkern import analysis
 from trtkern.data.events import Events, by_count, by_time
 from trtkern.models import ConvSNN
+from trtkern.output import style
 from trtkern.train import Trainer
+
+plt.rcParams.update(style.options())  # the colours and sizes of this project
 
 # %% [markdown]
 # ## Recordings: a dot that turns
@@ -94,7 +97,7 @@ figure = plt.figure(figsize=(10, 3.2), layout="constrained")
 for place, kind in enumerate(CLASSES):
     shown = recording(kind, rng)
     axis = figure.add_subplot(1, 4, place + 1, projection="3d")
-    axis.scatter(shown.t / 1000, shown.x, SIDE - 1 - shown.y, s=4, c=np.where(shown.p, "tab:orange", "tab:blue"))
+    axis.scatter(shown.t / 1000, shown.x, SIDE - 1 - shown.y, s=4, c=np.where(shown.p, "C1", "C0"))
     axis.set(title=kind, xlabel="ms", ylabel="column", zlabel="row")
     axis.tick_params(labelsize=6)
     axis.set_box_aspect(None, zoom=0.8)
@@ -179,7 +182,7 @@ early.plot()
 # where the samples differ in how long they take. Where all of them become clear at the same moment, a fixed number of
 # steps does as well.
 #
-# A second view of the same is the **Fisher information** $I_t$. It asks how strongly the answer after the first $t$
+# A second view of the same is the **Fisher information** `I[t]`. It asks how strongly the answer after the first t
 # steps depends on the weights, sample by sample. Its centre in time, the *centroid*, is low where early steps hold
 # the information, and (T + 1) / 2 = 4.5 where it is spread evenly.
 
@@ -190,8 +193,8 @@ print(f"centroid: step {fisher.centroid:.2f}, 95 % interval {low:.2f} to {high:.
 fisher.plot()
 
 # %% [markdown]
-# Read $I_t$ with care. It is large where the network is still unsure, since then a change of the weights changes the
-# probability of the right class the most; it falls when the samples are fitted. So a fall of $I_t$ behind the turn
+# Read `I[t]` with care. It is large where the network is still unsure, since then a change of the weights changes the
+# probability of the right class the most; it falls when the samples are fitted. So a fall of `I[t]` behind the turn
 # means that the answer has settled, not that the later frames are empty. Which steps the answer *needs* is what the
 # accuracies above say.
 #

@@ -29,20 +29,22 @@ from torch import nn
 
 from trtkern import analysis, data, surrogates
 from trtkern import nn as snn
+from trtkern.output import style
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the layers below are so small that a second thread has nothing to do
+plt.rcParams.update(style.options())  # the colours and sizes of this project
 
 # %% [markdown]
 # ## One neuron
 #
-# The *leaky integrate-and-fire* neuron, LIF for short, holds one number, its **potential** $v$. Time goes in steps.
+# The *leaky integrate-and-fire* neuron, LIF for short, holds one number, its **potential** v. Time goes in steps.
 # At each step three things happen:
 #
 # 1. The potential leaks: it is multiplied by the `decay`, a number between 0 and 1.
-# 2. The input $x_t$ of this step is added: $h_t = \text{decay} \cdot v_{t-1} + x_t$.
-# 3. Where $h_t$ is above the threshold, here 1, the neuron fires a spike and its potential is reset to 0.
-#    Otherwise the potential stays as it is: $v_t = h_t$.
+# 2. The input `x[t]` of this step is added: `h[t] = decay * v[t-1] + x[t]`.
+# 3. Where `h[t]` is above the threshold, here 1, the neuron fires a spike and its potential is reset to 0.
+#    Otherwise the potential stays as it is: `v[t] = h[t]`.
 #
 # Here is such a neuron with a weak, noisy input. A layer takes the whole sequence at once. The first axis is time,
 # the second the batch and the third the neurons, so one neuron over 60 steps is a tensor of shape `[60, 1, 1]`.
@@ -58,7 +60,7 @@ above.plot(potential[:, 0, 0], ".-", label="potential before the reset, h")
 above.axhline(1.0, color="gray", linestyle="--", label="threshold")
 above.set(ylabel="potential", ylim=(0, 1.4))
 above.legend(loc="upper center", ncols=2)
-below.vlines(spikes[:, 0, 0].nonzero()[:, 0], 0, 1, color="tab:red", linewidth=2)
+below.vlines(spikes[:, 0, 0].nonzero()[:, 0], 0, 1, color="C1", linewidth=2)
 below.set(yticks=[], ylabel="spikes", xlabel="time step", ylim=(0, 1))
 above.set_title("The potential climbs, crosses the threshold, and is reset")
 plt.show()
@@ -124,7 +126,7 @@ print("largest difference:", float((x.grad - torch.tensor(expected)).abs().max()
 # ## A network that reads digits
 #
 # The package comes with 1,797 handwritten digits of 8 by 8 pixels. An image has no time in it, so it is shown to the
-# network $T$ times in a row, and the network gives an answer at every step. The mean of these answers counts.
+# network T times in a row, and the network gives an answer at every step. The mean of these answers counts.
 
 # %%
 digits = data.load("digits")
@@ -200,7 +202,7 @@ early.plot()
 # %% [markdown]
 # The digits are easy: nearly all that the network knows it says at the first step, and the accuracies of the other
 # steps lie within each other's intervals. The second picture shows what that is worth. Most images can stop at once,
-# and only those that the network is not sure of take longer, so the mean number of steps is far below $T$. Less time
+# and only those that the network is not sure of take longer, so the mean number of steps is far below T. Less time
 # means fewer spikes, and on hardware that computes only where a spike arrives, less energy.
 #
 # ## Who fires?

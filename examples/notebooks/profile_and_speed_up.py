@@ -35,9 +35,11 @@ from torch import nn
 
 from trtkern import interop
 from trtkern import nn as snn
+from trtkern.output import style
 from trtkern.profiling import memory, profile
 
 _ = torch.manual_seed(0)
+plt.rcParams.update(style.options())  # the colours and sizes of this project
 
 # %% [markdown]
 # ## A network as one writes it
@@ -195,9 +197,9 @@ for name, times in seconds.items():
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
 for place, (name, times) in enumerate(seconds.items()):
-    left.plot([1e3 * min(times), 1e3 * max(times)], [place, place], color="tab:blue", alpha=0.4, linewidth=5)
-    left.plot(1e3 * statistics.median(times), place, "o", color="tab:blue")
-    right.plot(kept[name], place, "o", color="tab:orange")
+    left.plot([1e3 * min(times), 1e3 * max(times)], [place, place], color="C0", alpha=0.4, linewidth=5)
+    left.plot(1e3 * statistics.median(times), place, "o", color="C0")
+    right.plot(kept[name], place, "o", color="C1")
 left.set(yticks=range(len(versions)), yticklabels=versions, xlabel="milliseconds a step, median and range", xlim=0)
 right.set(xlabel="MiB kept for the backward pass", xlim=0)
 left.invert_yaxis()

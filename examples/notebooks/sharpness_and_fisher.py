@@ -30,9 +30,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from trtkern import analysis
+from trtkern.output import style
 from trtkern.train import Trainer
 
 torch.set_num_threads(1)  # the network is so small that a second thread has nothing to do
+plt.rcParams.update(style.options())  # the colours and sizes of this project
 
 # %% [markdown]
 # ## Two losses
@@ -72,9 +74,9 @@ for loss in LOSSES:
 #
 # ## Where in time is the information?
 #
-# The Fisher information $I_t$ says how strongly the answer after the first $t$ steps depends on the weights. For each
+# The Fisher information `I[t]` says how strongly the answer after the first t steps depends on the weights. For each
 # image one takes the log-probability of the right class, its gradient by all weights, and the sum of the gradient's
-# squares; $I_t$ is the mean of that over the images. Its size falls as a network fits its images, so only its shape
+# squares; `I[t]` is the mean of that over the images. Its size falls as a network fits its images, so only its shape
 # over time is compared. The *centroid* is its centre: low if early steps hold much of the information, and
 # (T + 1) / 2 = 3.5 if all steps hold the same.
 
@@ -85,7 +87,7 @@ for (loss, seed), found in fishers.items():
     print(f"{loss}, seed {seed}: centroid {found.centroid:.2f} (95 % interval over the images {low:.2f} to {high:.2f})")
 
 # %%
-COLOR = {"sdt": "tab:blue", "trt": "tab:orange"}
+COLOR = {"sdt": "C0", "trt": "C1"}
 STYLE = {0: "-", 1: "--"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for (loss, seed), found in fishers.items():
