@@ -25,8 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 NOTEBOOKS = "<!-- the notebooks of examples/notebooks stand here on the site -->"
 TOCTREE = (
-    "```{toctree}\n:caption: Notebooks\n:maxdepth: 1\n:hidden:\n:glob:\n\n"
-    "notebooks/first_network\nnotebooks/*\n```"
+    "```{toctree}\n:caption: Notebooks\n:maxdepth: 1\n:hidden:\n:glob:\n\nnotebooks/first_network\nnotebooks/*\n```"
 )
 COMMANDS = "<!-- every command stands here on the site -->"
 
