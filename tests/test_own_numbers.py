@@ -27,7 +27,7 @@ def test_numbers_instead_of_classes_on_every_page(tmp_path, monkeypatch, capsys)
     loss = run.read_result(Path("a"))["test"]["loss"]
     assert f"{loss:.4f}" in capsys.readouterr().out
     page = Path("a/report.html").read_text()
-    assert "Learning rate at the beginning" in page and "Accuracy" not in page and "Confusions" not in page
+    assert "Learning rate at the start of each epoch" in page and "Accuracy" not in page and "Confusions" not in page
     assert cli.main(["train", *options, "--seeds", "0,1", "--run-dir", "both"]) == 0
     assert "test (loss)" in capsys.readouterr().out
     assert cli.main(["report", "a", "both/seed1", "--no-compute", "--out", "page.html"]) == 0

@@ -97,7 +97,7 @@ figure = plt.figure(figsize=(10, 3.2), layout="constrained")
 for place, kind in enumerate(CLASSES):
     shown = recording(kind, rng)
     axis = figure.add_subplot(1, 4, place + 1, projection="3d")
-    axis.scatter(shown.t / 1000, shown.x, SIDE - 1 - shown.y, s=4, c=np.where(shown.p, "C1", "C0"))
+    axis.scatter(shown.t / 1000, shown.x, SIDE - 1 - shown.y, s=4, c=np.where(shown.p, style.THEIRS, style.OURS))
     axis.set(title=kind, xlabel="ms", ylabel="column", zlabel="row")
     axis.tick_params(labelsize=6)
     axis.set_box_aspect(None, zoom=0.8)
@@ -123,7 +123,7 @@ frames = {"by time": by_time(events, T, SIZE, 0, DURATION), "by count": by_count
 figure, axes = plt.subplots(2, T, figsize=(10, 2.9), layout="constrained")
 for line, (name, counted) in zip(axes, frames.items(), strict=True):
     for step, axis in enumerate(line):
-        axis.imshow(counted[step, 1] - counted[step, 0], cmap="PuOr_r", vmin=-2, vmax=2)
+        axis.imshow(counted[step, 1] - counted[step, 0], cmap=style.AROUND, vmin=-2, vmax=2)
         axis.set(xticks=[], yticks=[], title=f"{name}\nframe 1" if step == 0 else f"frame {step + 1}")
         axis.title.set_fontsize(8)
 figure.suptitle("Brighter less darker events of one recording, as frames")

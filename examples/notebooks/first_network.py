@@ -57,10 +57,10 @@ spikes, potential = snn.LIF(decay=0.9)(x, return_h=True)
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(8, 4), sharex=True, height_ratios=(3, 1), layout="constrained")
 above.plot(potential[:, 0, 0], ".-", label="potential before the reset, h")
-above.axhline(1.0, color="gray", linestyle="--", label="threshold")
+above.axhline(1.0, color=style.ASIDE, linestyle="--", label="threshold")
 above.set(ylabel="potential", ylim=(0, 1.4))
 above.legend(loc="upper center", ncols=2)
-below.vlines(spikes[:, 0, 0].nonzero()[:, 0], 0, 1, color="C1", linewidth=2)
+below.vlines(spikes[:, 0, 0].nonzero()[:, 0], 0, 1, color=style.THEIRS, linewidth=2)
 below.set(yticks=[], ylabel="spikes", xlabel="time step", ylim=(0, 1))
 above.set_title("The potential climbs, crosses the threshold, and is reset")
 plt.show()
@@ -99,7 +99,7 @@ plt.show()
 # %%
 u = torch.linspace(-1.5, 1.5, 301)  # the potential less the threshold
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-left.plot(u, (u > 0).float(), color="black")
+left.plot(u, (u > 0).float(), color=style.DARK)
 left.set(title="Forward: the spike itself", xlabel="potential - threshold", ylabel="spike")
 for name in ("triangle", "sigmoid", "atan", "rectangle"):
     row = surrogates.TABLE[name]
@@ -135,7 +135,7 @@ print(f"{len(train)} training images, {len(test)} test images of {tuple(train.sh
 
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.4), layout="constrained")
 for axis, image, label in zip(axes, digits.test.images, digits.test.labels, strict=False):
-    axis.imshow(image[0], cmap="gray_r")
+    axis.imshow(image[0], cmap=style.COUNTS)
     axis.set(title=str(int(label)), xticks=[], yticks=[])
 plt.show()
 

@@ -197,9 +197,9 @@ for name, times in seconds.items():
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
 for place, (name, times) in enumerate(seconds.items()):
-    left.plot([1e3 * min(times), 1e3 * max(times)], [place, place], color="C0", alpha=0.4, linewidth=5)
-    left.plot(1e3 * statistics.median(times), place, "o", color="C0")
-    right.plot(kept[name], place, "o", color="C1")
+    left.plot([1e3 * min(times), 1e3 * max(times)], [place, place], color=style.OURS, alpha=0.4, linewidth=5)
+    left.plot(1e3 * statistics.median(times), place, "o", color=style.OURS)
+    right.plot(kept[name], place, "o", color=style.THEIRS)
 left.set(yticks=range(len(versions)), yticklabels=versions, xlabel="milliseconds a step, median and range", xlim=0)
 right.set(xlabel="MiB kept for the backward pass", xlim=0)
 left.invert_yaxis()

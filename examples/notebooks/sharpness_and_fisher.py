@@ -87,17 +87,17 @@ for (loss, seed), found in fishers.items():
     print(f"{loss}, seed {seed}: centroid {found.centroid:.2f} (95 % interval over the images {low:.2f} to {high:.2f})")
 
 # %%
-COLOR = {"sdt": "C0", "trt": "C1"}
+COLOR = {"sdt": style.OURS, "trt": style.THEIRS}
 STYLE = {0: "-", 1: "--"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for (loss, seed), found in fishers.items():
     share = found.information / found.information.sum()
     left.plot(range(1, T + 1), share, STYLE[seed], color=COLOR[loss], label=f"{loss.upper()}, seed {seed}")
     right.plot(found.centroid, loss.upper(), "o", color=COLOR[loss])
-left.axhline(1 / T, color="gray", linewidth=0.8)
+left.axhline(1 / T, color=style.ASIDE, linewidth=0.8)
 left.set(xlabel="first t steps", ylabel="share of the information", ylim=0, title="Where in time")
 left.legend(fontsize=8)
-right.axvline((T + 1) / 2, color="gray", linewidth=0.8)
+right.axvline((T + 1) / 2, color=style.ASIDE, linewidth=0.8)
 right.set(xlabel="information centroid (time step)", title="Its centre; a dot is a seed", ylim=(-0.5, 1.5))
 plt.show()
 

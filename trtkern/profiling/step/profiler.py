@@ -137,7 +137,7 @@ def profile_subject(subject: Subject, steps: int) -> StepProfile:
         machine(device), None if kept is None else kept.summary(), tuple(watch.found), busy, tuple(changes(trails)),
         tuple(_ran(line) for line in traced), versions=versions(), trace=timeline.named(trace, traced[-1]),
     )  # fmt: skip
-    bare = getattr(subject.model, "_orig_mod", subject.model)
+    bare = dict(subject.model.named_children()).get("_orig_mod", subject.model)
     seen = advice.Seen(
         bare, rows, found.wall, found.unattributed, found.rates, work.outputs,
         {name: int(median(trail.calls[name] for trail in trails)) for name in work.order}, subject.optimizer, device,
