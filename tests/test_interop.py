@@ -285,6 +285,23 @@ def test_fuse_makes_one_layer_of_batch_norm_and_neuron(known):
     assert isinstance(net[1], snn.BatchNormLIF) and report.norms.fused == ["1"]
 
 
+def test_check_draws_nothing_from_the_generators_of_others():
+    net = nn.Linear(4, 3)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    interop.check(net, net, torch.rand(2, 4, generator=torch.Generator().manual_seed(0)), timed=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_check_names_the_outputs_that_are_0_throughout():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, 0 * x
+
+    found = interop.check(Two(), Two(), torch.ones(2, 3))
+    assert found.zeros == [1] and found.fired == 0.5 and "output 1 is 0 throughout" in str(found)
+
+
 def test_check_sees_every_difference(known):
     before, x = network(), frames()
     options = {"run": loop, "run_after": lambda net, x: net(x)}
@@ -300,7 +317,7 @@ def test_check_sees_every_difference(known):
     broken = changed(lambda net: net[5].weight.data[0].fill_(float("nan")))
     assert not broken.within() and broken.gradients["input"] == float("inf")
     silent = interop.check(before, interop.over_time(interop.convert(copy.deepcopy(before))), 0 * x, **options)
-    assert silent.fired == 0 and not silent.within()
+    assert silent.fired == 0 and not silent.within() and silent.zeros == [0]
     other = nn.Sequential(nn.Flatten(2), nn.Linear(72, 3))
     with pytest.raises(ValueError, match="outputs of the same shapes"):
         interop.check(before, other.double(), x, **options)

@@ -119,6 +119,9 @@ def _checked(before: Any, after: Any, shape: tuple[int, ...], loop: bool, scale:
     tell(check=result)
     console().print(str(result), markup=False, highlight=False, soft_wrap=True)
     if result.within(outputs, gradients):
+        same = "the outputs are the same numbers, the gradients too" if result.different == 0 else "the two agree"
+        more = "; a larger --scale lets neurons fire" if result.zeros else ""
+        console().print(f"{same} but for rounding{more}", soft_wrap=True)
         return 0
     if result.fired == 0:
         raise Quit(

@@ -36,6 +36,8 @@ class Comparison:
     """How many outputs there are."""
     fired: float
     """The share of the outputs that are not 0: where it is 0, nothing was compared."""
+    zeros: list[int] = field(default_factory=list)
+    """Of several outputs those that are 0 throughout, counted from 0: spikes of neurons that never fired."""
     gradients: dict[str, float] = field(default_factory=dict)
     """The largest difference of the gradient of each parameter that both have, and of "input"."""
     unmatched: list[str] = field(default_factory=list)
@@ -56,6 +58,9 @@ class Comparison:
             "gradients: none" if worst is None else f"gradients: {len(self.gradients)} compared, the farthest is "
             f"{worst!r}, by {self.gradients[worst]:.1e} of its largest",
         ]  # fmt: skip
+        if self.zeros and self.fired > 0:
+            which = ", ".join(map(str, self.zeros))
+            lines.append(f"output {which} is 0 throughout, so nothing of it was compared: no neuron behind it fired")
         if self.unmatched:
             lines.append(f"held in another form, and not compared: {', '.join(self.unmatched)}")
         if self.seconds is not None:
@@ -78,9 +83,10 @@ def check(
     """Run two models on x, and the same loss of their outputs backward.
 
     Each runs as a copy, so that both keep their state, their statistics and their gradients. Random numbers are drawn
-    from the same seed. The loss is a sum of the outputs with random weights, so that every output has a gradient of its
-    own. Run both in float64 (``before.double()``) to tell an error from rounding: a potential that two orders of
-    summation leave on both sides of its threshold is a spike in the one and none in the other.
+    from the same seed, and torch's own generators go on afterwards as if nothing had been drawn. The loss is a sum of
+    the outputs with random weights, so that every output has a gradient of its own. Run both in float64
+    (``before.double()``) to tell an error from rounding: a potential that two orders of summation leave on both sides
+    of its threshold is a spike in the one and none in the other.
 
     Args:
         before: the model as it was: ``copy.deepcopy(model)`` before ``convert(model)``.
@@ -95,6 +101,11 @@ def check(
     """
     run = run or (lambda model, x: model(x))
     runs = (run, run_after or run)
+    with torch.random.fork_rng():
+        return _compared(before, after, x, runs, timed)
+
+
+def _compared(before: nn.Module, after: nn.Module, x: Tensor, runs: Any, timed: bool) -> Comparison:
     made = [_step(each, copy.deepcopy(model), x) for each, model in zip(runs, (before, after), strict=True)]
     (first, of_first), (second, of_second) = made
     if [tuple(y.shape) for y in first] != [tuple(y.shape) for y in second]:
@@ -108,6 +119,7 @@ def check(
         different=sum(int((a != b).sum()) for a, b in zip(first, second, strict=True)),
         count=total,
         fired=sum(int((y != 0).sum()) for y in first) / max(1, total),
+        zeros=[number for number, y in enumerate(first) if not y.any()],
     )
     least = FLOOR * _worst(float(each.abs().max()) for each in of_first.values() if each.numel())
     for name, gradient in of_first.items():

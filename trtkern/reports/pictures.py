@@ -25,7 +25,7 @@ def accuracies(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def cross_entropies(axes: Axes, runs: Sequence[Run]) -> None:
-    """The cross-entropy over the epochs, which is the same quantity under every loss."""
+    """The cross-entropy over the epochs: of SDT that of the mean answer, of TET and TRT the mean over the steps."""
     positive = _curves(axes, runs, "cross_entropy", 1.0)
     axes.set(xlabel="epoch", ylabel="cross-entropy", title="Cross-entropy (dashed: training images)")
     if positive:
