@@ -143,8 +143,8 @@ def _curves(runs: Sequence[Run]) -> Section:
     words = "held-out images at the end of each epoch as a line, training images (average over the epoch) dashed."
     drawn: dict[str, Callable[..., None]] = {
         f"Accuracy: {words}": pictures.accuracies,
-        "Cross-entropy, of SDT that of the mean answer, of TET and TRT the mean over the steps, so that only runs of one "
-        f"kind can be compared: {words}": pictures.cross_entropies,
+        "Cross-entropy, of SDT that of the mean answer, of TET and TRT the mean over the steps, so that only runs of "
+        f"one kind can be compared: {words}": pictures.cross_entropies,
     }
     shown = (
         figure(svg(partial(draw, runs=runs), (style.WIDTH, style.HEIGHT), f"runs {i}"), caption)
