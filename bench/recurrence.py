@@ -93,12 +93,17 @@ def page(text: str, found: list[dict[str, str]]) -> str:
     return f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END, 1)[1]}"
 
 
+def read() -> list[dict[str, str]]:
+    """The rows that there are."""
+    with CSV.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="write the table of docs/recurrence.md and train nothing")
     if parser.parse_args().page:
-        with CSV.open(newline="") as file:
-            PAGE.write_text(page(PAGE.read_text(), list(csv.DictReader(file))))
+        PAGE.write_text(page(PAGE.read_text(), read()))
         return 0
     for seed in range(SEEDS):
         for kind in KINDS:

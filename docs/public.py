@@ -14,8 +14,6 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-from sphinx.pycode import ModuleAnalyzer
-
 from trtkern import surrogates
 
 MODULES = (
@@ -100,6 +98,8 @@ def below(module: str, name: str) -> str:
 
 def unexplained(value: Any) -> list[str]:
     """The arguments of a function, a constructor or the fields of a class that its docstrings do not explain."""
+    from sphinx.pycode import ModuleAnalyzer
+
     if isinstance(value, type) and issubclass(value, BaseException):
         return []
     text, told = inspect.getdoc(value) or "", set()

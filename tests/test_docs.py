@@ -233,3 +233,12 @@ def test_what_is_said_of_several_gpus_is_the_rows(monkeypatch):
         assert abs(scale_page.error(row, link)) <= scale_page.ALLOWED, row
     assert LINKS["gloo"][1:4] == pytest.approx(link[1:4], rel=0.05) and LINKS["gloo"].overlap == round(link.overlap, 2)
     assert scale_page.PAGE.read_text() == scale_page.page(rows)
+
+
+@pytest.mark.parametrize("name", ["migrate", "recurrence"])
+def test_a_part_of_a_page_is_its_rows(monkeypatch, name):
+    """What bench/migrate.py and bench/recurrence.py write into their pages is what they make of their rows."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    script = import_module(name)
+    text = script.PAGE.read_text()
+    assert f"bench/{name}.py --page writes from here" in text and script.page(text, script.read()) == text

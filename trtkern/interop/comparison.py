@@ -36,14 +36,14 @@ class Comparison:
     """How many outputs there are."""
     fired: float
     """The share of the outputs that are not 0: where it is 0, nothing was compared."""
-    zeros: list[int] = field(default_factory=list)
-    """Of several outputs those that are 0 throughout, counted from 0: spikes of neurons that never fired."""
     gradients: dict[str, float] = field(default_factory=dict)
     """The largest difference of the gradient of each parameter that both have, and of "input"."""
     unmatched: list[str] = field(default_factory=list)
     """Parameters of the one that the other has not, since it holds another form of them."""
     seconds: tuple[float, float] | None = None
     """The median time of a step, forward and backward, before and after."""
+    zeros: list[int] = field(default_factory=list)
+    """Of several outputs those that are 0 throughout, counted from 0: spikes of neurons that never fired."""
 
     def within(self, outputs: float = 0.0, gradients: float = 1e-5) -> bool:
         """Whether nothing differs by more than that, and something was compared."""
