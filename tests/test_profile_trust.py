@@ -213,7 +213,10 @@ def test_a_profile_survives_json():
     for broken, wanted in (
         ({}, "got no schema in it"),
         ({**found.to_json(), "schema": "x"}, "got 'x' in it"),
-        ({**found.to_json(), "version": 99}, "got version 99; profile again"),
+        (
+            {**found.to_json(), "schema": {"name": "trtkern profile", "version": 99}},
+            "got version 99; profile again",
+        ),
         ({**found.to_json(), "plains": [1.0]}, "not as many times"),
         ({**found.to_json(), "rows": [{}]}, "got one without what it needs"),
     ):

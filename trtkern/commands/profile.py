@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from trtkern import names
 from trtkern.commands._common import FAILURE, USER, need, quits, user_errors
+from trtkern.commands._json import as_json, tell
 from trtkern.commands._models import made, sizes_of
 from trtkern.output.console import console
 from trtkern.training import recipes
@@ -30,6 +30,7 @@ NETWORKS: dict[str, tuple[int, ...]] = {
 BATCH, TIMESTEPS = 8, 4
 
 
+@as_json("profile")
 def profile(
     model: Annotated[
         str,
@@ -105,13 +106,6 @@ def profile(
             help="Say what became faster and what slower since this profile, which --json has written.",
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="Write the profile as data, with a time for each profiled step; - prints it, and nothing else.",
-        ),
-    ] = None,
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE.json", help="Write the last step as a timeline for chrome://tracing or Perfetto."),
@@ -133,8 +127,8 @@ def profile(
     need("train", "matplotlib", "safetensors")
     with user_errors():
         _check({"steps": steps, "threads": threads, "batch-size": batch_size, "timesteps": timesteps})
-        for option, file in (("trace", trace), ("html", html), ("plot", plot), ("json", json)):
-            _check_file(option, None if (option, file) == ("json", "-") else file)
+        for option, file in (("trace", trace), ("html", html), ("plot", plot)):
+            _check_file(option, file)
         earlier = None if compare is None else _read(compare)
         names.one_of("backend", backend, names.BACKENDS)
         if amp is not None:
@@ -158,18 +152,17 @@ def profile(
     from trtkern.profiling.step import comparison
     from trtkern.profiling.step.profiler import profile_subject
 
-    out, printed = console(), json != "-"
-    shown = out.status(Text(f"profiling {model}")) if printed else nullcontext()
-    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), shown:
+    out = console()
+    with quits(USER, ValueError, TypeError), quits(FAILURE, RuntimeError), out.status(Text(f"profiling {model}")):
         found = profile_subject(subject, steps)
     compared = None if earlier is None else comparison.compare(earlier, found)
-    if printed:
-        out.print(found.text(kernels), soft_wrap=True, markup=False)
-        if compared is not None:
-            out.print(f"\n{compared}", soft_wrap=True, markup=False)
+    tell(**{name: held for name, held in found.to_json().items() if name != "schema"})
+    out.print(found.text(kernels), soft_wrap=True, markup=False)
+    if compared is not None:
+        tell(compared=compared.to_json())
+        out.print(f"\n{compared}", soft_wrap=True, markup=False)
     with user_errors():
         _write(found, trace, html, plot, compared)
-        _write_json(found, json, compared)
     return 0
 
 
@@ -244,22 +237,6 @@ def _read(path: Path) -> StepProfile:
     except ValueError as error:
         raise ValueError(f"--compare: expected a profile that --json has written, got {path}: {error}") from None
     return StepProfile.from_json(content, f"--compare {path}")
-
-
-def _write_json(found: StepProfile, file: str | None, compared: ProfileComparison | None) -> None:
-    """The profile as data, into a file or to standard output; with what it was compared with beside it."""
-    if file is None:
-        return
-    from json import dumps
-
-    from trtkern.output.files import write
-
-    content = found.to_json() if compared is None else {**found.to_json(), "compared": compared.to_json()}
-    text = dumps(content) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        write(Path(file), text.encode())
 
 
 def _write(

@@ -14,7 +14,7 @@ from trtkern.profiling.step.rates import Rates
 if TYPE_CHECKING:
     from trtkern.profiling.step.report import StepProfile
 
-SCHEMA, VERSION = "trtkern profile", 1
+SCHEMA = {"name": "trtkern profile", "version": 1}
 """What a file says that it is; the version counts changes after which older programs read it wrongly."""
 _Profile = TypeVar("_Profile", bound="StepProfile")
 _PLAIN = ("title", "gpu", "about", "machine", "kept", "load", "versions")
@@ -24,7 +24,7 @@ _TUPLES = ("walls", "plains", "changes", "operators")
 def to_json(found: StepProfile) -> dict[str, Any]:
     """All of a profile but its trace: seconds, bytes, FLOP, a list with a number a profiled step for each time."""
     return {
-        "schema": SCHEMA, "version": VERSION,
+        "schema": dict(SCHEMA),
         **{name: getattr(found, name) for name in _PLAIN},
         **{name: list(getattr(found, name)) for name in _TUPLES},
         "measured": [rates._asdict() for rates in found.measured],
@@ -49,14 +49,16 @@ def from_json(kind: type[_Profile], found: Mapping[str, Any], name: str) -> _Pro
     Raises:
         ValueError: it is no profile, or of another version.
     """
-    if found.get("schema") != SCHEMA:
+    schema = found.get("schema")
+    if not isinstance(schema, Mapping) or schema.get("name") != SCHEMA["name"]:
         raise ValueError(
             f"expected {name} to be a profile that `trtkern profile --json` wrote, got "
-            f"{'no schema' if found.get('schema') is None else repr(found['schema'])} in it"
+            f"{'no schema' if schema is None else repr(schema)} in it"
         )
-    if found.get("version") != VERSION:
+    if schema.get("version") != SCHEMA["version"]:
         raise ValueError(
-            f"expected {name} to be a profile of version {VERSION}, got version {found.get('version')!r}; profile again"
+            f"expected {name} to be a profile of version {SCHEMA['version']}, got version {schema.get('version')!r}; "
+            "profile again"
         )
     try:
         made: dict[str, Any] = {key: found[key] for key in _PLAIN} | {key: tuple(found[key]) for key in _TUPLES}
