@@ -87,8 +87,10 @@ def cuda() -> Launches:
     from trtkern.backends import _args
     from trtkern.backends import cuda as backend
 
-    objects = sorted(map(str, ROOT.glob("build/objects-*/trtkern._cuda/*.o")))
-    if not objects:
+    built = ROOT / "build" / f"objects-{sysconfig.get_platform()}" / "trtkern._cuda"
+    bindings = sorted((built / str(sys.implementation.cache_tag)).glob("*.o"))  # those of this Python
+    objects = [str(path) for path in (*sorted(built.glob("*.o")), *bindings)]
+    if not bindings:
         raise Absent("the objects of trtkern._cuda are not here; TRTKERN_CUDA=1 python setup.py build_ext --inplace")
     compiler = shlex.split(environ.get("CXX", "g++"))
     if shutil.which(compiler[0]) is None:
