@@ -101,11 +101,12 @@ def check(
     """
     run = run or (lambda model, x: model(x))
     runs = (run, run_after or run)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # named, or torch warns where there are several
         return _compared(before, after, x, runs, timed)
 
 
 def _compared(before: nn.Module, after: nn.Module, x: Tensor, runs: Any, timed: bool) -> Comparison:
+    """What ``check`` says; it draws from torch's own generators."""
     made = [_step(each, copy.deepcopy(model), x) for each, model in zip(runs, (before, after), strict=True)]
     (first, of_first), (second, of_second) = made
     if [tuple(y.shape) for y in first] != [tuple(y.shape) for y in second]:
